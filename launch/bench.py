@@ -1,0 +1,249 @@
+"""Measure this machine on a configuration: `python launch/bench.py cfg=cifar10 [--seconds 3] [--batch 64]`.
+
+Every rate stands beside the machine's own limit, measured in the same run: a large matrix product for arithmetic,
+plain files for shards and checkpoints. Writes run.dir/bench.json.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+
+from maep.attacks.gradient import AttackSpec, attack
+from maep.config import command_line
+from maep.data.pairs import PairDataset, pair_loader
+from maep.data.shards import ShardSet, ShardWriter, seal_shard_set, shard_name
+from maep.errors import exit_code
+from maep.evaluation.environment import environment
+from maep.files import write_json
+from maep.models.classifiers import load_classifier
+from maep.models.masked_autoencoder import MaskedAutoencoder
+from maep.progress import console
+from maep.purifiers import MAEPurifier
+from maep.settings import Settings
+from maep.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from maep.training.distributed import DTYPES, device_type, make_accelerator
+from maep.training.ema import Average
+from maep.training.module import TrainingModule
+
+MATMUL = 2048
+CLASSES = 10
+
+
+def seconds_of(work: Callable[[], Any], budget: float) -> float:
+    """Median seconds of `work`, after one warm-up, over repetitions that fill `budget` seconds (at least 3)."""
+    work()
+    _synchronize()
+    taken: list[float] = []
+    while len(taken) < 3 or sum(taken) < budget:
+        started = time.perf_counter()
+        work()
+        _synchronize()
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def matmul_peak(dtype: torch.dtype, device: str, budget: float) -> float:
+    """FLOP/s of a square matrix product: what this machine's arithmetic can do."""
+    size = MATMUL * (4 if device == "cuda" else 1)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return 2 * size**3 / seconds_of(lambda: a @ b, budget)
+
+
+def flops_of(model: torch.nn.Module, images: torch.Tensor) -> float:
+    """Forward FLOPs an image, counted on one."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(images[:1])
+    return float(counter.get_total_flops())
+
+
+class Bench:
+    """The measurements of one configuration; each adds a row (name, rate, unit, limit, ratio)."""
+
+    def __init__(self, settings: Settings, batch: int, budget: float) -> None:
+        self.settings, self.batch, self.budget = settings, batch, budget
+        self.device = device_type(settings.compute)
+        self.rows: list[dict[str, Any]] = []
+        size = settings.model.image_size
+        rng = np.random.default_rng(settings.run.seed)
+        self.pixels = rng.integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
+        self.images = torch.from_numpy(self.pixels).permute(0, 3, 1, 2).float().div(255).to(self.device)
+
+    def add(self, name: str, rate: float, unit: str, limit: str, ratio: float) -> None:
+        """One row; ratio is the share of the machine's limit that is reached."""
+        self.rows.append({"name": name, "rate": rate, "unit": unit, "limit": limit, "ratio": ratio})
+
+    def training(self, precision: str, compiled: bool) -> None:
+        """Forward, backward and AdamW of the configured model at r = 0, where every patch is seen."""
+        torch.manual_seed(0)
+        model = MaskedAutoencoder(self.settings.model).to(self.device)
+        module = TrainingModule(model, self.settings.objective, precision)
+        if compiled:
+            module.compile()
+        optimizer = torch.optim.AdamW(model.parameters())
+
+        def step() -> None:
+            optimizer.zero_grad()
+            module(self.images, self.images, None)[0].mean().backward()
+            optimizer.step()
+
+        peak = matmul_peak(DTYPES[precision], self.device, self.budget / 4)
+        rate = self.batch / seconds_of(step, self.budget)
+        name = f"training step, {precision}{', compiled' if compiled else ''}"
+        achieved = 3 * rate * model.flops(self.settings.model.image_size, 0.0)
+        self.add(name, rate, "images/s", f"{precision} matmul {peak / 1e9:.0f} GFLOP/s", achieved / peak)
+
+    def attack(self) -> None:
+        """One PGD step (forward and backward to the input) of the configured classifier."""
+        size = self.settings.data.image_size
+        images = torch.rand(min(self.batch, 64), 3, size, size, device=self.device)
+        classifier = load_classifier(self.settings.classifier, CLASSES, None).to(self.device).requires_grad_(False)
+        labels = torch.zeros(len(images), dtype=torch.long, device=self.device)
+        spec = AttackSpec.of(self.settings.attack)
+        keys = list(range(len(images)))
+        peak = matmul_peak(torch.float32, self.device, self.budget / 4)
+        taken = seconds_of(lambda: attack(classifier, images, labels, spec, keys, 0), self.budget)
+        rate = len(images) * spec.steps / taken
+        share = 2 * rate * flops_of(classifier, images) / peak
+        limit = f"fp32 matmul {peak / 1e9:.0f} GFLOP/s"
+        self.add(f"attack step ({self.settings.classifier.arch})", rate, "images/s", limit, share)
+
+    def purification(self) -> None:
+        """The purifier's forward, as at test time."""
+        model = MaskedAutoencoder(self.settings.model).to(self.device)
+        purifier = MAEPurifier(model, self.settings.purify).eval().requires_grad_(False)
+        peak = matmul_peak(torch.float32, self.device, self.budget / 4)
+        rate = self.batch / seconds_of(lambda: purifier(self.images), self.budget)
+        achieved = rate * self.settings.purify.passes * model.flops(self.settings.model.image_size, 0.0)
+        self.add("purification", rate, "images/s", f"fp32 matmul {peak / 1e9:.0f} GFLOP/s", achieved / peak)
+
+    def shards(self, directory: Path) -> None:
+        """Writing a shard, reading pairs through the training loader, and how much faster it is than training."""
+        count = 2000
+        images = np.random.default_rng(0).integers(0, 256, (count, *self.pixels.shape[1:]), dtype=np.uint8)
+        plain_write, plain_read = _plain_files(directory, images.nbytes)
+        started = time.perf_counter()
+        for which in ("clean", "adversarial"):
+            _write_shards(directory / which, images)
+        megabytes = 2 * images.nbytes / 1e6
+        rate = megabytes / (time.perf_counter() - started)
+        self.add("shard writing", rate, "MB/s of pixels", f"plain file {plain_write:.0f} MB/s", rate / plain_write)
+        dataset = self._pairs(directory)
+        train = self.settings.pretrain
+        last = max(4, 4 * count // train.batch_size)
+        workers = self.settings.data.workers
+        loader = pair_loader(dataset, train, first=0, last=last, rank=0, world=1, workers=workers)
+        batches = iter(loader)
+        seen, started = len(next(batches).clean), time.perf_counter()
+        first = seen
+        for batch in batches:
+            seen += len(batch.clean)
+        pairs = (seen - first) / (time.perf_counter() - started)
+        rate = pairs * 2 * images[0].nbytes / 1e6
+        limit = f"plain file {plain_read:.0f} MB/s"
+        self.add("shard reading (pairs)", rate, "MB/s of pixels", limit, rate / plain_read)
+        training = max(row["rate"] for row in self.rows if row["name"].startswith("training step"))
+        self.add("loader", pairs, "pairs/s", f"training takes {training:.0f}/s", pairs / training)
+
+    def _pairs(self, directory: Path) -> PairDataset:
+        model = self.settings.model
+        clean, adversarial = ShardSet(directory / "clean"), ShardSet(directory / "adversarial")
+        return PairDataset(clean, adversarial, self.settings.pretrain, model.image_size, model.patch_size, 0)
+
+    def checkpoint(self, directory: Path) -> None:
+        """Saving and loading the training state of the configured model, SHA-256 and fsync included."""
+        torch.manual_seed(0)
+        model = MaskedAutoencoder(self.settings.model).to(self.device)
+        parameters = dict(model.named_parameters())
+        optimizer = torch.optim.AdamW(model.parameters())
+        model(self.images[:2]).mean().backward()
+        optimizer.step()
+        accelerator = make_accelerator(self.settings.compute, self.settings.pretrain)
+        state = TrainingState(parameters, optimizer, Average(parameters, 0.99), facts={"zero_stage": None, "model": {}})
+        path = save_checkpoint(directory, 1, state, accelerator, keep_last=2)
+        size = sum(p.stat().st_size for p in path.iterdir())
+        plain_write, plain_read = _plain_files(directory, size)
+        for name, plain, work in (
+            (
+                "checkpoint save",
+                plain_write,
+                lambda: save_checkpoint(directory, 1, state, accelerator, keep_last=2),
+            ),
+            ("checkpoint load", plain_read, lambda: load_checkpoint(path, state, accelerator)),
+        ):
+            rate = size / 1e6 / seconds_of(work, self.budget / 2)
+            self.add(name, rate, "MB/s", f"plain file {plain:.0f} MB/s", rate / plain)
+
+
+def _plain_files(directory: Path, size: int) -> tuple[float, float]:
+    """MB/s of writing (with fsync) and reading (page cache) a plain file of `size` bytes."""
+    content, path = os.urandom(min(size, 2**24)), directory / "plain"
+    directory.mkdir(parents=True, exist_ok=True)
+    times = max(1, size // len(content))
+
+    def write() -> None:
+        with path.open("wb") as file:
+            for _ in range(times):
+                file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+    written, read = seconds_of(write, 0.5), seconds_of(path.read_bytes, 0.5)
+    return times * len(content) / 1e6 / written, times * len(content) / 1e6 / read
+
+
+def _write_shards(directory: Path, images: np.ndarray) -> None:
+    for number, first in enumerate(range(0, len(images), 1000)):
+        with ShardWriter(directory / shard_name(number)) as writer:
+            for index in range(first, min(first + 1000, len(images))):
+                writer.write(index, images[index], 0)
+    seal_shard_set(directory, {"kind": "clean", "classes": ["0"]})
+
+
+def main() -> int:
+    """Run the measurements, print the table, write bench.json."""
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--seconds", type=float, default=3.0, help="time spent on each figure")
+    options.add_argument("--batch", type=int, default=64, help="images a training step")
+    namespace, settings = command_line(__doc__ or "", sys.argv[1:], options=options)
+    if settings.compute.threads:
+        torch.set_num_threads(settings.compute.threads)
+    bench = Bench(settings, namespace.batch, namespace.seconds)
+    bench.training("fp32", compiled=False)
+    if settings.compute.precision != "fp32" or settings.compute.compile:
+        bench.training(settings.compute.precision, settings.compute.compile)
+    bench.attack()
+    bench.purification()
+    with tempfile.TemporaryDirectory(dir=".") as scratch:
+        bench.shards(Path(scratch) / "shards")
+        bench.checkpoint(Path(scratch) / "checkpoints")
+    table = Table("what", "rate", "unit", "limit in the same run", "share of it")
+    for row in bench.rows:
+        table.add_row(row["name"], f"{row['rate']:.1f}", row["unit"], row["limit"], f"{row['ratio']:.2f}")
+    console.print(table)
+    path = Path(settings.run.dir) / "bench.json"
+    write_json(
+        path,
+        {"schema": 1, "environment": environment(sys.argv), "batch": namespace.batch, "rows": bench.rows},
+    )
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,106 @@
+"""Run the pipeline on this machine: `python launch/local.py cfg=digits [stage=…] [--nproc N]`."""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from maep.config import command_line
+from maep.errors import exit_code, fail
+from maep.settings import Settings
+from maep.stages import run_pipeline
+from maep.training.signals import Stopped
+from maep.training.worker import run_training, stopped_code
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def spawn(name: str, settings: Settings, processes: int) -> None:
+    """Run a training stage on several processes of this machine; ends them all when one fails.
+
+    Signals to the launcher are passed on, so that every rank saves. Raises Stopped or UserError with the code of
+    the first process that failed.
+    """
+    port = str(_free_port())
+    threads = str(settings.compute.threads or max(1, (os.cpu_count() or 1) // processes))
+    command = [sys.executable, "-m", "maep.training.worker", name, f"cfg={settings.run.dir}/config.yaml"]
+    common = {
+        "WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": threads,
+    }
+    workers = [
+        subprocess.Popen(command, env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(processes)
+    ]
+    received: list[int] = []
+
+    def pass_on(signum: int, _frame: FrameType | None) -> None:
+        received.append(signum)
+        for worker in workers:
+            if worker.poll() is None:
+                worker.send_signal(signum)
+
+    previous = {signum: signal.signal(signum, pass_on) for signum in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)}
+    try:
+        code = _wait(workers)
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+    if code > 128 and received:
+        raise Stopped(received[0], -1)
+    if code:
+        fail(f"{name}: one of its {processes} processes ended with code {code}; its message is above")
+
+
+def _wait(workers: list[subprocess.Popen[bytes]]) -> int:
+    """The exit code of the first process that fails, after ending the others; 0 when all end well."""
+    while True:
+        codes = [worker.poll() for worker in workers]
+        failed = next((code for code in codes if code), 0)
+        if failed or all(code == 0 for code in codes):
+            break
+        time.sleep(0.05)
+    deadline = time.monotonic() + 30
+    for worker in workers:
+        try:
+            worker.wait(max(0.1, deadline - time.monotonic()) if failed > 128 else 5)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
+    return failed
+
+
+def main() -> int:
+    """Parse, resolve, run; the exit codes are those of maep.errors and maep.training.worker."""
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--nproc", type=int, default=1, help="processes of the training stages on this machine")
+    arguments = [word for word in sys.argv[1:] if not word.startswith("stage=")]
+    stages = [word.partition("=")[2] for word in sys.argv[1:] if word.startswith("stage=")]
+    namespace, settings = command_line(__doc__ or "", arguments, options=options)
+    if namespace.nproc < 1:
+        fail(f"--nproc {namespace.nproc}: must be at least 1")
+    if not namespace.cfg:
+        fail("cfg: name a configuration, such as cfg=digits")
+
+    def launch(name: str, resolved: Settings) -> None:
+        if namespace.nproc == 1:
+            run_training(name, resolved)
+        else:
+            spawn(name, resolved, namespace.nproc)
+
+    return stopped_code(lambda: run_pipeline(settings, stages[-1] if stages else "all", launch))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

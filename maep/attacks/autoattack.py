@@ -1,0 +1,170 @@
+"""AutoAttack, driven attack by attack, so that its state can be saved in between.
+
+The attacks are pyautoattack's own code. What is here is the loop of its `run_standard_evaluation`: the same
+images in the same batches with the same seed give the same adversarial images, bit for bit, whether or not the
+run was killed and resumed between two attacks.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pyautoattack
+import torch
+from pyautoattack import AutoAttack, checks
+from torch import Tensor, nn
+
+from maep.attacks.state import AttackState
+from maep.errors import fail
+
+LOGGER = logging.getLogger("auto-attack")
+MIN_CLASSES = 4
+LIBRARY = f"pyautoattack {pyautoattack.__version__}"
+
+
+def autoattack(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    norm: str,
+    eps: float,
+    seed: int,
+    batch_size: int,
+    state: AttackState | None = None,
+    saved: Callable[[AttackState], None] = lambda state: None,
+) -> AttackState:
+    """AutoAttack `standard`: APGD-CE, APGD-T, FAB-T and Square, each on the images that survived so far.
+
+    model: [N, 3, H, W] in [0,1] → logits [N, C], in eval mode, parameters frozen. labels: int64 [N].
+    norm: Linf or L2. eps: budget in [0,1] pixels. batch_size and the images' order are part of the result.
+    state: continue from here. saved: called with the state after the clean predictions and after each attack.
+    Raises UserError for fewer than four classes, which the targeted DLR loss cannot rank.
+    """
+    attacker = AutoAttack(model, norm=norm, eps=eps, seed=seed, version="standard", device=images.device)
+    _limit_targets(attacker, _classes(model, images))
+    if state is None:
+        state = _clean_state(model, images, labels, batch_size)
+        saved(state)
+    for name in attacker.attacks_to_run:
+        if name in state.survivors:
+            continue
+        started = time.perf_counter()
+        with attack_warnings(state.warnings):
+            _run_one(_single_attack(attacker, name), model, images, labels, batch_size, state)
+        state.seconds += time.perf_counter() - started
+        state.survivors[name] = int(state.robust.sum())
+        saved(state)
+    return state
+
+
+@torch.no_grad()
+def _classes(model: nn.Module, images: Tensor) -> int:
+    return model(images[:1]).shape[1]
+
+
+def _limit_targets(attacker: AutoAttack, classes: int) -> None:
+    """The targeted attacks take the nine likeliest other classes, or all there are."""
+    if classes < MIN_CLASSES:
+        fail(
+            f"autoattack-standard: needs at least {MIN_CLASSES} classes for its targeted DLR loss, this model has "
+            f"{classes}; choose pgd-K in evaluation.attacks"
+        )
+    attacker.apgd_targeted.n_target_classes = min(attacker.apgd_targeted.n_target_classes, classes - 1)
+    attacker.fab.n_target_classes = min(attacker.fab.n_target_classes, classes - 1)
+
+
+def _single_attack(attacker: AutoAttack, name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """pyautoattack's own `perturb` of one attack, with its parameters for `standard`."""
+    if name == "apgd-ce":
+        attacker.apgd.loss = "ce"
+        return attacker.apgd.perturb
+    if name == "apgd-t":
+        return attacker.apgd_targeted.perturb
+    if name == "fab-t":
+        attacker.fab.targeted = True
+        attacker.fab.n_restarts = 1
+        return attacker.fab.perturb
+    if name == "square":
+        return attacker.square.perturb
+    raise ValueError(f"unknown attack {name!r}")
+
+
+@torch.no_grad()
+def _clean_state(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int) -> AttackState:
+    predictions = torch.cat([model(batch).argmax(1) for batch in images.split(batch_size)])
+    robust = predictions == labels
+    return AttackState(images.clone(), predictions, robust, {"clean": int(robust.sum())})
+
+
+@torch.no_grad()
+def _run_one(
+    perturb: Callable[[Tensor, Tensor], Tensor],
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    batch_size: int,
+    state: AttackState,
+) -> None:
+    """One attack on the survivors, in batches; what it breaks goes into `state`."""
+    for index in state.robust.nonzero().flatten().split(batch_size):
+        if not len(index):
+            continue
+        adversarial = perturb(images[index], labels[index])
+        predictions = model(adversarial).argmax(1)
+        broken = predictions != labels[index]
+        state.robust[index[broken]] = False
+        state.images[index[broken]] = adversarial[broken]
+        state.predictions[index[broken]] = predictions[broken]
+
+
+class _Collector(logging.Handler):
+    """Keeps the warnings of pyautoattack, each kind once."""
+
+    def __init__(self, messages: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self.messages = messages
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage().replace(" See flags_doc.md for details.", "")
+        if "zero gradient" in message:
+            message = "some points had zero gradient: gradient-based attacks may be unreliable"
+        if message not in self.messages:
+            self.messages.append(message)
+
+
+@contextmanager
+def attack_warnings(messages: list[str]) -> Iterator[None]:
+    """Collects into `messages` what pyautoattack would have logged."""
+    collector, propagate = _Collector(messages), LOGGER.propagate
+    LOGGER.addHandler(collector)
+    LOGGER.propagate = False
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(collector)
+        LOGGER.propagate = propagate
+
+
+def check_model(model: nn.Module, images: Tensor, labels: Tensor, classes: int) -> list[str]:
+    """AutoAttack's questions to a model before it is attacked, asked once: warnings in words.
+
+    They are: is its output random, and is its output a probability distribution instead of logits.
+    Raises UserError when it does not answer with one logit a class.
+    """
+    warnings: list[str] = []
+    with attack_warnings(warnings):
+        checks.check_randomized(model, images, labels, bs=len(images), logger=LOGGER)
+        logits = checks.check_range_output(model, images, logger=LOGGER)
+    if logits != classes:
+        fail(f"the classifier gives {logits} logits, the test set has {classes} classes; they must be equal")
+    return warnings
+
+
+def square_warning(survivors: dict[str, int], count: int) -> list[str]:
+    """AutoAttack's sign of masked gradients: Square broke over 0.2 % of `count` images that the others left."""
+    warnings: list[str] = []
+    with attack_warnings(warnings):
+        checks.check_square_sr({name: left / count for name, left in survivors.items()}, logger=LOGGER)
+    return warnings

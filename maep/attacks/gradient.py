@@ -1,0 +1,138 @@
+"""Gradient attacks: FGSM, BIM and PGD, in the L∞ and L2 norms, targeted or not."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maep.files import digest
+from maep.keyed import keyed_rng
+from maep.settings import AttackSettings
+
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class AttackSpec:
+    """One attack, completely.
+
+    method: `fgsm` (one step of eps from the image), `bim` (steps from the image) or `pgd` (steps from a random
+    point of the ball if random_start). norm: `Linf` or `L2`. eps, step: [0,1] pixels, in that norm.
+    targeted: towards a random other class instead of away from the label.
+    """
+
+    method: str
+    norm: str
+    eps: float
+    step: float
+    steps: int
+    random_start: bool
+    targeted: bool
+
+    def __post_init__(self) -> None:
+        if self.method not in ("fgsm", "bim", "pgd") or self.norm not in ("Linf", "L2") or self.eps < 0:
+            raise ValueError(f"not an attack: {self}")
+
+    @classmethod
+    def of(cls, settings: AttackSettings) -> "AttackSpec":
+        """The configured attack; what its method does not use has one fixed value, so equal attacks are equal."""
+        if settings.method == "fgsm":
+            return cls("fgsm", settings.norm, settings.eps, settings.eps, 1, False, settings.targeted)
+        start = settings.random_start and settings.method == "pgd"
+        how = (settings.eps, settings.step, settings.steps, start, settings.targeted)
+        return cls(settings.method, settings.norm, *how)
+
+    @property
+    def name(self) -> str:
+        """As in reports: `fgsm`, `bim-10`, `pgd-20`."""
+        return self.method if self.method == "fgsm" else f"{self.method}-{self.steps}"
+
+    def identity(self) -> str:
+        """64 hex digits that differ when any of the fields does."""
+        return digest(asdict(self))
+
+
+def attack(
+    model: nn.Module, images: Tensor, labels: Tensor, spec: AttackSpec, keys: Sequence[int], seed: int
+) -> Tensor:
+    """Adversarial images of a model in eval mode: the last iterate, within eps of `images` and in [0, 1].
+
+    model: [N, 3, H, W] in [0,1] → logits; it may be a purifier with a classifier. images: [N, 3, H, W] in [0,1].
+    labels: int64 [N]. keys: N numbers; the random start and target of an image depend on (seed, its key) alone,
+    not on the images it is attacked together with. Returns [N, 3, H, W], detached.
+    Raises ValueError for a model in training mode, or keys that are not one an image.
+    """
+    if model.training:
+        raise ValueError("attack: the model must be in eval mode")
+    if len(keys) != len(images):
+        raise ValueError(f"attack: {len(keys)} keys for {len(images)} images")
+    images = images.detach()
+    goal = _goal(model, images, labels, spec, keys, seed)
+    sign = -1.0 if spec.targeted else 1.0
+    adversarial = _start(images, spec, keys, seed) if spec.random_start else images
+    for _ in range(spec.steps):
+        gradient = _loss_gradient(model, adversarial, goal)
+        adversarial = _project(adversarial + sign * spec.step * _direction(gradient, spec.norm), images, spec)
+    return adversarial
+
+
+def _loss_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Gradient of each image's own cross-entropy with respect to it."""
+    with torch.enable_grad():
+        images = images.detach().requires_grad_(True)
+        loss = F.cross_entropy(model(images), labels, reduction="sum")
+        return torch.autograd.grad(loss, images)[0]
+
+
+def _norms(delta: Tensor) -> Tensor:
+    """L2 norm of each image's perturbation, [N, 1, 1, 1]."""
+    return delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+
+
+def _direction(gradient: Tensor, norm: str) -> Tensor:
+    """Steepest ascent within the unit ball of the norm; an image without gradient stays where it is."""
+    return gradient.sign() if norm == "Linf" else gradient / _norms(gradient).clamp_min(TINY)
+
+
+def _project(moved: Tensor, images: Tensor, spec: AttackSpec) -> Tensor:
+    """The point of the ball around `images` nearest to `moved`, then of [0, 1]."""
+    delta = moved - images
+    if spec.norm == "Linf":
+        delta = delta.clamp(-spec.eps, spec.eps)
+    else:
+        delta = delta * (spec.eps / _norms(delta).clamp_min(TINY)).clamp_max(1.0)
+    return (images + delta).clamp(0, 1)
+
+
+def _start(images: Tensor, spec: AttackSpec, keys: Sequence[int], seed: int) -> Tensor:
+    """A point drawn uniformly from each image's ball, clipped to [0, 1]."""
+    shape = tuple(images.shape[1:])
+    noise = np.stack([_noise(spec.norm, shape, seed, key) for key in keys])
+    return (images + spec.eps * torch.from_numpy(noise).to(images)).clamp(0, 1)
+
+
+def _noise(norm: str, shape: tuple[int, ...], seed: int, key: int) -> np.ndarray:
+    """One point of the unit ball, float32."""
+    rng = keyed_rng("attack", seed, key)
+    if norm == "Linf":
+        return rng.random(shape, dtype=np.float32) * 2 - 1
+    direction = rng.standard_normal(shape, dtype=np.float32)
+    radius = np.float32(rng.random() ** (1 / direction.size))
+    return direction * (radius / np.linalg.norm(direction))
+
+
+def random_targets(labels: Tensor, classes: int, keys: Sequence[int], seed: int) -> Tensor:
+    """For each image a class other than its label, int64 [N], drawn from (seed, its key)."""
+    shifts = [int(keyed_rng("target", seed, key).integers(1, classes)) for key in keys]
+    return (labels + torch.tensor(shifts, device=labels.device)) % classes
+
+
+@torch.no_grad()
+def _goal(model: nn.Module, images: Tensor, labels: Tensor, spec: AttackSpec, keys: Sequence[int], seed: int) -> Tensor:
+    """The class whose loss is raised, or with a target lowered."""
+    if not spec.targeted:
+        return labels
+    return random_targets(labels, model(images[:1]).shape[1], keys, seed)

@@ -1,0 +1,88 @@
+"""Where an attack on a set of images stands, in memory and in one file that verifies itself."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from maep.files import atomic_file
+from maep.progress import say
+
+
+@dataclass
+class AttackState:
+    """An attack on N images, finished or part of the way.
+
+    images: [N, 3, H, W] in [0,1], adversarial where the attack succeeded (an attack that keeps only successes
+    leaves the clean image elsewhere). predictions: int64 [N], the attacked model's answer on them.
+    robust: bool [N], True = the attacked model still answers rightly.
+    survivors: how many images were robust after `clean` and after each attack that was run, in order.
+    seconds: time spent attacking. warnings: what the attacks warned of, e.g. zero gradients.
+    """
+
+    images: Tensor
+    predictions: Tensor
+    robust: Tensor
+    survivors: dict[str, int]
+    seconds: float = 0.0
+    warnings: list[str] = field(default_factory=list)
+
+    def save(self, path: Path, identity: str) -> None:
+        """Commit to `path` (safetensors, float32), marked with the identity of what it was made from."""
+        tensors = {"images": self.images, "predictions": self.predictions, "robust": self.robust}
+        facts = {"survivors": self.survivors, "seconds": self.seconds, "warnings": self.warnings}
+        save_tensors(path, tensors, facts, identity)
+
+    @classmethod
+    def load(cls, path: Path, identity: str, device: torch.device) -> "AttackState | None":
+        """The state in `path`, or None if there is none that is whole and was made from the same things."""
+        found = load_tensors(path, identity)
+        if found is None:
+            return None
+        tensors, facts = found
+        images, predictions, robust = (tensors[name].to(device) for name in ("images", "predictions", "robust"))
+        return cls(images, predictions, robust, **facts)
+
+
+def _sha256(tensors: Mapping[str, Tensor]) -> str:
+    hasher = hashlib.sha256()
+    for name in sorted(tensors):
+        hasher.update(f"{name}:{tensors[name].dtype}:{tuple(tensors[name].shape)}".encode())
+        hasher.update(tensors[name].numpy())
+    return hasher.hexdigest()
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: dict[str, Any], identity: str) -> None:
+    """Commit tensors and JSON-able facts as one safetensors file that carries its own checksum."""
+    host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"identity": identity, "facts": json.dumps(facts), "sha256": _sha256(host)}
+    with atomic_file(path) as temporary:
+        save_file(host, temporary, metadata=metadata)
+
+
+def load_tensors(path: Path, identity: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Tensors and facts of `path`; None where it is missing, of another identity, or (said aloud) damaged.
+
+    identity: what the file must have been made from; None takes it as it is.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if identity is not None and metadata.get("identity") != identity:
+                return None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if metadata["sha256"] != _sha256(tensors):
+            raise ValueError("its SHA-256 differs")
+        return tensors, json.loads(metadata["facts"])
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        say(f"{path}: damaged ({error}); ignored")
+        return None

@@ -1,0 +1,284 @@
+"""Images to clean shards: which images, in which shards, written in parallel, resumable a shard at a time.
+
+    <shards>/train/, <shards>/test/      sealed shard sets (maep.data.shards)
+    <shards>/.building-train/            a split under way: its finished shards,
+    <shards>/.plan-train.json            and a digest of what they were to hold
+
+A directory gets its final name when it is whole; a build that was killed goes on with the shards it lacks.
+"""
+
+import fcntl
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
+from signal import SIG_DFL, SIGINT, signal
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from maep.data.shards import ShardSet, ShardWriter, index_of, seal_shard_set, shard_name
+from maep.data.sources import Item, Source, corrupt_reason, open_source
+from maep.errors import UserError, fail
+from maep.files import digest, read_json, remove_temporaries, write_json
+from maep.progress import progress_bar, say
+from maep.settings import DataSettings, Settings
+
+SPLITS = ("train", "test")
+NOT_CONTENT = ("workers", "shards")
+PLAN = {split: f".plan-{split}.json" for split in SPLITS}
+CHECKED_AT_ONCE = 500
+PARALLEL_FROM = 2_000_000
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def content_settings(settings: DataSettings) -> dict[str, Any]:
+    """The settings that determine what the shards hold."""
+    return {key: value for key, value in asdict(settings).items() if key not in NOT_CONTENT}
+
+
+def clean_shards_path(settings: Settings) -> Path:
+    """Where the clean shards of a configuration are or will be: `train/` and `test/` below it."""
+    if settings.data.shards:
+        return Path(settings.data.shards)
+    content = content_settings(settings.data)
+    if content["root"] is not None:
+        content["root"] = str(Path(content["root"]).resolve())
+    return Path(settings.run.cache) / "shards" / f"{settings.data.name}-{digest(content)[:8]}"
+
+
+def build_shards(settings: Settings) -> Path:
+    """Build the clean shards of both splits, or what is missing of them; returns `clean_shards_path`.
+
+    The same images and settings give the same bytes, whatever the number of processes and however often it
+    was killed. With `data.shards` set, checks those instead of building. A split without images gets no
+    directory. Raises UserError for bad input, for a corrupt image unless data.on_error=skip, for a full disk.
+    """
+    path = clean_shards_path(settings)
+    if settings.data.shards:
+        return _check_given(path, settings.data)
+    with _exclusive(path):
+        if not all((path / split).exists() for split in SPLITS):
+            source, splits = open_source(settings.data)
+            for split, items in splits.items():
+                if not (path / split).exists():
+                    _build_split(path, split, source, items, settings.data)
+                (path / PLAN[split]).unlink(missing_ok=True)
+    _check_given(path, settings.data)
+    return path
+
+
+def _check_given(path: Path, settings: DataSettings) -> Path:
+    found = [ShardSet(path / split) for split in SPLITS if (path / split).exists()]
+    if not found:
+        fail(f"data.shards={path}: holds no shard set (expected {path / 'train'} or {path / 'test'})")
+    for shards in found:
+        size = shards.manifest.get("image_size")
+        if size != settings.image_size:
+            fail(f"{shards.path}: its images are {size} pixels wide, data.image_size={settings.image_size}")
+    return path
+
+
+@contextmanager
+def _exclusive(path: Path) -> Iterator[None]:
+    """One builder at a time; a second waits for the first and then finds its work done."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / ".lock").open("a")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another process that builds {path}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+# --- one split ---
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One shard: what goes into it and how."""
+
+    path: Path
+    source: Source
+    items: list[Item]
+    first: int
+    size: int
+    resize: int
+    encoding: str
+
+
+def _build_split(path: Path, split: str, source: Source, items: list[Item], settings: DataSettings) -> None:
+    working = path / f".building-{split}"
+    limit = settings.train_limit if split == "train" else settings.test_limit
+    named = [(item.name, item.label) for item in items]
+    try:
+        _prepare(working, path / PLAN[split], digest([named, content_settings(settings), source.state()]))
+        taken, skipped = _choose(source, items, limit, settings)
+        if not taken:
+            fail(f"data.root={settings.root}: all {len(skipped)} images of the {split} split are corrupt")
+        tasks = _plan_shards(working, source, taken, settings)
+        missing = [task for task in tasks if not index_of(task.path).exists()]
+        _run(_write_shard, missing, [len(task.items) for task in missing], f"{split} shards", settings)
+        _remove_strays(working, tasks)
+        seal_shard_set(working, _facts(split, source, skipped, settings), path / split)
+    except OSError as error:
+        raise UserError(f"{path / split}: cannot be written: {error.strerror or error}") from error
+    say(f"{split}: {len(taken)} images in {len(tasks)} shards, {path / split}")
+
+
+def _prepare(working: Path, file: Path, plan: str) -> None:
+    """Keep the shards of an earlier, killed build of the same plan; remove those of any other."""
+    if not file.exists() or read_json(file) != plan:
+        if working.exists():
+            shutil.rmtree(working)
+        write_json(file, plan)
+    working.mkdir(exist_ok=True)
+    remove_temporaries(working)
+
+
+def _remove_strays(working: Path, tasks: list[_Task]) -> None:
+    """Leave the planned shards alone in the directory.
+
+    The workers of a killed build may outlive it by moments, so their temporary files can have been in use before.
+    """
+    for path in set(working.iterdir()) - {file for task in tasks for file in (task.path, index_of(task.path))}:
+        path.unlink(missing_ok=True)
+
+
+def _choose(
+    source: Source, items: list[Item], limit: int | None, settings: DataSettings
+) -> tuple[list[Item], list[dict[str, str]]]:
+    """The images to store, and those skipped as corrupt; other images take the place of skipped ones."""
+    if settings.on_error == "raise":
+        return items[:limit], []
+    limit = len(items) if limit is None else min(limit, len(items))
+    good: list[Item] = []
+    skipped: list[dict[str, str]] = []
+    rest = items
+    while len(good) < limit and rest:
+        tried, rest = rest[: limit - len(good)], rest[limit - len(good) :]
+        parts = [tried[at : at + CHECKED_AT_ONCE] for at in range(0, len(tried), CHECKED_AT_ONCE)]
+        found = _run(_check, [(source, part) for part in parts], [*map(len, parts)], "checking", settings)
+        for item, reason in zip(tried, (reason for part in found for reason in part), strict=True):
+            if reason is None:
+                good.append(item)
+            else:
+                skipped.append({"name": item.name, "reason": reason})
+    for entry in skipped:
+        say(f"skipped {entry['name']}: {entry['reason']}")
+    return good, skipped
+
+
+def _plan_shards(working: Path, source: Source, items: list[Item], settings: DataSettings) -> list[_Task]:
+    """Shards of at most `data.shard_images`, whose sizes differ by at most 1, so that no rank starves."""
+    resize = settings.resize or settings.image_size
+    if resize < settings.image_size:
+        fail(f"data.resize={resize}: must be at least data.image_size={settings.image_size}")
+    shards = -(-len(items) // settings.shard_images)
+    bounds = [len(items) * number // shards for number in range(shards + 1)]
+    size, encoding = settings.image_size, settings.encoding
+    return [
+        _Task(working / shard_name(number), source, items[start:end], start, size, resize, encoding)
+        for number, (start, end) in enumerate(pairwise(bounds))
+    ]
+
+
+def _facts(split: str, source: Source, skipped: list[dict[str, str]], settings: DataSettings) -> dict[str, Any]:
+    """The manifest's entries; nothing in them depends on where the images or the shards lie."""
+    content = content_settings(settings)
+    content["root"] = source.root.name if source.root else None
+    return {
+        "kind": "clean",
+        "dataset": settings.name,
+        "split": split,
+        "image_size": settings.image_size,
+        "classes": list(source.classes),
+        "skipped": skipped,
+        "settings": content,
+    }
+
+
+# --- the work of a process ---
+
+
+def crop_to(image: Image.Image, size: int, resize: int) -> np.ndarray:
+    """uint8 [size, size, 3]: the centre of the image with its shorter side scaled (bicubic) to `resize`.
+
+    An image whose shorter side is `resize` already is not resampled.
+    """
+    shorter = min(image.size)
+    if shorter != resize:
+        width, height = (max(resize, round(side * resize / shorter)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = ((side - size) // 2 for side in image.size)
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def _write_shard(task: _Task) -> None:
+    with ShardWriter(task.path, task.encoding) as writer:
+        for index, item in enumerate(task.items, start=task.first):
+            writer.write(index, crop_to(task.source.image(item), task.size, task.resize), item.label)
+
+
+def _check(task: tuple[Source, list[Item]]) -> list[str | None]:
+    source, items = task
+    return [corrupt_reason(source, item) for item in items]
+
+
+def _end_with_parent() -> None:
+    """Runs in a worker: Ctrl-C ends it without a word, and when its parent is killed, it goes too."""
+    signal(SIGINT, SIG_DFL)
+    parent = parent_process()
+    if parent is not None:
+        sentinel = parent.sentinel
+        threading.Thread(target=lambda: connection.wait([sentinel]) and os._exit(1), daemon=True).start()
+
+
+def _run(
+    work: Callable[[T], R], tasks: Sequence[T], images: Sequence[int], title: str, settings: DataSettings
+) -> list[R]:
+    """Results of `work` for every task, in order, with a progress bar counting the images of each.
+
+    Small work is done in this process, where it ends before others would have started.
+    """
+    workers = min(settings.workers, len(tasks))
+    small = sum(images) * settings.image_size**2 < PARALLEL_FROM
+    with progress_bar() as bar:
+        row = bar.add_task(title, total=sum(images), note="")
+        if workers < 2 or small:
+            results = []
+            for task, count in zip(tasks, images, strict=True):
+                results.append(work(task))
+                bar.advance(row, count)
+            return results
+        return _run_parallel(work, tasks, workers, lambda place: bar.advance(row, images[place]))
+
+
+def _run_parallel(work: Callable[[T], R], tasks: Sequence[T], workers: int, finished: Callable[[int], None]) -> list[R]:
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    try:
+        futures = {pool.submit(work, task): place for place, task in enumerate(tasks)}
+        for future in as_completed(futures):
+            future.result()
+            finished(futures[future])
+        return [future.result() for future in futures]
+    except BrokenProcessPool:
+        fail("a worker process was killed (out of memory?); data.workers=0 needs least and goes on from here")
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,341 @@
+"""Shard sets: images in WebDataset tar files with an index for random access.
+
+    train/
+      shard-00000.tar           members 000000000.cls, 000000000.png, 000000001.cls, …
+      shard-00000.index.json    where each image lies in the tar, its label, and a digest of the pixels
+      …
+      manifest.json             what the set is, its shards, sizes and SHA-256 of all files; written last
+
+The number in a member's name is its sample index in the set. Any WebDataset reader can stream the tar files;
+`ShardSet` reads single samples by position, which an exact resume needs.
+"""
+
+import hashlib
+import io
+import json
+import os
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from webdataset import TarWriter
+
+from maep.errors import fail
+from maep.files import (
+    MANIFEST,
+    atomic_file,
+    digest,
+    manifest_of,
+    read_json,
+    seal_directory,
+    sha256_file,
+    write_json,
+)
+
+OPEN_SHARDS = 64
+ENCODINGS: dict[str, dict[str, Any]] = {
+    "png": {"format": "PNG", "compress_level": 6},
+    "webp": {"format": "WEBP", "lossless": True, "exact": True, "quality": 50, "method": 2},
+}
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 in 0..255 to float32 in [0, 1], any shape."""
+    return images.to(torch.float32) / 255
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Float in [0, 1] to the nearest of the 256 stored levels (uint8), any shape; clips what lies outside."""
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def shard_name(number: int) -> str:
+    """File name of the shard with this number (0-based)."""
+    return f"shard-{number:05d}.tar"
+
+
+def index_of(shard: Path) -> Path:
+    """Path of the index beside a shard. It is written after the shard, so where it exists, both are whole."""
+    return shard.with_suffix(".index.json")
+
+
+def encode_image(image: np.ndarray, encoding: str) -> bytes:
+    """Losslessly encode uint8 [H, W, 3] as `png` or `webp`; equal images give equal bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, **ENCODINGS[encoding])
+    return buffer.getvalue()
+
+
+class ShardWriter:
+    """Writes one shard and its index; use as a context manager.
+
+    Both files appear under their final names when the block ends well, neither when it does not. The same
+    samples give the same bytes. Raises UserError when the directory cannot be written or the disk is full.
+    """
+
+    def __init__(self, path: Path, encoding: str = "png") -> None:
+        """path: …/shard-NNNNN.tar; encoding: `png` or `webp`."""
+        self.path, self.encoding = Path(path), encoding
+        self._labels: list[int] = []
+        self._first: int | None = None
+        self._content = hashlib.sha256()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self._temporary = stack.enter_context(atomic_file(self.path))
+            self._file = stack.enter_context(self._temporary.open("wb"))
+            self._tar = TarWriter(self._file, user="", group="", mtime=0, encoder=False)
+            self._offsets: list[int] = []
+            self._sizes: list[int] = []
+            self._stack = stack.pop_all()
+        return self
+
+    def write(self, index: int, image: np.ndarray, label: int) -> None:
+        """Append a sample. index: its sample index, one more than the last; image: uint8 [H, W, 3].
+
+        Raises ValueError for another shape or type, or an index out of sequence.
+        """
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"sample {index}: {image.dtype} {image.shape}, expected uint8 [H, W, 3]")
+        self._first = index if self._first is None else self._first
+        if index != self._first + len(self._labels):
+            raise ValueError(f"sample {index}: expected {self._first + len(self._labels)}")
+        encoded = encode_image(image, self.encoding)
+        # Members are written in the order of their extensions: the image ends the sample, in blocks of 512.
+        self._tar.write({"__key__": f"{index:09d}", self.encoding: encoded, "cls": str(label).encode()})
+        self._offsets.append(self._tar.tarstream.offset - -(-len(encoded) // 512) * 512)
+        self._sizes.append(len(encoded))
+        self._labels.append(int(label))
+        self._content.update(np.asarray([index, label, *image.shape], dtype="<i8").tobytes())
+        self._content.update(image.tobytes())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._finish()
+            return
+        # A tar stream left open would write its end into the closed file when it is collected.
+        with suppress(OSError):
+            self._tar.close()
+        self._stack.__exit__(kind, error, trace)
+
+    def _finish(self) -> None:
+        with self._stack:
+            self._tar.close()
+        index = {
+            "shard": self.path.name,
+            "first": self._first or 0,
+            "count": len(self._labels),
+            "encoding": self.encoding,
+            "content": self._content.hexdigest(),
+            "offsets": self._offsets,
+            "bytes": self._sizes,
+            "labels": self._labels,
+        }
+        with atomic_file(index_of(self.path)) as temporary:
+            temporary.write_text(json.dumps(index, separators=(",", ":")) + "\n")
+
+
+def _shard_facts(directory: Path) -> dict[str, Any]:
+    """count, encoding, shards and identity of a finished directory, from its indexes."""
+    shards: list[dict[str, Any]] = []
+    contents, count, encoding = [], 0, "png"
+    for number, path in enumerate(sorted(directory.glob("shard-*.tar"))):
+        index = read_json(index_of(path))
+        if path.name != shard_name(number) or index["first"] != count:
+            raise ValueError(f"{path}: expected {shard_name(number)} starting at sample {count}")
+        shards.append({"name": path.name, "count": index["count"], "first": count})
+        contents.append(index["content"])
+        count, encoding = count + index["count"], index["encoding"]
+    return {"count": count, "encoding": encoding, "shards": shards, "identity": digest(contents)}
+
+
+def seal_shard_set(directory: Path, facts: dict[str, Any], final: Path | None = None) -> None:
+    """Write the manifest of a directory whose shards are all there.
+
+    facts: JSON-able entries: kind, dataset, split, image_size, classes, …; `count`, `encoding`, `shards` and
+    `identity` (digest of every sample's index, label and pixels, in shards) are added from the indexes.
+    final: rename the directory to this name; without it, it is sealed where it is.
+    Raises ValueError if a shard is missing or out of sequence, OSError or UserError if it cannot be written.
+    """
+    known = {**facts, **_shard_facts(directory)}
+    if final is not None:
+        seal_directory(directory, final, known)
+        return
+    files = manifest_of(directory)
+    visible = {name: entry for name, entry in files.items() if not Path(name).name.startswith(".")}
+    write_json(directory / MANIFEST, {**known, "files": visible})
+
+
+class _OpenShard:
+    """One shard's file descriptor and index, as arrays."""
+
+    def __init__(self, path: Path, facts: dict[str, Any], files: dict[str, Any]) -> None:
+        index_path = index_of(path)
+        try:
+            text = index_path.read_bytes()
+            self.descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            fail(f"{error.filename}: cannot be read: {error.strerror}")
+        if hashlib.sha256(text).hexdigest() != files[index_path.name]["sha256"]:
+            self.close()
+            fail(f"{index_path}: altered (SHA-256 differs from {path.parent / MANIFEST})")
+        index = json.loads(text)
+        self.path, self.first = path, int(facts["first"])
+        self.offsets = np.asarray(index["offsets"], dtype=np.int64)
+        self.sizes = np.asarray(index["bytes"], dtype=np.int64)
+        self.labels = np.asarray(index["labels"], dtype=np.int64)
+
+    def image(self, index: int) -> np.ndarray:
+        row = index - self.first
+        encoded = os.pread(self.descriptor, int(self.sizes[row]), int(self.offsets[row]))
+        try:
+            with Image.open(io.BytesIO(encoded)) as image:
+                return np.asarray(image.convert("RGB"))
+        except Exception as error:  # noqa: BLE001  (Pillow lets pass whatever a parser raises)
+            fail(f"{self.path}: sample {index:09d} cannot be decoded, the shard is altered ({error})")
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+
+class ShardSet:
+    """Random access to a sealed shard set by sample index.
+
+    Opens shards when they are first needed and keeps at most `OPEN_SHARDS` of them, so its memory does not
+    grow with their number. Can be pickled for loader workers and shared over a fork.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        """path: directory with the manifest. Raises UserError if a file is missing or has another size."""
+        self.path = Path(path)
+        self.manifest = read_manifest(self.path)
+        problems = _size_problems(self.path, self.manifest)
+        if problems:
+            fail(problems[0])
+        self._firsts = [shard["first"] for shard in self.manifest["shards"]]
+        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+
+    @property
+    def identity(self) -> str:
+        """64 hex digits: what the samples are, wherever they lie and however they are encoded."""
+        return str(self.manifest["identity"])
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names, by label."""
+        return list(self.manifest["classes"])
+
+    def __len__(self) -> int:
+        return int(self.manifest["count"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": OrderedDict()}
+
+    def __del__(self) -> None:
+        for shard in getattr(self, "_open", {}).values():
+            shard.close()
+
+    def _shard_with(self, index: int) -> _OpenShard:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.path}: sample {index} of {len(self)}")
+        number = bisect_right(self._firsts, index) - 1
+        if number not in self._open:
+            facts = self.manifest["shards"][number]
+            self._open[number] = _OpenShard(self.path / facts["name"], facts, self.manifest["files"])
+            if len(self._open) > OPEN_SHARDS:
+                self._open.popitem(last=False)[1].close()
+        self._open.move_to_end(number)
+        return self._open[number]
+
+    def image(self, index: int) -> np.ndarray:
+        """One image, uint8 [H, W, 3]. Raises UserError, naming the shard, if it cannot be decoded."""
+        return self._shard_with(index).image(index)
+
+    def label(self, index: int) -> int:
+        """One label, an index into `classes`."""
+        shard = self._shard_with(index)
+        return int(shard.labels[index - shard.first])
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Images uint8 [N, 3, H, W] and labels int64 [N] of some sample indices, in their order."""
+        images = np.stack([self.image(index) for index in indices])
+        labels = torch.tensor([self.label(index) for index in indices], dtype=torch.int64)
+        return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))), labels
+
+    def verify(self) -> list[str]:
+        """Every difference between the files and the manifest (SHA-256 included), each naming the file."""
+        return shard_problems(self.path)
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a shard set. Raises UserError if there is none or it is not a shard set's."""
+    if not (directory / MANIFEST).is_file():
+        fail(f"{directory}: not a shard set (no {MANIFEST}); make one with shards/build.py")
+    manifest = read_json(directory / MANIFEST)
+    needed = ("count", "shards", "files", "identity", "classes")
+    missing = [key for key in needed if not isinstance(manifest, dict) or key not in manifest]
+    if missing:
+        fail(f"{directory / MANIFEST}: not a shard set's manifest (it lacks {', '.join(missing)})")
+    for shard in manifest["shards"]:
+        for name in (shard["name"], index_of(Path(shard["name"])).name):
+            if name not in manifest["files"]:
+                fail(f"{directory / MANIFEST}: does not list {name}")
+    return dict(manifest)
+
+
+def _size_problems(directory: Path, manifest: dict[str, Any]) -> list[str]:
+    problems = []
+    for name, known in manifest["files"].items():
+        try:
+            size = (directory / name).stat().st_size
+        except OSError as error:
+            problems.append(f"{directory / name}: {error.strerror}, but {MANIFEST} lists it")
+            continue
+        if size != known["bytes"]:
+            problems.append(f"{directory / name}: {size} bytes, its manifest says {known['bytes']}")
+    return problems
+
+
+def shard_problems(directory: Path) -> list[str]:
+    """Every difference between a shard set and its manifest: missing, truncated, altered or stray files.
+
+    Reads all files. Raises UserError if there is no manifest.
+    """
+    manifest = read_manifest(directory)
+    problems = _size_problems(directory, manifest)
+    named = {problem.partition(": ")[0] for problem in problems}
+    for name, known in manifest["files"].items():
+        path = directory / name
+        if str(path) not in named and sha256_file(path) != known["sha256"]:
+            problems.append(f"{path}: altered (SHA-256 differs from its manifest)")
+    strays = sorted(path for path in directory.glob("shard-*") if path.name not in manifest["files"])
+    return problems + [f"{path}: not in {MANIFEST}" for path in strays]
+
+
+def find_shard_sets(path: Path) -> list[Path]:
+    """The shard sets at or below a path, hidden directories left out; of one shard, the set it is in.
+
+    A directory with shards and no manifest counts: checking it says what it lacks.
+
+    Raises UserError if there is none.
+    """
+    if path.is_file():
+        return [path.parent]
+    if (path / MANIFEST).is_file():
+        return [path]
+    below = {shard.parent for shard in path.rglob("shard-*.tar")}
+    below |= {manifest.parent for manifest in path.rglob(MANIFEST) if "shards" in read_json(manifest)}
+    found = sorted(p for p in below if not any(part.startswith(".") for part in p.relative_to(path).parts))
+    if not found:
+        fail(f"{path}: no shard set here or below (a directory with shard-*.tar and {MANIFEST})")
+    return found

@@ -1,0 +1,82 @@
+"""environment.json: what a run was made with."""
+
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maep.files import write_json
+
+ENVIRONMENT = "environment.json"
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "peft",
+    "deepspeed",
+    "accelerate",
+    "webdataset",
+    "pyautoattack",
+    "torchmetrics",
+    "submitit",
+    "omegaconf",
+)
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def write_environment(directory: Path, command: list[str]) -> None:
+    """Commit `directory`/environment.json: command, versions, git commit, device, threads and date."""
+    write_json(directory / ENVIRONMENT, environment(command))
+
+
+def environment(command: list[str]) -> dict[str, Any]:
+    """Everything about machine and software that a reader of the results may ask for; no host name."""
+    commit, dirty = git_state(REPOSITORY)
+    return {
+        "command": command,
+        "commit": commit,
+        "dirty": dirty,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": device_name(),
+        "threads": torch.get_num_threads(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def git_state(repository: Path) -> tuple[str | None, bool | None]:
+    """(commit, whether files differ from it) of the checkout at `repository`; (None, None) where it is none."""
+    top = _git(repository, "rev-parse", "--show-toplevel")
+    commit = _git(repository, "rev-parse", "--verify", "--quiet", "HEAD")
+    if top is None or commit is None or Path(top).resolve() != repository.resolve():
+        return None, None
+    return commit, bool(_git(repository, "status", "--porcelain"))
+
+
+def _git(repository: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(repository), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def device_name() -> str:
+    """The accelerator's name, or the processor's."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

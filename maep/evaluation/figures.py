@@ -1,0 +1,153 @@
+"""Figures of a report, by matplotlib; `ink` is the colour of text and axes, so that pages may be dark."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from maep.evaluation.records import eps_text
+from maep.evaluation.results import Combination, Samples
+from maep.files import atomic_file
+
+INK = "#1f2430"
+BLUE, ORANGE, GREY = "#3b78d8", "#e0802b", "#9aa3b2"
+ROWS = ("clean", "adversarial", "perturbation × 10", "purified", "residual × 10")
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Commit a figure as PNG on white."""
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=160, facecolor="white")
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """A figure as PNG on a transparent ground."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=160, transparent=True)
+    return buffer.getvalue()
+
+
+def _style(axes: Axes, ink: str) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(ink)
+    axes.tick_params(colors=ink, labelsize=9)
+    axes.xaxis.label.set_color(ink)
+    axes.yaxis.label.set_color(ink)
+    axes.grid(color=ink, alpha=0.12, linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def _smoothed(values: np.ndarray) -> np.ndarray:
+    """Running mean over about a twentieth of the run."""
+    width = max(1, len(values) // 20)
+    sums = np.cumsum(np.insert(values, 0, 0.0))
+    stop = np.arange(1, len(values) + 1)
+    start = np.maximum(0, stop - width)
+    return (sums[stop] - sums[start]) / (stop - start)
+
+
+def curve_figure(lines: Sequence[dict[str, Any]], ink: str = INK) -> Figure:
+    """Loss (logarithmic) and learning rate over steps. lines: those of metrics.jsonl, at least one."""
+    figure = Figure(figsize=(5.6, 3.8), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    steps, losses, rates = (np.array([line[key] for line in lines]) for key in ("step", "loss", "lr"))
+    marker = "o" if len(lines) == 1 else None
+    top.plot(steps, losses, color=BLUE, alpha=0.3, linewidth=1, marker=marker)
+    top.plot(steps, _smoothed(losses), color=BLUE, linewidth=2)
+    if (losses > 0).all():
+        top.set_yscale("log")
+    top.set_ylabel("loss")
+    bottom.plot(steps, rates, color=ORANGE, linewidth=1.5, marker=marker)
+    bottom.set_ylabel("learning rate")
+    bottom.set_xlabel("step")
+    bottom.ticklabel_format(axis="y", scilimits=(-2, 3))
+    bottom.yaxis.offsetText.set(color=ink, size=8)
+    for axes in (top, bottom):
+        _style(axes, ink)
+        axes.tick_params(which="minor", colors=ink, labelsize=8)
+    figure.align_ylabels([top, bottom])
+    return figure
+
+
+def accuracy_figure(rows: Sequence[Combination], ink: str = INK) -> Figure:
+    """Robust accuracy with its 95 % interval, classifier alone and purified, and clean accuracy as a mark."""
+    figure = Figure(figsize=(5.6, 0.9 + 0.62 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(rows))[::-1]
+    for place, row in zip(places, rows, strict=True):
+        result = row.result
+        bars = (
+            (0.19, result["undefended_robust_accuracy"], row.undefended_ci95[1], GREY),
+            (-0.19, result["robust_accuracy"], result["robust_ci95"], BLUE),
+        )
+        for offset, value, (low, high), colour in bars:
+            error = [[max(0, value - low)], [max(0, high - value)]]
+            axes.barh(place + offset, value, 0.34, color=colour, xerr=error,
+                      error_kw={"ecolor": ink, "elinewidth": 1, "capsize": 2.5})  # fmt: skip
+        axes.plot([result["clean_accuracy"]] * 2, [place - 0.38, place], color=ORANGE, linewidth=2.5)
+    axes.set_yticks(places, [_row_label(row.result) for row in rows])
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("accuracy in %")
+    _style(axes, ink)
+    axes.grid(visible=False, axis="y")
+    handles: list[Artist] = [Patch(color=GREY), Patch(color=BLUE), Line2D([], [], color=ORANGE, lw=2.5)]
+    names = ["classifier alone, attacked", "purified, attacked", "purified, clean"]
+    figure.legend(handles, names, loc="outside upper left", ncols=3, frameon=False, fontsize=8, labelcolor=ink,
+                  handlelength=1.2, columnspacing=1.2)  # fmt: skip
+    return figure
+
+
+def _row_label(result: dict[str, Any]) -> str:
+    attack = result["attack"].replace("autoattack-standard", "AutoAttack")
+    norm = " L2" if result["norm"] == "L2" else ""
+    return f"{result['threat_model']}, {result['purifier']}\n{attack} {eps_text(result['eps'])}{norm}"
+
+
+def sample_images(samples: Samples) -> dict[str, np.ndarray]:
+    """The images of `ROWS`, each uint8 [K, H, W, 3].
+
+    perturbation = adversarial - clean and residual = purified - clean, ten times enlarged around grey.
+    """
+    clean, adversarial, purified = (
+        samples.tensors[name].permute(0, 2, 3, 1).numpy() for name in ("clean", "adversarial", "purified")
+    )
+    perturbation, residual = (_enlarged(image, clean) for image in (adversarial, purified))
+    return dict(zip(ROWS, (clean, adversarial, perturbation, purified, residual), strict=True))
+
+
+def _enlarged(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    difference = images.astype(np.int16) - reference.astype(np.int16)
+    return (128 + 10 * difference).clip(0, 255).astype(np.uint8)
+
+
+def verdicts(samples: Samples, row: str) -> list[tuple[str, bool]] | None:
+    """For each image of a row of `ROWS`, the class the classifier sees and whether it is right."""
+    if row not in samples.tensors:
+        return None
+    predictions, labels = samples.tensors[f"{row}_prediction"].tolist(), samples.tensors["labels"].tolist()
+    return [(samples.classes[p], p == label) for p, label in zip(predictions, labels, strict=True)]
+
+
+def samples_figure(samples: Samples) -> Figure:
+    """One column an image, one row each of `ROWS`, with the classifier's verdict below."""
+    images = sample_images(samples)
+    count = len(samples.tensors["labels"])
+    figure = Figure(figsize=(1.25 * count + 1.2, 1.4 * len(ROWS)), layout="constrained")
+    grid = figure.subplots(len(ROWS), count, squeeze=False)
+    for line, name in zip(grid, ROWS, strict=True):
+        answers = verdicts(samples, name)
+        for column, axes in enumerate(line):
+            axes.imshow(images[name][column], interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            if answers:
+                text, right = answers[column]
+                axes.set_xlabel(text[:16], fontsize=8, color="#1a7f4b" if right else "#c0392b", labelpad=2)
+        line[0].set_ylabel(name, fontsize=9)
+    return figure

@@ -1,0 +1,61 @@
+"""Numbers of a report: accuracies with intervals, and the likeness of images."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+Z95 = 1.959963984540054
+PSNR_CAP = 100.0
+SLICE = 64
+
+
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+    """95 % Wilson score interval of a proportion, as shares in [0, 1].
+
+    Raises ValueError unless 0 <= successes <= n and n > 0.
+    """
+    if not 0 <= successes <= n or n == 0:
+        raise ValueError(f"{successes} successes of {n}")
+    share, square = successes / n, Z95**2
+    centre = (share + square / (2 * n)) / (1 + square / n)
+    half = Z95 / (1 + square / n) * math.sqrt(share * (1 - share) / n + square / (4 * n * n))
+    return max(0.0, centre - half) if successes else 0.0, min(1.0, centre + half) if successes < n else 1.0
+
+
+def count_right(predictions: Sequence[int], labels: Sequence[int]) -> int:
+    """How many predictions equal their labels."""
+    return sum(prediction == label for prediction, label in zip(predictions, labels, strict=True))
+
+
+def psnr(images: Tensor, reference: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each image, in dB: [N].
+
+    images, reference: [N, 3, H, W] in [0,1]. Equal images, infinitely alike, count as 100 dB, so that means are
+    finite.
+    """
+    parts = zip(images.split(SLICE), reference.split(SLICE), strict=True)
+    values = [
+        peak_signal_noise_ratio(image, clean, data_range=1.0, reduction="none", dim=(1, 2, 3)) for image, clean in parts
+    ]
+    return torch.cat(values).clamp(max=PSNR_CAP)
+
+
+def ssim(images: Tensor, reference: Tensor) -> Tensor:
+    """Structural similarity of each image (11×11 Gaussian window, sigma 1.5): [N].
+
+    images, reference: [N, 3, H, W] in [0,1], H and W at least 6.
+    """
+    parts = zip(images.split(SLICE), reference.split(SLICE), strict=True)
+    values = [
+        structural_similarity_index_measure(image, clean, data_range=1.0, reduction="none") for image, clean in parts
+    ]
+    return torch.cat([value.reshape(-1) for value in values])  # type: ignore[union-attr]
+
+
+def distances(images: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """L∞ and L2 distance of each image from its reference: ([N], [N]), in [0,1] pixels."""
+    difference = (images - reference).flatten(1)
+    return difference.abs().amax(1), difference.norm(dim=1)

@@ -1,0 +1,149 @@
+"""The report stage: records → report.json, figures/*.png, report.html and a table on the terminal."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from maep.attacks.named import AUTOATTACK
+from maep.attacks.threat_models import threat_model
+from maep.config import to_yaml
+from maep.errors import fail
+from maep.evaluation.environment import ENVIRONMENT, write_environment
+from maep.evaluation.figures import accuracy_figure, curve_figure, samples_figure, save_figure
+from maep.evaluation.page import render_page
+from maep.evaluation.records import eps_text, read_plan, read_records
+from maep.evaluation.results import Combination, combine, headlines
+from maep.evaluation.stage import purifiers_of
+from maep.files import atomic_file, read_json, write_json
+from maep.progress import console, say
+from maep.settings import Settings
+
+__all__ = ["build_report", "write_environment"]
+
+SCHEMA = 1
+CURVES = {"metrics.jsonl": "pretraining", "metrics-finetune.jsonl": "finetuning"}
+
+
+def build_report(settings: Settings, directory: Path) -> dict[str, Any]:
+    """Write report.json, report.html and figures/ into the run directory, print the table, return the JSON.
+
+    directory: run.dir, with evaluation/ and environment.json, and metrics.jsonl where something was trained.
+    Raises UserError, naming the first chunk that is missing, when the evaluation is not complete.
+    """
+    rows, warnings = read_results(settings, directory / "evaluation")
+    environment = read_json(directory / ENVIRONMENT)
+    report = {"schema": SCHEMA, "environment": environment, "results": [row.result for row in rows]}
+    curves = {name: read_metrics(directory / file) for file, name in CURVES.items()}
+    curves = {name: lines for name, lines in curves.items() if lines}
+    notes = honest_notes(settings, warnings, rows)
+    _write_figures(directory / "figures", rows, curves)
+    page = render_page(settings, rows, curves, notes, environment, to_yaml(settings))
+    with atomic_file(directory / "report.html") as temporary:
+        temporary.write_text(page)
+    write_json(directory / "report.json", report)
+    for threat in dict.fromkeys(row.result["threat_model"] for row in rows):
+        console.print(terminal_table([row for row in rows if row.result["threat_model"] == threat]))
+    for note in notes:
+        say(f"note: {note}")
+    say(f"report: {directory / 'report.html'}")
+    return report
+
+
+def purifier_name(settings: Settings, label: str) -> str:
+    """As in reports: the objective it was trained with, and how it was finetuned, such as `maep+lora`."""
+    return settings.objective.name if label == "pretrained" else f"{settings.objective.name}+{label}"
+
+
+def read_results(settings: Settings, directory: Path) -> tuple[list[Combination], list[str]]:
+    """All rows, purifiers of one attack side by side, and the warnings of the checks before the attacks.
+
+    directory: run.dir/evaluation. Raises UserError, naming the first chunk that is missing.
+    """
+    found: dict[Path, list[Combination]] = {}
+    warnings: list[str] = []
+    for label in purifiers_of(settings):
+        plan, name = read_plan(settings, directory / label), purifier_name(settings, label)
+        warnings += [f"{name}: {warning}" for warning in plan["warnings"]]
+        for folder, records in read_records(plan, directory / label).items():
+            row = combine(settings, name, plan["classes"], directory / label / folder, records)
+            found.setdefault(folder, []).append(row)
+    if not found:
+        fail(f"{directory}: no purifier was evaluated (evaluation.purifiers={settings.evaluation.purifiers})")
+    return [row for rows in found.values() for row in rows], warnings
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl by rising step; [] if there is none.
+
+    A last line that a kill cut short is left out; of a step that a resumed run logged again, the later counts.
+    """
+    lines = path.read_text().splitlines() if path.is_file() else []
+    steps: dict[int, dict[str, Any]] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            values = json.loads(line)
+        except ValueError:
+            if number < len(lines):
+                raise
+            continue
+        steps[values["step"]] = values
+    return [steps[step] for step in sorted(steps)]
+
+
+def honest_notes(settings: Settings, warnings: Sequence[str], rows: Sequence[Combination]) -> list[str]:
+    """What a reader must know before believing the numbers, in plain sentences.
+
+    warnings: of the checks before the attacks.
+    """
+    notes = list(warnings)
+    if not any(threat_model(row.result["threat_model"]).knows_purifier for row in rows):
+        notes.append(
+            "no attacker who knows the purifier was run (adaptive left out): these numbers are no statement about "
+            "robustness against one"
+        )
+    for row in rows:
+        what = "{purifier}, {threat_model} {attack} {norm}".format(**row.result) + f" {eps_text(row.result['eps'])}"
+        notes += [f"{what}: {warning}" for warning in row.warnings]
+    if any(name.startswith(("pgd", "bim")) for name in settings.evaluation.attacks):
+        notes.append("PGD and BIM step by eps/4 (2/255 at eps = 8/255); one try, the last iterate counts")
+    if AUTOATTACK not in settings.evaluation.attacks:
+        notes.append("AutoAttack was not run; single gradient attacks overestimate robustness")
+    return notes
+
+
+def _write_figures(folder: Path, rows: Sequence[Combination], curves: dict[str, list[dict[str, Any]]]) -> None:
+    save_figure(accuracy_figure(rows), folder / "accuracy.png")
+    for name, lines in curves.items():
+        save_figure(curve_figure(lines), folder / f"{name}.png")
+    for row in headlines(rows):
+        if row.samples:
+            name = "samples-{purifier}-{threat_model}-{attack}-{norm}-{eps:.6g}.png".format(**row.result)
+            save_figure(samples_figure(row.samples), folder / name)
+
+
+def terminal_table(rows: Sequence[Combination]) -> Table:
+    """Accuracies in percent of one threat model, one line a combination; fits 80 columns."""
+    first = rows[0].result
+    title = "{threat_model}: {dataset}, {classifier}; accuracy in %, [95 % interval]".format(**first)
+    table = Table(title=title, title_style="bold", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("attack", "eps", "purifier"):
+        table.add_column(name, no_wrap=True, vertical="bottom")
+    for name in ("n", "alone\nclean/rob.", "purified\nclean", "purified\nrobust"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        result = row.result
+        low, high = result["robust_ci95"]
+        table.add_row(
+            result["attack"].replace("autoattack-standard", "AutoAttack"),
+            eps_text(result["eps"]) + (" L2" if result["norm"] == "L2" else ""),
+            result["purifier"],
+            str(result["n"]),
+            f"{result['undefended_clean_accuracy']:.1f}/{result['undefended_robust_accuracy']:.1f}",
+            f"{result['clean_accuracy']:.1f}",
+            f"[bold]{result['robust_accuracy']:.1f}[/] \\[{low:.1f}, {high:.1f}]",
+        )
+    return table

@@ -1,0 +1,62 @@
+"""The evaluate stage of a run: its purifiers, as pretrained and as finetuned, before its classifier."""
+
+from pathlib import Path
+
+from maep.data.build import clean_shards_path
+from maep.data.shards import ShardSet
+from maep.errors import fail
+from maep.evaluation.evaluate import evaluate
+from maep.files import digest, sha256_file
+from maep.models.classifiers import classifier_identity, load_classifier
+from maep.progress import say
+from maep.purifiers import load_purifier
+from maep.settings import Settings
+from maep.training.classifier import classifier_weights
+from maep.training.distributed import device_type
+
+FINETUNED = {"lora": "adapter/adapter_model.safetensors", "full": "finetuned/model.safetensors"}
+
+
+def purifiers_of(settings: Settings) -> dict[str, Path]:
+    """`{label: what load_purifier takes}` of the purifiers that the run evaluates.
+
+    `pretrained` is the paper's MAEP, `lora` or `full` the finetuned one (Table 13).
+    """
+    run = Path(settings.run.dir)
+    every = {"pretrained": run / "purifier"}
+    if settings.finetune.method != "none":
+        every[settings.finetune.method] = run
+    chosen = settings.evaluation.purifiers
+    return {
+        label: path
+        for label, path in every.items()
+        if chosen == "both" or (label == "pretrained") == (chosen == "pretrained")
+    }
+
+
+def purifier_identity(settings: Settings, label: str) -> str:
+    """Digest of everything the purifier's output depends on."""
+    run = Path(settings.run.dir)
+    names = ["purifier/model.safetensors"] + ([FINETUNED[label]] if label in FINETUNED else [])
+    use = {"passes": settings.purify.passes, "overlap": settings.purify.overlap}
+    return digest([[sha256_file(run / name) for name in names], use])
+
+
+def evaluate_run(settings: Settings) -> None:
+    """Evaluate the run's purifiers on the test images; finished chunks are not done again.
+
+    Raises UserError if the test shards are damaged or a purifier is missing.
+    """
+    test = ShardSet(clean_shards_path(settings) / "test")
+    problems = test.verify()
+    if problems:
+        fail(problems[0])
+    weights = classifier_weights(settings)
+    device = device_type(settings.compute)
+    classifier = load_classifier(settings.classifier, len(test.classes), weights).to(device)
+    identity = classifier_identity(settings.classifier, weights)
+    for label, path in purifiers_of(settings).items():
+        say(f"evaluate: purifier {label}")
+        purifier = load_purifier(path, device=device, settings=settings.purify)
+        directory = Path(settings.run.dir) / "evaluation" / label
+        evaluate(settings, purifier, classifier, identity, purifier_identity(settings, label), test, directory)

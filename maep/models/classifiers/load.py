@@ -1,0 +1,118 @@
+"""From settings and a weights file to a classifier that is ready to be attacked."""
+
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from maep.config import nearest
+from maep.errors import fail
+from maep.files import digest, sha256_file
+from maep.models.classifiers.normalized import Normalized
+from maep.models.classifiers.resnet import CifarResNet
+from maep.models.classifiers.wide_resnet import WideResNet
+from maep.models.weights import load_weights, read_weights
+from maep.settings import ClassifierSettings
+
+CIFAR_RESNET = re.compile(r"cifar_resnet(\d+)(w?)")
+WIDE_RESNET = re.compile(r"wrn(\d+)_(\d+)")
+EXAMPLES = ("cifar_resnet20", "cifar_resnet32", "cifar_resnet44", "cifar_resnet56", "cifar_resnet32w")
+WIDE_EXAMPLES = ("wrn28_1", "wrn28_10", "wrn34_10", "wrn70_16")
+
+
+def build_classifier(settings: ClassifierSettings, num_classes: int) -> Normalized:
+    """The configured architecture with random weights from torch's generator; [N, 3, H, W] in [0,1] → logits.
+
+    Raises UserError for an unknown `classifier.arch` or arguments that timm does not take.
+    """
+    return Normalized(_network(settings, num_classes), settings.mean, settings.std)
+
+
+def _network(settings: ClassifierSettings, num_classes: int) -> nn.Module:
+    ours = _own_network(settings.arch, num_classes)
+    if ours is None:
+        return _timm_network(settings, num_classes)
+    if settings.timm_args:
+        fail(f"classifier.timm_args={settings.timm_args}: only for timm models; classifier.arch={settings.arch} is not")
+    return ours
+
+
+def _own_network(arch: str, num_classes: int) -> nn.Module | None:
+    if match := CIFAR_RESNET.fullmatch(arch):
+        depth = int(match[1])
+        if depth < 8 or (depth - 2) % 6:
+            fail(f"classifier.arch={arch}: depth must be 6n + 2, such as {', '.join(EXAMPLES)}")
+        return CifarResNet(depth, num_classes, wide_stem=bool(match[2]))
+    if match := WIDE_RESNET.fullmatch(arch):
+        depth, width = int(match[1]), int(match[2])
+        if depth < 10 or (depth - 4) % 6 or width < 1:
+            fail(f"classifier.arch={arch}: depth must be 6n + 4, such as {', '.join(WIDE_EXAMPLES)}")
+        return WideResNet(depth, width, num_classes)
+    return None
+
+
+def _timm_network(settings: ClassifierSettings, num_classes: int) -> nn.Module:
+    import timm
+
+    arch = settings.arch
+    if not timm.is_model(arch):
+        hint = nearest(arch, [*EXAMPLES, *WIDE_EXAMPLES, *timm.list_models()])
+        fail(f"classifier.arch={arch}: unknown; give cifar_resnetN, wrnD_K or a timm model{hint}")
+    try:
+        return timm.create_model(arch, pretrained=False, num_classes=num_classes, **settings.timm_args)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        fail(f"classifier.timm_args={settings.timm_args}: timm's {arch} cannot be made with them: {error}")
+
+
+def load_classifier(settings: ClassifierSettings, num_classes: int, weights: Path | None) -> nn.Module:
+    """The classifier that is attacked and defended: eval mode, parameters frozen.
+
+    Returns a module [N, 3, H, W] in [0,1] → logits [N, num_classes], mean and deviation inside.
+    weights: safetensors or torch file with the network's own keys; None leaves random weights.
+    Raises UserError for an unknown architecture, or weights that do not fit, naming the first three keys.
+    """
+    classifier = build_classifier(settings, num_classes)
+    if weights is not None:
+        state = _with_counters(read_weights(weights), classifier.network)
+        load_weights(classifier.network, state, str(weights))
+    classifier.eval().requires_grad_(False)
+    fold_batch_norms(classifier)
+    return classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def fold_batch_norms(classifier: nn.Module) -> None:
+    """Fold each batch norm into the convolution before it, in place, where a module names such `foldable` pairs.
+
+    The logits stay the same to rounding, an attack's step takes about 0.8 times as long, training is over.
+    """
+    for module in classifier.modules():
+        for convolution, norm in getattr(module, "foldable", ()):
+            fused = fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm))
+            setattr(module, convolution, fused.requires_grad_(False))
+            setattr(module, norm, nn.Identity())
+
+
+def _with_counters(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Add what some files leave out: batch norm's step counters, which only training reads."""
+    counters = {name: value for name, value in network.state_dict().items() if name.endswith("num_batches_tracked")}
+    return {**counters, **state}
+
+
+def classifier_identity(settings: ClassifierSettings, weights: Path) -> str:
+    """64 hex digits that name the function: architecture, mean, deviation, arguments and the weights' bytes.
+
+    Raises UserError if the file is missing.
+    """
+    if not weights.is_file():
+        fail(f"{weights}: no such classifier weights; run the classifier stage or set classifier.weights")
+    return digest(
+        {
+            "arch": settings.arch,
+            "mean": [float(value) for value in settings.mean],
+            "std": [float(value) for value in settings.std],
+            "timm_args": settings.timm_args,
+            "weights": sha256_file(weights),
+        }
+    )

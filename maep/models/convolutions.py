@@ -1,0 +1,59 @@
+"""Optional convolutions around the transformer: a stem before it, a refinement after it."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ConvStem(nn.Sequential):
+    """`depth` 3x3 convolutions with GELU: masked pixels [N, 3, H, W] to features [N, width, H, W]."""
+
+    def __init__(self, width: int, depth: int) -> None:
+        layers: list[nn.Module] = []
+        for i in range(depth):
+            layers += [nn.Conv2d(width if i else 3, width, 3, padding=1), nn.GELU()]
+        super().__init__(*layers)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """pixels: [N, 3, H, W]. Returns [N, width, H, W]."""
+        return super().forward(pixels.contiguous(memory_format=torch.channels_last))
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(relu(conv(x))), without normalisation; starts near the identity."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        for conv, gain in ((self.conv1, 1.0), (self.conv2, 0.1)):
+            nn.init.kaiming_normal_(conv.weight)
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+            conv.weight.data.mul_(gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [N, width, H, W]. Returns the same shape."""
+        return x + self.conv2(F.relu(self.conv1(x)))
+
+
+class Refinement(nn.Module):
+    """Residual convolutions that correct the decoder's prediction, given also the masked input.
+
+    width, depth: channels and residual blocks. scale: they work on pixels unshuffled by this factor.
+    Predicts 0 at first: its last convolution starts at zero.
+    """
+
+    def __init__(self, width: int, depth: int, scale: int) -> None:
+        super().__init__()
+        self.scale = scale
+        self.head = nn.Conv2d(6 * scale**2, width, 3, padding=1)
+        self.blocks = nn.Sequential(*[ResidualBlock(width) for _ in range(depth)])
+        self.tail = nn.Conv2d(width, 3 * scale**2, 3, padding=1)
+        nn.init.zeros_(self.tail.weight)
+        nn.init.zeros_(self.tail.bias)  # type: ignore[arg-type]
+
+    def forward(self, masked: Tensor, decoded: Tensor) -> Tensor:
+        """masked: [N, 3, H, W] in [-1, 1]; decoded: the same shape; `scale` divides H and W. Returns that shape."""
+        x = F.pixel_unshuffle(torch.cat([2 * masked, decoded], dim=1), self.scale)
+        x = self.tail(self.blocks(self.head(x.contiguous(memory_format=torch.channels_last))))
+        return F.pixel_shuffle(x, self.scale).to(decoded.dtype)

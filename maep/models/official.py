@@ -1,0 +1,89 @@
+"""Weights of MAE's official code (mae_vit_*) in the masked autoencoder, with the same function.
+
+MAE normalises pixels with ImageNet's mean and deviation, this library scales them to [-1, 1]; the difference
+is folded into the first and the last linear layer. The position tables of those files are fixed; they are
+checked against the formula and not loaded.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from maep.errors import fail
+from maep.models.masked_autoencoder import MaskedAutoencoder
+from maep.models.positions import sincos_positions
+from maep.models.weights import load_weights, read_weights
+from maep.progress import say
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+TABLES = ("pos_embed", "decoder_pos_embed")
+ADDED = ("stem.", "refine.")
+
+
+def is_official(state: Mapping[str, Tensor]) -> bool:
+    """Whether these are names of MAE's official code: only it stores its position table."""
+    return "pos_embed" in state
+
+
+def load_official(model: MaskedAutoencoder, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Load an official checkpoint, key for key.
+
+    An encoder-only file (as `mae_pretrain_vit_base.pth`) leaves the decoder as it is, and says so; residual
+    prediction leaves its last layer, since the file's predicts pixels. Raises UserError naming the keys that
+    do not fit, and for a position table that is not the sine-cosine one.
+    """
+    for name in TABLES:
+        if name in state:
+            _check_table(state[name], name, source)
+    weights = {name: tensor for name, tensor in state.items() if name not in TABLES}
+    weights = _folded(weights, model.patch)
+    kept = [name for name in model.state_dict() if name.startswith(ADDED)]
+    if not any(name.startswith("decoder") for name in weights):
+        kept += [name for name in model.state_dict() if name.startswith(("decoder", "mask_token"))]
+        say(f"{source}: holds an encoder only; the decoder starts untrained")
+    elif model.config.prediction == "residual":
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith("decoder_pred.")}
+        kept += ["decoder_pred.weight", "decoder_pred.bias"]
+        say(f"{source}: predicts pixels; with model.prediction=residual the last layer starts at zero")
+    load_weights(model, weights, source, ignore=kept)
+
+
+def _check_table(table: Tensor, name: str, source: str | Path) -> None:
+    side = round((table.shape[1] - 1) ** 0.5)
+    grid = sincos_positions(side, side, table.shape[2])
+    expected = torch.cat([torch.zeros(1, table.shape[2]), grid])[None]
+    if table.shape != expected.shape or not torch.allclose(table.float(), expected, atol=1e-4):
+        fail(f"{source}: {name} is not MAE's fixed sine-cosine table; only fixed positions can be loaded")
+
+
+def _folded(weights: dict[str, Tensor], patch: int) -> dict[str, Tensor]:
+    """The same function on pixels in [-1, 1]."""
+    folded, mean, std = dict(weights), torch.tensor(MEAN), torch.tensor(STD)
+    embed = weights.get("patch_embed.proj.weight")
+    if embed is not None and embed.ndim == 4 and embed.shape[1] == 3 and "patch_embed.proj.bias" in weights:
+        shift = (embed * ((0.5 - mean) / std)[:, None, None]).sum((1, 2, 3))
+        folded["patch_embed.proj.weight"] = embed / (2 * std)[:, None, None]
+        folded["patch_embed.proj.bias"] = weights["patch_embed.proj.bias"] + shift
+    pred = weights.get("decoder_pred.weight")
+    if pred is not None and len(pred) == 3 * patch**2 and "decoder_pred.bias" in weights:
+        scale, offset = (2 * std).repeat(patch**2), (2 * mean - 1).repeat(patch**2)
+        folded["decoder_pred.weight"] = pred * scale[:, None]
+        folded["decoder_pred.bias"] = weights["decoder_pred.bias"] * scale + offset
+    return folded
+
+
+def load_initial(model: MaskedAutoencoder, path: Path) -> None:
+    """Start `model` from a file (`model.init`): an official MAE checkpoint, or weights of this library.
+
+    path: a safetensors or torch file, or a directory with `model.safetensors` such as `purifier/`.
+    Raises UserError when it is missing or its weights do not fit.
+    """
+    path = path / "model.safetensors" if path.is_dir() else path
+    state = read_weights(path)
+    if is_official(state):
+        load_official(model, state, path)
+    else:
+        load_weights(model, state, path)

@@ -1,0 +1,65 @@
+"""Cutting images of any size into square tiles, and joining what was made of them."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def tile_count(length: int, size: int, overlap: int) -> int:
+    """Tiles of side `size` along an axis of `length` pixels, neighbours sharing `overlap` of them."""
+    return 1 + max(0, math.ceil((length - size) / (size - overlap)))
+
+
+def reflected(length: int, padded: int) -> Tensor:
+    """Indices [padded] that continue an axis of `length` pixels by mirroring at its ends, again and again."""
+    period = max(1, 2 * (length - 1))
+    place = torch.arange(padded) % period
+    return torch.minimum(place, period - place).clamp(max=length - 1)
+
+
+def blend_weights(count: int, size: int, overlap: int) -> Tensor:
+    """Weights [count, size] of each tile's pixels along an axis; they add up to 1 at every pixel.
+
+    Without overlap all are 1; with it they rise and fall as sine squares over the shared pixels.
+    """
+    ramp = torch.ones(size)
+    if overlap:
+        rise = torch.sin((torch.arange(overlap) + 0.5) * math.pi / (2 * overlap)).square()
+        ramp[:overlap] *= rise
+        ramp[size - overlap :] *= rise.flip(0)
+    starts = torch.arange(count)[:, None] * (size - overlap) + torch.arange(size)
+    total = torch.zeros(int(starts[-1, -1]) + 1).index_add(0, starts.flatten(), ramp.repeat(count))
+    return ramp / total[starts]
+
+
+class Tiling:
+    """A grid of tiles over images of one size.
+
+    height, width: of the images; size: side of a tile; overlap: pixels that neighbours share, below `size`.
+    Images are continued by reflection at the right and the bottom to whole tiles.
+    """
+
+    def __init__(self, height: int, width: int, size: int, overlap: int) -> None:
+        self.height, self.width, self.size, self.stride = height, width, size, size - overlap
+        self.rows, self.columns = tile_count(height, size, overlap), tile_count(width, size, overlap)
+        self.padded = tuple(size + (count - 1) * self.stride for count in (self.rows, self.columns))
+        vertical, horizontal = (blend_weights(count, size, overlap) for count in (self.rows, self.columns))
+        self.weights = vertical[:, None, :, None] * horizontal[None, :, None, :]
+
+    def cut(self, images: Tensor) -> Tensor:
+        """[N, C, H, W] to [N * rows * columns, C, size, size], an image's tiles together, row by row."""
+        images = images.index_select(2, reflected(self.height, self.padded[0]).to(images.device))
+        images = images.index_select(3, reflected(self.width, self.padded[1]).to(images.device))
+        tiles = images.unfold(2, self.size, self.stride).unfold(3, self.size, self.stride)
+        return tiles.permute(0, 2, 3, 1, 4, 5).reshape(-1, images.shape[1], self.size, self.size)
+
+    def join(self, tiles: Tensor) -> Tensor:
+        """The inverse of `cut`; where tiles overlap, their weighted mean."""
+        channels, area = tiles.shape[1], self.size**2
+        grid = tiles.reshape(-1, self.rows, self.columns, channels, self.size, self.size)
+        weights = self.weights.to(tiles.device, tiles.dtype)[:, :, None]
+        columns = (grid * weights).reshape(-1, self.rows * self.columns, channels * area).transpose(1, 2)
+        joined = F.fold(columns, self.padded, self.size, stride=self.stride)
+        return joined[:, :, : self.height, : self.width]

@@ -1,0 +1,221 @@
+"""`maep purify IN OUT run.dir=…`: purify an image, a folder of images, a shard or a shard set.
+
+OUT is of the same kind as IN, lossless, and appears only when it is whole. Images may be of any size.
+"""
+
+import argparse
+import io
+import os
+import shutil
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from maep.config import command_line
+from maep.data.archives import open_archive
+from maep.data.shards import ShardSet, ShardWriter, encode_image, seal_shard_set, to_float, to_uint8
+from maep.data.sources import IMAGE_SUFFIXES, Item, Source
+from maep.errors import UserError, fail
+from maep.files import MANIFEST, atomic_directory, atomic_file, remove_temporaries, temporary_name
+from maep.progress import progress_bar, say
+from maep.purifiers import Purifier, load_purifier
+from maep.settings import Settings
+from maep.training.distributed import device_type
+
+K = TypeVar("K")
+Advance = Callable[[], None]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb. Raises UserError for bad input, leaving nothing half-written."""
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("source", metavar="IN", nargs="?", help="image, folder, shard (.tar) or shard set")
+    options.add_argument("target", metavar="OUT", nargs="?", help="what to write; must not exist")
+    given, settings = command_line(__doc__ or "", arguments, options=options, default_cfg=_run_config(arguments))
+    if not given.source or not given.target:
+        fail("purify: give IN and OUT, such as: maep purify photo.png clean.png run.dir=runs/cifar10")
+    source, target = Path(given.source), Path(given.target)
+    work = plan(source, target)
+    remove_temporaries(target.parent)
+    work(_purifier(settings), source, target)
+    say(f"purify: {target}")
+    return 0
+
+
+def _run_config(arguments: Sequence[str]) -> str:
+    """The configuration that the run directory named in the arguments was made with, if it has one."""
+    named = [word.partition("=")[2] for word in arguments if word.startswith("run.dir=")]
+    path = Path(named[-1]) / "config.yaml" if named else None
+    return str(path) if path and path.is_file() else ""
+
+
+def _purifier(settings: Settings) -> Purifier:
+    if settings.compute.threads:
+        torch.set_num_threads(settings.compute.threads)
+    return load_purifier(settings.run.dir, device=device_type(settings.compute), settings=settings.purify)
+
+
+def plan(source: Path, target: Path) -> Callable[[Purifier, Path, Path], None]:
+    """The function that purifies this kind of source into `target`. Raises UserError if there is none."""
+    if not source.exists():
+        fail(f"{source}: no such file; give an image, a folder, a shard (.tar) or a shard set")
+    if target.exists():
+        fail(f"{target}: exists already; remove it or name another")
+    if source.is_dir():
+        return purify_shard_set if (source / MANIFEST).is_file() and any(source.glob("shard-*")) else purify_folder
+    kind, suffixes = (purify_tar, (".tar",)) if source.suffix == ".tar" else (purify_image, (".png", ".webp"))
+    if kind is purify_image and source.suffix.lower() not in IMAGE_SUFFIXES:
+        fail(f"{source}: not an image or a shard; expected {', '.join(IMAGE_SUFFIXES)} or .tar")
+    if target.suffix not in suffixes:
+        fail(f"{target}: the output is lossless; name it with {' or '.join(suffixes)}")
+    return kind
+
+
+def purify_stream(
+    purifier: Purifier, images: Iterable[tuple[K, np.ndarray | None]]
+) -> Iterator[tuple[K, np.ndarray | None]]:
+    """Purify images one batch of equal sizes after another; keeps their order.
+
+    images: (key, uint8 [H, W, 3]); an entry with None keeps its place between them. At most one batch is held.
+    """
+    held: list[tuple[K, np.ndarray | None]] = []
+    shape, count = None, 0
+    for key, image in images:
+        if image is not None:
+            if count and (image.shape != shape or count >= purifier.images_at_once(*image.shape[:2])):
+                yield from _purified(purifier, held)
+                held, count = [], 0
+            shape, count = image.shape, count + 1
+        held.append((key, image))
+    yield from _purified(purifier, held)
+
+
+def _purified(purifier: Purifier, held: list[tuple[K, np.ndarray | None]]) -> Iterator[tuple[K, np.ndarray | None]]:
+    images = [image for _, image in held if image is not None]
+    if not images:
+        yield from held
+        return
+    device = next(purifier.parameters()).device
+    batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(device)
+    with torch.inference_mode():
+        purified = iter(to_uint8(purifier.purify(to_float(batch))).permute(0, 2, 3, 1).cpu().numpy())
+    for key, image in held:
+        yield key, None if image is None else np.ascontiguousarray(next(purified))
+
+
+def purify_image(purifier: Purifier, source: Path, target: Path) -> None:
+    """One image file to a .png or lossless .webp."""
+    ((_, image),) = purify_stream(purifier, [(0, _read(source.parent, source.name))])
+    assert image is not None
+    with atomic_file(target) as temporary:
+        temporary.write_bytes(encode_image(image, target.suffix[1:]))
+
+
+def purify_folder(purifier: Purifier, source: Path, target: Path) -> None:
+    """All images below a folder, to the same names as .png, with a manifest."""
+    every = open_archive(source).files
+    names = [name for name in every if _is_image(name)]
+    if not names:
+        fail(f"{source}: holds no image ({', '.join(IMAGE_SUFFIXES)})")
+    outputs = {str(Path(name).with_suffix(".png")): name for name in names}
+    for name in names:
+        other = outputs[str(Path(name).with_suffix(".png"))]
+        if other != name:
+            fail(f"{source}: {name} and {other} would have the same output; rename one")
+    if len(names) < len(every):
+        say(f"purify: {len(every) - len(names)} files that are not images are left out")
+    images = ((name, _read(source, name)) for name in names)
+    with _progress(len(names)) as advance, atomic_directory(target, {"kind": "purified images"}) as directory:
+        for name, image in purify_stream(purifier, images):
+            assert image is not None
+            path = (directory / name).with_suffix(".png")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode_image(image, "png"))
+            advance()
+
+
+def purify_tar(purifier: Purifier, source: Path, target: Path) -> None:
+    """The images of a tar file to PNG members; all other members, and their order, stay as they are."""
+    try:
+        with tarfile.open(source) as tar:
+            names = [member.name for member in tar if member.isfile()]
+    except (tarfile.TarError, OSError) as error:
+        raise UserError(f"{source}: cannot be read as tar: {error}") from error
+    total = sum(map(_is_image, names))
+    if not total:
+        fail(f"{source}: holds no image ({', '.join(IMAGE_SUFFIXES)})")
+    members = ((name, _read(source, name) if _is_image(name) else None) for name in names)
+    with _progress(total) as advance, atomic_file(target) as temporary, tarfile.open(temporary, "w") as out:
+        for name, image in purify_stream(purifier, members):
+            if image is None:
+                _add(out, name, open_archive(source).read(os.path.normpath(name)))
+            else:
+                _add(out, str(Path(name).with_suffix(".png")), encode_image(image, "png"))
+                advance()
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def purify_shard_set(purifier: Purifier, source: Path, target: Path) -> None:
+    """A shard set to a shard set of the same keys, labels and layout, sealed."""
+    shards = ShardSet(source)
+    problems = shards.verify()
+    if problems:
+        fail(problems[0])
+    made = ("count", "encoding", "shards", "identity", "files")
+    facts = {name: value for name, value in shards.manifest.items() if name not in made}
+    facts |= {"kind": "purified", "purified_from": shards.identity}
+    with _progress(len(shards)) as advance, _working_directory(target) as directory:
+        for shard in shards.manifest["shards"]:
+            _purify_shard(purifier, shards, shard, directory, advance)
+        seal_shard_set(directory, facts, target)
+
+
+def _purify_shard(
+    purifier: Purifier, shards: ShardSet, shard: dict[str, Any], directory: Path, advance: Advance
+) -> None:
+    indices = range(shard["first"], shard["first"] + shard["count"])
+    images = ((index, shards.image(index)) for index in indices)
+    with ShardWriter(directory / shard["name"], shards.manifest["encoding"]) as writer:
+        for index, image in purify_stream(purifier, images):
+            assert image is not None
+            writer.write(index, image, shards.label(index))
+            advance()
+
+
+@contextmanager
+def _working_directory(target: Path) -> Iterator[Path]:
+    """A temporary directory beside `target`; what has not been renamed at the end is removed."""
+    temporary = temporary_name(target)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Advance]:
+    with progress_bar() as bar:
+        task = bar.add_task("purify", total=total, note="")
+        yield lambda: bar.advance(task)
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _read(root: Path, name: str) -> np.ndarray:
+    """An image below a folder or in a tar, as uint8 [H, W, 3]. Raises UserError, naming it, if it is corrupt."""
+    return np.asarray(Source(root, "files", ()).image(Item(os.path.normpath(name), 0)))

@@ -1,0 +1,221 @@
+"""Every setting of the system: name, type, default, unit, range and one line of help.
+
+`maep.config` merges YAML and the command line onto these classes; nothing else defines a setting.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    unit: str = "",
+    choices: tuple[Any, ...] = (),
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+) -> Any:
+    """A dataclass field with its documentation and range (low <= value <= high, value > above)."""
+    metadata = {"help": help, "unit": unit, "choices": choices, "low": low, "high": high, "above": above}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class RunSettings:
+    name: str = setting("default", "name of the run")
+    dir: str = setting("runs/${run.name}", "run directory", unit="path")
+    cache: str = setting("runs/cache", "where artefacts shared between runs live", unit="path")
+    seed: int = setting(0, "seed of order, masks, augmentation, attacks and initialisation", low=0)
+
+
+@dataclass
+class DataSettings:
+    name: str = setting("digits", "data set name, used in reports")
+    root: str | None = setting(
+        None, "images: directory, .zip or .tar; the embedded digits if data.format=digits", unit="path"
+    )
+    format: str = setting(
+        "auto",
+        "layout of data.root",
+        choices=("auto", "digits", "folders", "labels", "cifar10", "cifar100", "imagenet"),
+    )
+    image_size: int = setting(32, "height and width of the stored images", unit="pixels", low=8)
+    resize: int | None = setting(None, "shorter side before the centre crop; unset: image_size", unit="pixels", low=8)
+    train_limit: int | None = setting(
+        None, "training images taken, balanced over classes; unset: all", unit="images", low=1
+    )
+    test_limit: int | None = setting(None, "test images taken, balanced over classes; unset: all", unit="images", low=1)
+    test_fraction: float = setting(
+        0.2, "share of each class held out where the source has no test split; 1.0: all", low=0.0, high=1.0
+    )
+    shard_images: int = setting(1000, "images a shard, at most", unit="images", low=1)
+    encoding: str = setting("png", "lossless encoding of stored images", choices=("png", "webp"))
+    on_error: str = setting("raise", "what a corrupt image does", choices=("raise", "skip"))
+    workers: int = setting(2, "processes that decode, encode and load", unit="processes", low=0)
+    shards: str | None = setting(None, "existing clean shards to use instead of building them", unit="path")
+
+
+@dataclass
+class ClassifierSettings:
+    arch: str = setting(
+        "cifar_resnet20", "cifar_resnet20…56, cifar_resnet32w, wrn28_1, wrn28_10, …, or any timm model name"
+    )
+    weights: str | None = setting(
+        None, "safetensors or torch file; unset: the classifier stage trains one", unit="path"
+    )
+    mean: list[float] = setting([0.4914, 0.4822, 0.4465], "channel means of its input", unit="[0,1] pixels")
+    std: list[float] = setting([0.2471, 0.2435, 0.2616], "channel deviations of its input", unit="[0,1] pixels")
+    timm_args: dict[str, Any] = field(default_factory=dict, metadata={"help": "further arguments of timm.create_model"})
+    epochs: int = setting(200, "training length", unit="epochs", low=1)
+    batch_size: int = setting(128, "images a step", unit="images", low=1)
+    lr: float = setting(0.1, "peak learning rate of SGD", above=0.0)
+    warmup: float = setting(0.0, "share of the training that warms up", low=0.0, high=1.0)
+    momentum: float = setting(0.9, "Nesterov momentum", low=0.0, high=1.0)
+    weight_decay: float = setting(5e-4, "weight decay", low=0.0)
+    flip: bool = setting(True, "mirror images at random")
+    crop_padding: int = setting(4, "padding of the random crop", unit="pixels", low=0)
+    save_every: int = setting(1, "epochs between checkpoints of its training", unit="epochs", low=1)
+
+
+@dataclass
+class AttackSettings:
+    method: str = setting("pgd", "attack of the training pairs", choices=("fgsm", "bim", "pgd"))
+    norm: str = setting("Linf", "norm of the budget", choices=("Linf", "L2"))
+    eps: float = setting(8 / 255, "budget; a fraction such as 8/255 may be written", unit="[0,1] pixels", low=0.0)
+    step: float = setting(2 / 255, "step size", unit="[0,1] pixels", above=0.0)
+    steps: int = setting(10, "iterations", low=1)
+    random_start: bool = setting(True, "start at a random point of the ball (pgd)")
+    targeted: bool = setting(False, "attack towards a random other class")
+    batch_size: int = setting(250, "images a batch; part of the attack's identity", unit="images", low=1)
+    online: bool = setting(False, "the trainer attacks each batch itself; no adversarial shards")
+    shards: str | None = setting(None, "existing adversarial shards to use instead of making them", unit="path")
+
+
+@dataclass
+class ModelSettings:
+    image_size: int = setting(32, "side of the images or tiles it is trained on", unit="pixels", low=1)
+    patch_size: int = setting(2, "side of a patch, p", unit="pixels", choices=(1, 2, 4, 8, 16))
+    encoder_width: int = setting(192, "encoder width", low=4)
+    encoder_depth: int = setting(12, "encoder blocks", low=1)
+    encoder_heads: int = setting(3, "encoder attention heads", low=1)
+    decoder_width: int = setting(192, "decoder width", low=4)
+    decoder_depth: int = setting(4, "decoder blocks", low=0)
+    decoder_heads: int = setting(3, "decoder attention heads", low=1)
+    mlp_ratio: float = setting(4.0, "hidden width of a block's MLP over its width", above=0.0)
+    class_token: bool = setting(True, "carry MAE's class token through encoder and decoder")
+    prediction: str = setting(
+        "pixels",
+        "what the decoder predicts: pixels, or the residual to the visible input",
+        choices=("pixels", "residual"),
+    )
+    stem_width: int = setting(0, "channels of a convolutional stem on the masked pixels; 0: none", low=0)
+    stem_depth: int = setting(0, "3x3 convolutions in the stem", low=0)
+    refine_width: int = setting(0, "channels of residual convolutions after the decoder; 0: none", low=0)
+    refine_depth: int = setting(0, "residual blocks after the decoder", low=0)
+    refine_scale: int = setting(1, "those blocks work on pixels unshuffled by this factor", choices=(1, 2, 4))
+    residual_scale: float = setting(
+        8 / 255, "unit of predicted residuals and refinements; a fraction may be written", unit="[0,1] pixels",
+        above=0.0,
+    )
+    init: str | None = setting(
+        None, "weights to start from: an official MAE checkpoint, or a purifier of ours", unit="path"
+    )
+
+
+@dataclass
+class ObjectiveSettings:
+    name: str = setting("maep", "training objective (Eq. 11-12)", choices=("maep",))
+    rec_weight: float = setting(1.0, "lambda, weight of the hidden patches' term", low=0.0)
+    target: str = setting("clean", "what hidden patches are compared with", choices=("clean", "adversarial"))
+    distance: str = setting("l1", "distance of patches", choices=("l1", "mse"))
+
+
+@dataclass
+class TrainSettings:
+    mask_ratio: float = setting(0.5, "share of patches hidden, r", low=0.0, high=0.95)
+    mask_until: float = setting(1.0, "share of the training after which r becomes 0", low=0.0, high=1.0)
+    epochs: float = setting(100.0, "training length", unit="epochs", above=0.0)
+    steps: int | None = setting(None, "training length instead of epochs", unit="steps", low=1)
+    batch_size: int = setting(256, "global batch over all processes", unit="images", low=1)
+    accumulation: int = setting(1, "micro-batches a step", low=1)
+    lr: float = setting(1e-3, "peak learning rate of AdamW", above=0.0)
+    min_lr: float = setting(0.0, "learning rate at the end", low=0.0)
+    warmup: float = setting(0.05, "share of the training that warms up", low=0.0, high=1.0)
+    beta1: float = setting(0.9, "AdamW beta 1", low=0.0, high=1.0)
+    beta2: float = setting(0.95, "AdamW beta 2", low=0.0, high=1.0)
+    weight_decay: float = setting(0.05, "AdamW weight decay (biases and norms have none)", low=0.0)
+    clip: float = setting(1.0, "gradient norm clip; 0: none", low=0.0)
+    ema: float = setting(0.999, "decay of the averaged weights that become the purifier; 0: none", low=0.0, high=1.0)
+    flip: bool = setting(True, "mirror pairs at random")
+    clean_share: float = setting(0.0, "share of samples whose input is the clean image itself", low=0.0, high=1.0)
+    log_every: int = setting(10, "steps between lines of metrics.jsonl", unit="steps", low=1)
+    save_every: int = setting(200, "steps between checkpoints", unit="steps", low=1)
+    keep_last: int = setting(3, "checkpoints kept", low=2)
+
+
+@dataclass
+class FinetuneSettings(TrainSettings):
+    method: str = setting("lora", "lora on the decoder, full, or none", choices=("lora", "full", "none"))
+    rank: int = setting(8, "LoRA rank", low=1)
+    alpha: int = setting(16, "LoRA alpha", low=1)
+    mask_ratio: float = setting(0.0, "share of patches hidden, r (Sec. 4.4: 0)", low=0.0, high=0.95)
+    epochs: float = setting(5.0, "training length", unit="epochs", above=0.0)
+    clean_shards: str | None = setting(None, "clean shards of another data set to finetune on", unit="path")
+    adversarial_shards: str | None = setting(None, "adversarial shards beside finetune.clean_shards", unit="path")
+
+
+@dataclass
+class ComputeSettings:
+    device: str = setting("auto", "where to compute", choices=("auto", "cpu", "cuda"))
+    precision: str = setting("fp32", "arithmetic of training", choices=("fp32", "bf16", "fp16"))
+    compile: bool = setting(False, "torch.compile the training step and the evaluation forward")
+    threads: int = setting(0, "CPU threads a process; 0: torch's choice", low=0)
+    zero_stage: int | None = setting(None, "DeepSpeed ZeRO stage; unset: no DeepSpeed", choices=(None, 0, 1, 2, 3))
+
+
+@dataclass
+class PurifySettings:
+    batch_tiles: int = setting(256, "tiles a forward pass; bounds the memory", unit="tiles", low=1)
+    overlap: int = setting(0, "overlap of neighbouring tiles, blended", unit="pixels", low=0)
+    passes: int = setting(1, "times the purifier is applied to its own output (the paper: 1)", low=1)
+
+
+@dataclass
+class EvaluationSettings:
+    images: int = setting(1000, "test images, the first of the balanced order", unit="images", low=1)
+    adaptive_images: int = setting(64, "images of the adaptive attacks", unit="images", low=0)
+    chunk_images: int = setting(250, "images a chunk: the unit of work and of resume", unit="images", low=1)
+    batch_size: int = setting(250, "images an attack batch; part of the attack's identity", unit="images", low=1)
+    attacks: list[str] = setting(
+        ["fgsm", "pgd-20", "autoattack-standard"], "attacks: fgsm, bim-K, pgd-K, autoattack-standard"
+    )
+    norm: str = setting("Linf", "norm of the budget", choices=("Linf", "L2"))
+    eps: list[float] = setting([8 / 255], "budgets; fractions may be written", unit="[0,1] pixels", low=0.0)
+    threat_models: list[str] = setting(
+        ["oblivious", "adaptive"], "what the attacker knows", choices=("oblivious", "adaptive")
+    )
+    purifiers: str = setting(
+        "both", "which of the run's purifiers to judge", choices=("both", "pretrained", "finetuned")
+    )
+    figure_images: int = setting(8, "images in the report's figure", unit="images", low=1)
+
+
+@dataclass
+class Settings:
+    """The whole configuration, one section a concern."""
+
+    run: RunSettings = field(default_factory=RunSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
+    attack: AttackSettings = field(default_factory=AttackSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
+    pretrain: TrainSettings = field(default_factory=TrainSettings)
+    finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
+    compute: ComputeSettings = field(default_factory=ComputeSettings)
+    purify: PurifySettings = field(default_factory=PurifySettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)

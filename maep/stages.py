@@ -1,0 +1,254 @@
+"""The pipeline: which stages there are, what each depends on, and when one has to run again.
+
+A stage is identified by the settings it reads and by the identities of what the stages before it made. Its record
+`run.dir/stages/NAME.json` says for which identity it ran and whether it finished. The same identity is not run
+again; another one moves the old outputs in the run directory aside, says which setting changed, and runs.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from maep.config import LEAVES, to_yaml
+from maep.data.adversarial import adversarial_path, make_adversarial_shards
+from maep.data.build import build_shards, clean_shards_path
+from maep.data.shards import ShardSet
+from maep.errors import fail
+from maep.evaluation.report import build_report, write_environment
+from maep.evaluation.stage import evaluate_run
+from maep.files import atomic_file, digest, read_json, run_lock, sha256_file, write_json
+from maep.models.classifiers import classifier_identity
+from maep.progress import say
+from maep.settings import Settings
+from maep.training.classifier import classifier_weights, train_classifier
+
+Launcher = Callable[[str, Settings], None]
+HOW_NOT_WHAT = (".workers", ".log_every", ".save_every", ".keep_last", ".device", ".threads", ".on_error")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the pipeline.
+
+    reads: sections or keys of the settings that determine its result. needs: stages before it.
+    outputs: what it leaves in run.dir. run: does the work, or what is left of it. identity: of its result.
+    """
+
+    name: str
+    reads: tuple[str, ...]
+    needs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    run: Callable[[Settings, Launcher], None]
+    identity: Callable[[Settings], str]
+
+
+def _shards(settings: Settings, _launch: Launcher) -> None:
+    build_shards(settings)
+
+
+def _shards_identity(settings: Settings) -> str:
+    root = clean_shards_path(settings)
+    return digest([ShardSet(p).identity for p in (root / "train", root / "test") if p.is_dir()])
+
+
+def _classifier(settings: Settings, _launch: Launcher) -> None:
+    if not settings.classifier.weights:
+        root = clean_shards_path(settings)
+        train_classifier(settings, ShardSet(root / "train"), ShardSet(root / "test"))
+
+
+def _classifier_identity(settings: Settings) -> str:
+    return classifier_identity(settings.classifier, classifier_weights(settings))
+
+
+def _attack(settings: Settings, _launch: Launcher) -> None:
+    if settings.attack.online:
+        say("attack: the trainer makes the adversarial images itself (attack.online)")
+    else:
+        make_adversarial_shards(settings)
+
+
+def _attack_identity(settings: Settings) -> str:
+    if settings.attack.online:
+        return "online"
+    clean = ShardSet(clean_shards_path(settings) / "train")
+    return ShardSet(adversarial_path(settings, clean, _classifier_identity(settings))).identity
+
+
+def _pretrain(settings: Settings, launch: Launcher) -> None:
+    launch("pretrain", settings)
+
+
+def _finetune(settings: Settings, launch: Launcher) -> None:
+    if settings.finetune.method == "none":
+        say("finetune: none (finetune.method)")
+    else:
+        launch("finetune", settings)
+
+
+def _weights_identity(*names: str) -> Callable[[Settings], str]:
+    def identity(settings: Settings) -> str:
+        paths = [Path(settings.run.dir) / name for name in names]
+        return digest([sha256_file(path) for path in paths if path.is_file()])
+
+    return identity
+
+
+def _evaluate(settings: Settings, _launch: Launcher) -> None:
+    evaluate_run(settings)
+
+
+def _records_identity(settings: Settings) -> str:
+    records = sorted((Path(settings.run.dir) / "evaluation").rglob("*.json"))
+    return digest([sha256_file(path) for path in records])
+
+
+def _report(settings: Settings, _launch: Launcher) -> None:
+    build_report(settings, Path(settings.run.dir))
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("shards", ("data",), (), (), _shards, _shards_identity),
+        Stage(
+            "classifier", ("classifier", "run.seed", "compute.precision"), ("shards",), (),
+            _classifier, _classifier_identity,
+        ),
+        Stage("attack", ("attack", "run.seed"), ("shards", "classifier"), (), _attack, _attack_identity),
+        Stage(
+            "pretrain", ("model", "objective", "pretrain", "compute", "run.seed"), ("shards", "attack"),
+            ("checkpoints", "metrics.jsonl", "tensorboard/pretrain", "purifier"),
+            _pretrain, _weights_identity("purifier/model.safetensors"),
+        ),
+        Stage(
+            "finetune", ("finetune", "objective", "compute", "run.seed"), ("pretrain",),
+            ("checkpoints-finetune", "metrics-finetune.jsonl", "tensorboard/finetune", "adapter", "finetuned"),
+            _finetune, _weights_identity("adapter/adapter_model.safetensors", "finetuned/model.safetensors"),
+        ),
+        Stage(
+            "evaluate", ("evaluation", "purify", "run.seed"), ("shards", "classifier", "pretrain", "finetune"),
+            ("evaluation",), _evaluate, _records_identity,
+        ),
+        Stage("report", ("run.name", "evaluation.figure_images"), ("evaluate",), (), _report, _records_identity),
+    )
+}  # fmt: skip
+
+
+def _value(settings: Settings, key: str) -> Any:
+    value: Any = settings
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def settings_read(stage: Stage, settings: Settings) -> dict[str, Any]:
+    """`{key: value}` of the settings that determine the stage's result."""
+    keys = [key for key in LEAVES if key in stage.reads or key.split(".")[0] in stage.reads]
+    return {key: _value(settings, key) for key in keys if not key.endswith(HOW_NOT_WHAT)}
+
+
+def _record_path(settings: Settings, name: str) -> Path:
+    return Path(settings.run.dir) / "stages" / f"{name}.json"
+
+
+def _record(settings: Settings, name: str) -> dict[str, Any]:
+    path = _record_path(settings, name)
+    return read_json(path) if path.is_file() else {}
+
+
+def _wanted(stage: Stage, settings: Settings) -> dict[str, Any]:
+    """What the stage would run for now: its settings and the identities of its inputs."""
+    inputs = {name: _record(settings, name).get("identity", "") for name in stage.needs}
+    return {"settings": settings_read(stage, settings), "inputs": inputs}
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between a stage's record and what it would run for now, in words."""
+    old, new = before["settings"], now["settings"]
+    told = [f"{key} changed from {old.get(key)} to {value}" for key, value in new.items() if old.get(key) != value]
+    told += [f"{key} is no longer a setting" for key in old if key not in new]
+    return told + [
+        f"{name} made something else" for name, i in now["inputs"].items() if before["inputs"].get(name) != i
+    ]
+
+
+def _is_whole(stage: Stage, settings: Settings, identity: str) -> bool:
+    """Whether the stage's result is still there, and still the one recorded."""
+    try:
+        return stage.identity(settings) == identity
+    except Exception as error:
+        say(f"{stage.name}: its result cannot be read ({error})")
+        return False
+
+
+def _set_aside(stage: Stage, settings: Settings, record: dict[str, Any]) -> None:
+    """Move outputs of another identity to run.dir/superseded/, so that nothing is lost."""
+    directory = Path(settings.run.dir)
+    place = directory / "superseded" / f"{stage.name}-{digest([record['settings'], record['inputs']])[:8]}"
+    for name in stage.outputs:
+        if (directory / name).exists():
+            target = place / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not target.exists():
+                (directory / name).rename(target)
+                say(f"{stage.name}: {name} moved to {target}")
+
+
+def run_stage(stage: Stage, settings: Settings, launch: Launcher) -> None:
+    """Run a stage unless it is finished for these settings and inputs; says what it does and why."""
+    record, wanted = _record(settings, stage.name), _wanted(stage, settings)
+    told = changes(record, wanted) if record else []
+    if record.get("finished") and not told:
+        if _is_whole(stage, settings, record["identity"]):
+            say(f"{stage.name}: finished before ({record['seconds']:.0f} s)")
+            return
+        told = ["its result is missing or altered"]
+    reason = f" again: {'; '.join(told[:4])}" if told else " on, from where it was stopped" if record else ""
+    say(f"{stage.name}: runs{reason}")
+    if record and changes(record, wanted):
+        _set_aside(stage, settings, record)
+        record = {}
+    started = time.time()
+    spent = record.get("seconds", 0.0)
+    path = _record_path(settings, stage.name)
+    write_json(path, {**wanted, "finished": False, "identity": "", "seconds": spent})
+    try:
+        stage.run(settings, launch)
+    finally:
+        seconds = spent + time.time() - started
+        write_json(path, {**wanted, "finished": False, "identity": "", "seconds": seconds})
+    write_json(path, {**wanted, "finished": True, "identity": stage.identity(settings), "seconds": seconds})
+    say(f"{stage.name}: finished ({seconds:.0f} s)")
+
+
+def _require_finished(name: str, settings: Settings) -> None:
+    for needed in STAGES[name].needs:
+        _require_finished(needed, settings)
+        record = _record(settings, needed)
+        told = changes(record, _wanted(STAGES[needed], settings)) if record else ["it has not run"]
+        if told or not record["finished"]:
+            why = "; ".join(told[:2]) or "it was stopped"
+            fail(f"stage={name}: needs stage {needed}, not finished ({why}); run stage={needed} or stage=all")
+
+
+def run_pipeline(settings: Settings, wanted: str, launch: Launcher) -> None:
+    """Run one stage, or all in order, in a run directory that is locked meanwhile.
+
+    launch: runs the function of a training stage on the processes asked for.
+    Raises UserError for an unknown stage, a stage whose needs are not finished, or a run directory in use.
+    """
+    if wanted != "all" and wanted not in STAGES:
+        fail(f"stage={wanted}: choose one of {', '.join([*STAGES, 'all'])}")
+    directory = Path(settings.run.dir)
+    with run_lock(directory):
+        if wanted != "all":
+            _require_finished(wanted, settings)
+        with atomic_file(directory / "config.yaml") as temporary:
+            temporary.write_text(to_yaml(settings))
+        write_environment(directory, sys.argv)
+        for name in STAGES if wanted == "all" else [wanted]:
+            run_stage(STAGES[name], settings, launch)

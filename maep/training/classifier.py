@@ -1,0 +1,336 @@
+"""The classifier stage: SGD on the clean shards, resumable anywhere, bit for bit on a CPU.
+
+    run.cache/classifiers/ARCH-IDENTITY/            model.safetensors, manifest.json with the clean accuracy
+    run.cache/classifiers/ARCH-IDENTITY.training/   step-000123/ checkpoints while it is under way
+
+Order, crops and flips are keyed by (seed, epoch, sample index), so the step is the only state of the data.
+"""
+
+import math
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from maep.data.build import clean_shards_path
+from maep.data.order import batch_at
+from maep.data.pairs import ignore_signals
+from maep.data.shards import ShardSet, to_float
+from maep.errors import fail
+from maep.files import MANIFEST, atomic_directory, digest, one_at_a_time, problem_with, read_json
+from maep.keyed import keyed_rng
+from maep.models.classifiers import Normalized, build_classifier
+from maep.progress import progress_bar, say
+from maep.settings import ClassifierSettings, Settings
+from maep.training.checkpoint import checkpoint_path, newest_whole, prune
+from maep.training.distributed import DTYPES, device_type
+from maep.training.loop import NonFiniteLoss
+from maep.training.signals import StopFlag, Stopped
+
+WEIGHTS = "model.safetensors"
+STATE = "state.safetensors"
+IN_MEMORY = 8 * 2**30
+NOT_IDENTITY = ("weights", "save_every")
+KEPT = 2
+TEST_BATCH = 250
+
+
+def classifier_directory(settings: Settings, train: ShardSet) -> Path:
+    """Where the classifier trained with these settings on these images is or will be."""
+    chosen = {key: value for key, value in asdict(settings.classifier).items() if key not in NOT_IDENTITY}
+    facts = [chosen, settings.run.seed, settings.compute.precision, train.identity]
+    return Path(settings.run.cache) / "classifiers" / f"{settings.classifier.arch}-{digest(facts)[:8]}"
+
+
+def classifier_weights(settings: Settings) -> Path:
+    """The weights file of the configured classifier: the one given, or the one that the stage trains.
+
+    Raises UserError if the given file or the clean shards, whose images name the trained one, are missing.
+    """
+    if settings.classifier.weights:
+        path = Path(settings.classifier.weights)
+        if not path.is_file():
+            fail(f"classifier.weights={path}: no such file; unset it to train a classifier")
+        return path
+    shards = clean_shards_path(settings) / "train"
+    if not (shards / MANIFEST).is_file():
+        fail(f"{shards}: no clean training shards; run shards/build.py (or stage=shards) with the same settings first")
+    return classifier_directory(settings, ShardSet(shards)) / WEIGHTS
+
+
+def train_classifier(settings: Settings, train: ShardSet, test: ShardSet) -> Path:
+    """Train the configured classifier, or what is left of its training; returns its weights file.
+
+    SGD with Nesterov momentum, a cosine schedule, random crops and flips; on an accelerator in the configured
+    precision. Killed anywhere and started again, it ends with the same weights. The accuracy on `test` goes into
+    the manifest. Raises UserError for a damaged shard or an unwritable directory, Stopped after a signal,
+    NonFiniteLoss, with everything up to then saved.
+    """
+    final = classifier_directory(settings, train)
+    training = final.with_name(final.name + ".training")
+    with one_at_a_time(training):
+        if not (final / MANIFEST).is_file() or problem_with(final):
+            for problem in [*train.verify(), *test.verify()]:
+                fail(problem)
+            run = _Training(settings, train, training)
+            run.train()
+            run.finish(final, test)
+        shutil.rmtree(training, ignore_errors=True)
+    facts = read_json(final / MANIFEST)
+    accuracy = facts["clean_accuracy"]
+    told = "no test images" if accuracy is None else f"{accuracy:.2f} % of {facts['test_images']} test images right"
+    say(f"classifier: {settings.classifier.arch}, {told}, {final}")
+    return final / WEIGHTS
+
+
+# --- data ---
+
+
+class _Images(Protocol):
+    """Where batches come from: uint8 [N, 3, H, W] and labels [N] by sample index."""
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]: ...
+
+
+class _InMemory:
+    """All images of a set, decoded once, on the device."""
+
+    def __init__(self, shards: ShardSet, device: torch.device) -> None:
+        images, labels = shards.batch(range(len(shards)))
+        self.images, self.labels = images.to(device), labels.to(device)
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """As `ShardSet.batch`."""
+        chosen = torch.as_tensor(indices, device=self.images.device)
+        return self.images[chosen], self.labels[chosen]
+
+
+class _Batches(Dataset):
+    """A batch of a shard set by the list of its sample indices."""
+
+    def __init__(self, images: _Images) -> None:
+        self.images = images
+
+    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        return self.images.batch(indices)
+
+
+@lru_cache(maxsize=2)
+def _draws(seed: int, epoch: int, count: int) -> np.ndarray:
+    """Three numbers in [0, 1) for every sample of an epoch: row, column, flip; float32 [count, 3]."""
+    return keyed_rng("classifier-augment", seed, epoch).random((count, 3), dtype=np.float32)
+
+
+def augment(images: Tensor, draws: Tensor, *, padding: int, flip: bool) -> Tensor:
+    """Random crops of images padded with black, mirrored at random where `flip`.
+
+    images: [N, 3, H, W], any type; draws: [N, 3] in [0, 1), which say where to crop and whether to mirror.
+    padding: pixels on each side. Returns the same shape and type, in channels-last layout.
+    """
+    count, _, height, width = images.shape
+    offsets = (draws[:, :2] * (2 * padding + 1)).long()
+    rows = offsets[:, :1] + torch.arange(height, device=images.device)
+    columns = offsets[:, 1:] + torch.arange(width, device=images.device)
+    if flip:
+        columns = torch.where(draws[:, 2:] < 0.5, columns.flip(1), columns)
+    samples = torch.arange(count, device=images.device)[:, None, None]
+    padded = F.pad(images, (padding,) * 4)
+    return padded[samples, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def cosine(step: int, steps: int, settings: ClassifierSettings) -> float:
+    """Learning rate of a 0-based step: a linear warm-up, then a cosine from `lr` to 0."""
+    warmup = round(settings.warmup * steps)
+    if step < warmup:
+        return settings.lr * (step + 1) / warmup
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+# --- training ---
+
+
+class _Training:
+    """One training: its network, optimizer and step, saved and restored as a whole."""
+
+    def __init__(self, settings: Settings, train: ShardSet, directory: Path) -> None:
+        self.settings, self.classifier, self.train_set = settings, settings.classifier, train
+        self.directory = directory
+        self.device = torch.device(device_type(settings.compute))
+        if settings.compute.precision == "fp16" and self.device.type == "cpu":
+            fail("compute.precision=fp16: needs a CUDA device; choose bf16 or fp32")
+        if settings.compute.threads:
+            torch.set_num_threads(settings.compute.threads)
+        self.count, self.batch_size = len(train), self.classifier.batch_size
+        self.steps = math.ceil(self.classifier.epochs * self.count / self.batch_size)
+        self.network = self._untrained()
+        self.optimizer = self._sgd()
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.compute.precision == "fp16")
+        self.step = self._restore()
+
+    def _untrained(self) -> Normalized:
+        with torch.random.fork_rng():
+            torch.manual_seed(self.settings.run.seed)
+            network = build_classifier(self.classifier, len(self.train_set.classes))
+        network = network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.settings.compute.compile:
+            network.compile()
+        return network
+
+    def _sgd(self) -> torch.optim.SGD:
+        chosen = self.classifier
+        return torch.optim.SGD(
+            self.network.parameters(), lr=chosen.lr, momentum=chosen.momentum,
+            weight_decay=chosen.weight_decay, nesterov=chosen.momentum > 0,
+        )  # fmt: skip
+
+    def train(self) -> None:
+        """All steps that are left. Raises Stopped between two of them after a signal, with a checkpoint saved."""
+        batches = self._batches()
+        self.network.train()
+        with torch.random.fork_rng(), StopFlag() as stop, progress_bar() as bar:
+            row = bar.add_task("classifier", total=self.steps, completed=self.step, note="")
+            started, first = time.perf_counter(), self.step
+            while self.step < self.steps:
+                loss = self._one_step(*next(batches))
+                rate = (self.step - first) * self.batch_size / (time.perf_counter() - started)
+                bar.update(row, completed=self.step, note=f"loss {loss:.3f} · {rate:.0f} images/s")
+                if self._is_save_due() or (stop.signum and self.step < self.steps):
+                    self._save()
+                if stop.signum and self.step < self.steps:
+                    raise Stopped(stop.signum, self.step)
+
+    def _pairs(self, step: int) -> list[tuple[int, int]]:
+        """(epoch, sample index) of a step's samples."""
+        return batch_at(step * self.batch_size, self.batch_size, self.count, self.settings.run.seed)
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (uint8) and labels of the steps that are left, in memory where they fit, else read by workers."""
+        size = self.train_set.manifest["image_size"]
+        plan = [[index for _, index in self._pairs(step)] for step in range(self.step, self.steps)]
+        if self.count * 3 * size * size <= IN_MEMORY:
+            images = _InMemory(self.train_set, self.device)
+            return (images.batch(indices) for indices in plan)
+        workers = self.settings.data.workers
+        context = "forkserver" if workers else None
+        loader = DataLoader(
+            _Batches(self.train_set), sampler=plan, batch_size=None, num_workers=workers,
+            multiprocessing_context=context, worker_init_fn=ignore_signals,
+        )  # fmt: skip
+        return iter(loader)
+
+    def _one_step(self, images: Tensor, labels: Tensor) -> float:
+        """Augment, forward, backward, update; returns the loss."""
+        pairs = self._pairs(self.step)
+        seed = self.settings.run.seed
+        # Architectures with dropout draw from torch's generator; this makes the draw a function of the step.
+        torch.manual_seed(int(keyed_rng("classifier-step", seed, self.step).integers(2**62)))
+        draws = torch.from_numpy(np.stack([_draws(seed, epoch, self.count)[index] for epoch, index in pairs]))
+        images, draws = images.to(self.device), draws.to(self.device)
+        padding, flip = self.classifier.crop_padding, self.classifier.flip
+        inputs = to_float(augment(images, draws, padding=padding, flip=flip))
+        for group in self.optimizer.param_groups:
+            group["lr"] = cosine(self.step, self.steps, self.classifier)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            loss = F.cross_entropy(self.network(inputs), labels.to(self.device))
+        if not math.isfinite(value := loss.item()):
+            self._stop_on(value, pairs)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.step += 1
+        return value
+
+    def _autocast(self) -> torch.autocast:
+        precision = self.settings.compute.precision
+        return torch.autocast(self.device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
+
+    def _stop_on(self, loss: float, pairs: list[tuple[int, int]]) -> None:
+        named = ", ".join(f"{index:09d} (epoch {epoch})" for epoch, index in pairs[:8])
+        last = newest_whole(self.directory) or "none"
+        raise NonFiniteLoss(
+            f"classifier: the loss is {loss} at step {self.step}; samples {named}, …; last good checkpoint: {last}; "
+            f"a lower classifier.lr may help"
+        )
+
+    # checkpoints
+
+    def _is_save_due(self) -> bool:
+        """Whether the step just done completed another `save_every` epochs."""
+        period = self.classifier.save_every * self.count
+        done = self.step * self.batch_size
+        return self.step < self.steps and done // period > (done - self.batch_size) // period
+
+    def _momentum(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((f"momentum/{name}", parameter) for name, parameter in self.network.network.named_parameters())
+
+    def _save(self) -> None:
+        tensors = {f"model/{name}": value for name, value in self.network.network.state_dict().items()}
+        for name, parameter in self._momentum():
+            buffer = self.optimizer.state[parameter].get("momentum_buffer")
+            if buffer is not None:
+                tensors[name] = buffer
+        facts = {"step": self.step, "scaler": self.scaler.state_dict()}
+        with atomic_directory(checkpoint_path(self.directory, self.step), facts) as temporary:
+            save_file(_plain(tensors), temporary / STATE)
+        prune(self.directory, KEPT)
+
+    def _restore(self) -> int:
+        """Put back the newest whole checkpoint; returns its step, 0 without one."""
+        found = newest_whole(self.directory)
+        if found is None:
+            return 0
+        tensors = load_file(found / STATE)
+        model = {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
+        self.network.network.load_state_dict(model)
+        for name, parameter in self._momentum():
+            if name in tensors:
+                self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(tensors[name])
+        facts: dict[str, Any] = read_json(found / MANIFEST)
+        if facts["scaler"]:
+            self.scaler.load_state_dict(facts["scaler"])
+        say(f"classifier: goes on after step {facts['step']} of {self.steps}")
+        return int(facts["step"])
+
+    def finish(self, final: Path, test: ShardSet) -> None:
+        """Measure the clean accuracy and commit the weights."""
+        facts = {
+            "kind": "classifier",
+            "settings": asdict(self.classifier),
+            "seed": self.settings.run.seed,
+            "precision": self.settings.compute.precision,
+            "classes": self.train_set.classes,
+            "train_identity": self.train_set.identity,
+            "test_identity": test.identity,
+            "test_images": len(test),
+            "clean_accuracy": accuracy(self.network, test, self.device),
+        }
+        with atomic_directory(final, facts) as temporary:
+            save_file(_plain(self.network.network.state_dict()), temporary / WEIGHTS)
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """On the host and in the usual layout, as files hold them."""
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+
+
+@torch.no_grad()
+def accuracy(classifier: nn.Module, shards: ShardSet, device: torch.device) -> float | None:
+    """Percent of a set's images that a classifier gets right, in eval mode and fp32; None for an empty set."""
+    classifier.eval()
+    right = 0
+    for start in range(0, len(shards), TEST_BATCH):
+        images, labels = shards.batch(range(start, min(start + TEST_BATCH, len(shards))))
+        right += int((classifier(to_float(images).to(device)).argmax(1).cpu() == labels).sum())
+    return 100 * right / len(shards) if len(shards) else None

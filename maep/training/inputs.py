@@ -1,0 +1,53 @@
+"""What a training reads: checked pairs from shards, or the attack that makes them as it goes."""
+
+from pathlib import Path
+
+from maep.attacks.gradient import AttackSpec, attack
+from maep.data.adversarial import adversarial_path, check_adversarial
+from maep.data.build import clean_shards_path
+from maep.data.pairs import PairDataset
+from maep.data.shards import ShardSet
+from maep.errors import fail
+from maep.models.classifiers import classifier_identity, load_classifier
+from maep.settings import Settings, TrainSettings
+from maep.training.classifier import classifier_weights
+from maep.training.distributed import device_type
+from maep.training.loop import OnlineAttack
+
+
+def own_pairs(settings: Settings, train: TrainSettings) -> PairDataset:
+    """Pairs of the run's own data set, checked to be of its classifier, attack and images."""
+    clean = ShardSet(clean_shards_path(settings) / "train")
+    if settings.attack.online:
+        return _dataset(settings, train, clean, None)
+    identity = classifier_identity(settings.classifier, classifier_weights(settings))
+    adversarial = ShardSet(adversarial_path(settings, clean, identity))
+    check_adversarial(adversarial, clean, identity, settings)
+    return _dataset(settings, train, clean, adversarial)
+
+
+def other_pairs(settings: Settings, train: TrainSettings, clean: Path, adversarial: Path) -> PairDataset:
+    """Pairs of another data set, named by its two shard sets (Sec. 4.4, transfer)."""
+    images, attacked = ShardSet(clean), ShardSet(adversarial)
+    if attacked.manifest.get("clean_identity") != images.identity:
+        fail(f"{adversarial}: was not made from the images of {clean}; name the clean set it was made from")
+    return _dataset(settings, train, images, attacked)
+
+
+def _dataset(settings: Settings, train: TrainSettings, clean: ShardSet, adversarial: ShardSet | None) -> PairDataset:
+    for shards in filter(None, (clean, adversarial)):
+        problems = shards.verify()
+        if problems:
+            fail(problems[0])
+    model = settings.model
+    return PairDataset(clean, adversarial, train, model.image_size, model.patch_size, settings.run.seed)
+
+
+def online_attack(settings: Settings, classes: int) -> OnlineAttack | None:
+    """The attack that the trainer makes itself when attack.online is set, keyed by epoch and sample."""
+    if not settings.attack.online:
+        return None
+    classifier = load_classifier(settings.classifier, classes, classifier_weights(settings))
+    classifier.requires_grad_(False).to(device_type(settings.compute))
+    spec = AttackSpec.of(settings.attack)
+    return lambda images, labels, keys: attack(classifier, images, labels, spec, keys, settings.run.seed)

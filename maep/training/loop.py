@@ -1,0 +1,262 @@
+"""The training loop: learning rate -> micro-steps -> agree -> clip -> step -> average -> log -> save.
+
+The same function on one process, on several, and under DeepSpeed. Killed anywhere and started again, it goes on
+from the newest whole checkpoint and ends with the same weights.
+"""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from maep.data.pairs import PairBatch, PairDataset, end_workers, mask_ratio_at, pair_loader
+from maep.data.shards import to_float
+from maep.progress import progress_bar, say
+from maep.settings import ComputeSettings, ObjectiveSettings, TrainSettings
+from maep.training.checkpoint import (
+    TrainingState,
+    checkpoint_path,
+    load_checkpoint,
+    newest_whole,
+    save_checkpoint,
+)
+from maep.training.distributed import agree, gather_objects, make_accelerator
+from maep.training.ema import Average
+from maep.training.metrics_log import MetricsLog
+from maep.training.module import TrainingModule
+from maep.training.schedule import learning_rate, total_steps
+from maep.training.sharding import local_part, whole
+from maep.training.signals import StopFlag, Stopped
+
+OnlineAttack = Callable[[Tensor, Tensor, list[int]], Tensor]
+
+
+@dataclass
+class TrainingJob:
+    """All that one training needs.
+
+    model: called with (images, visible); its parameters with requires_grad are trained.
+    online: (images, labels, keys) -> adversarial images, when there are no adversarial shards.
+    identity: what the weights depend on; a checkpoint of another identity is not resumed.
+    """
+
+    label: str
+    model: nn.Module
+    dataset: PairDataset
+    settings: TrainSettings
+    objective: ObjectiveSettings
+    compute: ComputeSettings
+    directory: Path
+    metrics: Path
+    facts: dict[str, Any]
+    workers: int = 0
+    online: OnlineAttack | None = None
+
+
+class NonFiniteLoss(Exception):
+    """The loss became NaN or infinite; the message names step, sample keys and the last good checkpoint."""
+
+
+@dataclass
+class Tally:
+    """What the micro-batches of one step add up to on this rank."""
+
+    waited: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
+    bad: list[tuple[int, int]] = field(default_factory=list)
+
+    def add(self, batch: PairBatch, total: Tensor, parts: dict[str, Tensor]) -> None:
+        """Take in one micro-batch's losses [n]; remembers (epoch, index) of the samples that are not finite."""
+        for name, part in {"loss": total, **parts}.items():
+            self.sums[name] = self.sums.get(name, 0.0) + part.detach().double().sum().item()
+        keys = zip(batch.epochs.tolist(), batch.indices.tolist(), strict=True)
+        self.bad += [key for key, good in zip(keys, total.isfinite().tolist(), strict=True) if not good]
+
+
+class Trainer:
+    """Runs one `TrainingJob`; see `train`."""
+
+    def __init__(self, job: TrainingJob) -> None:
+        self.job, self.settings = job, job.settings
+        self.accelerator = make_accelerator(job.compute, job.settings)
+        if job.compute.threads:
+            torch.set_num_threads(job.compute.threads)
+        self.steps = total_steps(job.settings, len(job.dataset.clean))
+        self.parameters = {name: p for name, p in job.model.named_parameters() if p.requires_grad}
+        module = TrainingModule(job.model, job.objective, job.compute.precision)
+        if job.compute.compile:
+            module.compile()
+        self.module, self.optimizer = self.accelerator.prepare(module, _optimizer(self.parameters, job.settings))
+        self.state = self._state()
+        self.step = 0
+        self.good: Path | None = None
+
+    def _state(self) -> TrainingState:
+        average = Average(self.parameters, self.settings.ema) if self.settings.ema else None
+        engine = self.module if self.job.compute.zero_stage is not None else None
+        facts = {
+            "kind": "checkpoint", "world": self.accelerator.num_processes, "zero_stage": self.job.compute.zero_stage,
+            **self.job.facts,
+        }  # fmt: skip
+        return TrainingState(self.parameters, self.optimizer.optimizer, average, engine, facts)
+
+    def resume(self) -> None:
+        """Go on from the newest whole checkpoint, chosen by rank 0, if there is one."""
+        found = newest_whole(self.job.directory) if self.accelerator.is_main_process else None
+        self.good = gather_objects(found, self.accelerator)[0]
+        if self.good is None:
+            return
+        facts = load_checkpoint(self.good, self.state, self.accelerator)
+        self.step = facts["step"]
+        if self.accelerator.scaler is not None and facts.get("scaler"):
+            self.accelerator.scaler.load_state_dict(facts["scaler"])
+        if self.accelerator.is_main_process:
+            say(f"{self.job.label}: goes on from step {self.step} of {self.steps} ({self.good})")
+
+    def run(self) -> None:
+        """Train to the last step. Raises Stopped after a signal (state saved) and NonFiniteLoss."""
+        self.resume()
+        job, main = self.job, self.accelerator.is_main_process
+        log = MetricsLog(job.metrics, job.metrics.parent / "tensorboard" / job.label, self.step) if main else None
+        loader = pair_loader(
+            job.dataset, self.settings, first=self.step, last=self.steps, workers=job.workers,
+            rank=self.accelerator.process_index, world=self.accelerator.num_processes,
+        )  # fmt: skip
+        batches = iter(loader)
+        try:
+            with StopFlag() as stop, progress_bar(enabled=main) as bar:
+                task = bar.add_task(job.label, total=self.steps, completed=self.step, note="")
+                while self.step < self.steps:
+                    values, stopping = self._step(batches, stop)
+                    bar.update(task, completed=self.step, note=_note(values))
+                    if log and (self.step % self.settings.log_every == 0 or self.step in (1, self.steps)):
+                        log.write(values)
+                    if stopping or self.step % self.settings.save_every == 0 or self.step == self.steps:
+                        self._save()
+                    if stopping and self.step < self.steps:
+                        raise Stopped(stop.signum or signal.SIGTERM, self.step)
+        finally:
+            end_workers(batches)
+            if log:
+                log.close()
+
+    def _step(self, batches: Iterator[PairBatch], stop: StopFlag) -> tuple[dict[str, Any], bool]:
+        """One optimizer step; returns the values to log and whether any rank was asked to stop."""
+        started = time.perf_counter()
+        ratio = mask_ratio_at(self.step, self.steps, self.settings)
+        lr = learning_rate(self.step, self.steps, self.settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.module.train()
+        tally = Tally()
+        for micro in range(self.settings.accumulation):
+            waiting = time.perf_counter()
+            batch = next(batches)
+            tally.waited += time.perf_counter() - waiting
+            with self.accelerator.accumulate(self.module):
+                total, parts = self.module(*self._inputs(batch, ratio))
+                tally.add(batch, total, parts)
+                if micro + 1 == self.settings.accumulation:
+                    bad, stopping, *sums = agree(
+                        [len(tally.bad), bool(stop.signum), *tally.sums.values()], self.accelerator
+                    )
+                    if bad:
+                        self._refuse(tally.bad)
+                norm = self._backward(total)
+        if self.state.average:
+            self.state.average.update(self.step)
+        self.step += 1
+        seconds, samples = time.perf_counter() - started, self.step * self.settings.batch_size
+        losses = {name: value / self.settings.batch_size for name, value in zip(tally.sums, sums, strict=True)}
+        values = {
+            "step": self.step, "epoch": (samples - 1) // len(self.job.dataset.clean), "samples": samples, **losses,
+            "lr": lr, "mask_ratio": ratio, "gradient_norm": norm,
+            "images_per_second": self.settings.batch_size / seconds, "data_seconds": tally.waited,
+            "step_seconds": seconds,
+        }  # fmt: skip
+        return values, bool(stopping)
+
+    def _inputs(self, batch: PairBatch, ratio: float) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Images in [0, 1] and mask on the device; the adversarial ones made here in online mode."""
+        device = self.accelerator.device
+        clean = to_float(batch.clean.to(device, non_blocking=True))
+        if batch.adversarial is not None:
+            adversarial = to_float(batch.adversarial.to(device, non_blocking=True))
+        else:
+            assert self.job.online is not None
+            keys = (batch.epochs * len(self.job.dataset.clean) + batch.indices).tolist()
+            adversarial = self.job.online(clean, batch.labels.to(device), keys)
+        return clean, adversarial, batch.visible.to(device, non_blocking=True) if ratio else None
+
+    def _backward(self, total: Tensor) -> float:
+        """Backward of this rank's share of the global mean, and the optimizer step when all is accumulated."""
+        scale = self.accelerator.num_processes * self.settings.accumulation / self.settings.batch_size
+        self.accelerator.backward(total.sum() * scale)
+        norm = None
+        if self.accelerator.sync_gradients and self.state.engine is None:
+            clip = self.settings.clip or float("inf")
+            norm = self.accelerator.clip_grad_norm_(self.module.parameters(), clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.state.engine is not None:
+            norm = self.state.engine.get_global_grad_norm()
+        return float(norm) if norm is not None else 0.0
+
+    def _refuse(self, bad: list[tuple[int, int]]) -> NoReturn:
+        keys = [key for part in gather_objects(bad, self.accelerator) for key in part]
+        named = ", ".join(f"{index:09d} (epoch {epoch})" for epoch, index in keys[:8])
+        raise NonFiniteLoss(
+            f"{self.job.label}: loss is not finite at step {self.step + 1}; samples {named}; "
+            f"last good checkpoint: {self.good or 'none'}"
+        )
+
+    def _save(self) -> None:
+        self.state.facts["step"] = self.step
+        self.state.facts["samples"] = self.step * self.settings.batch_size
+        scaler = self.accelerator.scaler
+        self.state.facts["scaler"] = scaler.state_dict() if scaler is not None else None
+        if checkpoint_path(self.job.directory, self.step) != self.good:
+            self.good = save_checkpoint(
+                self.job.directory, self.step, self.state, self.accelerator, keep_last=self.settings.keep_last
+            )
+
+    def averaged(self) -> dict[str, Tensor]:
+        """The weights to ship: averaged if there is an average. Whole, on the CPU. Collective under ZeRO-3."""
+        parts = self.state.average.parts if self.state.average else {}
+        return {
+            name: whole(p, parts[name] if parts else local_part(p)).detach().cpu().clone()
+            for name, p in self.parameters.items()
+        }
+
+
+def _optimizer(parameters: dict[str, nn.Parameter], settings: TrainSettings) -> torch.optim.AdamW:
+    """AdamW; no decay on biases, norms and tokens (MAE's recipe)."""
+    decayed = [p for name, p in parameters.items() if p.ndim >= 2 and "token" not in name]
+    plain = [p for name, p in parameters.items() if p.ndim < 2 or "token" in name]
+    groups = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    betas = (settings.beta1, settings.beta2)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr, betas=betas)
+
+
+def _note(values: dict[str, Any]) -> str:
+    return f"loss {values['loss']:.4f}  {values['images_per_second']:.0f} images/s"
+
+
+def train(job: TrainingJob) -> tuple[dict[str, Tensor], Accelerator]:
+    """Run a training to its end, going on from its checkpoints.
+
+    Returns the weights to ship by parameter name, whole on every rank, and the accelerator. Raises Stopped,
+    NonFiniteLoss, UserError.
+    """
+    trainer = Trainer(job)
+    trainer.run()
+    return trainer.averaged(), trainer.accelerator

@@ -1,0 +1,26 @@
+"""Purifier and objective as one module, so that DDP, ZeRO and torch.compile see a single forward."""
+
+import torch
+from torch import Tensor, nn
+
+from maep.objectives import OBJECTIVES
+from maep.settings import ObjectiveSettings
+from maep.training.distributed import DTYPES
+
+
+class TrainingModule(nn.Module):
+    """Per-sample losses of a batch of pairs.
+
+    model: (images [N, 3, H, W] in [0, 1], visible [N, T] or None) -> images. precision: fp32, bf16 or fp16; the
+    arithmetic of the forward, by autocast, while weights stay fp32.
+    """
+
+    def __init__(self, model: nn.Module, objective: ObjectiveSettings, precision: str) -> None:
+        super().__init__()
+        self.model, self.objective, self.dtype = model, objective, DTYPES[precision]
+
+    def forward(self, clean: Tensor, adversarial: Tensor, visible: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """clean, adversarial: [N, 3, H, W] in [0, 1]; visible: bool [N, T] or None for all. Returns [N] losses."""
+        with torch.autocast(clean.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            losses = OBJECTIVES[self.objective.name](self.model, clean, adversarial, visible, self.objective)
+        return losses.total.float(), {name: part.float() for name, part in losses.parts.items()}

@@ -1,0 +1,41 @@
+"""The pretrain stage: a masked autoencoder learns to turn adversarial images into clean ones (Sec. 4.3)."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from maep.models.masked_autoencoder import MaskedAutoencoder
+from maep.models.official import load_initial
+from maep.purifiers import save_purifier
+from maep.settings import Settings
+from maep.training.inputs import online_attack, own_pairs
+from maep.training.loop import TrainingJob, train
+
+
+def seeded_model(settings: Settings) -> MaskedAutoencoder:
+    """The model as training starts from it: drawn from run.seed, or read from model.init."""
+    torch.manual_seed(settings.run.seed)
+    model = MaskedAutoencoder(settings.model)
+    if settings.model.init:
+        load_initial(model, Path(settings.model.init))
+    return model
+
+
+def pretrain(settings: Settings) -> None:
+    """Train the purifier into run.dir/purifier, going on from run.dir/checkpoints. Every rank calls it."""
+    directory = Path(settings.run.dir)
+    pairs = own_pairs(settings, settings.pretrain)
+    job = TrainingJob(
+        label="pretrain", model=seeded_model(settings), dataset=pairs, settings=settings.pretrain,
+        objective=settings.objective, compute=settings.compute, directory=directory / "checkpoints",
+        metrics=directory / "metrics.jsonl", workers=settings.data.workers,
+        facts={"model": asdict(settings.model), "purify": asdict(settings.purify)},
+        online=online_attack(settings, len(pairs.clean.classes)),
+    )  # fmt: skip
+    weights, accelerator = train(job)
+    if accelerator.is_main_process:
+        trained = MaskedAutoencoder(settings.model)
+        trained.load_state_dict(weights)
+        save_purifier(trained, settings.purify, directory / "purifier")
+    accelerator.wait_for_everyone()

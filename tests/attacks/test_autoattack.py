@@ -1,0 +1,181 @@
+"""AutoAttack in steps gives exactly what pyautoattack gives in one go, and asks the same questions."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from pyautoattack import AutoAttack
+from torch import Tensor, nn
+
+from maep.attacks.autoattack import autoattack, check_model, square_warning
+from maep.attacks.state import AttackState
+from maep.errors import UserError
+from tests.small import digits, train_small
+
+# Some fall to APGD-CE, some to APGD-T only, one is misclassified, some stand.
+CHOSEN = [14, 15, 20, 22, 32, 100, 5, 0, 1, 2, 3, 4, 41, 112, 113, 118]
+BUDGETS = {"Linf": 0.1, "L2": 1.6}
+HOW = {"seed": 3, "batch_size": 6}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short() -> Iterator[None]:
+    """FAB and Square with fewer iterations, four targets; in pyautoattack's own runs too."""
+    original = AutoAttack._set_version
+
+    def shortened(self: AutoAttack, version: str = "standard") -> None:
+        original(self, version)
+        self.fab.n_iter, self.square.n_queries = 8, 150
+        self.apgd_targeted.n_target_classes = self.fab.n_target_classes = 4
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AutoAttack, "_set_version", shortened)
+        yield
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return train_small()
+
+
+@pytest.fixture(scope="module")
+def chosen() -> tuple[Tensor, Tensor]:
+    images, labels = digits()
+    return images[CHOSEN], labels[CHOSEN]
+
+
+@pytest.fixture(scope="module")
+def whole(model: nn.Module, chosen: tuple[Tensor, Tensor]) -> AttackState:
+    return autoattack(model, *chosen, norm="Linf", eps=BUDGETS["Linf"], **HOW)
+
+
+def assert_same(one: AttackState, other: AttackState) -> None:
+    assert torch.equal(one.images, other.images)
+    assert torch.equal(one.predictions, other.predictions)
+    assert torch.equal(one.robust, other.robust)
+    assert one.survivors == other.survivors
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_equals_pyautoattack(model: nn.Module, chosen: tuple[Tensor, Tensor], norm: str, whole: AttackState) -> None:
+    """The same batches and seed give the images and predictions of plain pyautoattack, bit for bit."""
+    plain = AutoAttack(model, norm=norm, eps=BUDGETS[norm], seed=HOW["seed"], version="standard")
+    images, predictions = plain.run_standard_evaluation(*chosen, batch_size=HOW["batch_size"])
+    ours = whole if norm == "Linf" else autoattack(model, *chosen, norm=norm, eps=BUDGETS[norm], **HOW)
+    assert torch.equal(ours.images, images)
+    assert torch.equal(ours.predictions, predictions)
+    left = ours.survivors
+    assert list(left) == ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]
+    assert left["clean"] > left["apgd-ce"] > left["apgd-t"] > 0
+
+
+class _Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("last", ["clean", "apgd-t", "fab-t"])
+def test_resumes_after_any_attack(
+    model: nn.Module, chosen: tuple[Tensor, Tensor], whole: AttackState, tmp_path: Path, last: str
+) -> None:
+    """Stopped after any attack and continued from the saved file, the result is the uninterrupted one."""
+    path = tmp_path / "state.safetensors"
+
+    def save_and_stop(state: AttackState) -> None:
+        state.save(path, "it")
+        if last in state.survivors:
+            raise _Stop
+
+    how = {"norm": "Linf", "eps": BUDGETS["Linf"], **HOW}
+    with pytest.raises(_Stop):
+        autoattack(model, *chosen, **how, saved=save_and_stop)
+    torch.manual_seed(99)
+    state = AttackState.load(path, "it", torch.device("cpu"))
+    assert state is not None
+    assert list(state.survivors)[-1] == last
+    assert_same(autoattack(model, *chosen, **how, state=state), whole)
+
+
+def test_keeps_the_budget(chosen: tuple[Tensor, Tensor], whole: AttackState) -> None:
+    """No image leaves the ball or [0, 1]; images that stood are the clean ones."""
+    images, _ = chosen
+    assert (whole.images - images).abs().max() <= BUDGETS["Linf"] + 1e-6
+    assert whole.images.min() >= 0
+    assert whole.images.max() <= 1
+    assert torch.equal(whole.images[whole.robust], images[whole.robust])
+
+
+def test_fewer_than_ten_classes() -> None:
+    """With four classes the targeted attacks take three targets, as plain pyautoattack told to do so."""
+    model, (images, labels) = train_small(4), digits(4)
+    images, labels = images[:8], labels[:8]
+    plain = AutoAttack(model, norm="Linf", eps=0.12, seed=0, version="standard")
+    plain.apgd_targeted.n_target_classes = plain.fab.n_target_classes = 3
+    expected, _ = plain.run_standard_evaluation(images, labels, batch_size=8)
+    ours = autoattack(model, images, labels, norm="Linf", eps=0.12, seed=0, batch_size=8)
+    assert torch.equal(ours.images, expected)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_too_few_classes(classes: int) -> None:
+    """Two or three classes, which the targeted DLR loss cannot rank, end in one clear line."""
+    model, (images, labels) = train_small(classes, steps=5), digits(classes)
+    with pytest.raises(UserError, match=f"at least 4 classes.*has {classes}; choose pgd-K"):
+        autoattack(model, images[:4], labels[:4], norm="Linf", eps=0.1, seed=0, batch_size=4)
+
+
+def test_state_file_of_something_else(whole: AttackState, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A state of another identity is not taken, a damaged or truncated one is not taken either and is named."""
+    path, cpu = tmp_path / "state.safetensors", torch.device("cpu")
+    whole.save(path, "mine")
+    assert AttackState.load(path, "other", cpu) is None
+    found = AttackState.load(path, "mine", cpu)
+    assert found is not None
+    assert_same(found, whole)
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(data)
+    assert AttackState.load(path, "mine", cpu) is None
+    path.write_bytes(data[:-50])
+    assert AttackState.load(path, "mine", cpu) is None
+    assert capsys.readouterr().out.replace("\n", "").count("damaged") == 2
+
+
+def test_check_model(model: nn.Module, chosen: tuple[Tensor, Tensor]) -> None:
+    """Probabilities, random outputs and a wrong number of classes are noticed; a plain model passes."""
+
+    class Noisy(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return model(images + 0.1 * torch.rand_like(images))
+
+    assert check_model(model, *chosen, 10) == []
+    assert "probability distribution" in check_model(nn.Sequential(model, nn.Softmax(1)), *chosen, 10)[0]
+    assert "randomized" in check_model(Noisy(), *chosen, 10)[0]
+    with pytest.raises(UserError, match="gives 10 logits, the test set has 7 classes"):
+        check_model(model, *chosen, 7)
+
+
+def test_square_warning() -> None:
+    """Square breaking over 0.2 points that the gradient attacks left is called a sign of unreliability."""
+    assert square_warning({"clean": 95, "apgd-ce": 60, "square": 60}, 100) == []
+    assert "unreliable" in square_warning({"clean": 95, "apgd-ce": 60, "square": 50}, 100)[0]
+
+
+def test_zero_gradients_are_reported(chosen: tuple[Tensor, Tensor], model: nn.Module) -> None:
+    """A model that rounds its input has no gradients: the attack's warning is kept with the result."""
+
+    class Rounded(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return model((images * 4).round() / 4)
+
+    images, labels = chosen
+    state = autoattack(Rounded(), images[:2], labels[:2], norm="Linf", eps=0.3, seed=0, batch_size=2)
+    assert state.warnings == ["some points had zero gradient: gradient-based attacks may be unreliable"]

@@ -1,0 +1,39 @@
+"""Shared fixtures. Real data is used where the shared folder beside the checkout exists."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from maep.config import load_settings
+from maep.stages import run_pipeline
+from tests.tiny import Problem
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with CIFAR-10, ImageNet samples and weights; skips, saying so, where it is missing."""
+    path = Path(os.environ.get("MAEP_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not (path / "cifar10.zip").is_file():
+        pytest.skip(f"needs the real data of {path} (set MAEP_SHARED_DATA)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def problem(tmp_path_factory: pytest.TempPathFactory) -> Problem:
+    """Shards, classifier and pairs, made once by the real stages."""
+    base = tmp_path_factory.mktemp("problem")
+    made = Problem(base / "cache", base / "prepared")
+    settings = load_settings("digits", made.arguments(made.prepared)[1:])
+    for stage in ("shards", "classifier", "attack"):
+        run_pipeline(settings, stage, lambda name, _: pytest.fail(f"{name} was launched"))
+    return made
+
+
+@pytest.fixture
+def run_dir(problem: Problem, tmp_path: Path) -> Path:
+    """A fresh run directory in which the stages before training are recorded as finished."""
+    return Path(shutil.copytree(problem.prepared, tmp_path / "run"))

@@ -1,0 +1,96 @@
+"""Pairs: what a step consumes depends on (seed, samples consumed) alone."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from maep.data.adversarial import adversarial_path
+from maep.training.classifier import classifier_weights
+
+from maep.config import load_settings
+from maep.data.build import clean_shards_path
+from maep.data.pairs import PairBatch, PairDataset, mask_ratio_at, pair_loader, visible_patches
+from maep.data.shards import ShardSet
+from maep.models.classifiers import classifier_identity
+from maep.settings import TrainSettings
+from tests.tiny import Problem
+
+
+@pytest.fixture(scope="module")
+def pairs(problem: Problem) -> PairDataset:
+    """The tiny problem's pairs, with half of the inputs left clean."""
+    settings = load_settings("digits", problem.arguments(Path("unused"))[1:])
+    clean = ShardSet(clean_shards_path(settings) / "train")
+    identity = classifier_identity(settings.classifier, classifier_weights(settings))
+    adversarial = ShardSet(adversarial_path(settings, clean, identity))
+    train = TrainSettings(batch_size=50, accumulation=2, mask_ratio=0.5, clean_share=0.5)
+    return PairDataset(clean, adversarial, train, 32, 4, seed=3)
+
+
+def read(pairs: PairDataset, first: int, last: int, world: int, workers: int = 0) -> list[PairBatch]:
+    """The global batches of some steps, put together from every rank's micro-batches."""
+    accumulation, steps = pairs.settings.accumulation, []
+    ranks = [
+        list(pair_loader(pairs, pairs.settings, first=first, last=last, rank=r, world=world, workers=workers))
+        for r in range(world)
+    ]
+    for step in range(last - first):
+        parts = [micro for rank in ranks for micro in rank[step * accumulation : (step + 1) * accumulation]]
+        fields = {n: torch.cat([getattr(p, n) for p in parts]) for n in PairBatch.__dataclass_fields__}
+        steps.append(PairBatch(**fields))
+    return steps
+
+
+@pytest.mark.parametrize(("world", "workers"), [(2, 0), (3, 0), (4, 0), (1, 2)])
+def test_ranks_and_workers_do_not_change_what_is_consumed(pairs: PairDataset, world: int, workers: int) -> None:
+    """Order, images, flips and masks are identical for any number of ranks and loader workers."""
+    for ours, single in zip(read(pairs, 0, 3, world, workers), read(pairs, 0, 3, 1), strict=True):
+        for name in PairBatch.__dataclass_fields__:
+            assert torch.equal(getattr(ours, name), getattr(single, name)), name
+
+
+def test_resume_reads_what_an_undisturbed_run_reads(pairs: PairDataset) -> None:
+    """Starting at step 2 gives the batches that follow step 1."""
+    for ours, whole in zip(read(pairs, 2, 4, 2), read(pairs, 0, 4, 1)[2:], strict=True):
+        assert torch.equal(ours.clean, whole.clean)
+        assert torch.equal(ours.visible, whole.visible)
+
+
+def test_every_sample_once_an_epoch_across_batches(pairs: PairDataset) -> None:
+    """120 images in batches of 50: each of them exactly once in each of the first epochs."""
+    seen: dict[int, list[int]] = {}
+    for batch in read(pairs, 0, 5, 2):
+        for epoch, index in zip(batch.epochs.tolist(), batch.indices.tolist(), strict=True):
+            seen.setdefault(epoch, []).append(index)
+    assert sorted(seen[0]) == sorted(seen[1]) == list(range(120))
+    assert seen[0] != seen[1]
+
+
+def test_pairs_are_flipped_together_and_within_budget(pairs: PairDataset) -> None:
+    """The two images of a pair never differ by more than epsilon, so crop and flip are the same for both."""
+    budget = round(pairs.adversarial.manifest["eps_used"] * 255) if pairs.adversarial else 0
+    identical = 0
+    for batch in read(pairs, 0, 4, 1):
+        assert batch.adversarial is not None
+        difference = (batch.clean.int() - batch.adversarial.int()).abs().flatten(1).amax(1)
+        assert difference.max() <= budget
+        identical += int((difference == 0).sum())
+    assert 60 < identical < 140  # clean_share = 0.5 of 200
+
+
+@pytest.mark.parametrize(("ratio", "hidden"), [(0.0, 0), (0.25, 16), (0.5, 32), (0.75, 48)])
+def test_mask_hides_exactly_its_share(ratio: float, hidden: int) -> None:
+    """`round(r T)` patches are hidden, others for each sample and epoch, the same for the same key."""
+    mask = visible_patches(64, ratio, 0, 1, 2)
+    assert (~mask).sum() == hidden
+    assert np.array_equal(mask, visible_patches(64, ratio, 0, 1, 2))
+    if hidden:
+        assert not np.array_equal(mask, visible_patches(64, ratio, 0, 1, 3))
+        assert not np.array_equal(mask, visible_patches(64, ratio, 0, 2, 2))
+
+
+def test_mask_ratio_falls_to_zero_after_its_share() -> None:
+    """mask_until = 0.25 of 8 steps: two masked, six not."""
+    settings = TrainSettings(mask_ratio=0.5, mask_until=0.25)
+    assert [mask_ratio_at(step, 8, settings) for step in range(8)] == [0.5, 0.5, 0, 0, 0, 0, 0, 0]

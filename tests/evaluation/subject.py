@@ -1,0 +1,85 @@
+"""A small evaluation: real digits, a small classifier, a blur for a purifier; also run as a process to be killed."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyautoattack import AutoAttack
+from safetensors.torch import load_file
+
+from maep.data.shards import ShardSet
+from maep.evaluation.evaluate import evaluate
+from maep.evaluation.records import planned_tasks, read_plan, read_records
+from maep.settings import Settings
+from tests.small import Blur, train_small
+
+IMAGES = 40
+
+
+def settings_for(directory: Path, **evaluation: Any) -> Settings:
+    """Settings of a quick evaluation with its run below `directory`."""
+    settings = Settings()
+    settings.run.name, settings.run.dir = "small", str(directory / "run")
+    settings.run.cache = str(directory / "cache")
+    settings.finetune.method = "none"
+    quick = {"images": 20, "adaptive_images": 6, "chunk_images": 8, "batch_size": 5, "attacks": ["fgsm", "pgd-3"],
+             "eps": [0.1], "figure_images": 3}  # fmt: skip
+    for key, value in {**quick, **evaluation}.items():
+        setattr(settings.evaluation, key, value)
+    return settings
+
+
+def place_of(settings: Settings) -> Path:
+    """Where the evaluation of the run's only purifier goes."""
+    return Path(settings.run.dir) / "evaluation" / "pretrained"
+
+
+def run(settings: Settings, test: ShardSet, *, purifier: str = "blur", classifier: str = "small") -> Path:
+    """Evaluate; the identities are names."""
+    evaluate(settings, Blur(), train_small(), classifier, purifier, test, place_of(settings))
+    return place_of(settings)
+
+
+def contents(settings: Settings) -> list[dict[str, Any]]:
+    """All records without what differs from run to run, the time."""
+    plan = read_plan(settings, place_of(settings))
+    return [
+        {k: v for k, v in record.items() if k != "seconds"}
+        for records in read_records(plan, place_of(settings)).values()
+        for record in records
+    ]
+
+
+def images_made(directory: Path) -> dict[str, bytes]:
+    """The tensors of all adversarial images below a directory, by relative path."""
+    paths = sorted(path for path in directory.rglob("chunk-*.safetensors"))
+    return {str(path.relative_to(directory)): load_file(path)["images"].numpy().tobytes() for path in paths}
+
+
+def shorten_autoattack() -> None:
+    """FAB and Square with fewer iterations and four targets, so that a test is quick."""
+    original = AutoAttack._set_version
+
+    def shortened(self: AutoAttack, version: str = "standard") -> None:
+        original(self, version)
+        self.fab.n_iter, self.square.n_queries = 5, 400
+        self.apgd_targeted.n_target_classes = self.fab.n_target_classes = 4
+
+    AutoAttack._set_version = shortened
+
+
+def tasks_of(settings: Settings) -> int:
+    """How many tasks the plan has."""
+    return len(planned_tasks(read_plan(settings, place_of(settings))))
+
+
+AUTOATTACK_RUN: dict[str, Any] = {
+    "images": 12, "chunk_images": 6, "batch_size": 4, "attacks": ["autoattack-standard"],
+    "threat_models": ["oblivious", "adaptive"], "adaptive_images": 6, "eps": [0.09],
+}  # fmt: skip
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    shorten_autoattack()
+    run(settings_for(Path(sys.argv[1]), **AUTOATTACK_RUN), ShardSet(Path(sys.argv[2])))

@@ -1,0 +1,298 @@
+"""Evaluations are the same however they were cut, killed or resumed, and never reuse what is not theirs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pyautoattack import AutoAttack
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from maep.attacks.named import NamedAttack, gradient_spec
+from maep.data.shards import ShardSet
+from maep.errors import UserError
+from maep.evaluation import evaluate as evaluate_module
+from maep.evaluation.evaluate import evaluate
+from maep.evaluation.metrics import distances
+from tests.evaluation.subject import (
+    AUTOATTACK_RUN,
+    IMAGES,
+    contents,
+    images_made,
+    place_of,
+    run,
+    settings_for,
+    shorten_autoattack,
+    tasks_of,
+)
+from tests.small import Blur, digits, train_small, write_shards
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def test_set(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    return write_shards(tmp_path_factory.mktemp("shards") / "test", IMAGES)
+
+
+@pytest.fixture
+def attacks_run(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the attacks that were really run, in order."""
+    names: list[str] = []
+    original = NamedAttack.run
+
+    def counted(self: NamedAttack, *arguments: Any, **options: Any) -> Any:
+        names.append(self.name)
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(NamedAttack, "run", counted)
+    return names
+
+
+def test_records_say_what_happened(tmp_path: Path, test_set: ShardSet) -> None:
+    """Predictions, distances and likeness in the records are those of the modules, attacked directly."""
+    settings = settings_for(tmp_path)
+    run(settings, test_set)
+    records = {(r["threat_model"], r["attack"], r["chunk"]): r for r in contents(settings)}
+    assert len(records) == 2 * 3 + 2 * 1
+    (images, labels), classifier, purifier = digits(), train_small(), Blur().requires_grad_(False)
+    ids = range(8, 16)
+    record = records["oblivious", "fgsm", 1]
+    spec = gradient_spec("fgsm", "Linf", 0.1)
+    assert spec is not None
+    chunk, truth = images[ids.start : ids.stop], labels[ids.start : ids.stop]
+    made = _signed(classifier, chunk, truth, 0.1)
+    assert record["ids"] == list(ids)
+    assert record["labels"] == truth.tolist()
+    assert record["predictions"] == {
+        "undefended_clean": classifier(chunk).argmax(1).tolist(),
+        "undefended_adversarial": classifier(made).argmax(1).tolist(),
+        "defended_clean": classifier(purifier(chunk)).argmax(1).tolist(),
+        "defended_adversarial": classifier(purifier(made)).argmax(1).tolist(),
+    }
+    assert record["linf"] == pytest.approx(distances(made, chunk)[0].tolist(), abs=1e-5)
+    assert len(record["psnr_clean"]) == len(record["ssim_adversarial"]) == 8
+    adaptive = records["adaptive", "fgsm", 0]
+    whole = nn.Sequential(purifier, classifier)
+    made = _signed(whole, images[:6], labels[:6], 0.1)
+    assert adaptive["predictions"]["defended_adversarial"] == whole(made).argmax(1).tolist()
+    alone = records["oblivious", "fgsm", 0]["predictions"]["undefended_adversarial"]
+    assert adaptive["predictions"]["undefended_adversarial"] == alone[:6]
+
+
+def _signed(model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Tensor:
+    images = images.clone().requires_grad_()
+    gradient = torch.autograd.grad(nn.functional.cross_entropy(model(images), labels, reduction="sum"), images)[0]
+    return (images + eps * gradient.sign()).clamp(0, 1).detach()
+
+
+def test_done_is_not_done_again(tmp_path: Path, test_set: ShardSet, attacks_run: list[str]) -> None:
+    """A second run attacks nothing and leaves every record as it was; a removed record is made again, equal."""
+    settings = settings_for(tmp_path)
+    run(settings, test_set)
+    before, first = contents(settings), list(attacks_run)
+    assert len(first) == tasks_of(settings)
+    run(settings, test_set)
+    assert attacks_run == first
+    (place_of(settings) / "oblivious" / "pgd-3-Linf-0.1" / "chunk-0002.json").unlink()
+    run(settings, test_set)
+    assert attacks_run == first, "the adversarial images were in the cache"
+    assert contents(settings) == before
+
+
+def test_another_purifier_uses_the_same_images(tmp_path: Path, test_set: ShardSet, attacks_run: list[str]) -> None:
+    """Oblivious images are made once for all purifiers; adaptive ones and all records are the purifier's own."""
+    settings = settings_for(tmp_path)
+    run(settings, test_set)
+    first = contents(settings)
+    attacks_run.clear()
+    run(settings, test_set, purifier="another")
+    assert attacks_run == ["fgsm", "pgd-3"], "only the adaptive chunk of each attack"
+    second = contents(settings)
+    assert [record["identity"] for record in first] != [record["identity"] for record in second]
+    assert {record["depends_on"]["purifier"] for record in second} == {"another"}
+
+
+@pytest.mark.parametrize("change", ["classifier", "seed", "batch_size", "chunk_images", "images of the set"])
+def test_made_for_something_else(tmp_path: Path, test_set: ShardSet, attacks_run: list[str], change: str) -> None:
+    """A changed classifier, seed, batch size, chunk or image set makes everything anew."""
+    settings = settings_for(tmp_path, threat_models=["oblivious"])
+    run(settings, test_set)
+    done = len(attacks_run)
+    classifier = "another" if change == "classifier" else "small"
+    settings.run.seed = 1 if change == "seed" else 0
+    settings.evaluation.batch_size = 4 if change == "batch_size" else 5
+    settings.evaluation.chunk_images = 10 if change == "chunk_images" else 8
+    other = write_shards(tmp_path / "other", IMAGES - 5) if change == "images of the set" else test_set
+    run(settings, other, classifier=classifier)
+    assert len(attacks_run) == done + tasks_of(settings)
+
+
+def test_more_images_keep_whole_chunks(tmp_path: Path, test_set: ShardSet, attacks_run: list[str]) -> None:
+    """Going from 20 to 24 images, chunks of 8, attacks the third chunk only; the first two stay as they are."""
+    settings = settings_for(tmp_path, threat_models=["oblivious"], attacks=["fgsm"])
+    run(settings, test_set)
+    before = contents(settings)
+    attacks_run.clear()
+    settings.evaluation.images = 24
+    run(settings, test_set)
+    assert attacks_run == ["fgsm"]
+    assert contents(settings)[:2] == before[:2]
+
+
+def test_image_set_smaller_than_asked(tmp_path: Path, test_set: ShardSet) -> None:
+    """More images than there are: all of them."""
+    settings = settings_for(tmp_path, images=1000, chunk_images=250, attacks=["fgsm"], threat_models=["oblivious"])
+    run(settings, test_set)
+    assert sum(record["count"] for record in contents(settings)) == IMAGES
+
+
+def test_without_adaptive(tmp_path: Path, test_set: ShardSet, capsys: pytest.CaptureFixture[str]) -> None:
+    """adaptive_images=0 leaves the adaptive attacker out and says so."""
+    settings = settings_for(tmp_path, adaptive_images=0, attacks=["fgsm"])
+    run(settings, test_set)
+    assert "adaptive threat model left out: evaluation.adaptive_images=0" in capsys.readouterr().out
+    assert {record["threat_model"] for record in contents(settings)} == {"oblivious"}
+
+
+def test_modules_are_frozen(tmp_path: Path, test_set: ShardSet) -> None:
+    """Purifier and classifier are set to eval mode without parameter gradients, whatever they came as."""
+    purifier, classifier = Blur().train(), train_small().train().requires_grad_(True)
+    settings = settings_for(tmp_path, attacks=["pgd-3"])
+    evaluate(settings, purifier, classifier, "small", "blur", test_set, place_of(settings))
+    for module in (purifier, classifier):
+        assert not module.training
+        assert all(not p.requires_grad and p.grad is None for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"attacks": ["pgd"]}, "pgd: unknown attack"), ({"attacks": ["fgsm"], "images": 1}, "")],
+)
+def test_bad_settings(tmp_path: Path, test_set: ShardSet, change: dict[str, Any], message: str) -> None:
+    """An unknown attack is refused before anything is written; a single image is no problem."""
+    settings = settings_for(tmp_path, **change)
+    if not message:
+        run(settings, test_set)
+        return
+    with pytest.raises(UserError, match=message):
+        run(settings, test_set)
+    assert not Path(settings.run.dir).exists()
+
+
+def test_wrong_number_of_classes(tmp_path: Path, test_set: ShardSet) -> None:
+    """A classifier for other classes is refused before anything is written."""
+    settings = settings_for(tmp_path)
+    with pytest.raises(UserError, match="gives 4 logits, the test set has 10 classes"):
+        evaluate(settings, Blur(), train_small(4, steps=1), "four", "blur", test_set, place_of(settings))
+    assert not Path(settings.run.dir).exists()
+
+
+def test_an_attack_that_leaves_its_budget(tmp_path: Path, test_set: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attack that leaves its ball stops the evaluation: no record is made of it."""
+    original = NamedAttack.run
+
+    def too_far(self: NamedAttack, *arguments: Any, **options: Any) -> Any:
+        state = original(self, *arguments, **options)
+        state.images[0, 0, 0, 0] = 1 - state.images[0, 0, 0, 0].round()
+        return state
+
+    monkeypatch.setattr(NamedAttack, "run", too_far)
+    settings = settings_for(tmp_path)
+    with pytest.raises(RuntimeError, match="the attack used"):
+        run(settings, test_set)
+    assert not list(place_of(settings).rglob("chunk-*"))
+
+
+def test_full_disk_leaves_nothing_half_written(
+    tmp_path: Path, test_set: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a record cannot be written, it is an error of one line and no record; the next run completes."""
+    settings = settings_for(tmp_path, attacks=["fgsm"], threat_models=["oblivious"])
+
+    def full(path: Path, value: Any) -> None:
+        if path.name.startswith("chunk-0001"):
+            raise UserError(f"{path}: cannot be written: No space left on device")
+        original(path, value)
+
+    original = evaluate_module.write_json
+    monkeypatch.setattr(evaluate_module, "write_json", full)
+    with pytest.raises(UserError, match="No space left"):
+        run(settings, test_set)
+    assert sorted(path.name for path in place_of(settings).rglob("chunk-*.json")) == ["chunk-0000.json"]
+    monkeypatch.undo()
+    run(settings, test_set)
+    assert len(contents(settings)) == 3
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, test_set: ShardSet) -> Path:
+    """An AutoAttack evaluation, oblivious and adaptive, that was left alone."""
+    directory = tmp_path_factory.mktemp("whole")
+    before = AutoAttack._set_version
+    shorten_autoattack()
+    try:
+        run(settings_for(directory, **AUTOATTACK_RUN), test_set)
+    finally:
+        AutoAttack._set_version = before
+    return directory
+
+
+@pytest.mark.parametrize("kills", [("apgd-t",), ("apgd-ce", "fab-t")])
+def test_killed_and_resumed(tmp_path: Path, test_set: ShardSet, uninterrupted: Path, kills: tuple[str, ...]) -> None:
+    """Killed with SIGKILL after some attack inside a chunk, then run again: equal image by image."""
+    for last in kills:
+        process = _start(tmp_path, test_set)
+        _kill_after(process, tmp_path, last)
+        assert list(tmp_path.rglob("*.partial.safetensors")), "it was killed inside a chunk"
+    assert _start(tmp_path, test_set).wait(300) == 0
+    whole, resumed = (settings_for(place, **AUTOATTACK_RUN) for place in (uninterrupted, tmp_path))
+    assert contents(resumed) == contents(whole)
+    made = images_made(tmp_path)
+    assert made == images_made(uninterrupted)
+    assert len(made) == 3
+    assert not list(tmp_path.rglob("*.partial.safetensors"))
+    assert not list(tmp_path.rglob(".tmp-*"))
+
+
+def _start(directory: Path, test: ShardSet) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "tests.evaluation.subject", str(directory), str(test.path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL)
+
+
+def _kill_after(process: subprocess.Popen[bytes], directory: Path, last: str) -> None:
+    """SIGKILL as soon as a state on disk says that attack `last` is done."""
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and process.poll() is None:
+        for path in directory.rglob("chunk-*.partial.safetensors"):
+            if last in _survivors(path):
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                return
+        time.sleep(0.005)
+    pytest.fail(f"never saw {last} done inside a chunk")
+
+
+def _survivors(path: Path) -> dict[str, int]:
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads(file.metadata()["facts"])["survivors"]
+    except FileNotFoundError:
+        return {}

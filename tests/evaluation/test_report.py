@@ -1,0 +1,302 @@
+"""A report tells exactly what the records hold, to machines, readers and terminals, and needs no network."""
+
+import io
+import json
+import re
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from maep.data.shards import ShardSet
+from maep.errors import UserError
+from maep.evaluation import report as report_module
+from maep.evaluation.environment import environment, git_state
+from maep.evaluation.evaluate import evaluate
+from maep.evaluation.metrics import wilson_interval
+from maep.evaluation.records import eps_text
+from maep.evaluation.report import build_report, read_metrics, read_results, terminal_table, write_environment
+from maep.settings import Settings
+from tests.evaluation.subject import place_of, run, settings_for
+from tests.small import Blur, train_small, write_shards
+
+FIELDS = [
+    "dataset",
+    "classifier",
+    "purifier",
+    "threat_model",
+    "attack",
+    "norm",
+    "eps",
+    "n",
+    "clean_accuracy",
+    "robust_accuracy",
+    "clean_ci95",
+    "robust_ci95",
+    "average_accuracy",
+    "undefended_clean_accuracy",
+    "undefended_robust_accuracy",
+    "psnr_clean",
+    "psnr_adversarial",
+    "ssim_clean",
+    "ssim_adversarial",
+    "seconds_per_image",
+    "seed",
+    "config_hash",
+]
+
+
+@pytest.fixture(scope="module")
+def test_set(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    return write_shards(tmp_path_factory.mktemp("shards") / "test", 30)
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory, test_set: ShardSet) -> Settings:
+    """A finished evaluation of two purifiers, with curves and environment, not yet reported."""
+    settings = settings_for(tmp_path_factory.mktemp("evaluated"), eps=[8 / 255, 0.1])
+    settings.finetune.method = "lora"
+    run(settings, test_set)
+    evaluate(settings, Blur(), train_small(), "small", "tuned", test_set, place_of(settings).with_name("lora"))
+    directory = Path(settings.run.dir)
+    for name, loss in (("metrics.jsonl", 1.0), ("metrics-finetune.jsonl", 0.1)):
+        lines = [
+            {"step": s, "loss": loss / s, "lr": 1e-3, "samples": 8 * s, "images_per_second": 9.0} for s in range(1, 30)
+        ]
+        (directory / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_environment(directory, ["maep", "<b>&"])
+    return settings
+
+
+@pytest.fixture(scope="module")
+def reported(settings: Settings) -> dict[str, Any]:
+    return build_report(settings, Path(settings.run.dir))
+
+
+def _page(settings: Settings) -> str:
+    return (Path(settings.run.dir) / "report.html").read_text()
+
+
+def test_json_is_the_contract(settings: Settings, reported: dict[str, Any]) -> None:
+    """Schema 1, exactly its fields, in percent, valid JSON without infinities, equal to what was returned."""
+    text = (Path(settings.run.dir) / "report.json").read_text()
+    loaded = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert loaded == reported
+    assert list(loaded) == ["schema", "environment", "results"]
+    assert loaded["schema"] == 1
+    assert loaded["environment"]["command"] == ["maep", "<b>&"]
+    for result in loaded["results"]:
+        assert list(result) == FIELDS
+    keys = {(r["purifier"], r["threat_model"], r["attack"], round(r["eps"], 4), r["n"]) for r in loaded["results"]}
+    assert keys == {
+        (purifier, threat, attack, eps, n)
+        for purifier in ("maep", "maep+lora")
+        for threat, n in (("oblivious", 20), ("adaptive", 6))
+        for attack in ("fgsm", "pgd-3")
+        for eps in (0.0314, 0.1)
+    }
+
+
+def test_numbers_are_those_of_the_records(settings: Settings, reported: dict[str, Any]) -> None:
+    """Accuracies, intervals, averages and likeness, computed again from the record files."""
+    folder = place_of(settings) / "oblivious" / "pgd-3-Linf-0.1"
+    records = [json.loads(path.read_text()) for path in sorted(folder.glob("chunk-*.json"))]
+    pairs = [pair for r in records for pair in zip(r["predictions"]["defended_adversarial"], r["labels"], strict=True)]
+    right = sum(prediction == label for prediction, label in pairs)
+    result = next(
+        r for r in reported["results"]
+        if (r["purifier"], r["threat_model"], r["attack"], r["eps"]) == ("maep", "oblivious", "pgd-3", 0.1)
+    )  # fmt: skip
+    assert len(records) == 3
+    assert result["n"] == len(pairs) == 20
+    assert 0 < right < 20
+    assert result["robust_accuracy"] == 100 * right / 20
+    low, high = wilson_interval(right, 20)
+    assert result["robust_ci95"] == pytest.approx([100 * low, 100 * high], abs=1e-3)
+    assert result["average_accuracy"] == (result["clean_accuracy"] + result["robust_accuracy"]) / 2
+    values = [value for record in records for value in record["psnr_adversarial"]]
+    assert result["psnr_adversarial"] == pytest.approx(sum(values) / 20, abs=1e-3)
+    spent = sum(record["seconds"][what] for record in records for what in ("purify", "classify"))
+    assert result["seconds_per_image"] == pytest.approx(spent / 40, abs=1e-5)
+
+
+class _Links(HTMLParser):
+    """Collects what a browser would fetch, and tags left open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        if tag not in ("meta", "img", "source", "br", "link"):
+            self.open.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "srcset", "href", "data", "action")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_page_needs_no_network(settings: Settings, reported: dict[str, Any]) -> None:
+    """The page refers to nothing outside itself: no address, no script, only inline images; its tags match."""
+    page = _page(settings)
+    parser = _Links()
+    parser.feed(page)
+    assert parser.open == []
+    assert parser.links
+    assert all(link.startswith("data:image/") for link in parser.links)
+    assert not {"script", "link", "iframe", "object", "base"} & parser.tags
+    without_data = re.sub(r"data:image/\w+;base64,[A-Za-z0-9+/=]+", "", page)
+    assert not re.search(r"https?:|//\w|url\(|@import", without_data)
+
+
+def test_page_tells_the_truth(settings: Settings, reported: dict[str, Any]) -> None:
+    """Every accuracy stands beside its interval and n; threat models are explained; strings are escaped."""
+    page = re.sub(r"data:image/\w+;base64,[A-Za-z0-9+/=]+", "", _page(settings))
+    flat = " ".join(re.sub(r"<[^>]*>", " ", page).split())
+    for result in reported["results"]:
+        low, high = result["robust_ci95"]
+        assert f"{result['robust_accuracy']:.1f} [{low:.1f}, {high:.1f}]" in flat
+        assert f"{eps_text(result['eps'])} Linf {result['n']} " in flat
+    assert "The attacker knows everything" in flat
+    assert "nothing about an attacker who knows the purifier" in flat
+    assert "AutoAttack was not run" in flat
+    assert "maep &lt;b&gt;&amp;" in page
+    assert "figure_images: 3" in page
+
+
+def test_figures(settings: Settings, reported: dict[str, Any]) -> None:
+    """Figures are PNG files: accuracies, curves, and images of each purifier and threat model."""
+    names = {path.name for path in (Path(settings.run.dir) / "figures").iterdir()}
+    assert {"accuracy.png", "pretraining.png", "finetuning.png"} < names
+    assert "samples-maep+lora-adaptive-pgd-3-Linf-0.0313725.png" in names
+    assert len(names) == 3 + 4
+    for path in (Path(settings.run.dir) / "figures").iterdir():
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_terminal_table_fits(settings: Settings, reported: dict[str, Any]) -> None:
+    """In 80 columns the widest usual line is neither cut nor wrapped; interval and n stand beside the accuracy."""
+    rows, _ = read_results(settings, Path(settings.run.dir) / "evaluation")
+    usual = {"attack": "autoattack-standard", "purifier": "maep+lora", "n": 10000, "robust_accuracy": 88.73,
+             "robust_ci95": [88.09, 89.34], "eps": 8 / 255, "clean_accuracy": 92.3}  # fmt: skip
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(terminal_table([replace(rows[0], result={**rows[0].result, **usual})]))
+    line = next(line for line in console.export_text().splitlines() if "AutoAttack" in line)
+    assert line.split()[:4] == ["AutoAttack", "8/255", "maep+lora", "10000"]
+    assert line.split()[-4:] == ["92.3", "88.7", "[88.1,", "89.3]"]
+
+
+def test_missing_chunk_is_named(settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without one record there is no total, no table and no file, but the record's name."""
+    record = place_of(settings) / "oblivious" / "fgsm-Linf-0.1" / "chunk-0001.json"
+    hidden = tmp_path / "record"
+    report = Path(settings.run.dir) / "report.json"
+    report.unlink(missing_ok=True)
+    record.rename(hidden)
+    capsys.readouterr()
+    try:
+        with pytest.raises(UserError, match=r"fgsm-Linf-0.1/chunk-0001.json: this chunk has not been evaluated"):
+            build_report(settings, Path(settings.run.dir))
+    finally:
+        hidden.rename(record)
+    assert not report.exists()
+    assert capsys.readouterr().out == ""
+
+
+def test_record_of_something_else_is_missing(settings: Settings) -> None:
+    """A record whose identity is not the plan's counts as missing."""
+    record = place_of(settings) / "adaptive" / "fgsm-Linf-0.1" / "chunk-0000.json"
+    before = record.read_text()
+    record.write_text(json.dumps({**json.loads(before), "identity": "0"}))
+    try:
+        with pytest.raises(UserError, match="adaptive/fgsm-Linf-0.1/chunk-0000.json"):
+            build_report(settings, Path(settings.run.dir))
+    finally:
+        record.write_text(before)
+
+
+def test_other_settings_are_refused(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records of other evaluation settings are not reported under these."""
+    monkeypatch.setattr(settings.evaluation, "images", 10)
+    with pytest.raises(UserError, match=r"plan.json: was made with other evaluation settings"):
+        build_report(settings, Path(settings.run.dir))
+
+
+def test_nothing_evaluated(tmp_path: Path) -> None:
+    """A run without an evaluation ends in one line that says what to run."""
+    with pytest.raises(UserError, match="run stage=evaluate first"):
+        build_report(settings_for(tmp_path), tmp_path / "run")
+
+
+def test_adaptive_left_out_is_said(tmp_path: Path, test_set: ShardSet) -> None:
+    """A report without an attacker who knows the purifier says that it proves nothing against one."""
+    settings = settings_for(tmp_path, adaptive_images=0, attacks=["fgsm"], images=4)
+    run(settings, test_set)
+    write_environment(Path(settings.run.dir), ["test"])
+    build_report(settings, Path(settings.run.dir))
+    assert "No attacker who knows the purifier was run" in _page(settings)
+
+
+def test_metrics_after_kill_and_resume(tmp_path: Path) -> None:
+    """A last line cut by a kill is left out, steps logged again count once; a bad line elsewhere raises."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 3}\n{"step": 2, "loss": 2}\n{"step": 2, "loss": 1}\n{"step": 3, "lo')
+    assert read_metrics(path) == [{"step": 1, "loss": 3}, {"step": 2, "loss": 1}]
+    path.write_text('{"step"\n{"step": 2, "loss": 2}\n')
+    with pytest.raises(ValueError, match="delimiter"):
+        read_metrics(path)
+    assert read_metrics(tmp_path / "none.jsonl") == []
+
+
+def test_environment_has_no_host_name() -> None:
+    """Versions, device, threads and date are there; the machine's name is not."""
+    import socket
+
+    found = environment(["maep"])
+    assert {"command", "commit", "dirty", "date", "device", "threads", "versions"} <= set(found)
+    assert {"python", "torch", "timm", "peft", "deepspeed", "accelerate", "webdataset", "pyautoattack", "submitit",
+            "omegaconf"} <= set(found["versions"])  # fmt: skip
+    assert all(found["versions"].values())
+    assert socket.gethostname() not in json.dumps(found)
+
+
+def test_git_state(tmp_path: Path) -> None:
+    """The commit and whether files differ; None outside a checkout and in a folder inside someone else's."""
+    assert git_state(tmp_path) == (None, None)
+
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=n", "-c", "user.email=e"]
+        subprocess.run(["git", "-C", tmp_path, *identity, *arguments], check=True, capture_output=True)
+
+    git("init")
+    assert git_state(tmp_path) == (None, None)
+    (tmp_path / "file").write_text("1")
+    git("add", ".")
+    git("commit", "-m", "one")
+    commit, dirty = git_state(tmp_path)
+    assert re.fullmatch("[0-9a-f]{40}", commit or "")
+    assert dirty is False
+    (tmp_path / "file").write_text("2")
+    assert git_state(tmp_path) == (commit, True)
+    (tmp_path / "inside").mkdir()
+    assert git_state(tmp_path / "inside") == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("eps", "text"), [(8 / 255, "8/255"), (0.5, "0.5"), (1.0, "1"), (128 / 255, "0.502"), (0.0, "0"), (0.1, "0.1")]
+)
+def test_eps_text(eps: float, text: str) -> None:
+    """Budgets read as fractions of 255 where they are, L2 ones as numbers."""
+    assert eps_text(eps) == text
+
+
+def test_report_module_offers_the_environment() -> None:
+    """`write_environment` can be had from the report module, where the pipeline takes it from."""
+    assert report_module.write_environment is write_environment

@@ -1,0 +1,136 @@
+"""The MAE purifier: any size, exact where its model is the identity, bounded memory, exact gradients."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from maep.models.masked_autoencoder import MaskedAutoencoder
+from maep.purifiers import MAEPurifier
+from maep.settings import ModelSettings, PurifySettings
+
+MODEL = ModelSettings(
+    image_size=16, patch_size=4, encoder_width=16, encoder_depth=1, encoder_heads=2, decoder_width=16,
+    decoder_depth=1, decoder_heads=2, prediction="residual", residual_scale=0.01, refine_width=4, refine_depth=1,
+)  # fmt: skip
+
+
+def purifier(trained: bool = True, **settings: Any) -> MAEPurifier:
+    """A real one; untrained it is the identity, `trained` gives all its weights random values."""
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(MODEL).requires_grad_(False)
+    for parameter in model.parameters() if trained else ():
+        parameter.add_(torch.randn_like(parameter) * 0.2)
+    return MAEPurifier(model, PurifySettings(**settings)).eval()
+
+
+@contextmanager
+def batches_of(module: nn.Module) -> Iterator[list[int]]:
+    """The batch sizes that go through a module."""
+    seen: list[int] = []
+    handle = module.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    yield seen
+    handle.remove()
+
+
+@pytest.mark.parametrize("overlap", [0, 5])
+def test_identity_model_returns_the_input(overlap: int) -> None:
+    """50 x 70, no multiple of the tile: nothing is lost or moved, at the borders neither."""
+    images = torch.randint(0, 256, (2, 3, 50, 70)) / 255
+    torch.testing.assert_close(purifier(False, overlap=overlap)(images), images, rtol=0, atol=1e-6)
+    model = nn.Identity()
+    model.config = MODEL  # type: ignore[assignment]
+    exact = MAEPurifier(model, PurifySettings(overlap=overlap))  # type: ignore[arg-type]
+    assert torch.equal(exact(images), images)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (7, 40), (16, 1), (33, 16)])
+def test_takes_any_size_and_stays_in_range(height: int, width: int) -> None:
+    """The output has the input's shape and lies in [0, 1]."""
+    purified = purifier(overlap=3)(torch.rand(2, 3, height, width).round())
+    assert purified.shape == (2, 3, height, width)
+    assert purified.min() >= 0
+    assert purified.max() <= 1
+
+
+def test_grid_without_overlap_is_tile_by_tile() -> None:
+    """Each tile of a 32 x 48 image is purified as an image of its own."""
+    net, images = purifier(), torch.rand(1, 3, 32, 48)
+    whole = net(images)
+    alone = net(images[:, :, 16:32, 32:48])
+    torch.testing.assert_close(whole[:, :, 16:32, 32:48], alone)
+
+
+def test_an_image_of_the_models_size_is_one_tile() -> None:
+    """It goes through the network once, as it is."""
+    net, images = purifier(overlap=4), torch.rand(3, 3, 16, 16)
+    with batches_of(net.model) as seen:
+        purified = net(images)
+    assert seen == [3]
+    assert torch.equal(purified, net.model(images).clamp(0, 1))
+
+
+def test_passes_apply_it_again() -> None:
+    """Two passes are the purifier of the purifier."""
+    images = torch.rand(1, 3, 20, 20)
+    torch.testing.assert_close(purifier(passes=2)(images), purifier()(purifier()(images)))
+
+
+def test_never_more_than_batch_tiles_at_a_time() -> None:
+    """2 images of 12 tiles in batches of 5, forward and, computed again, backward; the result is the same."""
+    net, images = purifier(batch_tiles=5), torch.rand(2, 3, 40, 64)
+    with batches_of(net.model) as seen, torch.no_grad():
+        torch.testing.assert_close(net(images), purifier()(images))
+    assert seen == [5, 5, 5, 5, 4]
+    with batches_of(net.model) as seen:
+        net(images.requires_grad_()).sum().backward()
+    assert sorted(seen) == [4, 4] + [5] * 8
+
+
+def saved_numbers(net: MAEPurifier, images: Tensor) -> int:
+    """How many numbers a forward pass keeps for its backward pass."""
+    total = 0
+
+    def pack(tensor: Tensor) -> Tensor:
+        nonlocal total
+        total += tensor.numel()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        net(images.clone().requires_grad_())
+    return total
+
+
+def test_gradients_need_memory_for_one_batch_of_tiles() -> None:
+    """Beyond images and tiles nothing is kept for the backward pass, where the whole network would be."""
+    images = torch.rand(1, 3, 96, 96)
+    bound = 3 * images.numel()
+    assert saved_numbers(purifier(batch_tiles=4), images) < bound
+    assert saved_numbers(purifier(batch_tiles=64), images) > 5 * bound
+
+
+@pytest.mark.parametrize("settings", [{}, {"overlap": 5}, {"batch_tiles": 2, "overlap": 3}, {"passes": 2}])
+def test_gradient_is_exact_through_tiles(settings: dict[str, Any]) -> None:
+    """Autograd's gradient equals finite differences in double precision, with overlap, padding and batches."""
+    net = purifier(**settings).double()
+    images = torch.rand(1, 3, 18, 20, dtype=torch.float64) * 0.2 + 0.4
+    assert torch.equal(net(images).clamp(1e-6, 1 - 1e-6), net(images)), "the check needs unclipped pixels"
+    assert torch.autograd.gradcheck(net, images.requires_grad_(), fast_mode=True)
+
+
+def test_batches_of_equal_images_fill_one_batch_of_tiles() -> None:
+    """A 32 x 32 image is 4 tiles: 5 of them in 20 tiles; an image larger than a batch goes alone."""
+    net = purifier(batch_tiles=20)
+    assert net.images_at_once(32, 32) == 5
+    assert net.images_at_once(16, 16) == 20
+    assert net.images_at_once(500, 500) == 1
+
+
+def test_refuses_other_shapes() -> None:
+    """Grey images are not guessed at."""
+    with pytest.raises(ValueError, match=r"\[N, 3, H, W\]"):
+        purifier()(torch.rand(2, 1, 16, 16))

@@ -1,0 +1,114 @@
+"""Configuration: layers, typing, ranges, and errors that name key, source and valid choice."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from maep.config import LEAVES, config_names, load_settings, settings_help, to_yaml
+from maep.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def refusal(*overrides: str, cfg: str | None = None) -> str:
+    with pytest.raises(UserError) as caught:
+        load_settings(cfg, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_arguments_win_over_files_and_files_over_defaults() -> None:
+    """The last layer wins, and a base file lies below the file that names it."""
+    assert load_settings().classifier.arch != "wrn28_10"
+    assert load_settings("cifar100").classifier.arch == "wrn28_10"
+    assert load_settings("cifar100").data.name == "cifar100"
+    assert load_settings("cifar100", ["data.name=mine"]).data.name == "mine"
+
+
+def test_fractions_are_numbers() -> None:
+    """8/255 may be written wherever a number is wanted, also inside a list."""
+    settings = load_settings(None, ["attack.eps=4/255", "evaluation.eps=[2/255, 0.5]"])
+    assert settings.attack.eps == 4 / 255
+    assert settings.evaluation.eps == [2 / 255, 0.5]
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_every_configuration_resolves_and_round_trips(name: str, tmp_path: Path) -> None:
+    """Each YAML file is valid, and the resolved configuration is itself a configuration with the same meaning."""
+    settings = load_settings(name)
+    path = tmp_path / "resolved.yaml"
+    path.write_text(to_yaml(settings))
+    assert load_settings(str(path)) == settings
+
+
+def test_mistyped_key_names_key_source_and_nearest() -> None:
+    """A typing error is answered with the key that was meant."""
+    message = refusal("attack.epss=1")
+    assert "attack.epss" in message
+    assert "argument 'attack.epss=1'" in message
+    assert "did you mean attack.eps?" in message
+
+
+def test_mistake_in_a_file_names_the_file(tmp_path: Path) -> None:
+    """The source of a wrong value in YAML is the file's path."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("pretrain:\n  epochs: many\n")
+    message = refusal(cfg=str(path))
+    assert str(path) in message
+    assert "pretrain.epochs" in message
+    assert "float" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("attack.eps=-1", ("attack.eps=-1", "at least 0")),
+        ("model.patch_size=3", ("choose one of 1, 2, 4, 8, 16",)),
+        ("model.image_size=30", ("larger", "30")),
+        ("pretrain.lr=0", ("above 0",)),
+        ("run.seed=1.5", ("wrong type", "int")),
+        ("pretrain.mask_ratio=true", ("wrong type",)),
+        ("data=1", ("section",)),
+        ("run.seed", ("key=value",)),
+        ("evaluation.threat_models=[oblivius]", ("oblivious, adaptive",)),
+        ("model.encoder_width=190", ("multiple",)),
+    ],
+)
+def test_values_out_of_range_are_refused(override: str, words: tuple[str, ...]) -> None:
+    """Each wrong value is named with its valid choice."""
+    extra = ["model.patch_size=4"] if override == "model.image_size=30" else []
+    if extra:
+        message = refusal(override, *extra)
+        assert "does not divide" in message
+        return
+    message = refusal(override)
+    for word in words:
+        assert word in message
+
+
+def test_unknown_configuration_lists_the_known_ones() -> None:
+    """cfg=digit is answered with digits."""
+    message = refusal(cfg="digit")
+    assert "did you mean digits?" in message
+
+
+def test_help_lists_every_setting_with_help() -> None:
+    """No setting without a line of help."""
+    text = settings_help()
+    for key, (item, _) in LEAVES.items():
+        assert f"  {key}=" in text
+        assert item.metadata["help"]
+
+
+def test_command_line_ends_with_code_2_and_one_line() -> None:
+    """A mistyped key, and a mistyped option, end a real command with exit code 2 and one line."""
+    for word in ("attack.epss=1", "--nprocs"):
+        command = [sys.executable, "launch/local.py", "cfg=digits", word]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
+        assert "did you mean" in done.stderr

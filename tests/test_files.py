@@ -1,0 +1,101 @@
+"""The commit protocol: what has its final name is whole; locks name their holder."""
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from maep.errors import UserError
+from maep.files import (
+    atomic_directory,
+    atomic_file,
+    problem_with,
+    remove_temporaries,
+    run_lock,
+    write_json,
+)
+
+
+def test_failed_write_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> None:
+    """An exception inside the block changes nothing under the final name."""
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    before = path.read_bytes()
+    with pytest.raises(RuntimeError), atomic_file(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_full_disk_is_a_user_error_and_leaves_nothing(tmp_path: Path) -> None:
+    """When the system refuses to write on (a file size limit), the final name never appears."""
+    code = (
+        "import resource, signal, sys; from pathlib import Path; from maep.files import atomic_file\n"
+        "from maep.errors import exit_code\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "def main():\n"
+        "    with atomic_file(Path(sys.argv[1])) as t: t.write_bytes(b'x' * 5000)\n"
+        "sys.exit(exit_code(main))\n"
+    )
+    target = tmp_path / "big"
+    done = subprocess.run([sys.executable, "-c", code, str(target)], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"{target}: cannot be written" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1000
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_damage_in_a_sealed_directory_is_named(tmp_path: Path, damage: str) -> None:
+    """A flipped byte, a truncation and a missing file are each found and named."""
+    directory = tmp_path / "sealed"
+    with atomic_directory(directory, {"kind": "test"}) as temporary:
+        (temporary / "data").write_bytes(b"0123456789")
+    assert problem_with(directory) is None
+    path = directory / "data"
+    if damage == "flip":
+        path.write_bytes(b"0123456780")
+    elif damage == "truncate":
+        path.write_bytes(b"01234")
+    else:
+        path.unlink()
+    problem = problem_with(directory)
+    assert problem
+    assert str(path) in problem
+
+
+def test_second_run_is_refused_naming_the_first(tmp_path: Path) -> None:
+    """Two runs cannot share a run directory; the lock goes with its holder."""
+    code = "import sys; from pathlib import Path; from maep.files import run_lock\nwith run_lock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match=f"process {holder.pid}"), run_lock(tmp_path):
+        pass
+    holder.kill()
+    holder.communicate()
+    with run_lock(tmp_path):
+        pass
+
+
+def test_temporaries_of_dead_writers_are_removed(tmp_path: Path) -> None:
+    """What a killed process left goes; what a living one writes stays."""
+    host = os.uname().nodename
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    gone, kept = tmp_path / f".tmp-a-{host}-{dead.pid}", tmp_path / f".tmp-b-{host}-{os.getppid()}"
+    gone.touch()
+    kept.touch()
+    remove_temporaries(tmp_path)
+    assert not gone.exists()
+    assert kept.exists()

@@ -1,0 +1,184 @@
+"""`maep purify` on an image, a folder, a shard and a shard set; and what it refuses."""
+
+import io
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+from PIL import Image
+
+from maep import load_purifier
+from maep.__main__ import run
+from maep.config import load_settings, to_yaml
+from maep.data.shards import ShardSet, to_float, to_uint8
+from maep.errors import UserError
+from maep.models.masked_autoencoder import MaskedAutoencoder
+from maep.purifiers import save_purifier
+from maep.settings import ModelSettings, PurifySettings
+from tests.small import write_shards
+
+MODEL = ModelSettings(
+    image_size=16, patch_size=4, encoder_width=16, encoder_depth=1, encoder_heads=2, decoder_width=16,
+    decoder_depth=1, decoder_heads=2,
+)  # fmt: skip
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """A run directory with a purifier of random weights."""
+    torch.manual_seed(0)
+    save_purifier(MaskedAutoencoder(MODEL), PurifySettings(batch_tiles=3), tmp_path / "run/purifier")
+    return tmp_path / "run"
+
+
+def purify(source: Path, target: Path, run_dir: Path, *more: str) -> int:
+    return run(["purify", str(source), str(target), f"run.dir={run_dir}", "purify.batch_tiles=3", *more])
+
+
+def picture(seed: int, height: int = 16, width: int = 16) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def expected(run_dir: Path, image: np.ndarray, **settings: int) -> np.ndarray:
+    """What the library gives for one image."""
+    purifier = load_purifier(run_dir, settings=PurifySettings(**settings))
+    with torch.no_grad():
+        purified = purifier(to_float(torch.tensor(image).permute(2, 0, 1)[None]))
+    return to_uint8(purified)[0].permute(1, 2, 0).numpy()
+
+
+def read(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def close(first: np.ndarray, second: np.ndarray) -> bool:
+    """Equal up to the rounding of another batch composition."""
+    return bool(np.abs(first.astype(int) - second.astype(int)).max() <= 1)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp"])
+def test_an_image_of_any_size(tmp_path: Path, run_dir: Path, suffix: str) -> None:
+    """A 20 x 37 picture is purified by tiles and written without loss; command-line settings count."""
+    Image.fromarray(picture(0, 20, 37)).save(tmp_path / "in.png")
+    assert purify(tmp_path / "in.png", tmp_path / f"new/out{suffix}", run_dir, "purify.overlap=4") == 0
+    assert close(read(tmp_path / f"new/out{suffix}"), expected(run_dir, picture(0, 20, 37), overlap=4))
+
+
+def test_the_runs_own_configuration_counts(tmp_path: Path, run_dir: Path) -> None:
+    """run.dir/config.yaml is the base of the settings: its two passes are applied."""
+    (run_dir / "config.yaml").write_text(to_yaml(load_settings(None, ["purify.passes=2"])))
+    Image.fromarray(picture(0)).save(tmp_path / "in.png")
+    assert purify(tmp_path / "in.png", tmp_path / "out.png", run_dir) == 0
+    assert close(read(tmp_path / "out.png"), expected(run_dir, picture(0), passes=2))
+
+
+def test_a_folder_of_images_of_different_sizes(
+    tmp_path: Path, run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every image under its own name, sub-folders kept, in batches; other files are counted, grey becomes RGB."""
+    source = tmp_path / "in"
+    images = {f"a/{i}.png": picture(i, 16, 16 + 8 * (i // 4)) for i in range(7)}
+    (source / "a").mkdir(parents=True)
+    for name, image in images.items():
+        Image.fromarray(image).save(source / name)
+    Image.fromarray(picture(9)[:, :, 0]).save(source / "grey.webp", lossless=True)
+    (source / "notes.txt").write_text("hello")
+    assert purify(source, tmp_path / "out", run_dir) == 0
+    for name, image in images.items():
+        assert close(read(tmp_path / "out" / name), expected(run_dir, image))
+    assert read(tmp_path / "out/grey.png").shape == (16, 16, 3)
+    assert "1 files that are not images" in capsys.readouterr().out
+
+
+def test_a_shard(tmp_path: Path, run_dir: Path) -> None:
+    """WebDataset reads the same keys and labels, with purified images; repeated, the bytes are the same."""
+    shards = write_shards(tmp_path / "in", 8)
+    for name in ("out.tar", "again.tar"):
+        assert purify(tmp_path / "in/shard-00000.tar", tmp_path / name, run_dir) == 0
+    assert (tmp_path / "out.tar").read_bytes() == (tmp_path / "again.tar").read_bytes()
+    samples = list(webdataset.WebDataset(str(tmp_path / "out.tar"), shardshuffle=False))
+    assert [sample["__key__"] for sample in samples] == [f"{i:09d}" for i in range(8)]
+    for i, sample in enumerate(samples):
+        assert int(sample["cls"]) == shards.label(i)
+        assert close(np.asarray(Image.open(io.BytesIO(sample["png"]))), expected(run_dir, shards.image(i)))
+
+
+def test_a_shard_set(tmp_path: Path, run_dir: Path) -> None:
+    """A sealed set of the same layout and labels, whole, that names the set it was made from."""
+    shards = write_shards(tmp_path / "in", 10)
+    assert purify(tmp_path / "in", tmp_path / "out", run_dir) == 0
+    made = ShardSet(tmp_path / "out")
+    assert made.verify() == []
+    assert made.manifest["kind"] == "purified"
+    assert made.manifest["purified_from"] == shards.identity
+    assert [made.label(i) for i in range(10)] == [shards.label(i) for i in range(10)]
+    assert all(close(made.image(i), expected(run_dir, shards.image(i))) for i in range(10))
+
+
+def test_refuses_what_it_cannot_do(tmp_path: Path, run_dir: Path) -> None:
+    """Each ends with one line naming the thing and the valid choice."""
+    image, folder = tmp_path / "in.png", tmp_path / "empty"
+    Image.fromarray(picture(0)).save(image)
+    folder.mkdir()
+    (tmp_path / "text.txt").write_text("hello")
+    (tmp_path / "bad.tar").write_bytes(b"no tar" * 200)
+    for source, target, told in (
+        (tmp_path / "none.png", tmp_path / "out.png", r"none\.png: no such file"),
+        (image, tmp_path / "out.jpg", r"out\.jpg: the output is lossless; name it with \.png or \.webp"),
+        (image, image, r"in\.png: exists already"),
+        (tmp_path / "text.txt", tmp_path / "out.png", r"text\.txt: not an image or a shard"),
+        (folder, tmp_path / "out", r"empty: holds no image"),
+        (tmp_path / "bad.tar", tmp_path / "out.tar", r"bad\.tar: cannot be read as tar"),
+    ):
+        with pytest.raises(UserError, match=told):
+            purify(source, target, run_dir)
+    with pytest.raises(UserError, match="no purifier"):
+        purify(image, tmp_path / "out.png", folder)
+    with pytest.raises(UserError, match="IN and OUT"):
+        run(["purify", str(image), f"run.dir={run_dir}"])
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_leaves_nothing_half_written(tmp_path: Path, run_dir: Path) -> None:
+    """A corrupt last image, in a folder and in a shard, is named, and no output or temporary file remains."""
+    source = tmp_path / "in"
+    source.mkdir()
+    for i in range(5):
+        Image.fromarray(picture(i)).save(source / f"{i}.png")
+    whole = (source / "4.png").read_bytes()
+    (source / "4.png").write_bytes(whole[: len(whole) // 2])
+    with tarfile.open(tmp_path / "in.tar", "w") as tar:
+        tar.add(source, arcname=".")
+    before = sorted(tmp_path.rglob("*"))
+    for given, target in ((source, tmp_path / "out"), (tmp_path / "in.tar", tmp_path / "out.tar")):
+        with pytest.raises(UserError, match=r"4\.png: corrupt image"):
+            purify(given, target, run_dir)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_same_output_name_twice_is_refused(tmp_path: Path, run_dir: Path) -> None:
+    """a.png and a.jpg would both become a.png."""
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "a.jpg"):
+        Image.fromarray(picture(0)).save(tmp_path / "in" / name)
+    with pytest.raises(UserError, match=r"a\.jpg and a\.png"):
+        purify(tmp_path / "in", tmp_path / "out", run_dir)
+
+
+def test_command_ends_with_2_for_an_unknown_verb_or_setting(tmp_path: Path) -> None:
+    """As a process: exit code 2, one line on stderr, the nearest choice."""
+    for words, told in (
+        (["purfy"], "did you mean purify?"),
+        (["purify", "a", "b", "purify.overlp=1"], "purify.overlap"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "maep", *words], capture_output=True, text=True, check=False, timeout=300
+        )
+        assert done.returncode == 2
+        assert told in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1

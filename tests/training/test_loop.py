@@ -1,0 +1,152 @@
+"""Training is exact: killed and resumed, on one process or several, with and without ZeRO. Real processes."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from maep.training.checkpoint import checkpoints, newest_whole
+from tests.tiny import ROOT, Problem, environment
+
+
+def weights(run: Path) -> bytes:
+    """The bytes of the trained purifier."""
+    return (run / "purifier" / "model.safetensors").read_bytes()
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    """The logged steps."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def steps_logged(run: Path) -> int:
+    """How many steps metrics.jsonl holds by now."""
+    path = run / "metrics.jsonl"
+    return path.read_text().count("\n") if path.is_file() else 0
+
+
+def stop_at(problem: Problem, run: Path, step: int, signum: int, *more: str, nproc: int = 1) -> int:
+    """Start the pretrain stage and send it a signal once `step` steps are logged; returns its exit code."""
+    process = subprocess.Popen(
+        problem.command("pretrain", run, *more, nproc=nproc), cwd=ROOT, env=environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    while steps_logged(run) < step:
+        assert process.poll() is None, process.communicate()[0].decode()
+        time.sleep(0.005)
+    if signum == signal.SIGKILL:
+        subprocess.run(["pkill", "-KILL", "-g", str(process.pid)], check=True)
+    else:
+        process.send_signal(signum)
+    process.communicate()
+    return process.returncode
+
+
+@pytest.fixture(scope="module")
+def undisturbed(problem: Problem, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody stopped."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    shutil.copytree(problem.prepared, run)
+    done = problem.run("pretrain", run)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return run
+
+
+def test_sigkill_at_random_steps_ends_with_the_same_weights(problem: Problem, run_dir: Path, undisturbed: Path) -> None:
+    """Killed by SIGKILL three times at random and resumed: bit-identical weights and the same log of losses."""
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"seed {seed}")
+    for step in sorted(random.Random(seed).sample(range(2, 28), 3)):
+        if steps_logged(run_dir) < step:
+            stop_at(problem, run_dir, step, signal.SIGKILL)
+    assert not (run_dir / "purifier").exists()
+    done = problem.run("pretrain", run_dir)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert weights(run_dir) == weights(undisturbed)
+    assert [line["loss"] for line in metrics(run_dir)] == [line["loss"] for line in metrics(undisturbed)]
+    assert [line["step"] for line in metrics(run_dir)] == list(range(1, 31))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
+def test_signal_saves_and_repeats_no_step(problem: Problem, run_dir: Path, undisturbed: Path, signum: int) -> None:
+    """A signal ends the run with a checkpoint of the very step it reached; the resumed run ends the same."""
+    code = stop_at(problem, run_dir, 7, signum)
+    assert code == 128 + signum
+    newest = newest_whole(run_dir / "checkpoints")
+    assert newest is not None
+    assert int(newest.name[5:]) == steps_logged(run_dir)
+    done = problem.run("pretrain", run_dir)
+    assert f"goes on from step {int(newest.name[5:])} of 30" in done.stdout
+    assert weights(run_dir) == weights(undisturbed)
+
+
+def test_damaged_newest_checkpoint_is_passed_over(problem: Problem, run_dir: Path, undisturbed: Path) -> None:
+    """A flipped byte in the newest checkpoint: named, the one before is used, and the result is the same."""
+    stop_at(problem, run_dir, 12, signal.SIGTERM)
+    found = checkpoints(run_dir / "checkpoints")
+    damaged = next(found[-1].glob("rank-*"))
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    done = problem.run("pretrain", run_dir)
+    assert str(damaged) in done.stdout
+    assert f"goes on from step {int(found[-2].name[5:])} " in done.stdout
+    assert weights(run_dir) == weights(undisturbed)
+
+
+@pytest.mark.parametrize("nproc", [2, 4])
+def test_processes_do_not_change_the_losses(problem: Problem, run_dir: Path, undisturbed: Path, nproc: int) -> None:
+    """With 2 and 4 processes the losses of the first 20 steps agree with one process to 1e-5 relative (fp32)."""
+    done = problem.run("pretrain", run_dir, nproc=nproc)
+    assert done.returncode == 0, done.stdout + done.stderr
+    ours = [line["loss"] for line in metrics(run_dir)][:20]
+    assert ours == pytest.approx([line["loss"] for line in metrics(undisturbed)][:20], rel=1e-5)
+    assert len(list(checkpoints(run_dir / "checkpoints")[-1].glob("rank-*.safetensors"))) == nproc
+
+
+def test_accumulation_does_not_change_the_losses(problem: Problem, run_dir: Path, undisturbed: Path) -> None:
+    """Three uneven micro-batches a step give the losses of one batch."""
+    done = problem.run("pretrain", run_dir, "pretrain.accumulation=3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    ours = [line["loss"] for line in metrics(run_dir)][:20]
+    assert ours == pytest.approx([line["loss"] for line in metrics(undisturbed)][:20], rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_zero_trains_and_resumes_exactly(
+    problem: Problem, run_dir: Path, tmp_path: Path, undisturbed: Path, stage: int
+) -> None:
+    """DeepSpeed ZeRO on two processes: the losses of plain training, and a stopped run ends bit-identically."""
+    option = f"compute.zero_stage={stage}"
+    whole = tmp_path / "whole"
+    shutil.copytree(problem.prepared, whole)
+    done = problem.run("pretrain", whole, option, nproc=2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    ours = [line["loss"] for line in metrics(whole)][:20]
+    assert ours == pytest.approx([line["loss"] for line in metrics(undisturbed)][:20], rel=1e-4)
+    stop_at(problem, run_dir, 12, signal.SIGTERM, option, nproc=2)
+    done = problem.run("pretrain", run_dir, option, nproc=2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "goes on from step" in done.stdout
+    assert weights(run_dir) == weights(whole)
+
+
+def test_loss_not_finite_names_step_samples_and_checkpoint(problem: Problem, run_dir: Path) -> None:
+    """An absurd learning rate ends with code 1 and one line: step, sample keys, last good checkpoint."""
+    done = problem.run("pretrain", run_dir, "pretrain.lr=1e30", "pretrain.clip=0", "pretrain.warmup=0")
+    assert done.returncode == 1
+    assert "loss is not finite at step" in done.stderr
+    assert "(epoch 0)" in done.stderr
+    assert "last good checkpoint" in done.stderr
+
+
+def test_batch_smaller_than_processes_is_refused(problem: Problem, run_dir: Path) -> None:
+    """Two processes cannot share a batch of one."""
+    done = problem.run("pretrain", run_dir, "pretrain.batch_size=1", nproc=2)
+    assert done.returncode == 2
+    assert "smaller than 2 processes" in done.stderr

@@ -55,7 +55,7 @@ def _sha256(tensors: Mapping[str, Tensor]) -> str:
     hasher = hashlib.sha256()
     for name in sorted(tensors):
         hasher.update(f"{name}:{tensors[name].dtype}:{tuple(tensors[name].shape)}".encode())
-        hasher.update(tensors[name].numpy())
+        hasher.update(tensors[name].numpy().tobytes())
     return hasher.hexdigest()
 
 

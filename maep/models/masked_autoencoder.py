@@ -182,7 +182,10 @@ class MaskedAutoencoder(nn.Module):
             patches = everywhere.scatter(1, shown[:, :, None].expand_as(patches), patches)
         patches = patches + self._positions(self.decoder_pos_embed, *grid)
         tokens = torch.cat([tokens[:, :first].to(patches.dtype), patches], dim=1) if first else patches
-        return self.decoder_pred(self.decoder_norm(self.decoder_blocks(tokens)[:, first:]))
+        features = self.decoder_norm(self.decoder_blocks(tokens)[:, first:])
+        # bf16 has 8 bits: rounding the pixels themselves to it would cost as much as the attack's last levels.
+        with torch.autocast(features.device.type, enabled=False):
+            return self.decoder_pred(features.to(self.decoder_norm.weight.dtype))
 
     def _positions(self, known: Tensor, rows: int, columns: int) -> Tensor:
         """Positions of a grid: those of the training size, or computed for another."""

@@ -1,5 +1,6 @@
 """Evaluations are the same however they were cut, killed or resumed, and never reuse what is not theirs."""
 
+import copy
 import json
 import os
 import signal
@@ -17,10 +18,11 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from maep.attacks.named import NamedAttack, gradient_spec
+from maep.attacks.state import AttackState
 from maep.data.shards import ShardSet
 from maep.errors import UserError
 from maep.evaluation import evaluate as evaluate_module
-from maep.evaluation.evaluate import evaluate
+from maep.evaluation.evaluate import ProgressNote, evaluate
 from maep.evaluation.metrics import distances
 from tests.evaluation.subject import (
     AUTOATTACK_RUN,
@@ -239,6 +241,31 @@ def test_full_disk_leaves_nothing_half_written(
     monkeypatch.undo()
     run(settings, test_set)
     assert len(contents(settings)) == 3
+
+
+def test_goes_on_inside_a_chunk(tmp_path: Path, test_set: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an interruption the attacks that were done are not run again: the saved state is handed on."""
+    settings = settings_for(tmp_path, attacks=["autoattack-standard"], images=4, threat_models=["oblivious"], eps=[0.2])
+    states: list[AttackState | None] = []
+    original_run, original_note = NamedAttack.run, ProgressNote.attacking
+
+    def watched(self: NamedAttack, *arguments: Any, **options: Any) -> Any:
+        states.append(options["state"] and copy.deepcopy(options["state"]))
+        return original_run(self, *arguments, **options)
+
+    def interrupted(self: ProgressNote, task: Any, state: AttackState) -> None:
+        if "apgd-ce" in state.survivors:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(NamedAttack, "run", watched)
+    monkeypatch.setattr(ProgressNote, "attacking", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, test_set)
+    monkeypatch.setattr(ProgressNote, "attacking", original_note)
+    run(settings, test_set)
+    assert states[0] is None
+    assert states[1] is not None
+    assert list(states[1].survivors) == ["clean", "apgd-ce"]
 
 
 @pytest.fixture(scope="module")

@@ -62,6 +62,9 @@ class CifarResNet(nn.Module):
     """
 
     foldable = (("conv1", "bn1"),)
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
 
     def __init__(self, depth: int, num_classes: int, *, wide_stem: bool = False) -> None:
         super().__init__()

@@ -1,0 +1,59 @@
+"""The plan of an evaluation: every image of every combination once, in chunks that are independent of each other."""
+
+from dataclasses import asdict
+
+import pytest
+
+from maep.errors import UserError
+from maep.evaluation.records import Task, plan_tasks
+from maep.settings import EvaluationSettings
+
+
+def _settings(**values: object) -> EvaluationSettings:
+    return EvaluationSettings(**{"images": 25, "adaptive_images": 12, "chunk_images": 10, **values})  # type: ignore[arg-type]
+
+
+def test_every_image_once() -> None:
+    """Each combination covers its first images, each once; adaptive ones fewer, in chunks that start alike."""
+    tasks = plan_tasks(_settings(attacks=["fgsm", "pgd-2"], eps=[0.1, 0.2]), 100)
+    folders = {task.folder for task in tasks}
+    assert len(folders) == 2 * 2 * 2
+    for folder in folders:
+        own = [task for task in tasks if task.folder == folder]
+        assert [index for task in own for index in task.ids] == list(
+            range(12 if own[0].threat_model == "adaptive" else 25)
+        )
+        assert [task.first for task in own] == [10 * number for number in range(len(own))]
+
+
+def test_chunk_larger_than_images() -> None:
+    """Fewer images than a chunk holds, or than were asked for: one chunk of those there are."""
+    (task,) = plan_tasks(_settings(chunk_images=250, threat_models=["oblivious"], attacks=["fgsm"]), 7)
+    assert (task.first, task.count) == (0, 7)
+
+
+def test_asked_for_twice() -> None:
+    """An attack or budget named twice is done once."""
+    once = plan_tasks(_settings(attacks=["fgsm"], eps=[0.1]), 50)
+    assert plan_tasks(_settings(attacks=["fgsm", "fgsm"], eps=[0.1, 0.1]), 50) == once
+
+
+def test_seeds() -> None:
+    """A chunk's seed depends on the run's seed and the chunk, and on nothing else."""
+    task = Task("oblivious", "fgsm", "Linf", 0.1, 0, 0, 10)
+    other = Task(**{**asdict(task), "attack": "pgd-2", "threat_model": "adaptive", "count": 5})
+    assert task.seed(0) == other.seed(0)
+    seeds = {Task(**{**asdict(task), "chunk": chunk}).seed(seed) for chunk in range(20) for seed in range(5)}
+    assert len(seeds) == 100
+
+
+def test_empty_test_set() -> None:
+    """No test images: one line that says what to do."""
+    with pytest.raises(UserError, match="the test set is empty: set data.test_fraction"):
+        plan_tasks(_settings(), 0)
+
+
+def test_unknown_attack() -> None:
+    """An unknown attack is refused when planning."""
+    with pytest.raises(UserError, match="pgd: unknown attack; choose from fgsm"):
+        plan_tasks(_settings(attacks=["fgsm", "pgd"]), 10)

@@ -143,11 +143,13 @@ def _layers(name: str) -> list[tuple[str, dict[str, Any]]]:
 def load_settings(cfg: str | None = None, overrides: Sequence[str] = ()) -> Settings:
     """Resolve and validate a configuration.
 
-    cfg: a name below configs/, a path to a YAML file, or None for the defaults alone.
+    cfg: a name below configs/, a path to a YAML file, or None for the defaults alone; it names the run.
     overrides: `section.key=value`, the value in YAML syntax; `8/255` may be written for a number.
     Raises UserError for an unknown key, a wrong type, a value out of range, or values that do not fit together.
     """
     config = OmegaConf.structured(Settings)
+    if cfg:
+        config.run.name = Path(cfg).stem
     for source, tree in _layers(cfg) if cfg else []:
         for key, value in _flatten(tree):
             _apply(config, key, value, source)

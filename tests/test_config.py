@@ -28,6 +28,12 @@ def test_arguments_win_over_files_and_files_over_defaults() -> None:
     assert load_settings("cifar100", ["data.name=mine"]).data.name == "mine"
 
 
+def test_configuration_names_the_run() -> None:
+    """runs/NAME is the default run directory."""
+    assert load_settings("digits").run.dir == "runs/digits"
+    assert load_settings("digits", ["run.name=mine"]).run.dir == "runs/mine"
+
+
 def test_fractions_are_numbers() -> None:
     """8/255 may be written wherever a number is wanted, also inside a list."""
     settings = load_settings(None, ["attack.eps=4/255", "evaluation.eps=[2/255, 0.5]"])

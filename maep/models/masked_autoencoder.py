@@ -183,7 +183,7 @@ class MaskedAutoencoder(nn.Module):
         patches = patches + self._positions(self.decoder_pos_embed, *grid)
         tokens = torch.cat([tokens[:, :first].to(patches.dtype), patches], dim=1) if first else patches
         features = self.decoder_norm(self.decoder_blocks(tokens)[:, first:])
-        # bf16 has 8 bits: rounding the pixels themselves to it would cost as much as the attack's last levels.
+        # Rounding pixels to bf16 would move them by up to a quarter of an 8-bit level.
         with torch.autocast(features.device.type, enabled=False):
             return self.decoder_pred(features.to(self.decoder_norm.weight.dtype))
 

@@ -281,10 +281,9 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, test_set: ShardSet) 
     return directory
 
 
-@pytest.mark.parametrize("kills", [("apgd-t",), ("apgd-ce", "fab-t")])
-def test_killed_and_resumed(tmp_path: Path, test_set: ShardSet, uninterrupted: Path, kills: tuple[str, ...]) -> None:
-    """Killed with SIGKILL after some attack inside a chunk, then run again: equal image by image."""
-    for last in kills:
+def test_killed_and_resumed(tmp_path: Path, test_set: ShardSet, uninterrupted: Path) -> None:
+    """Killed with SIGKILL twice, after different attacks inside a chunk, then run again: equal image by image."""
+    for last in ("apgd-ce", "fab-t"):
         process = _start(tmp_path, test_set)
         _kill_after(process, tmp_path, last)
         assert list(tmp_path.rglob("*.partial.safetensors")), "it was killed inside a chunk"

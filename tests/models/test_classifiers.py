@@ -1,0 +1,213 @@
+"""Classifiers: given weights reach their published accuracy, what does not fit is named, attacks see [0, 1]."""
+
+import csv
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from maep.errors import UserError
+from maep.models.classifiers import build_classifier, classifier_identity, load_classifier
+from maep.settings import ClassifierSettings
+
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+TESTED = 300
+
+
+def pixels(file: io.BufferedIOBase, crop: int = 0) -> np.ndarray:
+    with Image.open(file) as opened:
+        image = opened.convert("RGB")
+        left, top = ((side - crop) // 2 for side in image.size) if crop else (0, 0)
+        return np.asarray(image.crop((left, top, left + crop, top + crop)) if crop else image)
+
+
+def batch(images: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+
+
+@pytest.fixture(scope="module")
+def cifar(shared_data: Path) -> tuple[Tensor, Tensor]:
+    """Every 33rd CIFAR-10 test image, 30 or 31 a class."""
+    with zipfile.ZipFile(shared_data / "cifar10.zip") as archive:
+        names = sorted(n for n in archive.namelist() if n.startswith("test/") and not n.endswith("/"))
+        classes = sorted({name.split("/")[1] for name in names})
+        chosen = names[:: len(names) // TESTED]
+        images = batch([pixels(io.BytesIO(archive.read(name))) for name in chosen])
+    return images, torch.tensor([classes.index(name.split("/")[1]) for name in chosen])
+
+
+def percent_right(classifier: nn.Module, images: Tensor, labels: Tensor) -> float:
+    with torch.no_grad():
+        answers = torch.cat([classifier(part).argmax(1) for part in images.split(50)])
+    return 100 * float((answers == labels).float().mean())
+
+
+@pytest.mark.parametrize(
+    ("arch", "file", "mean_std", "published"),
+    [
+        ("cifar_resnet20", "cifar10-resnet20", IMAGENET, 91.73),
+        ("wrn28_1", "cifar10-wrn28_1", {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2023, 0.1994, 0.2010]}, 92.89),
+    ],
+)
+def test_given_cifar10_weights_reach_their_accuracy(
+    arch: str, file: str, mean_std: dict, published: float, shared_data: Path, cifar: tuple[Tensor, Tensor]
+) -> None:
+    """ResNet-20 and WRN-28-1 with the given weights are as accurate on real images as stated, to sampling error."""
+    settings = ClassifierSettings(arch=arch, **mean_std)
+    classifier = load_classifier(settings, 10, shared_data / "weights" / f"{file}.safetensors")
+    assert abs(percent_right(classifier, *cifar) - published) < 4
+
+
+def test_given_cifar100_weights_understand_images(shared_data: Path, cifar: tuple[Tensor, Tensor]) -> None:
+    """The wide-stem ResNet-32 of CIFAR-100 calls CIFAR-10's cars and trucks vehicles, and its horses animals."""
+    settings = ClassifierSettings(arch="cifar_resnet32w", mean=[0.507, 0.487, 0.441], std=[0.267, 0.256, 0.276])
+    classifier = load_classifier(settings, 100, shared_data / "weights" / "cifar100-resnet32.safetensors")
+    images, labels = cifar
+    with torch.no_grad():
+        answers = classifier(images).argmax(1)
+    vehicles = torch.tensor([8, 13, 41, 48, 58, 69, 81, 85, 89, 90])
+    assert torch.isin(answers[(labels == 1) | (labels == 9)], vehicles).float().mean() > 0.8
+    assert torch.isin(answers[labels == 7], vehicles).float().mean() < 0.1
+
+
+def test_given_imagenet_weights_reach_their_accuracy(shared_data: Path) -> None:
+    """A timm model with extra arguments and given weights is as accurate on ImageNet samples as stated (87.0 %)."""
+    with tarfile.open(shared_data / "imagenet-sample.tar") as archive:
+        members = {Path(member.name).name: member for member in archive.getmembers()}
+        rows = list(csv.DictReader(io.TextIOWrapper(archive.extractfile(members["labels.csv"]))))[::10]
+        images = batch([pixels(archive.extractfile(members[Path(r["file"]).name]), 224) for r in rows])
+    settings = ClassifierSettings(
+        arch="mobilenetv2_100", timm_args={"pad_type": "same"}, mean=[0.5] * 3, std=[0.5] * 3
+    )
+    classifier = load_classifier(settings, 1000, shared_data / "weights" / "imagenet-mobilenetv2_100.safetensors")
+    assert percent_right(classifier, images, torch.tensor([int(row["index"]) for row in rows])) > 78
+
+
+@pytest.mark.parametrize(
+    ("arch", "parameters"),
+    [
+        ("cifar_resnet20", 269_722),
+        ("cifar_resnet32", 464_154),
+        ("cifar_resnet44", 658_586),
+        ("cifar_resnet56", 853_018),
+        ("wrn28_10", 36_479_194),
+    ],
+)
+def test_architectures_have_their_published_size(arch: str, parameters: int) -> None:
+    """CIFAR ResNets and WRN-28-10 have as many parameters as in their papers."""
+    with torch.device("meta"):
+        network = build_classifier(ClassifierSettings(arch=arch), 10).network
+    assert sum(p.numel() for p in network.parameters()) == parameters
+
+
+def test_wrn28_10_has_robustbench_keys() -> None:
+    """WRN-28-10 takes RobustBench's files: its key names, with a 1×1 shortcut in each stage's first block."""
+    with torch.device("meta"):
+        keys = set(build_classifier(ClassifierSettings(arch="wrn28_10"), 10).network.state_dict())
+    for key in ("conv1.weight", "block1.layer.0.convShortcut.weight", "block3.layer.3.bn2.running_var", "fc.bias"):
+        assert key in keys
+    assert {key.split(".")[0] for key in keys} == {"conv1", "block1", "block2", "block3", "bn1", "fc"}
+    assert not any("layer.1.convShortcut" in key for key in keys)
+
+
+def made_up_weights(settings: ClassifierSettings, path: Path) -> nn.Module:
+    """Save weights with batch norms that do something; returns the classifier, not folded."""
+    torch.manual_seed(0)
+    classifier = build_classifier(settings, 10)
+    for module in classifier.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    save_file(classifier.network.state_dict(), path)
+    return classifier.eval()
+
+
+@pytest.mark.parametrize("arch", ["cifar_resnet8", "cifar_resnet8w", "wrn10_2", "test_resnet"])
+def test_folding_changes_no_logit(arch: str, tmp_path: Path) -> None:
+    """A loaded classifier, batch norms folded and channels last, gives the logits of the plain one."""
+    settings = ClassifierSettings(arch=arch)
+    plain = made_up_weights(settings, tmp_path / "w.safetensors")
+    loaded = load_classifier(settings, 10, tmp_path / "w.safetensors")
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images), plain(images), rtol=1e-4, atol=1e-4)
+    assert not loaded.training
+    assert not any(p.requires_grad for p in loaded.parameters())
+
+
+def test_mean_and_deviation_are_inside(tmp_path: Path) -> None:
+    """Images go in as [0, 1]: mean and deviation of the settings are applied inside, exactly once."""
+    settings = ClassifierSettings(arch="cifar_resnet8", **IMAGENET)
+    plain = made_up_weights(settings, tmp_path / "w.safetensors")
+    loaded = load_classifier(settings, 10, tmp_path / "w.safetensors")
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    normalised = (images - torch.tensor(IMAGENET["mean"]).view(3, 1, 1)) / torch.tensor(IMAGENET["std"]).view(3, 1, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images), plain.network(normalised), rtol=1e-4, atol=1e-4)
+
+
+def test_torch_file_with_wrapper_loads(tmp_path: Path) -> None:
+    """A torch file with `state_dict` and `module.` names gives the same classifier as the safetensors file."""
+    settings = ClassifierSettings(arch="wrn10_1")
+    made_up_weights(settings, tmp_path / "w.safetensors")
+    state = {f"module.{name}": value for name, value in load_file(tmp_path / "w.safetensors").items()}
+    torch.save({"state_dict": state}, tmp_path / "w.pt")
+    images = torch.rand(2, 3, 32, 32)
+    first, second = (load_classifier(settings, 10, tmp_path / name) for name in ("w.safetensors", "w.pt"))
+    with torch.no_grad():
+        assert torch.equal(first(images), second(images))
+
+
+def test_weights_that_do_not_fit_name_three_keys(tmp_path: Path) -> None:
+    """Weights of another architecture, or another number of classes, are refused with the keys that differ."""
+    made_up_weights(ClassifierSettings(arch="cifar_resnet14"), tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match=r"layer1\.1\.conv1\.weight.*layer1\.1.*layer1\.1.*and \d+ more"):
+        load_classifier(ClassifierSettings(arch="cifar_resnet8"), 10, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match=r"linear\.weight \(is \(10, 64\), expected \(7, 64\)\)"):
+        load_classifier(ClassifierSettings(arch="cifar_resnet14"), 7, tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (ClassifierSettings(arch="resnet20"), "classifier.arch=resnet20: unknown.*did you mean"),
+        (ClassifierSettings(arch="cifar_resnet21"), r"classifier.arch=cifar_resnet21: depth must be 6n \+ 2"),
+        (ClassifierSettings(arch="wrn29_10"), r"classifier.arch=wrn29_10: depth must be 6n \+ 4"),
+        (ClassifierSettings(arch="wrn28_1", timm_args={"a": 1}), "classifier.timm_args.*only for timm models"),
+        (ClassifierSettings(arch="test_resnet", timm_args={"nonsense": 1}), "classifier.timm_args.*nonsense"),
+    ],
+)
+def test_bad_architecture_is_one_line(settings: ClassifierSettings, message: str) -> None:
+    """An architecture or argument that does not exist is named with the valid choice."""
+    with pytest.raises(UserError, match=message):
+        build_classifier(settings, 10)
+
+
+def test_identity_names_the_function(tmp_path: Path) -> None:
+    """The identity changes with weights, mean, deviation, architecture, arguments, and with nothing else."""
+    settings = ClassifierSettings(arch="cifar_resnet8")
+    made_up_weights(settings, tmp_path / "a.safetensors")
+    made_up_weights(ClassifierSettings(arch="wrn10_1"), tmp_path / "b.safetensors")
+    known = classifier_identity(settings, tmp_path / "a.safetensors")
+    others = [
+        classifier_identity(settings, tmp_path / "b.safetensors"),
+        classifier_identity(ClassifierSettings(arch="cifar_resnet14"), tmp_path / "a.safetensors"),
+        classifier_identity(ClassifierSettings(arch="cifar_resnet8", mean=[0.5] * 3), tmp_path / "a.safetensors"),
+        classifier_identity(ClassifierSettings(arch="cifar_resnet8", std=[0.5] * 3), tmp_path / "a.safetensors"),
+        classifier_identity(ClassifierSettings(arch="cifar_resnet8", timm_args={"a": 1}), tmp_path / "a.safetensors"),
+    ]
+    assert len({known, *others}) == 6
+    (tmp_path / "a.safetensors").rename(tmp_path / "c.safetensors")
+    same = ClassifierSettings(arch="cifar_resnet8", epochs=3, lr=0.5, weights="elsewhere")
+    assert classifier_identity(same, tmp_path / "c.safetensors") == known
+    with pytest.raises(UserError, match="no such classifier weights"):
+        classifier_identity(settings, tmp_path / "a.safetensors")

@@ -1,0 +1,156 @@
+"""The pipeline end to end on digits, by the real launcher: results, resume, what a changed setting runs again."""
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import ROOT, Problem, environment
+
+SMALL = [
+    "evaluation.images=24", "evaluation.chunk_images=12", "evaluation.batch_size=12", "evaluation.adaptive_images=4",
+    "evaluation.figure_images=2", "evaluation.attacks=[fgsm,autoattack-standard]", "pretrain.steps=12",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(problem: Problem, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run of every stage on the tiny problem."""
+    run = Path(shutil.copytree(problem.prepared, tmp_path_factory.mktemp("pipeline") / "run"))
+    done = problem.run("all", run, *SMALL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return run
+
+
+def results(run: Path) -> list[dict[str, object]]:
+    """The rows of report.json, without what depends on the clock."""
+    rows = json.loads((run / "report.json").read_text())["results"]
+    return [{key: value for key, value in row.items() if key != "seconds_per_image"} for row in rows]
+
+
+def copy(run: Path, target: Path) -> Path:
+    """A copy of a finished run to play with."""
+    return Path(shutil.copytree(run, target))
+
+
+def test_run_directory_holds_what_the_contract_says(finished: Path) -> None:
+    """Every file and field of the contract is there, for every purifier, threat model and attack."""
+    for name in (
+        "config.yaml", "environment.json", "metrics.jsonl", "purifier/model.safetensors", "purifier/config.json",
+        "adapter/adapter_model.safetensors", "adapter/adapter_config.json", "report.json", "report.html",
+    ):  # fmt: skip
+        assert (finished / name).is_file(), name
+    fields = set(
+        "dataset classifier purifier threat_model attack norm eps n clean_accuracy robust_accuracy clean_ci95 "
+        "robust_ci95 average_accuracy undefended_clean_accuracy undefended_robust_accuracy psnr_clean "
+        "psnr_adversarial ssim_clean ssim_adversarial seed config_hash".split()
+    )
+    rows = results(finished)
+    assert len(rows) == 2 * 2 * 2
+    for row in rows:
+        assert fields <= set(row)
+    assert {row["threat_model"] for row in rows} == {"oblivious", "adaptive"}
+    line = json.loads((finished / "metrics.jsonl").read_text().splitlines()[-1])
+    needed = "step epoch samples loss lr images_per_second data_seconds step_seconds".split()
+    assert set(needed) <= set(line)
+    assert line["samples"] == 12 * 16
+
+
+def test_finished_stages_are_not_run_again(problem: Problem, finished: Path, tmp_path: Path) -> None:
+    """The same command again does no stage and changes no result."""
+    run = copy(finished, tmp_path / "run")
+    before = results(run)
+    done = problem.run("all", run, *SMALL)
+    assert done.stdout.count("finished before") == 7, done.stdout
+    assert results(run) == before
+
+
+def test_changed_setting_runs_only_what_depends_on_it(problem: Problem, finished: Path, tmp_path: Path) -> None:
+    """Another LoRA rank: finetune and later stages run again, the setting is named, the old adapter is kept."""
+    run = copy(finished, tmp_path / "run")
+    done = problem.run("all", run, *SMALL, "finetune.rank=3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "finetune: runs again: finetune.rank changed from 2 to 3" in done.stdout
+    for stage in ("shards", "classifier", "attack", "pretrain"):
+        assert f"{stage}: finished before" in done.stdout
+    assert list(run.glob("superseded/finetune-*/adapter/adapter_model.safetensors"))
+
+
+def test_missing_result_is_made_again(problem: Problem, finished: Path, tmp_path: Path) -> None:
+    """A deleted purifier is noticed, said, and exported again from its checkpoints with the same bytes."""
+    run = copy(finished, tmp_path / "run")
+    weights = (run / "purifier" / "model.safetensors").read_bytes()
+    shutil.rmtree(run / "purifier")
+    done = problem.run("pretrain", run, *SMALL)
+    assert "its result is missing or altered" in done.stdout
+    assert (run / "purifier" / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_evaluation_gives_the_same_numbers(
+    problem: Problem, finished: Path, tmp_path: Path, signum: int
+) -> None:
+    """Stopped in the middle of the attacks, with nothing cached from before, and resumed: the same report."""
+    run = copy(finished, tmp_path / "run")
+    shutil.rmtree(run / "evaluation")
+    cache = Path(shutil.copytree(problem.cache, tmp_path / "cache"))
+    shutil.rmtree(cache / "attacked")
+    elsewhere = Problem(cache, problem.prepared)
+    process = subprocess.Popen(
+        elsewhere.command("all", run, *SMALL), cwd=ROOT, env=environment(), stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    while not any((run / "evaluation").rglob("chunk-0000.json")):
+        assert process.poll() is None, process.communicate()[0].decode()
+        time.sleep(0.02)
+    process.send_signal(signum)
+    process.communicate()
+    done = elsewhere.run("all", run, *SMALL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert results(run) == results(finished)
+
+
+def test_stage_without_its_needs_is_refused(problem: Problem, tmp_path: Path) -> None:
+    """stage=evaluate in an empty run directory names the stage that is missing."""
+    done = problem.run("evaluate", tmp_path / "empty")
+    assert done.returncode == 2
+    assert "needs stage" in done.stderr
+
+
+def test_unknown_stage_is_refused(problem: Problem, tmp_path: Path) -> None:
+    """A mistyped stage is answered with the list of stages."""
+    done = problem.run("pretrian", tmp_path / "run")
+    assert done.returncode == 2
+    assert "shards, classifier, attack, pretrain, finetune, evaluate, report, all" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_unwritable_run_directory_is_one_line(problem: Problem, tmp_path: Path) -> None:
+    """A run directory below a file cannot be made: exit code 2 and one line that names it."""
+    (tmp_path / "file").touch()
+    done = problem.run("shards", tmp_path / "file" / "run")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "run.dir" in done.stderr
+
+
+def test_digits_reaches_its_accuracies(tmp_path: Path) -> None:
+    """cfg=digits as it is, shorter: the undefended classifier falls, the purified one holds against AutoAttack."""
+    short = ["pretrain.steps=200", "finetune.steps=10", "evaluation.images=60", "evaluation.adaptive_images=4"]
+    short += ["evaluation.attacks=[autoattack-standard]", "evaluation.purifiers=pretrained"]
+    where = [f"run.dir={tmp_path}/run", f"run.cache={tmp_path}/cache"]
+    command = Problem(tmp_path, tmp_path).command("all", tmp_path / "run")[:4]
+    done = subprocess.run(
+        [*command, "cfg=digits", *short, *where], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    oblivious = next(row for row in results(tmp_path / "run") if row["threat_model"] == "oblivious")
+    assert float(str(oblivious["undefended_clean_accuracy"])) >= 97
+    assert float(str(oblivious["undefended_robust_accuracy"])) <= 5
+    assert float(str(oblivious["clean_accuracy"])) >= 90
+    assert float(str(oblivious["robust_accuracy"])) >= 50
+    assert "report.html" in done.stdout

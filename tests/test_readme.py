@@ -1,0 +1,66 @@
+"""Every figure in the README's tables is in a committed report, and every such report is in the README."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maep.evaluation.records import eps_text
+
+ROOT = Path(__file__).resolve().parents[1]
+REPORTS = sorted((ROOT / "tests" / "reports").glob("*/report.json"))
+README = (ROOT / "README.md").read_text()
+
+
+def result_line(result: dict[str, Any]) -> str:
+    """One row of the results table."""
+    clean, robust = result["clean_accuracy"], result["robust_accuracy"]
+    return (
+        f"| {result['dataset']} | {result['classifier']} | {result['purifier']} | {result['threat_model']} "
+        f"| {result['attack']} | {eps_text(result['eps'])} | {result['n']} "
+        f"| {result['undefended_clean_accuracy']:.1f} / {result['undefended_robust_accuracy']:.1f} "
+        f"| {clean:.1f} [{result['clean_ci95'][0]:.1f}, {result['clean_ci95'][1]:.1f}] "
+        f"| {robust:.1f} [{result['robust_ci95'][0]:.1f}, {result['robust_ci95'][1]:.1f}] |"
+    )
+
+
+def bench_line(row: dict[str, Any]) -> str:
+    """One row of the benchmark table."""
+    return f"| {row['name']} | {row['rate']:.1f} {row['unit']} | {row['limit']} | {row['ratio']:.2f} |"
+
+
+def table(name: str) -> list[str]:
+    """The rows between two markers of the README, without head and rule."""
+    text = re.search(f"<!-- {name} -->(.*?)<!-- /{name} -->", README, re.S)
+    assert text, f"README lacks the markers of {name}"
+    return [line for line in text[1].splitlines() if line.startswith("| ")][1:]
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.parent.name)
+def test_reports_say_where_they_come_from(path: Path) -> None:
+    """A committed report names command, commit and device, was made from a clean checkout, and has no local path."""
+    environment = json.loads(path.read_text())["environment"]
+    assert environment["command"]
+    assert re.fullmatch("[0-9a-f]{40}", environment["commit"])
+    assert environment["dirty"] is False
+    assert environment["device"]
+    assert not re.search(r"/(work|tmp|root|home)/", path.read_text())
+
+
+def test_results_table_is_the_committed_reports() -> None:
+    """The table and the reports hold the same AutoAttack and PGD rows, number by number."""
+    expected = [
+        result_line(result)
+        for path in REPORTS
+        for result in json.loads(path.read_text())["results"]
+        if result["attack"] != "fgsm"
+    ]
+    assert sorted(table("results")) == sorted(expected)
+
+
+def test_benchmark_table_is_the_committed_one() -> None:
+    """So do the benchmark's table and its file."""
+    rows = json.loads((ROOT / "tests" / "reports" / "bench.json").read_text())["rows"]
+    assert table("bench") == [bench_line(row) for row in rows]

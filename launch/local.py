@@ -13,9 +13,7 @@ from types import FrameType
 from maep.config import command_line
 from maep.errors import exit_code, fail
 from maep.settings import Settings
-from maep.stages import run_pipeline
 from maep.training.signals import Stopped
-from maep.training.worker import run_training, stopped_code
 
 
 def _free_port() -> int:
@@ -92,6 +90,10 @@ def main() -> int:
         fail(f"--nproc {namespace.nproc}: must be at least 1")
     if not namespace.cfg:
         fail("cfg: name a configuration, such as cfg=digits")
+
+    # Imported only now: a mistyped setting is answered without waiting for every library.
+    from maep.stages import run_pipeline
+    from maep.training.worker import run_training, stopped_code
 
     def launch(name: str, resolved: Settings) -> None:
         if namespace.nproc == 1:

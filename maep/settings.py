@@ -118,7 +118,9 @@ class ModelSettings:
     refine_depth: int = setting(0, "residual blocks after the decoder", low=0)
     refine_scale: int = setting(1, "those blocks work on pixels unshuffled by this factor", choices=(1, 2, 4))
     residual_scale: float = setting(
-        8 / 255, "unit of predicted residuals and refinements; a fraction may be written", unit="[0,1] pixels",
+        8 / 255,
+        "unit of predicted residuals and refinements; a fraction may be written",
+        unit="[0,1] pixels",
         above=0.0,
     )
     init: str | None = setting(

@@ -3,12 +3,8 @@
 import argparse
 import re
 import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from maep.config import command_line
-from maep.data.adversarial import make_adversarial_shards
 from maep.errors import exit_code, fail
 
 
@@ -27,7 +23,11 @@ def main() -> None:
     namespace, settings = command_line(
         "Turn clean training shards into adversarial ones.", sys.argv[1:], options=options, default_cfg="digits"
     )
-    make_adversarial_shards(settings, worker(namespace.worker))
+    share = worker(namespace.worker)
+    # Imported only now: a mistyped argument is answered without waiting for every library.
+    from maep.data.adversarial import make_adversarial_shards
+
+    make_adversarial_shards(settings, share)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def test_given_imagenet_weights_reach_their_accuracy(shared_data: Path) -> None:
     """A timm model with extra arguments and given weights is as accurate on ImageNet samples as stated (87.0 %)."""
     with tarfile.open(shared_data / "imagenet-sample.tar") as archive:
         members = {Path(member.name).name: member for member in archive.getmembers()}
-        rows = list(csv.DictReader(io.TextIOWrapper(archive.extractfile(members["labels.csv"]))))[::10]
+        rows = list(csv.DictReader(io.TextIOWrapper(archive.extractfile(members["labels.csv"]))))[::20]
         images = batch([pixels(archive.extractfile(members[Path(r["file"]).name]), 224) for r in rows])
     settings = ClassifierSettings(
         arch="mobilenetv2_100", timm_args={"pad_type": "same"}, mean=[0.5] * 3, std=[0.5] * 3
@@ -170,7 +170,7 @@ def test_torch_file_with_wrapper_loads(tmp_path: Path) -> None:
 def test_weights_that_do_not_fit_name_three_keys(tmp_path: Path) -> None:
     """Weights of another architecture, or another number of classes, are refused with the keys that differ."""
     made_up_weights(ClassifierSettings(arch="cifar_resnet14"), tmp_path / "w.safetensors")
-    with pytest.raises(UserError, match=r"layer1\.1\.conv1\.weight.*layer1\.1.*layer1\.1.*and \d+ more"):
+    with pytest.raises(UserError, match=r"layer1\.1\.bn1\.bias.*layer1\.1.*layer1\.1.*and \d+ more"):
         load_classifier(ClassifierSettings(arch="cifar_resnet8"), 10, tmp_path / "w.safetensors")
     with pytest.raises(UserError, match=r"linear\.weight \(is \(10, 64\), expected \(7, 64\)\)"):
         load_classifier(ClassifierSettings(arch="cifar_resnet14"), 7, tmp_path / "w.safetensors")

@@ -17,6 +17,7 @@ from maep.models.weights import load_weights, read_weights
 from maep.settings import ClassifierSettings
 
 CIFAR_RESNET = re.compile(r"cifar_resnet(\d+)(w?)")
+COUNTER = "num_batches_tracked"
 WIDE_RESNET = re.compile(r"wrn(\d+)_(\d+)")
 EXAMPLES = ("cifar_resnet20", "cifar_resnet32", "cifar_resnet44", "cifar_resnet56", "cifar_resnet32w")
 WIDE_EXAMPLES = ("wrn28_1", "wrn28_10", "wrn34_10", "wrn70_16")
@@ -95,9 +96,9 @@ def fold_batch_norms(classifier: nn.Module) -> None:
 
 
 def _with_counters(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Add what some files leave out: batch norm's step counters, which only training reads."""
-    counters = {name: value for name, value in network.state_dict().items() if name.endswith("num_batches_tracked")}
-    return {**counters, **state}
+    """The network's own batch norm counters in place of the file's: some lack them, and only training reads them."""
+    own = {name: value for name, value in network.state_dict().items() if name.endswith(COUNTER)}
+    return {**own, **{name: value for name, value in state.items() if not name.endswith(COUNTER)}}
 
 
 def classifier_identity(settings: ClassifierSettings, weights: Path) -> str:

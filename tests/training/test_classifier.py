@@ -1,0 +1,243 @@
+"""The classifier stage: learns, and killed anywhere it ends with the same weights, bit for bit."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from maep.config import load_settings
+from maep.data.build import build_shards
+from maep.data.shards import ShardSet
+from maep.errors import UserError
+from maep.files import read_json
+from maep.models.classifiers import load_classifier
+from maep.settings import Settings
+from maep.training import classifier as stage
+from maep.training.classifier import augment, classifier_weights, cosine, train_classifier
+from maep.training.loop import NonFiniteLoss
+from tests.tiny import ROOT, environment
+
+SMALL = [
+    "data.image_size=16", "data.train_limit=150", "data.test_limit=50", "data.workers=0", "model.image_size=16",
+    "compute.threads=1", "classifier.batch_size=32", "classifier.epochs=6", "classifier.arch=cifar_resnet8",
+    "classifier.save_every=1",
+]  # fmt: skip
+DROPOUT = ["classifier.arch=test_vit", "classifier.timm_args={img_size: 16, drop_rate: 0.3, proj_drop_rate: 0.3}"]
+TRAIN = """
+import sys
+from maep.config import load_settings
+from tests.training.test_classifier import train
+from maep.training.worker import stopped_code
+sys.exit(stopped_code(lambda: train(load_settings("digits", sys.argv[1:]))))
+"""
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Clean shards of some digits at 16 × 16 pixels."""
+    cache = tmp_path_factory.mktemp("clean")
+    return build_shards(load_settings("digits", [*SMALL, f"run.cache={cache}"]))
+
+
+def settings_of(shards: Path, cache: Path, *more: str) -> Settings:
+    return load_settings("digits", [*SMALL, f"data.shards={shards}", f"run.cache={cache}", *more])
+
+
+def train(settings: Settings) -> Path:
+    shards = Path(str(settings.data.shards))
+    return train_classifier(settings, ShardSet(shards / "train"), ShardSet(shards / "test"))
+
+
+def start(shards: Path, cache: Path, *more: str) -> subprocess.Popen[str]:
+    words = [*SMALL, f"data.shards={shards}", f"run.cache={cache}", *more]
+    return subprocess.Popen(
+        [sys.executable, "-c", TRAIN, *words], cwd=ROOT, env=environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def wait_for_checkpoint(cache: Path, step: int) -> None:
+    """Until a checkpoint of that step or a later one is committed."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if any(int(p.name.split("-")[1]) >= step for p in cache.glob("classifiers/*.training/step-*")):
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"no checkpoint of step {step}")
+
+
+@pytest.mark.parametrize(("arch", "step"), [([], 14), (DROPOUT, 5)], ids=["resnet", "timm-dropout"])
+def test_killed_training_ends_with_the_same_weights(
+    arch: list[str], step: int, shards: Path, tmp_path: Path
+) -> None:
+    """A process SIGKILLed after some step and started again ends with the weights of one never stopped."""
+    whole = train(settings_of(shards, tmp_path / "whole", *arch))
+    process = start(shards, tmp_path / "killed", *arch)
+    wait_for_checkpoint(tmp_path / "killed", step)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    process.communicate()
+    resumed = train(settings_of(shards, tmp_path / "killed", *arch))
+    assert resumed.parent.name == whole.parent.name
+    assert resumed.read_bytes() == whole.read_bytes()
+    assert not list((tmp_path / "killed" / "classifiers").glob("*.training"))
+
+
+def test_signal_saves_between_steps(shards: Path, tmp_path: Path) -> None:
+    """SIGTERM: a checkpoint of the step at hand, one line, exit code 143; the rest then gives the same weights."""
+    long = "classifier.epochs=12"
+    whole = train(settings_of(shards, tmp_path / "whole", long))
+    process = start(shards, tmp_path / "stopped", long)
+    wait_for_checkpoint(tmp_path / "stopped", 5)
+    process.terminate()
+    _, errors = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    step = re.fullmatch(r"stopped by SIGTERM after step (\d+); the same command goes on from there\n", errors)
+    assert step is not None
+    assert list(tmp_path.glob(f"stopped/classifiers/*.training/step-{int(step[1]):06d}/state.safetensors"))
+    assert train(settings_of(shards, tmp_path / "stopped", long)).read_bytes() == whole.read_bytes()
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, settings: Settings, steps: int) -> None:
+    """Train until the process fails after that many steps."""
+    original = stage._Training._one_step
+
+    def failing(self: stage._Training, *batch: torch.Tensor) -> float:
+        if self.step == steps:
+            raise MemoryError
+        return original(self, *batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage._Training, "_one_step", failing)
+        with pytest.raises(MemoryError):
+            train(settings)
+
+
+def test_damaged_checkpoint_is_passed_over(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the newest checkpoint truncated, training goes on from the one before and ends the same."""
+    whole = train(settings_of(shards, tmp_path / "whole"))
+    settings = settings_of(shards, tmp_path / "damaged")
+    interrupt(monkeypatch, settings, 17)
+    saved = sorted(tmp_path.glob("damaged/classifiers/*.training/step-*"))
+    assert [path.name for path in saved] == ["step-000010", "step-000015"]
+    os.truncate(saved[-1] / "state.safetensors", 1000)
+    assert train(settings).read_bytes() == whole.read_bytes()
+
+
+def test_reading_by_workers_gives_the_same_weights(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images that do not fit into memory are read by loader workers, and the weights are the same."""
+    whole = train(settings_of(shards, tmp_path / "whole", "classifier.epochs=2"))
+    monkeypatch.setattr(stage, "IN_MEMORY", 0)
+    read = train(settings_of(shards, tmp_path / "read", "classifier.epochs=2", "data.workers=1"))
+    assert read.read_bytes() == whole.read_bytes()
+
+
+def test_digits_are_learnt(tmp_path: Path) -> None:
+    """All digits at half the size: over 95 % of the test images right within seconds, as the manifest says."""
+    words = [*SMALL, "data.train_limit=null", "data.test_limit=null", f"run.cache={tmp_path}", "run.seed=1"]
+    settings = load_settings("digits", [*words, "classifier.epochs=8", "classifier.warmup=0.1", "classifier.lr=0.05"])
+    shards = build_shards(settings)
+    test = ShardSet(shards / "test")
+    weights = train_classifier(settings, ShardSet(shards / "train"), test)
+    facts = read_json(weights.parent / "manifest.json")
+    model = load_classifier(settings.classifier, 10, weights)
+    assert facts["clean_accuracy"] > 95
+    assert facts["clean_accuracy"] == pytest.approx(stage.accuracy(model, test, torch.device("cpu")), abs=0.01)
+    assert facts["test_images"] == len(test)
+
+
+def test_finished_training_is_not_repeated(shards: Path, tmp_path: Path) -> None:
+    """Finished weights are left alone; altered ones are trained again, to the same bytes."""
+    settings = settings_of(shards, tmp_path, "classifier.epochs=1")
+    weights = train(settings)
+    content, when = weights.read_bytes(), weights.stat().st_mtime_ns
+    assert train(settings) == weights
+    assert weights.stat().st_mtime_ns == when
+    os.truncate(weights, 1000)
+    assert train(settings).read_bytes() == content
+
+
+def test_weights_are_for_settings_and_images(shards: Path, tmp_path: Path) -> None:
+    """The weights' place depends on seed, schedule, arithmetic and images, not on how often they are saved."""
+    (tmp_path / "w.safetensors").touch()
+    place = classifier_weights(settings_of(shards, tmp_path))
+    others = ["run.seed=3", "classifier.lr=0.01", "classifier.epochs=9", "compute.precision=bf16"]
+    assert len({place, *(classifier_weights(settings_of(shards, tmp_path, other)) for other in others)}) == 5
+    assert classifier_weights(settings_of(shards, tmp_path, "classifier.save_every=5")) == place
+    swapped = tmp_path / "swapped"
+    shutil.copytree(shards / "test", swapped / "train")
+    assert classifier_weights(settings_of(swapped, tmp_path)) != place
+    given = settings_of(shards, tmp_path, f"classifier.weights={tmp_path / 'w.safetensors'}")
+    assert classifier_weights(given) == tmp_path / "w.safetensors"
+    with pytest.raises(UserError, match=r"classifier\.weights=nowhere: no such file"):
+        classifier_weights(settings_of(shards, tmp_path, "classifier.weights=nowhere"))
+    with pytest.raises(UserError, match=r"no clean training shards; run shards/build\.py"):
+        classifier_weights(settings_of(tmp_path / "none", tmp_path))
+
+
+def test_loss_that_is_not_finite_stops(shards: Path, tmp_path: Path) -> None:
+    """A diverging training stops, naming the step, the samples and the last good checkpoint."""
+    settings = settings_of(shards, tmp_path, "classifier.lr=1e30", "classifier.save_every=1")
+    with pytest.raises(NonFiniteLoss, match=r"loss is (nan|inf) at step \d+; samples \d{9} \(epoch 0\).*checkpoint: none"):
+        train(settings)
+    assert not classifier_weights(settings).exists()
+
+
+def test_arithmetic_without_a_device_is_refused(shards: Path, tmp_path: Path) -> None:
+    """fp16 on a CPU is refused before anything is trained."""
+    with pytest.raises(UserError, match=r"compute\.precision=fp16: needs a CUDA device"):
+        train(settings_of(shards, tmp_path, "compute.precision=fp16", "compute.device=cpu"))
+
+
+def test_weights_have_the_networks_own_keys(shards: Path, tmp_path: Path) -> None:
+    """The file holds the bare keys that other loaders of the architecture expect, and no mean or deviation."""
+    keys = set(load_file(train(settings_of(shards, tmp_path, "classifier.epochs=1"))))
+    assert {"conv1.weight", "layer1.0.bn1.running_mean", "linear.bias"} <= keys
+    assert not {key for key in keys if "mean" in key and "running" not in key}
+
+
+# --- augmentation and schedule ---
+
+
+def test_augmentation_crops_and_mirrors() -> None:
+    """A draw says which crop of the padded image is taken and whether it is mirrored; the middle one is the image."""
+    images = torch.arange(2 * 3 * 5 * 5, dtype=torch.uint8).view(2, 3, 5, 5)
+    middle = torch.tensor([[0.5, 0.5, 0.9], [0.5, 0.5, 0.1]])
+    kept = augment(images, middle, padding=2, flip=True)
+    assert torch.equal(kept[0], images[0])
+    assert torch.equal(kept[1], images[1].flip(2))
+    assert torch.equal(augment(images, middle, padding=2, flip=False), images)
+    corner = augment(images, torch.tensor([[0.0, 0.999, 0.9]]).expand(2, 3), padding=2, flip=True)
+    assert torch.equal(corner[:, :, 2:, :3], images[:, :, :3, 2:])
+    assert not bool(corner[:, :, :2].any())
+    assert not bool(corner[:, :, :, 3:].any())
+
+
+def test_augmentation_is_the_samples_own() -> None:
+    """An image's view does not depend on the others in its batch; every offset occurs."""
+    images = torch.randint(1, 256, (200, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    draws = torch.from_numpy(stage._draws(0, 3, 200))
+    whole = augment(images, draws, padding=2, flip=True)
+    assert torch.equal(augment(images[50:53], draws[50:53], padding=2, flip=True), whole[50:53])
+    assert len({tuple(row) for row in (draws[:, :2] * 5).long().tolist()}) == 25
+    assert not torch.equal(draws, torch.from_numpy(stage._draws(0, 4, 200)))
+
+
+def test_schedule_warms_up_and_ends_at_zero() -> None:
+    """A linear rise to the peak over the warm-up, then a falling cosine that ends near 0."""
+    settings = load_settings(None, ["classifier.lr=0.2", "classifier.warmup=0.1"]).classifier
+    rates = [cosine(step, 100, settings) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.02 * (step + 1) for step in range(10)])
+    assert max(rates) == pytest.approx(0.2)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] < 1e-3

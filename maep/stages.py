@@ -16,7 +16,7 @@ from maep.config import LEAVES, to_yaml
 from maep.data.adversarial import adversarial_path, make_adversarial_shards
 from maep.data.build import build_shards, clean_shards_path
 from maep.data.shards import ShardSet
-from maep.errors import fail
+from maep.errors import UserError, fail
 from maep.evaluation.report import build_report, write_environment
 from maep.evaluation.stage import evaluate_run
 from maep.files import atomic_file, digest, read_json, run_lock, sha256_file, write_json
@@ -131,7 +131,7 @@ STAGES = {
         ),
         Stage(
             "evaluate", ("evaluation", "purify", "run.seed"), ("shards", "classifier", "pretrain", "finetune"),
-            ("evaluation",), _evaluate, _records_identity,
+            (), _evaluate, _records_identity,
         ),
         Stage("report", ("run.name", "evaluation.figure_images"), ("evaluate",), (), _report, _records_identity),
     )
@@ -180,7 +180,7 @@ def _is_whole(stage: Stage, settings: Settings, identity: str) -> bool:
     """Whether the stage's result is still there, and still the one recorded."""
     try:
         return stage.identity(settings) == identity
-    except Exception as error:
+    except (UserError, OSError) as error:
         say(f"{stage.name}: its result cannot be read ({error})")
         return False
 

@@ -71,7 +71,10 @@ def test_damage_in_a_sealed_directory_is_named(tmp_path: Path, damage: str) -> N
 
 def test_second_run_is_refused_naming_the_first(tmp_path: Path) -> None:
     """Two runs cannot share a run directory; the lock goes with its holder."""
-    code = "import sys; from pathlib import Path; from maep.files import run_lock\nwith run_lock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    code = (
+        "import sys; from pathlib import Path; from maep.files import run_lock\n"
+        "with run_lock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
     holder = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)],
         stdin=subprocess.PIPE,

@@ -92,7 +92,10 @@ def test_without_mask_it_takes_images_of_any_shape() -> None:
 def test_losses_of_images_do_not_mix() -> None:
     """One image's loss is the same alone and in a batch, so any split over processes adds up."""
     together = loss_of(PURIFIED).total
-    model = lambda images, shown: torch.tensor(PURIFIED[1:])
+
+    def model(images: torch.Tensor, shown: torch.Tensor | None) -> torch.Tensor:
+        return torch.tensor(PURIFIED[1:])
+
     args = (torch.tensor(x[1:]) for x in (CLEAN, ADVERSARIAL, VISIBLE))
     alone = OBJECTIVES["maep"](model, *args, ObjectiveSettings()).total
     assert torch.equal(together[1:], alone)

@@ -44,19 +44,19 @@ def test_run_directory_holds_what_the_contract_says(finished: Path) -> None:
         "adapter/adapter_model.safetensors", "adapter/adapter_config.json", "report.json", "report.html",
     ):  # fmt: skip
         assert (finished / name).is_file(), name
-    fields = set(
-        "dataset classifier purifier threat_model attack norm eps n clean_accuracy robust_accuracy clean_ci95 "
-        "robust_ci95 average_accuracy undefended_clean_accuracy undefended_robust_accuracy psnr_clean "
-        "psnr_adversarial ssim_clean ssim_adversarial seed config_hash".split()
-    )
+    fields = {
+        "dataset", "classifier", "purifier", "threat_model", "attack", "norm", "eps", "n", "clean_accuracy",
+        "robust_accuracy", "clean_ci95", "robust_ci95", "average_accuracy", "undefended_clean_accuracy",
+        "undefended_robust_accuracy", "psnr_clean", "psnr_adversarial", "ssim_clean", "ssim_adversarial", "seed",
+        "config_hash",
+    }  # fmt: skip
     rows = results(finished)
     assert len(rows) == 2 * 2 * 2
     for row in rows:
         assert fields <= set(row)
     assert {row["threat_model"] for row in rows} == {"oblivious", "adaptive"}
     line = json.loads((finished / "metrics.jsonl").read_text().splitlines()[-1])
-    needed = "step epoch samples loss lr images_per_second data_seconds step_seconds".split()
-    assert set(needed) <= set(line)
+    assert {"step", "epoch", "samples", "loss", "lr", "images_per_second", "data_seconds", "step_seconds"} <= set(line)
     assert line["samples"] == 12 * 16
 
 

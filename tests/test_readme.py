@@ -33,7 +33,7 @@ def bench_line(row: dict[str, Any]) -> str:
 
 def table(name: str) -> list[str]:
     """The rows between two markers of the README, without head and rule."""
-    text = re.search(f"<!-- {name} -->(.*?)<!-- /{name} -->", README, re.S)
+    text = re.search(f"<!-- {name} -->(.*?)<!-- /{name} -->", README, re.DOTALL)
     assert text, f"README lacks the markers of {name}"
     return [line for line in text[1].splitlines() if line.startswith("| ")][1:]
 

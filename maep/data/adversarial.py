@@ -260,9 +260,7 @@ class _ShardAttack:
         return stored.cpu(), labels.cpu(), self._outcome(clean, stored, labels, indices, used)
 
     @torch.no_grad()
-    def _outcome(
-        self, clean: Tensor, stored: Tensor, labels: Tensor, indices: Sequence[int], used: float
-    ) -> _Outcome:
+    def _outcome(self, clean: Tensor, stored: Tensor, labels: Tensor, indices: Sequence[int], used: float) -> _Outcome:
         before, after = (self.model(to_float(images)).argmax(1) for images in (clean, stored))
         right, still = before == labels, after == labels
         attackable, succeeded = right, right & ~still

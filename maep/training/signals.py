@@ -2,6 +2,7 @@
 
 import signal
 from types import FrameType
+from typing import Self
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
@@ -26,7 +27,7 @@ class StopFlag:
         self.signum = 0
         self._previous: dict[int, object] = {}
 
-    def __enter__(self) -> "StopFlag":
+    def __enter__(self) -> Self:
         for signum in SIGNALS:
             self._previous[signum] = signal.signal(signum, self._receive)
         return self

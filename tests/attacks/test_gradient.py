@@ -180,7 +180,9 @@ def test_identity_is_of_what_counts() -> None:
     changed = {"method": "bim", "norm": "L2", "eps": 0.2, "step": 0.1, "steps": 3, "random_start": False}
     specs = [PGD, *(replace(PGD, **{key: value}) for key, value in {**changed, "targeted": True}.items())]
     assert len({spec.identity() for spec in specs}) == len(asdict(PGD)) + 1
-    fgsm = [AttackSpec.of(AttackSettings(method="fgsm", steps=steps, step=step)) for steps, step in ((1, 0.1), (9, 0.2))]
+    fgsm = [
+        AttackSpec.of(AttackSettings(method="fgsm", steps=steps, step=step)) for steps, step in ((1, 0.1), (9, 0.2))
+    ]
     assert fgsm[0] == fgsm[1]
     bim = [AttackSpec.of(AttackSettings(method="bim", random_start=start)) for start in (False, True)]
     assert bim[0] == bim[1]

@@ -83,9 +83,7 @@ def test_given_imagenet_weights_reach_their_accuracy(shared_data: Path) -> None:
         members = {Path(member.name).name: member for member in archive.getmembers()}
         rows = list(csv.DictReader(io.TextIOWrapper(archive.extractfile(members["labels.csv"]))))[::20]
         images = batch([pixels(archive.extractfile(members[Path(r["file"]).name]), 224) for r in rows])
-    settings = ClassifierSettings(
-        arch="mobilenetv2_100", timm_args={"pad_type": "same"}, mean=[0.5] * 3, std=[0.5] * 3
-    )
+    settings = ClassifierSettings(arch="mobilenetv2_100", timm_args={"pad_type": "same"}, mean=[0.5] * 3, std=[0.5] * 3)
     classifier = load_classifier(settings, 1000, shared_data / "weights" / "imagenet-mobilenetv2_100.safetensors")
     assert percent_right(classifier, images, torch.tensor([int(row["index"]) for row in rows])) > 78
 

@@ -75,9 +75,7 @@ def wait_for_checkpoint(cache: Path, step: int) -> None:
 
 
 @pytest.mark.parametrize(("arch", "step"), [([], 14), (DROPOUT, 5)], ids=["resnet", "timm-dropout"])
-def test_killed_training_ends_with_the_same_weights(
-    arch: list[str], step: int, shards: Path, tmp_path: Path
-) -> None:
+def test_killed_training_ends_with_the_same_weights(arch: list[str], step: int, shards: Path, tmp_path: Path) -> None:
     """A process SIGKILLed after some step and started again ends with the weights of one never stopped."""
     whole = train(settings_of(shards, tmp_path / "whole", *arch))
     process = start(shards, tmp_path / "killed", *arch)
@@ -188,7 +186,9 @@ def test_weights_are_for_settings_and_images(shards: Path, tmp_path: Path) -> No
 def test_loss_that_is_not_finite_stops(shards: Path, tmp_path: Path) -> None:
     """A diverging training stops, naming the step, the samples and the last good checkpoint."""
     settings = settings_of(shards, tmp_path, "classifier.lr=1e30", "classifier.save_every=1")
-    with pytest.raises(NonFiniteLoss, match=r"loss is (nan|inf) at step \d+; samples \d{9} \(epoch 0\).*checkpoint: none"):
+    with pytest.raises(
+        NonFiniteLoss, match=r"loss is (nan|inf) at step \d+; samples \d{9} \(epoch 0\).*checkpoint: none"
+    ):
         train(settings)
     assert not classifier_weights(settings).exists()
 

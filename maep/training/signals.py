@@ -8,12 +8,14 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
 class Stopped(Exception):
-    """Training ended early on request, with everything saved; `signum` says which signal asked."""
+    """Training ended early on request, with everything saved; `signum` says which signal asked.
+
+    step: the last one done; -1 where only the processes that were started know it.
+    """
 
     def __init__(self, signum: int, step: int) -> None:
-        super().__init__(
-            f"stopped by {signal.Signals(signum).name} after step {step}; the same command goes on from there"
-        )
+        where = f" after step {step}" if step >= 0 else ""
+        super().__init__(f"stopped by {signal.Signals(signum).name}{where}; the same command goes on from there")
         self.signum, self.step = signum, step
 
 

@@ -64,3 +64,11 @@ def test_benchmark_table_is_the_committed_one() -> None:
     """So do the benchmark's table and its file."""
     rows = json.loads((ROOT / "tests" / "reports" / "bench.json").read_text())["rows"]
     assert table("bench") == [bench_line(row) for row in rows]
+
+
+@pytest.mark.parametrize("name", ["cifar10_cpu", "digits"])
+def test_durations_are_the_recorded_ones(name: str) -> None:
+    """The minutes that the README gives are the sum of the run's stages."""
+    seconds = json.loads((ROOT / "tests" / "reports" / name / "seconds.json").read_text())
+    assert seconds["total"] == pytest.approx(sum(seconds["stages"].values()), abs=0.1)
+    assert f"`cfg={name}` took {seconds['total'] / 60:.0f} minutes" in README

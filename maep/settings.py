@@ -176,6 +176,9 @@ class ComputeSettings:
     precision: str = setting("fp32", "arithmetic of training", choices=("fp32", "bf16", "fp16"))
     compile: bool = setting(False, "torch.compile the training step and the evaluation forward")
     threads: int = setting(0, "CPU threads a process; 0: torch's choice", low=0)
+    claim_timeout: float = setting(
+        60.0, "silence after which a worker's shards or chunks are taken over by others", unit="seconds", above=0.0
+    )
     zero_stage: int | None = setting(None, "DeepSpeed ZeRO stage; unset: no DeepSpeed", choices=(None, 0, 1, 2, 3))
 
 

@@ -26,7 +26,16 @@ from maep.settings import Settings
 from maep.training.classifier import classifier_weights, train_classifier
 
 Launcher = Callable[[str, Settings], None]
-HOW_NOT_WHAT = (".workers", ".log_every", ".save_every", ".keep_last", ".device", ".threads", ".on_error")
+HOW_NOT_WHAT = (
+    ".workers",
+    ".log_every",
+    ".save_every",
+    ".keep_last",
+    ".device",
+    ".threads",
+    ".on_error",
+    ".claim_timeout",
+)
 
 
 @dataclass(frozen=True)

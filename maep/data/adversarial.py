@@ -5,11 +5,13 @@
       shard-00000.attack.json                     how the attack went there; written last, so the shard is whole
       manifest.json                               the whole set; written when all shards are there
 
-A shard is the unit of work. Which worker makes it, and how many there are, changes no byte.
+A shard is the unit of work. Which worker makes it, and how many there are, changes no byte. Workers that share the
+work out as they go claim their shards in `.claims-NAME-IDENTITY` beside the directory (maep.claims).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from maep.attacks.gradient import AttackSpec, attack, random_targets
+from maep.claims import Claims
 from maep.data.build import clean_shards_path
 from maep.data.shards import ShardSet, ShardWriter, index_of, seal_shard_set, to_float
 from maep.errors import UserError, fail
@@ -70,10 +73,12 @@ def check_adversarial(adversarial: ShardSet, clean: ShardSet, classifier_identit
             fail(f"{path}: made for another attack: {told}; {remedy}")
 
 
-def make_adversarial_shards(settings: Settings, worker: tuple[int, int] = (0, 1)) -> Path:
+def make_adversarial_shards(settings: Settings, worker: tuple[int, int] = (0, 1), shared: bool = False) -> Path:
     """Attack one worker's share of the clean training shards, or what is missing of it.
 
     worker: (i, n), which takes the shards i, i + n, …; whoever finds all shards there writes the manifest.
+    shared: go on with any missing shard that no other worker has claimed, so that workers, up to any number and
+    also of the same (i, n), may join and die at any time; ends when all that is missing is in the hands of the living.
     Returns `adversarial_path`. With `attack.shards` set, checks those instead of making them.
     Raises UserError if clean shards or classifier weights are missing, if a clean shard is damaged, if the budget
     is below one 8-bit level, or if the directory cannot be written.
@@ -93,7 +98,7 @@ def make_adversarial_shards(settings: Settings, worker: tuple[int, int] = (0, 1)
         torch.set_num_threads(settings.compute.threads)
     device = torch.device(device_type(settings.compute))
     model = load_classifier(settings.classifier, len(clean.classes), weights).to(device)
-    _ShardAttack(settings, clean, identity, model, device, path).run(worker)
+    _ShardAttack(settings, clean, identity, model, device, path).run(worker, shared)
     return path
 
 
@@ -196,25 +201,36 @@ class _ShardAttack:
         self.identity = attack_identity(self.settings, self.clean, self.classifier)
         self.shards: list[dict[str, Any]] = self.clean.manifest["shards"]
 
-    def run(self, worker: tuple[int, int]) -> None:
-        """Make what is missing of a worker's share; seal the set if it is complete then."""
+    def run(self, worker: tuple[int, int], shared: bool) -> None:
+        """Make what is missing of a worker's share, or of all; seal the set if it is complete then."""
         share = self.shards[worker[0] :: worker[1]]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}") from error
         remove_temporaries(self.path)
+        if shared:
+            share = share + [shard for shard in self.shards if shard not in share]
         missing = [shard for shard in share if not self._is_made(shard)]
         if len(missing) < len(share):
             say(f"attack: {len(share) - len(missing)} of {len(share)} shards were made before")
         total = _Outcome()
-        with progress_bar() as bar:
+        with progress_bar() as bar, self._claimed(missing) if shared else nullcontext(missing) as mine:
             row = bar.add_task("attack", total=sum(shard["count"] for shard in missing), note="")
-            for shard in missing:
+            for shard in mine:
                 for outcome in self._make(shard):
                     total.add(outcome)
                     bar.update(row, advance=outcome.count, note=f"success {total.facts()['success_rate']:.1f} %")
         self._seal_if_complete()
+
+    @contextmanager
+    def _claimed(self, shards: list[dict[str, Any]]) -> Iterator[Iterable[dict[str, Any]]]:
+        """Those of the shards that this worker is to make, each claimed while it makes it."""
+        by_name = {shard["name"]: shard for shard in shards}
+        directory = self.path.with_name(f".claims-{self.path.name}")
+        with Claims(directory, self.settings.compute.claim_timeout) as claims:
+            names = claims.shared(list(by_name), lambda name: self._is_made(by_name[name]))
+            yield (by_name[name] for name in names)
 
     def _record(self, shard: dict[str, Any]) -> Path:
         return (self.path / shard["name"]).with_suffix(".attack.json")
@@ -281,7 +297,7 @@ class _ShardAttack:
         with one_at_a_time(self.path):
             missing = [shard["name"] for shard in self.shards if not self._is_made(shard)]
             if missing:
-                say(f"attack: this share is done; {len(missing)} of {len(self.shards)} shards are left to others")
+                say(f"attack: this worker is done; {len(missing)} of {len(self.shards)} shards are left to others")
                 return
             total = _Outcome()
             for shard in self.shards:

@@ -99,6 +99,27 @@ def test_concurrent_killed_workers_end_with_the_same_bytes(attackable: list[str]
     assert (directory / "shard-00000.tar").stat().st_mtime_ns == finished
 
 
+def test_a_living_worker_does_a_killed_ones_shards(attackable: list[str], made: Path, tmp_path: Path) -> None:
+    """Of two workers that share, one is SIGKILLed with a shard in its hands: the other ends with the same bytes."""
+    code = (
+        "import sys; from maep.config import load_settings; from maep.data.adversarial import make_adversarial_shards\n"
+        "make_adversarial_shards(load_settings('digits', sys.argv[2:]), (int(sys.argv[1]), 2), shared=True)"
+    )
+    words = [*attackable, f"run.cache={tmp_path}", "compute.claim_timeout=3"]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, number, *words], cwd=ROOT, env=environment()) for number in "01"
+    ]
+    directory = tmp_path / "adversarial" / made.name
+    deadline = time.monotonic() + 120
+    while not list(directory.glob(".tmp-shard-00000.tar*")) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    processes[0].kill()
+    assert processes[0].wait() == -signal.SIGKILL
+    assert processes[1].wait() == 0
+    assert contents(directory) == contents(made)
+    assert (directory / "manifest.json").exists()
+
+
 def test_damaged_and_foreign_shards_are_made_again(attackable: list[str], made: Path, tmp_path: Path) -> None:
     """Of an unfinished directory only whole shards of this attack are kept; the others are made again."""
     settings = settings_of(attackable, tmp_path)

@@ -1,0 +1,172 @@
+"""Claims: workers on any number of nodes share units of work, and no two do the same one at a time.
+
+    <directory>/UNIT.claim-0    a worker, named inside, has the unit; its time is refreshed as long as it lives
+    <directory>/UNIT.claim-1    taken over from a worker that refreshed claim-0 no more
+
+A claim is made with O_EXCL, and a takeover makes the next number, so of two takers one fails. The highest number
+counts. Times are compared on the file system's clock, never on a host's. A frozen worker that wakes up after a
+takeover does its unit twice over: work that is claimed must be deterministic and committed atomically.
+"""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Self
+
+from maep.errors import UserError
+from maep.files import remove_temporaries, temporary_name
+from maep.progress import say
+
+REFRESHES = 4
+
+
+def this_worker() -> str:
+    """Host, process and job of this process, in words."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return f"process {os.getpid()} on {socket.gethostname()}" + (f", job {job}" if job else "")
+
+
+class Claims:
+    """What one worker has claimed in a directory; a context manager that keeps its claims alive meanwhile.
+
+    directory: on a file system that all workers share. timeout: seconds after which a claim that is not refreshed
+    may be taken over, the same for all workers; it is refreshed four times as often. owner: text for `holder`.
+    Raises UserError when the directory cannot be written.
+    """
+
+    def __init__(self, directory: Path, timeout: float, owner: str = "") -> None:
+        self.directory, self.timeout, self.owner = directory, timeout, owner or this_worker()
+        self._mine: set[Path] = set()
+        self._clock = temporary_name(directory / f"clock-{id(self)}")
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._refresh, name="claims", daemon=True)
+
+    def __enter__(self) -> Self:
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            remove_temporaries(self.directory)
+            self._clock.touch()
+        except OSError as error:
+            raise UserError(f"{self.directory}: cannot be written: {error.strerror}") from error
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        for path in list(self._mine):
+            self._release(path)
+        self._clock.unlink(missing_ok=True)
+
+    @contextmanager
+    def hold(self, unit: str) -> Iterator[bool]:
+        """Yields whether this worker has the unit, until the block ends.
+
+        unit: a file name. Look inside the block whether the unit is done: its last holder may have just finished.
+        """
+        path = self._take(unit)
+        try:
+            yield path is not None
+        finally:
+            if path is not None:
+                self._release(path)
+
+    def holder(self, unit: str) -> str | None:
+        """Who has the unit, dead or alive; None if nobody has."""
+        path = self._newest(unit)
+        with suppress(FileNotFoundError):
+            return path.read_text() if path else None
+        return None
+
+    def shared(self, units: Sequence[str], is_done: Callable[[str], bool]) -> Iterator[str]:
+        """Yields, in turn, the units that this worker is to do now; each is held until the next is asked for.
+
+        Ends when every unit is done or held by a worker that was seen to refresh its claim, so after `timeout`
+        at the latest when nothing is free. Units of dead workers are yielded too.
+        """
+        sighted: dict[str, tuple[Path, float] | None] = {}
+        rest = list(units)
+        while rest:
+            held = []
+            for unit in rest:
+                if is_done(unit):
+                    continue
+                with self.hold(unit) as mine:
+                    if not mine:
+                        held.append(unit)
+                    elif not is_done(unit):
+                        yield unit
+            sights = {unit: self._sight(unit) for unit in held}
+            rest = [u for u in held if sights[u] is None or sights[u] == sighted.setdefault(u, sights[u])]
+            if rest:
+                time.sleep(self.timeout / REFRESHES / 2)
+
+    def _claims(self, unit: str) -> list[Path]:
+        """All claims of a unit, the lowest number first."""
+        prefix = f"{unit}.claim-"
+        numbers = [name.removeprefix(prefix) for name in os.listdir(self.directory) if name.startswith(prefix)]
+        return [self.directory / f"{prefix}{number}" for number in sorted(map(int, numbers))]
+
+    def _newest(self, unit: str) -> Path | None:
+        return next(reversed(self._claims(unit)), None)
+
+    def _sight(self, unit: str) -> tuple[Path, float] | None:
+        """The claim that counts and when it was refreshed; None if there is none."""
+        path = self._newest(unit)
+        if path is None:
+            return None
+        try:
+            with path.open("rb") as file:  # opening makes a network file system ask for the file's present time
+                return path, os.fstat(file.fileno()).st_mtime
+        except FileNotFoundError:
+            return None
+
+    def _take(self, unit: str) -> Path | None:
+        sight = self._sight(unit)
+        number = 0
+        if sight is not None:
+            if self._now() - sight[1] < self.timeout:
+                return None
+            number = int(sight[0].name.rpartition("-")[2]) + 1
+        path = self.directory / f"{unit}.claim-{number}"
+        try:
+            with path.open("x") as file:
+                file.write(self.owner)
+        except FileExistsError:
+            return None
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+        if number:
+            say(f"{unit}: taken over; not refreshed for {self.timeout:.0f} s")
+        self._mine.add(path)
+        if self._newest(unit) != path:  # this worker slept between looking and claiming, and others came and went
+            self._release(path)
+            return None
+        return path
+
+    def _release(self, path: Path) -> None:
+        """Give a unit back: claims that it was taken over from go first, so that none of them counts again."""
+        self._mine.discard(path)
+        unit, number = path.name.rsplit(".claim-", 1)
+        for claim in self._claims(unit):
+            if int(claim.name.rpartition("-")[2]) <= int(number):
+                claim.unlink(missing_ok=True)
+
+    def _now(self) -> float:
+        """The file system's time."""
+        self._clock.touch()
+        return self._clock.stat().st_mtime
+
+    def _refresh(self) -> None:
+        while not self._ended.wait(self.timeout / REFRESHES):
+            for path in list(self._mine):
+                try:
+                    os.utime(path)
+                except FileNotFoundError:
+                    self._mine.discard(path)
+                except OSError as error:
+                    say(f"{path}: cannot be refreshed ({error.strerror}); others may take it over")

@@ -114,8 +114,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def config_names() -> list[str]:
-    """Names that `cfg=` takes."""
-    return sorted(str(p.relative_to(CONFIGS).with_suffix("")) for p in CONFIGS.rglob("*.yaml"))
+    """Names that `cfg=` takes; configs/cluster is the launcher's."""
+    names = (p.relative_to(CONFIGS).with_suffix("") for p in CONFIGS.rglob("*.yaml"))
+    return sorted(str(name) for name in names if name.parts[0] != "cluster")
 
 
 def config_file(name: str) -> Path:

@@ -19,23 +19,17 @@ from maep.data.shards import ShardSet
 from maep.errors import UserError, fail
 from maep.evaluation.report import build_report, write_environment
 from maep.evaluation.stage import evaluate_run
-from maep.files import atomic_file, digest, read_json, run_lock, sha256_file, write_json
+from maep.files import MANIFEST, atomic_file, digest, one_at_a_time, read_json, run_lock, sha256_file, write_json
 from maep.models.classifiers import classifier_identity
 from maep.progress import say
 from maep.settings import Settings
 from maep.training.classifier import classifier_weights, train_classifier
 
 Launcher = Callable[[str, Settings], None]
+Share = Callable[[Settings, tuple[int, int]], bool]
 HOW_NOT_WHAT = (
-    ".workers",
-    ".log_every",
-    ".save_every",
-    ".keep_last",
-    ".device",
-    ".threads",
-    ".on_error",
-    ".claim_timeout",
-)
+    ".workers", ".log_every", ".save_every", ".keep_last", ".device", ".threads", ".on_error", ".claim_timeout",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,6 +38,8 @@ class Stage:
 
     reads: sections or keys of the settings that determine its result. needs: stages before it.
     outputs: what it leaves in run.dir. run: does the work, or what is left of it. identity: of its result.
+    idle: why there is nothing to do for these settings, or "". share: does a share of the work beside other
+    workers and tells whether the whole is finished; None where the work is not shared out.
     """
 
     name: str
@@ -52,6 +48,8 @@ class Stage:
     outputs: tuple[str, ...]
     run: Callable[[Settings, Launcher], None]
     identity: Callable[[Settings], str]
+    idle: Callable[[Settings], str] = lambda _settings: ""
+    share: Share | None = None
 
 
 def _shards(settings: Settings, _launch: Launcher) -> None:
@@ -64,9 +62,12 @@ def _shards_identity(settings: Settings) -> str:
 
 
 def _classifier(settings: Settings, _launch: Launcher) -> None:
-    if not settings.classifier.weights:
-        root = clean_shards_path(settings)
-        train_classifier(settings, ShardSet(root / "train"), ShardSet(root / "test"))
+    root = clean_shards_path(settings)
+    train_classifier(settings, ShardSet(root / "train"), ShardSet(root / "test"))
+
+
+def _classifier_idle(settings: Settings) -> str:
+    return "its weights are given (classifier.weights)" if settings.classifier.weights else ""
 
 
 def _classifier_identity(settings: Settings) -> str:
@@ -74,10 +75,15 @@ def _classifier_identity(settings: Settings) -> str:
 
 
 def _attack(settings: Settings, _launch: Launcher) -> None:
-    if settings.attack.online:
-        say("attack: the trainer makes the adversarial images itself (attack.online)")
-    else:
-        make_adversarial_shards(settings)
+    make_adversarial_shards(settings)
+
+
+def _attack_share(settings: Settings, worker: tuple[int, int]) -> bool:
+    return (make_adversarial_shards(settings, worker, shared=True) / MANIFEST).is_file()
+
+
+def _attack_idle(settings: Settings) -> str:
+    return "the trainer makes the adversarial images itself (attack.online)" if settings.attack.online else ""
 
 
 def _attack_identity(settings: Settings) -> str:
@@ -92,10 +98,11 @@ def _pretrain(settings: Settings, launch: Launcher) -> None:
 
 
 def _finetune(settings: Settings, launch: Launcher) -> None:
-    if settings.finetune.method == "none":
-        say("finetune: none (finetune.method)")
-    else:
-        launch("finetune", settings)
+    launch("finetune", settings)
+
+
+def _finetune_idle(settings: Settings) -> str:
+    return "none is wanted (finetune.method)" if settings.finetune.method == "none" else ""
 
 
 def _weights_identity(*names: str) -> Callable[[Settings], str]:
@@ -125,9 +132,12 @@ STAGES = {
         Stage("shards", ("data",), (), (), _shards, _shards_identity),
         Stage(
             "classifier", ("classifier", "run.seed", "compute.precision"), ("shards",), (),
-            _classifier, _classifier_identity,
+            _classifier, _classifier_identity, _classifier_idle,
         ),
-        Stage("attack", ("attack", "run.seed"), ("shards", "classifier"), (), _attack, _attack_identity),
+        Stage(
+            "attack", ("attack", "run.seed"), ("shards", "classifier"), (),
+            _attack, _attack_identity, _attack_idle, _attack_share,
+        ),
         Stage(
             "pretrain", ("model", "objective", "pretrain", "compute", "run.seed"), ("shards", "attack"),
             ("checkpoints", "metrics.jsonl", "tensorboard/pretrain", "purifier"),
@@ -137,6 +147,7 @@ STAGES = {
             "finetune", ("finetune", "objective", "compute", "run.seed"), ("pretrain",),
             ("checkpoints-finetune", "metrics-finetune.jsonl", "tensorboard/finetune", "adapter", "finetuned"),
             _finetune, _weights_identity("adapter/adapter_model.safetensors", "finetuned/model.safetensors"),
+            _finetune_idle,
         ),
         Stage(
             "evaluate", ("evaluation", "purify", "run.seed"), ("shards", "classifier", "pretrain", "finetune"),
@@ -207,41 +218,109 @@ def _set_aside(stage: Stage, settings: Settings, record: dict[str, Any]) -> None
                 say(f"{stage.name}: {name} moved to {target}")
 
 
-def run_stage(stage: Stage, settings: Settings, launch: Launcher) -> None:
-    """Run a stage unless it is finished for these settings and inputs; says what it does and why."""
+def why_unfinished(stage: Stage, settings: Settings) -> list[str]:
+    """Why a stage would run now, in words; [] if it is finished for these settings and inputs, and whole."""
+    record = _record(settings, stage.name)
+    if not record:
+        return ["it has not run"]
+    told = changes(record, _wanted(stage, settings))
+    if told or not record["finished"]:
+        return told or ["it was stopped"]
+    return [] if _is_whole(stage, settings, record["identity"]) else ["its result is missing or altered"]
+
+
+def unfinished_stages(settings: Settings) -> dict[str, list[str]]:
+    """`{name: why}` of the stages that a run of the whole pipeline would run, in order."""
+    found: dict[str, list[str]] = {}
+    for name, stage in STAGES.items():
+        before = [needed for needed in stage.needs if needed in found]
+        told = [f"{needed} runs before it" for needed in before] or why_unfinished(stage, settings)
+        if told:
+            found[name] = told
+    return found
+
+
+def _begin(stage: Stage, settings: Settings, told: list[str]) -> None:
+    """Say why a stage runs, move what it made for other settings aside, and write down that it has begun."""
     record, wanted = _record(settings, stage.name), _wanted(stage, settings)
-    told = changes(record, wanted) if record else []
-    if record.get("finished") and not told:
-        if _is_whole(stage, settings, record["identity"]):
-            say(f"{stage.name}: finished before ({record['seconds']:.0f} s)")
-            return
-        told = ["its result is missing or altered"]
-    reason = f" again: {'; '.join(told[:4])}" if told else " on, from where it was stopped" if record else ""
-    say(f"{stage.name}: runs{reason}")
+    stopped = record and not record["finished"] and not changes(record, wanted)
+    how = " on, from where it was stopped" if stopped else f" again: {'; '.join(told[:4])}" if record else ""
+    idle = stage.idle(settings)
+    say(f"{stage.name}: {f'nothing to do, {idle}' if idle else f'runs{how}'}")
     if record and changes(record, wanted):
         _set_aside(stage, settings, record)
         record = {}
-    started = time.time()
-    spent = record.get("seconds", 0.0)
-    path = _record_path(settings, stage.name)
-    write_json(path, {**wanted, "finished": False, "identity": "", "seconds": spent})
+    _write_record(stage, settings, record.get("seconds", 0.0))
+
+
+def _write_record(stage: Stage, settings: Settings, seconds: float, *, finished: bool = False) -> None:
+    identity = stage.identity(settings) if finished else ""
+    record = {**_wanted(stage, settings), "finished": finished, "identity": identity, "seconds": seconds}
+    write_json(_record_path(settings, stage.name), record)
+
+
+def run_stage(stage: Stage, settings: Settings, launch: Launcher) -> None:
+    """Run a stage unless it is finished for these settings and inputs; says what it does and why."""
+    told = why_unfinished(stage, settings)
+    if not told:
+        say(f"{stage.name}: finished before ({_record(settings, stage.name)['seconds']:.0f} s)")
+        return
+    _begin(stage, settings, told)
+    started, spent = time.time(), _record(settings, stage.name)["seconds"]
     try:
-        stage.run(settings, launch)
+        if not stage.idle(settings):
+            stage.run(settings, launch)
     finally:
         seconds = spent + time.time() - started
-        write_json(path, {**wanted, "finished": False, "identity": "", "seconds": seconds})
-    write_json(path, {**wanted, "finished": True, "identity": stage.identity(settings), "seconds": seconds})
+        _write_record(stage, settings, seconds)
+    _write_record(stage, settings, seconds, finished=True)
     say(f"{stage.name}: finished ({seconds:.0f} s)")
 
 
-def _require_finished(name: str, settings: Settings) -> None:
+def _nothing_to_launch(name: str, _settings: Settings) -> None:
+    raise RuntimeError(f"{name}: an idle stage launches nothing")
+
+
+def _require_needs(name: str, settings: Settings) -> None:
+    """Raise UserError unless all that a stage needs is finished; needs without work to do are recorded here."""
     for needed in STAGES[name].needs:
-        _require_finished(needed, settings)
-        record = _record(settings, needed)
-        told = changes(record, _wanted(STAGES[needed], settings)) if record else ["it has not run"]
-        if told or not record["finished"]:
+        _require_needs(needed, settings)
+        stage, record = STAGES[needed], _record(settings, needed)
+        told = changes(record, _wanted(stage, settings)) if record else ["it has not run"]
+        if not told and record["finished"]:
+            continue
+        if stage.idle(settings):
+            run_stage(stage, settings, _nothing_to_launch)
+        else:
             why = "; ".join(told[:2]) or "it was stopped"
             fail(f"stage={name}: needs stage {needed}, not finished ({why}); run stage={needed} or stage=all")
+
+
+def work_on_stage(name: str, settings: Settings, worker: tuple[int, int] = (0, 1)) -> bool:
+    """Do a share of a stage that any number of workers may work on; the run directory is not locked meanwhile.
+
+    worker: (i, n), one of n. Whoever finds everything finished writes the stage's record. Returns whether it is
+    finished. Raises UserError if what it needs is not finished, or if its work is not shared out.
+    """
+    stage = STAGES[name]
+    if stage.share is None:
+        fail(f"stage={name}: its work is not shared out; choose {' or '.join(n for n, s in STAGES.items() if s.share)}")
+    records = Path(settings.run.dir) / "stages"
+    with one_at_a_time(records):
+        _require_needs(name, settings)
+        told = why_unfinished(stage, settings)
+        if not told:
+            say(f"{name}: finished before")
+            return True
+        if told != ["it was stopped"]:
+            _begin(stage, settings, told)
+    started = time.time()
+    whole = stage.idle(settings) != "" or stage.share(settings, worker)
+    with one_at_a_time(records):
+        finished = whole or _record(settings, name)["finished"]
+        _write_record(stage, settings, _record(settings, name)["seconds"] + time.time() - started, finished=finished)
+    say(f"{name}: worker {worker[0]} of {worker[1]} is done; {'all is finished' if finished else 'others go on'}")
+    return finished
 
 
 def run_pipeline(settings: Settings, wanted: str, launch: Launcher) -> None:
@@ -250,14 +329,19 @@ def run_pipeline(settings: Settings, wanted: str, launch: Launcher) -> None:
     launch: runs the function of a training stage on the processes asked for.
     Raises UserError for an unknown stage, a stage whose needs are not finished, or a run directory in use.
     """
-    if wanted != "all" and wanted not in STAGES:
-        fail(f"stage={wanted}: choose one of {', '.join([*STAGES, 'all'])}")
+    check_stage(wanted)
     directory = Path(settings.run.dir)
     with run_lock(directory):
         if wanted != "all":
-            _require_finished(wanted, settings)
+            _require_needs(wanted, settings)
         with atomic_file(directory / "config.yaml") as temporary:
             temporary.write_text(to_yaml(settings))
         write_environment(directory, sys.argv)
         for name in STAGES if wanted == "all" else [wanted]:
             run_stage(STAGES[name], settings, launch)
+
+
+def check_stage(wanted: str) -> None:
+    """Raise UserError, with the stages there are, unless `wanted` is one of them or all."""
+    if wanted != "all" and wanted not in STAGES:
+        fail(f"stage={wanted}: choose one of {', '.join([*STAGES, 'all'])}")

@@ -1,0 +1,1 @@
+"""Launchers: one machine, SLURM, and the benchmark. The library never imports them."""

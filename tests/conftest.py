@@ -13,6 +13,21 @@ from tests.tiny import Problem
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--slow` adds the long fault cases of tests/cluster."""
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With -n, a file's tests run on one worker and share its fixtures; so do all that use the Slurm cluster."""
+    for item in items:
+        relative = item.path.relative_to(REPOSITORY)
+        item.add_marker(pytest.mark.xdist_group("cluster" if "cluster" in relative.parts else str(relative)))
+        if item.get_closest_marker("slow") and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: runs with --slow"))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder with CIFAR-10, ImageNet samples and weights; skips, saying so, where it is missing."""

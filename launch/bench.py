@@ -32,8 +32,9 @@ from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.progress import console
 from maep.purifiers import MAEPurifier
 from maep.settings import Settings
+from maep.training.accelerator import make_accelerator
 from maep.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
-from maep.training.distributed import DTYPES, device_type, make_accelerator
+from maep.training.distributed import DTYPES, device_type
 from maep.training.ema import Average
 from maep.training.module import TrainingModule
 

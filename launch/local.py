@@ -12,7 +12,7 @@ from types import FrameType
 from maep.config import command_line
 from maep.errors import exit_code, fail
 from maep.settings import Settings
-from maep.training.signals import Stopped
+from maep.training.signals import SIGNALS, Stopped, hold_signals
 
 
 def _free_port() -> int:
@@ -36,11 +36,8 @@ def spawn(name: str, settings: Settings, processes: int) -> None:
         "MASTER_PORT": port,
         "OMP_NUM_THREADS": threads,
     }
-    workers = [
-        subprocess.Popen(command, env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(processes)
-    ]
     received: list[int] = []
+    workers: list[subprocess.Popen[bytes]] = []
 
     def pass_on(signum: int, _frame: FrameType | None) -> None:
         received.append(signum)
@@ -48,7 +45,12 @@ def spawn(name: str, settings: Settings, processes: int) -> None:
             if worker.poll() is None:
                 worker.send_signal(signum)
 
-    previous = {signum: signal.signal(signum, pass_on) for signum in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)}
+    with hold_signals():
+        workers += [
+            subprocess.Popen(command, env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+            for rank in range(processes)
+        ]
+        previous = {signum: signal.signal(signum, pass_on) for signum in SIGNALS}
     try:
         code = _wait(workers)
     finally:

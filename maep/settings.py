@@ -180,6 +180,13 @@ class ComputeSettings:
         60.0, "silence after which a worker's shards or chunks are taken over by others", unit="seconds", above=0.0
     )
     zero_stage: int | None = setting(None, "DeepSpeed ZeRO stage; unset: no DeepSpeed", choices=(None, 0, 1, 2, 3))
+    join_timeout: float = setting(
+        300.0, "time in which all processes of a job must have joined", unit="seconds", above=0.0
+    )
+    stall_timeout: float = setting(
+        600.0, "time without progress after which a job ends, naming who stalled", unit="seconds", above=0.0
+    )
+    grace: float = setting(60.0, "time between a signal and the kill; bounds the last save", unit="seconds", above=0.0)
 
 
 @dataclass

@@ -29,6 +29,7 @@ Launcher = Callable[[str, Settings], None]
 Share = Callable[[Settings, tuple[int, int]], bool]
 HOW_NOT_WHAT = (
     ".workers", ".log_every", ".save_every", ".keep_last", ".device", ".threads", ".on_error", ".claim_timeout",
+    ".zero_stage", ".join_timeout", ".stall_timeout", ".grace", ".keep_every", ".keep_best", ".log_samples",
 )  # fmt: skip
 
 

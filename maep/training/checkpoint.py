@@ -110,11 +110,11 @@ def save_checkpoint(
     if accelerator.is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)
     accelerator.wait_for_everyone()
-    problems = gather_objects(_write_part(temporary, state, accelerator), accelerator)
+    problems = gather_objects(_write_part(temporary, state, accelerator))
     problem = next((text for text in problems if text), None)
     if problem is None and accelerator.is_main_process:
         problem = _commit(temporary, final, state)
-    problem = gather_objects(problem, accelerator)[0]
+    problem = gather_objects(problem)[0]
     if problem:
         if accelerator.is_main_process:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -1,28 +1,42 @@
-"""Process set-up: one `Accelerator` for one process, several (DDP), or DeepSpeed ZeRO 0 to 3.
+"""The processes of a job: they join through a store on rank 0, or the job ends and names who is missing.
 
-Mixed precision is an autocast inside the training module, the same for every backend, with weights and optimizer
-in fp32; fp16 adds accelerate's gradient scaler.
+RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT come from the launcher: launch/local.py, SLURM's variables, torchrun.
 """
 
+import json
 import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
-from accelerate.utils import DeepSpeedPlugin, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-from maep.errors import fail
-from maep.settings import ComputeSettings, TrainSettings
+from maep.errors import UserError, fail
+from maep.settings import ComputeSettings
 
-JOIN_TIMEOUT = timedelta(minutes=10)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+POLL = 0.05
+LAST_WORDS = 10.0
 
 
-def world() -> tuple[int, int]:
-    """(rank, number of processes) as the launcher's environment states them; (0, 1) without a launcher."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+class PeerLost(Exception):
+    """Another process of the job never came, died or does not answer. The same command goes on from there."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's rank, the number of processes, and the store on rank 0 that they share (None for one)."""
+
+    rank: int
+    size: int
+    store: dist.Store | None = None
+
+
+_joined: World | None = None
 
 
 def device_type(compute: ComputeSettings) -> str:
@@ -32,84 +46,144 @@ def device_type(compute: ComputeSettings) -> str:
     return "cuda" if compute.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _deepspeed_config(train: TrainSettings, stage: int, processes: int) -> dict[str, Any]:
-    return {
-        "train_micro_batch_size_per_gpu": -(-train.batch_size // (processes * train.accumulation)),
-        "gradient_accumulation_steps": train.accumulation,
-        "gradient_clipping": train.clip,
-        "zero_optimization": {"stage": stage},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "wall_clock_breakdown": False,
-        "steps_per_print": 2**31,
-    }
+def world() -> World:
+    """The joined world of this process; before joining, a world of its own."""
+    return _joined or World(0, 1)
 
 
-def make_accelerator(compute: ComputeSettings, train: TrainSettings) -> Accelerator:
-    """Join the process group that the environment describes and return the one entry to training.
+def join_world(compute: ComputeSettings, nodes: Sequence[str] = ()) -> World:
+    """Meet all processes that the launcher's environment counts, and make torch's process group of them.
 
-    Raises UserError for arithmetic that the device or backend cannot do, or a batch smaller than the processes.
+    nodes: the node of each rank where the launcher knows it, to name one that never came. Called again, returns
+    the same. Raises PeerLost, on every rank that came, after `compute.join_timeout` seconds without the others, and
+    for a rank that joins twice or was started as part of another number of processes; UserError for a rank outside
+    of WORLD_SIZE.
     """
-    device = device_type(compute)
-    rank, processes = world()
-    if train.batch_size < processes * train.accumulation:
-        fail(
-            f"batch_size={train.batch_size}: smaller than {processes} processes times "
-            f"accumulation={train.accumulation}; choose at least {processes * train.accumulation}"
-        )
-    if compute.precision == "fp16" and (device == "cpu" or compute.zero_stage is not None):
-        fail("compute.precision=fp16: needs a CUDA device without DeepSpeed; choose bf16 or fp32")
-    plugin = None
-    if compute.zero_stage is not None:
-        plugin = _deepspeed_plugin(compute.zero_stage, train, processes, device)
-    sees_all = train.mask_ratio == 0 or train.mask_until < 1  # then the mask token is not used in some steps
-    backend = "nccl" if device == "cuda" else "gloo"
-    joins = [InitProcessGroupKwargs(backend=backend, timeout=JOIN_TIMEOUT)] if processes > 1 or plugin else []
-    accelerator = Accelerator(
-        cpu=device == "cpu" and plugin is None,
-        mixed_precision="fp16" if compute.precision == "fp16" else "no",
-        gradient_accumulation_steps=train.accumulation,
-        deepspeed_plugin=plugin,
-        kwargs_handlers=[*joins, DistributedDataParallelKwargs(find_unused_parameters=sees_all)],
-        step_scheduler_with_optimizer=False,
+    global _joined
+    if _joined is None:
+        rank, size = _number("RANK", "0"), _number("WORLD_SIZE", "1")
+        if not 0 <= rank < size:
+            fail(f"RANK={rank}: must be from 0 to {size - 1}, below WORLD_SIZE={size}")
+        store = _meet(rank, size, compute.join_timeout, nodes) if size > 1 else None
+        if store is not None:
+            _make_group(rank, size, store, compute)
+        _joined = World(rank, size, store)
+    return _joined
+
+
+def _number(variable: str, default: str) -> int:
+    try:
+        return int(os.environ.get(variable, default))
+    except ValueError as error:
+        raise UserError(f"{variable}={os.environ[variable]} (environment): must be a whole number") from error
+
+
+def _make_group(rank: int, size: int, store: dist.Store, compute: ComputeSettings) -> None:
+    """NCCL on CUDA devices, else gloo; its operations give up after `compute.stall_timeout`."""
+    dist.init_process_group(
+        "nccl" if device_type(compute) == "cuda" else "gloo",
+        store=dist.PrefixStore("group", store),
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=compute.stall_timeout),
     )
-    if (accelerator.num_processes, accelerator.process_index) != (processes, rank):
-        raise RuntimeError(
-            f"joined as {accelerator.process_index} of {accelerator.num_processes}, not {rank} of {processes}"
-        )
-    return accelerator
 
 
-def _deepspeed_plugin(stage: int, train: TrainSettings, processes: int, device: str) -> DeepSpeedPlugin:
-    os.environ["DS_ACCELERATOR"] = device
-    for name, value in (
-        ("MASTER_ADDR", "127.0.0.1"),
-        ("MASTER_PORT", "0"),
-        ("RANK", "0"),
-        ("WORLD_SIZE", "1"),
-        ("LOCAL_RANK", "0"),
-    ):
-        if processes == 1:
-            os.environ.setdefault(name, value)
-    import deepspeed.ops
+def _meet(rank: int, size: int, seconds: float, nodes: Sequence[str]) -> dist.Store:
+    """Register with the store on rank 0 and wait for its verdict."""
+    deadline = time.monotonic() + seconds
+    store = _open_store(rank, seconds)
+    mine = json.dumps({"node": socket.gethostname(), "process": os.getpid(), "size": size})
+    first = store.compare_set(f"rank-{rank}", "", mine).decode()
+    if first != mine:
+        told = json.loads(first)
+        raise PeerLost(f"rank {rank}: joined twice; the first is process {told['process']} on node {told['node']}")
+    if rank == 0:
+        problem = _roll_call(store, size, deadline, seconds, nodes)
+        store.set("verdict", problem or "complete")
+        if problem:
+            came = sum(store.check([f"rank-{r}"]) for r in range(1, size))
+            wait_until(lambda: store.add("heard", 0) >= came, LAST_WORDS)
+    else:
+        problem = _verdict(store, rank, size, seconds)
+    if problem:
+        raise PeerLost(problem)
+    return store
 
-    # Building this CPU op takes 40 s and a compiler, and an interrupted build hangs later runs; gloo serves as well.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return DeepSpeedPlugin(hf_ds_config=_deepspeed_config(train, stage, processes))
+
+def _open_store(rank: int, seconds: float) -> dist.Store:
+    """Rank 0 serves the store; the others look for it until `seconds` have passed."""
+    host, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), _number("MASTER_PORT", "29500")
+    timeout = timedelta(seconds=seconds)
+    if rank > 0 and not wait_until(lambda: _answers(host, port), seconds):
+        raise PeerLost(f"rank 0 on node {host} did not join: no answer on port {port} within {seconds:g} s")
+    try:
+        return dist.TCPStore(host, port, is_master=rank == 0, wait_for_workers=False, timeout=timeout)
+    except dist.DistError as error:
+        what = f"port {port} cannot be used" if rank == 0 else f"rank 0 on node {host} went away"
+        raise PeerLost(f"rank {rank} on node {socket.gethostname()}: {what}: {error}") from error
 
 
-def agree(values: list[float], accelerator: Accelerator) -> list[float]:
+def _answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Look at `condition` every few hundredths of a second; False when it is still false after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(POLL)
+    return True
+
+
+def _roll_call(store: dist.Store, size: int, deadline: float, seconds: float, nodes: Sequence[str]) -> str:
+    """Rank 0: wait until every rank has registered; returns what is wrong, or nothing."""
+    keys = [f"rank-{rank}" for rank in range(size)]
+    wait_until(lambda: store.check(keys), deadline - time.monotonic())
+    missing = [rank for rank in range(size) if not store.check(keys[rank : rank + 1])]
+    if missing:
+        named = ", ".join(f"rank {rank}" + (f" on node {nodes[rank]}" if nodes else "") for rank in missing)
+        return f"{named} did not join within {seconds:g} s; {size - len(missing)} of {size} processes did"
+    for rank, key in enumerate(keys):
+        told = json.loads(store.get(key))
+        if told["size"] != size:
+            return f"rank {rank} on node {told['node']} was started as one of {told['size']} processes, not of {size}"
+    return ""
+
+
+def _verdict(store: dist.Store, rank: int, size: int, seconds: float) -> str:
+    """The other ranks: what rank 0 found wrong, or nothing."""
+    try:
+        if not wait_until(lambda: store.check(["verdict"]), seconds + LAST_WORDS):
+            return f"rank 0 did not say within {seconds + LAST_WORDS:g} s whether all had joined"
+        verdict = store.get("verdict").decode()
+        expected = json.loads(store.get("rank-0"))["size"]
+        store.add("heard", 1)
+    except dist.DistError as error:
+        raise PeerLost(f"rank 0 went away while the processes joined: {error}") from error
+    if verdict == "complete" and expected != size:
+        return f"rank {rank}: was started as one of {size} processes, rank 0 as one of {expected}"
+    return "" if verdict == "complete" else verdict
+
+
+def agree(values: list[float], device: torch.device) -> list[float]:
     """Sum a few numbers over all ranks: the one tiny all-reduce of a step."""
-    tensor = torch.tensor(values, dtype=torch.float64, device=accelerator.device)
-    if accelerator.num_processes > 1:
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    if world().size > 1:
         dist.all_reduce(tensor)
     return tensor.tolist()
 
 
-def gather_objects(value: Any, accelerator: Accelerator) -> list[Any]:
+def gather_objects(value: Any) -> list[Any]:
     """Every rank's value, in rank order."""
-    if accelerator.num_processes == 1:
+    if world().size == 1:
         return [value]
-    gathered: list[Any] = [None] * accelerator.num_processes
+    gathered: list[Any] = [None] * world().size
     dist.all_gather_object(gathered, value)
     return gathered

@@ -19,6 +19,7 @@ from maep.data.pairs import PairBatch, PairDataset, end_workers, mask_ratio_at, 
 from maep.data.shards import to_float
 from maep.progress import progress_bar, say
 from maep.settings import ComputeSettings, ObjectiveSettings, TrainSettings
+from maep.training.accelerator import make_accelerator
 from maep.training.checkpoint import (
     TrainingState,
     checkpoint_path,
@@ -26,7 +27,7 @@ from maep.training.checkpoint import (
     newest_whole,
     save_checkpoint,
 )
-from maep.training.distributed import agree, gather_objects, make_accelerator
+from maep.training.distributed import agree, gather_objects
 from maep.training.ema import Average
 from maep.training.metrics_log import MetricsLog
 from maep.training.module import TrainingModule
@@ -109,7 +110,7 @@ class Trainer:
     def resume(self) -> None:
         """Go on from the newest whole checkpoint, chosen by rank 0, if there is one."""
         found = newest_whole(self.job.directory) if self.accelerator.is_main_process else None
-        self.good = gather_objects(found, self.accelerator)[0]
+        self.good = gather_objects(found)[0]
         if self.good is None:
             return
         facts = load_checkpoint(self.good, self.state, self.accelerator)
@@ -131,6 +132,8 @@ class Trainer:
         batches = iter(loader)
         try:
             with StopFlag() as stop, progress_bar(enabled=main) as bar:
+                if any(agree([bool(stop.signum)], self.accelerator.device)):
+                    raise Stopped(stop.signum or signal.SIGTERM, self.step)
                 task = bar.add_task(job.label, total=self.steps, completed=self.step, note="")
                 while self.step < self.steps:
                     values, stopping = self._step(batches, stop)
@@ -164,7 +167,7 @@ class Trainer:
                 tally.add(batch, total, parts)
                 if micro + 1 == self.settings.accumulation:
                     bad, stopping, *sums = agree(
-                        [len(tally.bad), bool(stop.signum), *tally.sums.values()], self.accelerator
+                        [len(tally.bad), bool(stop.signum), *tally.sums.values()], self.accelerator.device
                     )
                     if bad:
                         self._refuse(tally.bad)
@@ -209,7 +212,7 @@ class Trainer:
         return float(norm) if norm is not None else 0.0
 
     def _refuse(self, bad: list[tuple[int, int]]) -> NoReturn:
-        keys = [key for part in gather_objects(bad, self.accelerator) for key in part]
+        keys = [key for part in gather_objects(bad) for key in part]
         named = ", ".join(f"{index:09d} (epoch {epoch})" for epoch, index in keys[:8])
         raise NonFiniteLoss(
             f"{self.job.label}: loss is not finite at step {self.step + 1}; samples {named}; "

@@ -1,10 +1,21 @@
 """Preemption: a signal only sets a flag; the loop looks at it between steps."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import Self
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+
+
+@contextmanager
+def hold_signals() -> Iterator[None]:
+    """Keep back SIGTERM, SIGUSR2 and SIGINT meanwhile; processes started meanwhile get theirs when they `arm`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Stopped(Exception):
@@ -22,23 +33,45 @@ class Stopped(Exception):
 class StopFlag:
     """Remembers SIGTERM, SIGUSR2 or SIGINT while in context; a second SIGINT interrupts at once.
 
-    `signum` is 0 until a signal comes.
+    `signum` is 0 until a signal comes. Where `arm` was called before, the context gives that flag.
     """
 
     def __init__(self) -> None:
         self.signum = 0
         self._previous: dict[int, object] = {}
 
-    def __enter__(self) -> Self:
-        for signum in SIGNALS:
-            self._previous[signum] = signal.signal(signum, self._receive)
+    def __enter__(self) -> "StopFlag":
+        if _armed is not None:
+            return _armed
+        self._install()
         return self
 
     def __exit__(self, *_: object) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)  # type: ignore[arg-type]
 
+    def _install(self) -> None:
+        for signum in SIGNALS:
+            self._previous[signum] = signal.signal(signum, self._receive)
+
     def _receive(self, signum: int, _frame: FrameType | None) -> None:
         if self.signum and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.signum = signum
+
+
+_armed: StopFlag | None = None
+
+
+def arm() -> StopFlag:
+    """From now to the end of the process, signals only set the flag that this returns and every context gives.
+
+    A rank of a job calls it first, so that a signal during imports or joining is not lost: the ranks agree on it
+    before their first step. Signals that the launcher blocked at the start (`hold_signals`) arrive now.
+    """
+    global _armed
+    if _armed is None:
+        _armed = StopFlag()
+        _armed._install()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    return _armed

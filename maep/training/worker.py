@@ -1,7 +1,7 @@
 """One process of a training stage: `python -m maep.training.worker pretrain cfg=NAME …`.
 
-Started N times by `launch/local.py --nproc N`, by torchrun, or by a SLURM job; RANK and WORLD_SIZE in the
-environment say which process this is.
+Started N times by `launch/local.py --nproc N` or by torchrun; RANK and WORLD_SIZE in the environment say which
+process this is. A SLURM job calls `run_training` in its own processes.
 """
 
 import sys
@@ -10,11 +10,13 @@ from collections.abc import Callable, Sequence
 from maep.config import command_line
 from maep.errors import exit_code, fail
 from maep.settings import Settings
+from maep.training.distributed import PeerLost, join_world
 from maep.training.finetune import finetune
 from maep.training.loop import NonFiniteLoss
 from maep.training.pretrain import pretrain
-from maep.training.signals import Stopped
+from maep.training.signals import Stopped, arm
 
+PEER_LOST = 3
 TRAININGS: dict[str, Callable[[Settings], None]] = {"pretrain": pretrain, "finetune": finetune}
 
 
@@ -24,15 +26,24 @@ def run_training(name: str, settings: Settings) -> None:
 
 
 def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> int:
-    """`pretrain|finetune` and settings; exit code 128 + signal when stopped by one, 1 for a loss not finite."""
+    """`pretrain|finetune` and settings; the exit codes are those of `stopped_code`."""
+    arm()
     if not arguments or arguments[0] not in TRAININGS:
         fail(f"maep.training.worker: first argument must be one of {', '.join(TRAININGS)}")
     _, settings = command_line("One process of a training stage.", arguments[1:])
-    return stopped_code(lambda: run_training(arguments[0], settings))
+    return stopped_code(lambda: _join_and_train(arguments[0], settings))
+
+
+def _join_and_train(name: str, settings: Settings) -> None:
+    join_world(settings.compute)
+    run_training(name, settings)
 
 
 def stopped_code(work: Callable[[], None]) -> int:
-    """Run `work`; turn a requested stop and a loss that is not finite into one line and their exit codes."""
+    """Run `work`; turn what ends a training early into one line and its exit code.
+
+    128 + signal after a requested stop, 1 for a loss that is not finite, 3 when another process of the job is lost.
+    """
     try:
         work()
     except Stopped as stopped:
@@ -41,6 +52,9 @@ def stopped_code(work: Callable[[], None]) -> int:
     except NonFiniteLoss as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except PeerLost as error:
+        print(f"error: {error}; the same command goes on from the last checkpoint", file=sys.stderr)
+        return PEER_LOST
     return 0
 
 

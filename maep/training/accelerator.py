@@ -1,0 +1,77 @@
+"""accelerate's `Accelerator` on the joined processes: one process, several (DDP), or DeepSpeed ZeRO 0 to 3.
+
+Mixed precision is an autocast inside the training module, the same for every backend, with weights and optimizer
+in fp32; fp16 adds accelerate's gradient scaler.
+"""
+
+import os
+from typing import Any
+
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DeepSpeedPlugin, DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+from maep.errors import fail
+from maep.settings import ComputeSettings, TrainSettings
+from maep.training.distributed import device_type, join_world
+
+
+def make_accelerator(compute: ComputeSettings, train: TrainSettings) -> Accelerator:
+    """Join the other processes (see `join_world`) and return the one entry to training.
+
+    Raises UserError for arithmetic that the device or backend cannot do, or a batch smaller than the processes.
+    """
+    device, joined = device_type(compute), join_world(compute)
+    if train.batch_size < joined.size * train.accumulation:
+        fail(
+            f"batch_size={train.batch_size}: smaller than {joined.size} processes times "
+            f"accumulation={train.accumulation}; choose at least {joined.size * train.accumulation}"
+        )
+    if compute.precision == "fp16" and (device == "cpu" or compute.zero_stage is not None):
+        fail("compute.precision=fp16: needs a CUDA device without DeepSpeed; choose bf16 or fp32")
+    plugin = None
+    if compute.zero_stage is not None:
+        plugin = _deepspeed_plugin(compute.zero_stage, train, joined.size, device)
+    sees_all = train.mask_ratio == 0 or train.mask_until < 1  # then the mask token is not used in some steps
+    # Without the name of the backend accelerate believes in a world of 1 on CPUs.
+    joins = [InitProcessGroupKwargs(backend=dist.get_backend())] if dist.is_initialized() else []
+    accelerator = Accelerator(
+        cpu=device == "cpu" and plugin is None,
+        mixed_precision="fp16" if compute.precision == "fp16" else "no",
+        gradient_accumulation_steps=train.accumulation,
+        deepspeed_plugin=plugin,
+        kwargs_handlers=[*joins, DistributedDataParallelKwargs(find_unused_parameters=sees_all)],
+        step_scheduler_with_optimizer=False,
+    )
+    seen = accelerator.process_index, accelerator.num_processes
+    if seen != (joined.rank, joined.size):
+        raise RuntimeError(f"joined as {joined.rank} of {joined.size}, accelerate believes {seen[0]} of {seen[1]}")
+    return accelerator
+
+
+def _deepspeed_config(train: TrainSettings, stage: int, processes: int) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": -(-train.batch_size // (processes * train.accumulation)),
+        "gradient_accumulation_steps": train.accumulation,
+        "gradient_clipping": train.clip,
+        "zero_optimization": {"stage": stage},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "wall_clock_breakdown": False,
+        "steps_per_print": 2**31,
+    }
+
+
+def _deepspeed_plugin(stage: int, train: TrainSettings, processes: int, device: str) -> DeepSpeedPlugin:
+    """DeepSpeed wants a process group and its variables for a single process too."""
+    os.environ["DS_ACCELERATOR"] = device
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+        if processes == 1:
+            os.environ.setdefault(name, value)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+    import deepspeed.ops
+
+    # Building this CPU op takes 40 s and a compiler, and an interrupted build hangs later runs; gloo serves as well.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return DeepSpeedPlugin(hf_ds_config=_deepspeed_config(train, stage, processes))

@@ -1,0 +1,153 @@
+"""Joining: all ranks meet, or the job ends within its time and says who is missing. Real processes."""
+
+import multiprocessing
+import os
+import signal
+import socket
+from collections.abc import Callable
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Event
+from typing import Any
+
+import torch
+
+from maep.config import load_settings
+from maep.settings import Settings
+from maep.training.distributed import agree, gather_objects, join_world
+from maep.training.leading import Launcher, lead_or_follow
+from maep.training.signals import StopFlag, arm, hold_signals
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["maep.training.leading", "maep.config"])
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def as_rank(
+    work: Callable[[Settings], Any], rank: int, size: int, port: int, results: "Queue[Any]", all_done: Event
+) -> None:
+    """The body of a process: be one rank of a job, do the work, report what came of it, stay until all have."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    try:
+        result = work(load_settings(None, ["compute.join_timeout=2", f"run.seed={rank // 10}"]))
+    except Exception as error:  # noqa: BLE001
+        result = f"{type(error).__name__}: {error}"
+    results.put((rank, result))
+    all_done.wait(60)
+
+
+def run_ranks(work: Callable[[Settings], Any], ranks: list[tuple[int, int]]) -> list[tuple[int, Any]]:
+    """Run `work` as each (rank, size) of one job; what each returned or raised, sorted by rank."""
+    results, all_done, port = CONTEXT.Queue(), CONTEXT.Event(), free_port()
+    started = [CONTEXT.Process(target=as_rank, args=(work, *who, port, results, all_done)) for who in ranks]
+    for process in started:
+        process.start()
+    collected = [results.get(timeout=60) for _ in ranks]
+    all_done.set()
+    for process in started:
+        process.join(30)
+    return sorted(collected, key=lambda item: item[0])
+
+
+def meet(settings: Settings) -> tuple[list[float], list[int]]:
+    """Join and use the group; on which node everybody is is known to the launcher."""
+    joined = join_world(settings.compute, nodes=["n1", "n1", "n2", "n2"][: int(os.environ["WORLD_SIZE"])])
+    assert join_world(settings.compute) is joined
+    return agree([joined.rank, 1], torch.device("cpu")), gather_objects(joined.rank)
+
+
+def test_ranks_meet() -> None:
+    """Three processes join, and then sum and gather over all of them."""
+    assert run_ranks(meet, [(0, 3), (1, 3), (2, 3)]) == [(rank, ([3.0, 3.0], [0, 1, 2])) for rank in range(3)]
+
+
+def test_missing_rank_is_named_with_its_node() -> None:
+    """Ranks 1 and 3 never come: the others end within the time, each naming both and their nodes."""
+    told = "PeerLost: rank 1 on node n1, rank 3 on node n2 did not join within 2 s; 2 of 4 processes did"
+    assert run_ranks(meet, [(0, 4), (2, 4)]) == [(0, told), (2, told)]
+
+
+def test_missing_rank_0_is_named() -> None:
+    """Without rank 0 the others end too, and say where they looked for it."""
+    ((_, told),) = run_ranks(meet, [(1, 2)])
+    assert told.startswith("PeerLost: rank 0 on node 127.0.0.1 did not join: no answer on port")
+
+
+def test_second_process_of_a_rank_is_refused() -> None:
+    """Of two processes that say they are rank 1 one is refused, naming the other; the job goes on."""
+    results = run_ranks(join_only, [(0, 2), (1, 2), (1, 2)])
+    told = [result for _, result in results if result != 2]
+    assert len(told) == 1
+    assert told[0].startswith("PeerLost: rank 1: joined twice; the first is process ")
+
+
+def join_only(settings: Settings) -> int:
+    """Join; the number of processes."""
+    return join_world(settings.compute).size
+
+
+def test_process_of_another_world_is_refused() -> None:
+    """A rank started as one of 3 does not join a job of 2: both sides say so."""
+    (_, first), (_, second) = run_ranks(join_only, [(0, 2), (1, 3)])
+    assert first.startswith("PeerLost: rank 1 on node")
+    assert first.endswith("was started as one of 3 processes, not of 2")
+    assert second == first
+
+
+def test_surplus_rank_is_refused() -> None:
+    """Rank 2 of 2 cannot be; and rank 2 of 3 finds that the job has 2, which does not disturb those."""
+    assert run_ranks(join_only, [(2, 2)])[0][1].startswith("UserError: RANK=2: must be from 0 to 1")
+    results = run_ranks(join_only, [(0, 2), (1, 2), (2, 3)])
+    assert [result for _, result in results[:2]] == [2, 2]
+    assert results[2][1] == "PeerLost: rank 2: was started as one of 3 processes, rank 0 as one of 2"
+
+
+def follow_orders(settings: Settings) -> list[str]:
+    """Rank 0 has two stages trained; every rank notes what it was told to train and with whom."""
+    trained: list[str] = []
+
+    def train(name: str, _: Settings) -> None:
+        trained.append(f"{name} {agree([1], torch.device('cpu'))[0]:g}")
+
+    def lead(launch: Launcher) -> None:
+        launch("pretrain", settings)
+        launch("finetune", settings)
+
+    lead_or_follow(join_world(settings.compute), settings, lead, train)
+    return trained
+
+
+def test_others_follow_rank_0() -> None:
+    """What rank 0 decides to train, every rank trains, in that order; then all end."""
+    both = ["pretrain 3", "finetune 3"]
+    assert run_ranks(follow_orders, [(0, 3), (1, 3), (2, 3)]) == [(rank, both) for rank in range(3)]
+
+
+def nothing_to_do(settings: Settings) -> str:
+    """Rank 0 finds nothing to train, or fails while it looks."""
+    lead_or_follow(join_world(settings.compute), settings, lambda _: 1 / 0, lambda *_: None)
+    return "followed"
+
+
+def test_followers_end_when_rank_0_fails() -> None:
+    """An error in rank 0's own work ends the others at once, without one of their own."""
+    assert run_ranks(nothing_to_do, [(0, 2), (1, 2)]) == [(0, "ZeroDivisionError: division by zero"), (1, "followed")]
+
+
+def held(settings: Settings) -> tuple[int, int]:
+    """A signal that came before `arm` is seen after it, also by the loop's context."""
+    with hold_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+        flag = arm()
+    with StopFlag() as inner:
+        return flag.signum, inner.signum
+
+
+def test_signal_before_arming_is_kept() -> None:
+    """SIGTERM during the imports of a rank, held back by its launcher, is in the flag that the loop reads."""
+    assert run_ranks(held, [(0, 1)]) == [(0, (signal.SIGTERM, signal.SIGTERM))]

@@ -67,6 +67,15 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: dict[str, Any
         save_file(host, temporary, metadata=metadata)
 
 
+def identity_of(path: Path) -> str | None:
+    """What a file of `save_tensors` was made from, read from its head alone; None if there is no such file."""
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("identity")
+    except (SafetensorError, OSError):
+        return None
+
+
 def load_tensors(path: Path, identity: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Tensors and facts of `path`; None where it is missing, of another identity, or (said aloud) damaged.
 

@@ -5,10 +5,10 @@ from pathlib import Path
 from maep.data.build import clean_shards_path
 from maep.data.shards import ShardSet
 from maep.errors import fail
-from maep.evaluation.evaluate import evaluate
+from maep.evaluation.subject import Evaluation
+from maep.evaluation.work import evaluate_all
 from maep.files import digest, sha256_file
 from maep.models.classifiers import classifier_identity, load_classifier
-from maep.progress import say
 from maep.purifiers import load_purifier
 from maep.settings import Settings
 from maep.training.classifier import classifier_weights
@@ -42,9 +42,11 @@ def purifier_identity(settings: Settings, label: str) -> str:
     return digest([[sha256_file(run / name) for name in names], use])
 
 
-def evaluate_run(settings: Settings) -> None:
-    """Evaluate the run's purifiers on the test images; finished chunks are not done again.
+def evaluate_run(settings: Settings, worker: tuple[int, int] = (0, 1)) -> bool:
+    """Evaluate the run's purifiers on the test images, or a worker's share of that; no finished chunk is done again.
 
+    worker: (i, n), one of n that share the chunks out as they go; any number more may join and any may die.
+    Returns whether all chunks are finished now; the rest, if not, is in the hands of living workers.
     Raises UserError if the test shards are damaged or a purifier is missing.
     """
     test = ShardSet(clean_shards_path(settings) / "test")
@@ -55,8 +57,15 @@ def evaluate_run(settings: Settings) -> None:
     device = device_type(settings.compute)
     classifier = load_classifier(settings.classifier, len(test.classes), weights).to(device)
     identity = classifier_identity(settings.classifier, weights)
-    for label, path in purifiers_of(settings).items():
-        say(f"evaluate: purifier {label}")
-        purifier = load_purifier(path, device=device, settings=settings.purify)
-        directory = Path(settings.run.dir) / "evaluation" / label
-        evaluate(settings, purifier, classifier, identity, purifier_identity(settings, label), test, directory)
+    evaluations = [
+        Evaluation(
+            settings, load_purifier(path, device=device, settings=settings.purify), classifier, identity,
+            purifier_identity(settings, label), test, Path(settings.run.dir) / "evaluation" / label,
+        )
+        for label, path in purifiers_of(settings).items()
+    ]  # fmt: skip
+    if not evaluations:
+        fail(
+            f"evaluation.purifiers={settings.evaluation.purifiers}: this run has no such purifier (finetune.method=none)"
+        )
+    return evaluate_all(evaluations, worker)

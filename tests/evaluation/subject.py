@@ -9,8 +9,9 @@ from pyautoattack import AutoAttack
 from safetensors.torch import load_file
 
 from maep.data.shards import ShardSet
-from maep.evaluation.evaluate import evaluate
 from maep.evaluation.records import planned_tasks, read_plan, read_records
+from maep.evaluation.subject import Evaluation
+from maep.evaluation.work import evaluate_all
 from maep.settings import Settings
 from tests.small import Blur, train_small
 
@@ -37,7 +38,8 @@ def place_of(settings: Settings) -> Path:
 
 def run(settings: Settings, test: ShardSet, *, purifier: str = "blur", classifier: str = "small") -> Path:
     """Evaluate; the identities are names."""
-    evaluate(settings, Blur(), train_small(), classifier, purifier, test, place_of(settings))
+    evaluation = Evaluation(settings, Blur(), train_small(), classifier, purifier, test, place_of(settings))
+    assert evaluate_all([evaluation])
     return place_of(settings)
 
 

@@ -21,9 +21,10 @@ from maep.attacks.named import NamedAttack, gradient_spec
 from maep.attacks.state import AttackState
 from maep.data.shards import ShardSet
 from maep.errors import UserError
-from maep.evaluation import evaluate as evaluate_module
-from maep.evaluation.evaluate import ProgressNote, evaluate
+from maep.evaluation import judge as judge_module
 from maep.evaluation.metrics import distances
+from maep.evaluation.subject import Evaluation
+from maep.evaluation.work import ProgressNote, evaluate_all
 from tests.evaluation.subject import (
     AUTOATTACK_RUN,
     IMAGES,
@@ -177,7 +178,7 @@ def test_modules_are_frozen(tmp_path: Path, test_set: ShardSet) -> None:
     """Purifier and classifier are set to eval mode without parameter gradients, whatever they came as."""
     purifier, classifier = Blur().train(), train_small().train().requires_grad_(True)
     settings = settings_for(tmp_path, attacks=["pgd-3"])
-    evaluate(settings, purifier, classifier, "small", "blur", test_set, place_of(settings))
+    evaluate_all([Evaluation(settings, purifier, classifier, "small", "blur", test_set, place_of(settings))])
     for module in (purifier, classifier):
         assert not module.training
         assert all(not p.requires_grad and p.grad is None for p in module.parameters())
@@ -202,7 +203,8 @@ def test_wrong_number_of_classes(tmp_path: Path, test_set: ShardSet) -> None:
     """A classifier for other classes is refused before anything is written."""
     settings = settings_for(tmp_path)
     with pytest.raises(UserError, match="gives 4 logits, the test set has 10 classes"):
-        evaluate(settings, Blur(), train_small(4, steps=1), "four", "blur", test_set, place_of(settings))
+        four = train_small(4, steps=1)
+        evaluate_all([Evaluation(settings, Blur(), four, "four", "blur", test_set, place_of(settings))])
     assert not Path(settings.run.dir).exists()
 
 
@@ -233,8 +235,8 @@ def test_full_disk_leaves_nothing_half_written(
             raise UserError(f"{path}: cannot be written: No space left on device")
         original(path, value)
 
-    original = evaluate_module.write_json
-    monkeypatch.setattr(evaluate_module, "write_json", full)
+    original = judge_module.write_json
+    monkeypatch.setattr(judge_module, "write_json", full)
     with pytest.raises(UserError, match="No space left"):
         run(settings, test_set)
     assert sorted(path.name for path in place_of(settings).rglob("chunk-*.json")) == ["chunk-0000.json"]
@@ -247,21 +249,21 @@ def test_goes_on_inside_a_chunk(tmp_path: Path, test_set: ShardSet, monkeypatch:
     """After an interruption the attacks that were done are not run again: the saved state is handed on."""
     settings = settings_for(tmp_path, attacks=["autoattack-standard"], images=4, threat_models=["oblivious"], eps=[0.2])
     states: list[AttackState | None] = []
-    original_run, original_note = NamedAttack.run, ProgressNote.attacking
+    original_run = NamedAttack.run
 
     def watched(self: NamedAttack, *arguments: Any, **options: Any) -> Any:
         states.append(options["state"] and copy.deepcopy(options["state"]))
         return original_run(self, *arguments, **options)
 
-    def interrupted(self: ProgressNote, task: Any, state: AttackState) -> None:
+    def interrupted(state: AttackState) -> None:
         if "apgd-ce" in state.survivors:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(NamedAttack, "run", watched)
-    monkeypatch.setattr(ProgressNote, "attacking", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run(settings, test_set)
-    monkeypatch.setattr(ProgressNote, "attacking", original_note)
+    with monkeypatch.context() as patch:
+        patch.setattr(ProgressNote, "attacking", lambda self, task: interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(settings, test_set)
     run(settings, test_set)
     assert states[0] is None
     assert states[1] is not None

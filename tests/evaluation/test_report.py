@@ -16,10 +16,11 @@ from maep.data.shards import ShardSet
 from maep.errors import UserError
 from maep.evaluation import report as report_module
 from maep.evaluation.environment import environment, git_state
-from maep.evaluation.evaluate import evaluate
 from maep.evaluation.metrics import wilson_interval
 from maep.evaluation.records import eps_text
 from maep.evaluation.report import build_report, read_metrics, read_results, terminal_table, write_environment
+from maep.evaluation.subject import Evaluation
+from maep.evaluation.work import evaluate_all
 from maep.settings import Settings
 from tests.evaluation.subject import place_of, run, settings_for
 from tests.small import Blur, train_small, write_shards
@@ -61,7 +62,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory, test_set: ShardSet) -> Se
     settings = settings_for(tmp_path_factory.mktemp("evaluated"), eps=[8 / 255, 0.1])
     settings.finetune.method = "lora"
     run(settings, test_set)
-    evaluate(settings, Blur(), train_small(), "small", "tuned", test_set, place_of(settings).with_name("lora"))
+    place = place_of(settings).with_name("lora")
+    evaluate_all([Evaluation(settings, Blur(), train_small(), "small", "tuned", test_set, place)])
     directory = Path(settings.run.dir)
     for name, loss in (("metrics.jsonl", 1.0), ("metrics-finetune.jsonl", 0.1)):
         lines = [

@@ -1,0 +1,148 @@
+"""Who is judged, on what, under which settings; and the identities of everything that is made of it."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maep.attacks.autoattack import check_model
+from maep.attacks.threat_models import threat_model
+from maep.data.shards import ShardSet, to_float
+from maep.evaluation.adversarial import ChunkAttack
+from maep.evaluation.records import PLAN, VERSION, Task, chunk_size, plan_digest, plan_tasks, read_record
+from maep.files import digest, read_json, write_json
+from maep.progress import say
+from maep.settings import Settings
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A purifier before a classifier, to be judged on a test set; they are frozen and set to eval mode.
+
+    purifier, classifier: modules on the device to compute on. The identities are digests of all that the modules'
+    outputs depend on. test: clean test shards. directory: where records go.
+    """
+
+    settings: Settings
+    purifier: nn.Module
+    classifier: nn.Module
+    classifier_identity: str
+    purifier_identity: str
+    test: ShardSet
+    directory: Path
+
+    def __post_init__(self) -> None:
+        for module in (self.purifier, self.classifier):
+            module.eval().requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the classifier is, and so where everything is computed."""
+        return next((p.device for p in self.classifier.parameters()), torch.device("cpu"))
+
+    def images(self, ids: range) -> tuple[Tensor, Tensor]:
+        """Test images [N, 3, H, W] in [0,1] and labels [N], on the device."""
+        images, labels = self.test.batch(ids)
+        return to_float(images).to(self.device), labels.to(self.device)
+
+    # the plan
+
+    def prepare(self) -> list[Task]:
+        """The tasks, after asking the model AutoAttack's questions and writing plan.json; any worker may.
+
+        Raises UserError when the settings, the model and the test set do not fit.
+        """
+        tasks = plan_tasks(self.settings.evaluation, len(self.test))
+        plan = self.plan(tasks, self._check(tasks))
+        if self._known_plan() != plan:
+            write_json(self.directory / PLAN, plan)
+        return tasks
+
+    def plan(self, tasks: list[Task], warnings: list[str]) -> dict[str, Any]:
+        """plan.json: what belongs to this evaluation, so that a report can tell a part from the whole."""
+        return {
+            "settings": plan_digest(self.settings),
+            "classifier": self.classifier_identity,
+            "purifier": self.purifier_identity,
+            "images": self.test.identity,
+            "classes": list(self.test.classes),
+            "device": str(self.device),
+            "warnings": warnings,
+            "tasks": [{"task": asdict(task), "identity": self.record_identity(task)} for task in tasks],
+        }
+
+    def _known_plan(self) -> dict[str, Any]:
+        path = self.directory / PLAN
+        return read_json(path) if path.is_file() else {}
+
+    def _check(self, tasks: list[Task]) -> list[str]:
+        """Questions to the model before it is attacked; asked once, the answers kept in plan.json."""
+        subject = [self.classifier_identity, self.purifier_identity, self.test.identity]
+        known = self._known_plan()
+        if [known.get(key) for key in ("classifier", "purifier", "images")] == subject:
+            return known["warnings"]
+        count = min(tasks[0].count, self.settings.evaluation.batch_size)
+        images, labels = self.images(range(count))
+        model = nn.Sequential(self.purifier, self.classifier).eval()
+        warnings = check_model(model, images, labels, len(self.test.classes))
+        for warning in warnings:
+            say(f"warning: {warning}")
+        return warnings
+
+    # identities
+
+    def attacked_facts(self, task: Task, *, knows_purifier: bool) -> dict[str, Any]:
+        """All that a chunk's adversarial images depend on, except which chunk it is."""
+        settings = self.settings
+        facts = {
+            "version": VERSION,
+            "classifier": self.classifier_identity,
+            "attack": task.named_attack.facts(),
+            "seed": settings.run.seed,
+            "batch_size": settings.evaluation.batch_size,
+            "chunk_images": chunk_size(settings.evaluation, len(self.test)),
+            "images": self.test.identity,
+        }
+        if knows_purifier:
+            facts |= {"threat_model": task.threat_model, "purifier": self.purifier_identity}
+        return facts
+
+    def record_facts(self, task: Task) -> dict[str, Any]:
+        """All that a record depends on."""
+        facts = self.attacked_facts(task, knows_purifier=threat_model(task.threat_model).knows_purifier)
+        return facts | {"purifier": self.purifier_identity, "task": asdict(task)}
+
+    def record_identity(self, task: Task) -> str:
+        """Digest of `record_facts`."""
+        return digest(self.record_facts(task))
+
+    def has_record(self, task: Task) -> bool:
+        """Whether a task has its record."""
+        return read_record(self.directory, task, self.record_identity(task)) is not None
+
+    # attacks
+
+    def attack_alone(self, task: Task) -> ChunkAttack:
+        """The attack on a task's whole chunk through the classifier alone: once for all purifiers, in the cache.
+
+        A threat model that takes fewer images than the oblivious one uses the first of them.
+        """
+        total = min(self.settings.evaluation.images, len(self.test))
+        size = chunk_size(self.settings.evaluation, len(self.test))
+        whole = Task(**{**asdict(task), "count": min(size, total - task.first)})
+        facts = self.attacked_facts(whole, knows_purifier=False)
+        folder = Path(self.settings.run.cache) / "attacked" / digest(facts)[:16]
+        return ChunkAttack(self.settings, whole, self.classifier, folder, facts)
+
+    def attack_through(self, task: Task) -> ChunkAttack:
+        """The attack by one who knows the purifier; kept beside its record."""
+        model = threat_model(task.threat_model).target(self.purifier, self.classifier)
+        facts = self.attacked_facts(task, knows_purifier=True)
+        return ChunkAttack(self.settings, task, model, self.directory / task.folder, facts)
+
+    def attacks_of(self, task: Task) -> list[ChunkAttack]:
+        """The attacks that a task's record is made of: the one on the classifier alone first, its own last."""
+        alone = self.attack_alone(task)
+        return [alone, self.attack_through(task)] if threat_model(task.threat_model).knows_purifier else [alone]

@@ -1,0 +1,184 @@
+"""The work of an evaluation, shared by any number of workers: chunks attacked, purified, classified, written down.
+
+A worker claims one unit at a time (maep.claims): first attacks, an attack on the classifier alone being one unit
+for all purifiers and threat models; and each record as soon as its attacks are there. What a record holds depends
+on its own chunk alone, so it is the same however the work was shared, cut or interrupted. A finished unit is not
+done again; one made for another classifier, purifier, attack, seed or image set is.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from rich.progress import Progress, TaskID
+
+from maep.attacks.state import AttackState
+from maep.claims import Claims
+from maep.evaluation.adversarial import ChunkAttack, Saved
+from maep.evaluation.judge import Judge
+from maep.evaluation.metrics import count_right
+from maep.evaluation.records import Task
+from maep.evaluation.subject import Evaluation
+from maep.files import digest, remove_temporaries
+from maep.progress import progress_bar, say
+from maep.training.signals import Stopped
+
+
+def evaluate_all(evaluations: Sequence[Evaluation], worker: tuple[int, int] = (0, 1)) -> bool:
+    """Measure clean and robust accuracy of every evaluation in every threat model, attack and budget it plans.
+
+    Evaluations must share their settings and images. worker: (i, n); the first worker starts at the first chunk,
+    the others further on, and each takes whatever no living worker has. Returns whether everything is finished now;
+    if not, the rest is in the hands of living workers.
+    Raises UserError when the settings, the models and the test set do not fit.
+    """
+    units = [Unit(Judge(evaluation), task) for evaluation in evaluations for task in evaluation.prepare()]
+    settings = evaluations[0].settings
+    if "adaptive" in settings.evaluation.threat_models and not settings.evaluation.adaptive_images:
+        say("adaptive threat model left out: evaluation.adaptive_images=0")
+    pending = [unit for unit in units if not unit.is_done()]
+    if len(units) > len(pending):
+        say(f"evaluation: {len(units) - len(pending)} of {len(units)} chunks were done before")
+    claims = Path(settings.run.cache) / "attacked" / ".claims"
+    with stopped_at_once(), progress_bar() as bar, Claims(claims, settings.compute.claim_timeout) as held:
+        note = ProgressNote(bar, bar.add_task("evaluate", total=sum(u.task.count for u in pending), note=""))
+        _Share(pending, held, note, worker).do()
+    return all(unit.is_done() for unit in pending)
+
+
+@contextmanager
+def stopped_at_once() -> Iterator[None]:
+    """SIGTERM and SIGUSR2 raise Stopped here: all that is finished is on disk, so there is nothing to save first.
+
+    Python takes signals in the main thread alone; in another one, they stay as they were.
+    """
+
+    def stop(signum: int, _frame: FrameType | None) -> NoReturn:
+        raise Stopped(signum, -1)
+
+    signums = (signal.SIGTERM, signal.SIGUSR2) if threading.current_thread() is threading.main_thread() else ()
+    previous = {signum: signal.signal(signum, stop) for signum in signums}
+    try:
+        yield
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One record to be made."""
+
+    judge: Judge
+    task: Task
+
+    @property
+    def name(self) -> str:
+        """Of its claim; records of different run directories are different units."""
+        evaluation = self.judge.evaluation
+        place = str(evaluation.directory.resolve())
+        return "record-" + digest([place, evaluation.record_identity(self.task)])[:24]
+
+    def attacks(self) -> list[ChunkAttack]:
+        """What has to be made before it."""
+        return self.judge.evaluation.attacks_of(self.task)
+
+    def is_done(self) -> bool:
+        """Whether the record is there."""
+        return self.judge.is_done(self.task)
+
+
+class _Share:
+    """What one worker does of the pending units."""
+
+    def __init__(self, units: list[Unit], claims: Claims, note: "ProgressNote", worker: tuple[int, int]) -> None:
+        self.claims, self.note, self.worker = claims, note, worker
+        self.units = {unit.name: unit for unit in units}
+        self.attacks: dict[str, tuple[ChunkAttack, Evaluation]] = {}
+        self.waiting: dict[str, list[str]] = {}
+        for name, unit in self.units.items():
+            for attack in unit.attacks():
+                key = f"attack-{attack.identity[:24]}"
+                self.attacks[key] = attack, unit.judge.evaluation
+                self.waiting.setdefault(key, []).append(name)
+
+    def do(self) -> None:
+        """Attacks, each followed by the records that it was wanted for; then records that others left."""
+        for key in self.claims.shared(self._turned(list(self.attacks)), self._is_made):
+            self._attack(*self.attacks[key])
+            self._judge_ready(self.waiting[key])
+        self._judge_ready(list(self.units))
+        for name in self.claims.shared(list(self.units), self._is_out_of_reach):
+            self._judge(self.units[name])
+
+    def _turned(self, keys: list[str]) -> list[str]:
+        """The keys from this worker's share on, so that workers seldom want the same unit."""
+        number, workers = self.worker
+        first = len(keys) * number // workers
+        return keys[first:] + keys[:first]
+
+    def _is_made(self, key: str) -> bool:
+        return self.attacks[key][0].is_made()
+
+    def _is_out_of_reach(self, name: str) -> bool:
+        """Whether there is nothing to do for a record: it is there, or its attack is in the hands of another."""
+        unit = self.units[name]
+        return unit.is_done() or not all(attack.is_made() for attack in unit.attacks())
+
+    def _attack(self, attack: ChunkAttack, evaluation: Evaluation) -> None:
+        started = time.perf_counter()
+        state = attack.make(*evaluation.images(attack.task.ids), self.note.attacking(attack.task))
+        robust, seconds = int(state.robust.sum()), time.perf_counter() - started
+        say(
+            f"{attack.task}: chunk {attack.task.chunk} attacked: {robust} of {attack.task.count} stood ({seconds:.1f} s)"
+        )
+
+    def _judge_ready(self, names: list[str]) -> None:
+        for name in names:
+            if self._is_out_of_reach(name):
+                continue
+            with self.claims.hold(name) as mine:
+                if mine and not self.units[name].is_done():
+                    self._judge(self.units[name])
+
+    def _judge(self, unit: Unit) -> None:
+        remove_temporaries(unit.judge.evaluation.directory / unit.task.folder)
+        record = unit.judge.judge(unit.task, self.note.attacking(unit.task))
+        self.note.finished(unit.task, record)
+
+
+class ProgressNote:
+    """The evaluation's progress bar: images done, and robust-so-far of the combination at work."""
+
+    def __init__(self, bar: Progress, bar_task: TaskID) -> None:
+        self.bar = bar
+        self.bar_task = bar_task
+        self.totals: dict[Path, tuple[int, int]] = {}
+
+    def attacking(self, task: Task) -> Saved:
+        """What to call when an attack of a chunk has ended."""
+
+        def note(state: AttackState) -> None:
+            last, left = list(state.survivors.items())[-1]
+            done = f"chunk {task.chunk}, after {last}: {left}/{task.count} robust"
+            self.bar.update(self.bar_task, note=f"{task} · {done}{self._so_far(task)}")
+
+        return note
+
+    def finished(self, task: Task, record: dict[str, Any]) -> None:
+        """A chunk has its record."""
+        right = count_right(record["predictions"]["defended_adversarial"], record["labels"])
+        robust, count = self.totals.get(task.folder, (0, 0))
+        self.totals[task.folder] = robust + right, count + task.count
+        self.bar.update(self.bar_task, advance=task.count, note=f"{task}{self._so_far(task)}")
+        say(f"{task}: chunk {task.chunk}: {right} of {task.count} robust ({sum(record['seconds'].values()):.1f} s)")
+
+    def _so_far(self, task: Task) -> str:
+        robust, count = self.totals.get(task.folder, (0, 0))
+        return f" · so far {100 * robust / count:.1f} %" if count else ""

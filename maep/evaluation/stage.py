@@ -65,7 +65,6 @@ def evaluate_run(settings: Settings, worker: tuple[int, int] = (0, 1)) -> bool:
         for label, path in purifiers_of(settings).items()
     ]  # fmt: skip
     if not evaluations:
-        fail(
-            f"evaluation.purifiers={settings.evaluation.purifiers}: this run has no such purifier (finetune.method=none)"
-        )
+        chosen = settings.evaluation.purifiers
+        fail(f"evaluation.purifiers={chosen}: this run has none (finetune.method=none); choose pretrained")
     return evaluate_all(evaluations, worker)

@@ -134,10 +134,8 @@ class _Share:
     def _attack(self, attack: ChunkAttack, evaluation: Evaluation) -> None:
         started = time.perf_counter()
         state = attack.make(*evaluation.images(attack.task.ids), self.note.attacking(attack.task))
-        robust, seconds = int(state.robust.sum()), time.perf_counter() - started
-        say(
-            f"{attack.task}: chunk {attack.task.chunk} attacked: {robust} of {attack.task.count} stood ({seconds:.1f} s)"
-        )
+        stood = f"{int(state.robust.sum())} of {attack.task.count} stood"
+        say(f"{attack.task}: chunk {attack.task.chunk} attacked: {stood} ({time.perf_counter() - started:.1f} s)")
 
     def _judge_ready(self, names: list[str]) -> None:
         for name in names:

@@ -27,6 +27,7 @@ from maep.data.shards import ShardSet, ShardWriter, seal_shard_set, shard_name
 from maep.errors import exit_code
 from maep.evaluation.environment import environment
 from maep.files import write_json
+from maep.host import prepare_device
 from maep.models.classifiers import load_classifier
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.progress import console
@@ -34,7 +35,7 @@ from maep.purifiers import MAEPurifier
 from maep.settings import Settings
 from maep.training.accelerator import make_accelerator
 from maep.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
-from maep.training.distributed import DTYPES, device_type
+from maep.training.distributed import DTYPES
 from maep.training.ema import Average
 from maep.training.module import TrainingModule
 
@@ -79,7 +80,7 @@ class Bench:
 
     def __init__(self, settings: Settings, batch: int, budget: float) -> None:
         self.settings, self.batch, self.budget = settings, batch, budget
-        self.device = device_type(settings.compute)
+        self.device = prepare_device(settings.compute)
         self.rows: list[dict[str, Any]] = []
         size = settings.model.image_size
         rng = np.random.default_rng(settings.run.seed)
@@ -223,8 +224,6 @@ def main() -> int:
     options.add_argument("--seconds", type=float, default=3.0, help="time spent on each figure")
     options.add_argument("--batch", type=int, default=64, help="images a training step")
     namespace, settings = command_line(__doc__ or "", sys.argv[1:], options=options)
-    if settings.compute.threads:
-        torch.set_num_threads(settings.compute.threads)
     bench = Bench(settings, namespace.batch, namespace.seconds)
     bench.training("fp32", compiled=False)
     if settings.compute.precision != "fp32" or settings.compute.compile:

@@ -22,10 +22,10 @@ from maep.data.shards import ShardSet, ShardWriter, encode_image, seal_shard_set
 from maep.data.sources import IMAGE_SUFFIXES, Item, Source
 from maep.errors import UserError, fail
 from maep.files import MANIFEST, atomic_directory, atomic_file, remove_temporaries, temporary_name
+from maep.host import prepare_device
 from maep.progress import progress_bar, say
 from maep.purifiers import Purifier, load_purifier
 from maep.settings import Settings
-from maep.training.distributed import device_type
 
 K = TypeVar("K")
 Advance = Callable[[], None]
@@ -55,9 +55,7 @@ def _run_config(arguments: Sequence[str]) -> str:
 
 
 def _purifier(settings: Settings) -> Purifier:
-    if settings.compute.threads:
-        torch.set_num_threads(settings.compute.threads)
-    return load_purifier(settings.run.dir, device=device_type(settings.compute), settings=settings.purify)
+    return load_purifier(settings.run.dir, device=prepare_device(settings.compute), settings=settings.purify)
 
 
 def plan(source: Path, target: Path) -> Callable[[Purifier, Path, Path], None]:

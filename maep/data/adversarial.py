@@ -25,11 +25,11 @@ from maep.data.build import clean_shards_path
 from maep.data.shards import ShardSet, ShardWriter, index_of, seal_shard_set, to_float
 from maep.errors import UserError, fail
 from maep.files import MANIFEST, digest, one_at_a_time, read_json, remove_temporaries, sha256_file, write_json
+from maep.host import prepare_device
 from maep.models.classifiers import classifier_identity, load_classifier
 from maep.progress import progress_bar, say
 from maep.settings import AttackSettings, Settings
 from maep.training.classifier import classifier_weights
-from maep.training.distributed import device_type
 
 HALVINGS = 12
 TOLERANCE = 1e-9
@@ -94,9 +94,7 @@ def make_adversarial_shards(settings: Settings, worker: tuple[int, int] = (0, 1)
     _check_budget(settings.attack)
     for problem in clean.verify():
         fail(problem)
-    if settings.compute.threads:
-        torch.set_num_threads(settings.compute.threads)
-    device = torch.device(device_type(settings.compute))
+    device = torch.device(prepare_device(settings.compute))
     model = load_classifier(settings.classifier, len(clean.classes), weights).to(device)
     _ShardAttack(settings, clean, identity, model, device, path).run(worker, shared)
     return path

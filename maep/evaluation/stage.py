@@ -8,11 +8,11 @@ from maep.errors import fail
 from maep.evaluation.subject import Evaluation
 from maep.evaluation.work import evaluate_all
 from maep.files import digest, sha256_file
+from maep.host import prepare_device
 from maep.models.classifiers import classifier_identity, load_classifier
 from maep.purifiers import load_purifier
 from maep.settings import Settings
 from maep.training.classifier import classifier_weights
-from maep.training.distributed import device_type
 
 FINETUNED = {"lora": "adapter/adapter_model.safetensors", "full": "finetuned/model.safetensors"}
 
@@ -54,7 +54,7 @@ def evaluate_run(settings: Settings, worker: tuple[int, int] = (0, 1)) -> bool:
     if problems:
         fail(problems[0])
     weights = classifier_weights(settings)
-    device = device_type(settings.compute)
+    device = prepare_device(settings.compute)
     classifier = load_classifier(settings.classifier, len(test.classes), weights).to(device)
     identity = classifier_identity(settings.classifier, weights)
     evaluations = [

@@ -12,8 +12,9 @@ from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from maep.errors import fail
+from maep.host import prepare_device
 from maep.settings import ComputeSettings, TrainSettings
-from maep.training.distributed import device_type, join_world
+from maep.training.distributed import join_world
 
 
 def make_accelerator(compute: ComputeSettings, train: TrainSettings) -> Accelerator:
@@ -21,7 +22,7 @@ def make_accelerator(compute: ComputeSettings, train: TrainSettings) -> Accelera
 
     Raises UserError for arithmetic that the device or backend cannot do, or a batch smaller than the processes.
     """
-    device, joined = device_type(compute), join_world(compute)
+    device, joined = prepare_device(compute), join_world(compute)
     if train.batch_size < joined.size * train.accumulation:
         fail(
             f"batch_size={train.batch_size}: smaller than {joined.size} processes times "

@@ -28,12 +28,13 @@ from maep.data.pairs import ignore_signals
 from maep.data.shards import ShardSet, to_float
 from maep.errors import fail
 from maep.files import MANIFEST, atomic_directory, digest, one_at_a_time, problem_with, read_json
+from maep.host import prepare_device
 from maep.keyed import keyed_rng
 from maep.models.classifiers import Normalized, build_classifier
 from maep.progress import progress_bar, say
 from maep.settings import ClassifierSettings, Settings
 from maep.training.checkpoint import checkpoint_path, newest_whole, prune
-from maep.training.distributed import DTYPES, device_type
+from maep.training.distributed import DTYPES
 from maep.training.loop import NonFiniteLoss
 from maep.training.signals import StopFlag, Stopped
 
@@ -165,11 +166,9 @@ class _Training:
     def __init__(self, settings: Settings, train: ShardSet, directory: Path) -> None:
         self.settings, self.classifier, self.train_set = settings, settings.classifier, train
         self.directory = directory
-        self.device = torch.device(device_type(settings.compute))
+        self.device = torch.device(prepare_device(settings.compute))
         if settings.compute.precision == "fp16" and self.device.type == "cpu":
             fail("compute.precision=fp16: needs a CUDA device; choose bf16 or fp32")
-        if settings.compute.threads:
-            torch.set_num_threads(settings.compute.threads)
         self.count, self.batch_size = len(train), self.classifier.batch_size
         self.steps = math.ceil(self.classifier.epochs * self.count / self.batch_size)
         self.network = self._untrained()

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from maep.errors import UserError, fail
+from maep.host import prepare_device
 from maep.settings import ComputeSettings
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -37,13 +38,6 @@ class World:
 
 
 _joined: World | None = None
-
-
-def device_type(compute: ComputeSettings) -> str:
-    """`cuda` or `cpu`. Raises UserError if cuda is asked for and there is none."""
-    if compute.device == "cuda" and not torch.cuda.is_available():
-        fail("compute.device=cuda: no CUDA device here; choose cpu or auto")
-    return "cuda" if compute.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def world() -> World:
@@ -81,7 +75,7 @@ def _number(variable: str, default: str) -> int:
 def _make_group(rank: int, size: int, store: dist.Store, compute: ComputeSettings) -> None:
     """NCCL on CUDA devices, else gloo; its operations give up after `compute.stall_timeout`."""
     dist.init_process_group(
-        "nccl" if device_type(compute) == "cuda" else "gloo",
+        "nccl" if prepare_device(compute) == "cuda" else "gloo",
         store=dist.PrefixStore("group", store),
         rank=rank,
         world_size=size,

@@ -8,10 +8,10 @@ from maep.data.build import clean_shards_path
 from maep.data.pairs import PairDataset
 from maep.data.shards import ShardSet
 from maep.errors import fail
+from maep.host import prepare_device
 from maep.models.classifiers import classifier_identity, load_classifier
 from maep.settings import Settings, TrainSettings
 from maep.training.classifier import classifier_weights
-from maep.training.distributed import device_type
 from maep.training.loop import OnlineAttack
 
 
@@ -48,6 +48,6 @@ def online_attack(settings: Settings, classes: int) -> OnlineAttack | None:
     if not settings.attack.online:
         return None
     classifier = load_classifier(settings.classifier, classes, classifier_weights(settings))
-    classifier.requires_grad_(False).to(device_type(settings.compute))
+    classifier.requires_grad_(False).to(prepare_device(settings.compute))
     spec = AttackSpec.of(settings.attack)
     return lambda images, labels, keys: attack(classifier, images, labels, spec, keys, settings.run.seed)

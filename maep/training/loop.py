@@ -86,8 +86,6 @@ class Trainer:
     def __init__(self, job: TrainingJob) -> None:
         self.job, self.settings = job, job.settings
         self.accelerator = make_accelerator(job.compute, job.settings)
-        if job.compute.threads:
-            torch.set_num_threads(job.compute.threads)
         self.steps = total_steps(job.settings, len(job.dataset.clean))
         self.parameters = {name: p for name, p in job.model.named_parameters() if p.requires_grad}
         module = TrainingModule(job.model, job.objective, job.compute.precision)

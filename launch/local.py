@@ -9,6 +9,7 @@ import sys
 import time
 from types import FrameType
 
+from launch.ranks import rank_environment
 from maep.config import command_line
 from maep.errors import exit_code, fail
 from maep.settings import Settings
@@ -27,15 +28,10 @@ def spawn(name: str, settings: Settings, processes: int) -> None:
     Signals to the launcher are passed on, so that every rank saves. Raises Stopped or UserError with the code of
     the first process that failed.
     """
-    port = str(_free_port())
+    port = _free_port()
     threads = str(settings.compute.threads or max(1, (os.cpu_count() or 1) // processes))
     command = [sys.executable, "-m", "maep.training.worker", name, f"cfg={settings.run.dir}/config.yaml"]
-    common = {
-        "WORLD_SIZE": str(processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "OMP_NUM_THREADS": threads,
-    }
+    environment = {**os.environ, "OMP_NUM_THREADS": threads}
     received: list[int] = []
     workers: list[subprocess.Popen[bytes]] = []
 
@@ -47,7 +43,7 @@ def spawn(name: str, settings: Settings, processes: int) -> None:
 
     with hold_signals():
         workers += [
-            subprocess.Popen(command, env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+            subprocess.Popen(command, env=environment | rank_environment(rank, processes, rank, "127.0.0.1", port))
             for rank in range(processes)
         ]
         previous = {signum: signal.signal(signum, pass_on) for signum in SIGNALS}

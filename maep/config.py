@@ -24,18 +24,23 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FRACTION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
 
 
-def _leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yields (dotted key, field, type) of every setting below a dataclass."""
+Leaves = dict[str, tuple[Any, Any]]
+
+
+def leaves(cls: type, prefix: str = "") -> Leaves:
+    """`{dotted key: (field, type)}` of every setting below a dataclass."""
     hints = get_type_hints(cls)
+    found: Leaves = {}
     for item in fields(cls):
         key = prefix + item.name
         if is_dataclass(hints[item.name]):
-            yield from _leaves(hints[item.name], key + ".")
+            found |= leaves(hints[item.name], key + ".")
         else:
-            yield key, item, hints[item.name]
+            found[key] = (item, hints[item.name])
+    return found
 
 
-LEAVES = {key: (item, hint) for key, item, hint in _leaves(Settings)}
+LEAVES = leaves(Settings)
 SECTIONS = tuple(item.name for item in fields(Settings))
 
 
@@ -82,13 +87,14 @@ def nearest(word: str, choices: Sequence[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _apply(config: Any, key: str, value: Any, source: str) -> None:
-    """Set one key of a structured OmegaConf. Raises UserError naming key, source and the valid choice."""
-    if key not in LEAVES:
-        if key in SECTIONS:
-            fail(f"{key} ({source}): is a section; set one of its keys, such as {key}.{_first_key(key)}")
-        fail(f"{key} ({source}): unknown key{nearest(key, list(LEAVES))}")
-    item, hint = LEAVES[key]
+def apply_setting(config: Any, known: Leaves, key: str, value: Any, source: str) -> None:
+    """Set one key of a structured OmegaConf, checked. Raises UserError naming key, source and the valid choice.
+
+    known: the leaves of its dataclass. source: where the value was written, for the message.
+    """
+    if key not in known:
+        fail(f"{key} ({source}): unknown key{nearest(key, list(known))}")
+    item, hint = known[key]
     value = _fractions(value, hint)
     try:
         OmegaConf.update(config, key, value, merge=False)
@@ -99,8 +105,12 @@ def _apply(config: Any, key: str, value: Any, source: str) -> None:
     _check_range(key, typed, item.metadata, source)
 
 
-def _first_key(section: str) -> str:
-    return next(key.split(".", 1)[1] for key in LEAVES if key.startswith(section + "."))
+def _apply(config: Any, key: str, value: Any, source: str) -> None:
+    """`apply_setting` for the settings of the system, with a hint for a section's name."""
+    if key in SECTIONS:
+        first = next(leaf for leaf in LEAVES if leaf.startswith(key + "."))
+        fail(f"{key} ({source}): is a section; set one of its keys, such as {first}")
+    apply_setting(config, LEAVES, key, value, source)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -152,7 +152,7 @@ STAGES = {
         ),
         Stage(
             "evaluate", ("evaluation", "purify", "run.seed"), ("shards", "classifier", "pretrain", "finetune"),
-            (), _evaluate, _records_identity,
+            (), _evaluate, _records_identity, share=evaluate_run,
         ),
         Stage("report", ("run.name", "evaluation.figure_images"), ("evaluate",), (), _report, _records_identity),
     )

@@ -1,0 +1,185 @@
+"""What is asked of the cluster: typed settings from `configs/cluster/NAME.yaml` and the launcher's `--options`.
+
+Layers, later ones win: the defaults below; the file's keys; the file's `stages: {NAME: {…}}` for one stage; options.
+"""
+
+import argparse
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from maep.config import CONFIGS, apply_setting, leaves, nearest
+from maep.errors import fail
+from maep.settings import setting
+
+STAGES = "stages"
+TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<a>\d+)(?::(?P<b>\d+))?(?::(?P<c>\d+))?")
+MEMORY = re.compile(r"(\d+)([MGT])B?", re.IGNORECASE)
+MEGABYTES = {"M": 1, "G": 1024, "T": 1024**2}
+
+
+@dataclass
+class ClusterSettings:
+    """What one job of a stage asks for."""
+
+    nodes: int = setting(1, "nodes of a training stage", unit="nodes", low=1)
+    min_nodes: int = setting(0, "fewest nodes to train on when others are missing; 0: all", unit="nodes", low=0)
+    gpus_per_node: int = setting(0, "GPUs of a node, with a process each; 0: no GPUs", unit="GPUs", low=0)
+    nproc_per_node: int = setting(0, "processes a node without GPUs; 0: one", unit="processes", low=0)
+    cpus_per_task: int = setting(1, "CPUs of each process, its loaders included", unit="CPUs", low=1)
+    mem_per_task: str | None = setting(None, "memory of each process, such as 32G; unset: the partition's default")
+    partition: str | None = setting(None, "partition; unset: the cluster's default")
+    account: str | None = setting(None, "account that is charged")
+    qos: str | None = setting(None, "quality of service")
+    constraint: str | None = setting(None, "features that nodes must have")
+    exclude: str | None = setting(None, "nodes not to use, such as n[3-5]")
+    time: str = setting("24:00:00", "time limit of a job, in Slurm's notation; it is requeued when it runs out")
+    workers: int = setting(4, "workers of an array stage (attack, evaluate)", unit="workers", low=1)
+    array_parallelism: int = setting(256, "of these at a time", unit="workers", low=1)
+    max_crashes: int = setting(3, "times a job is requeued after a crash", low=0)
+    name: str | None = setting(None, "name of the jobs before -STAGE; unset: run.name")
+    python: str | None = setting(None, "Python on the nodes; unset: the one that submits", unit="path")
+    shared: bool = setting(False, "run.dir is on every node although its file system looks local")
+    setup: list[str] = setting([], "shell lines at the start of every job, such as module load …")
+
+    @property
+    def processes(self) -> int:
+        """Processes of a training stage on one node."""
+        return self.gpus_per_node or self.nproc_per_node or 1
+
+    @property
+    def fewest(self) -> int:
+        """The smallest number of nodes to train on."""
+        return self.min_nodes or self.nodes
+
+    @property
+    def minutes(self) -> int:
+        """The time limit in whole minutes, rounded up. Raises UserError for what Slurm would not read."""
+        return minutes_of(self.time)
+
+
+LEAVES = leaves(ClusterSettings)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The settings of a cluster, and what its file sets otherwise for some stages."""
+
+    general: ClusterSettings
+    by_stage: Mapping[str, ClusterSettings]
+
+    def of(self, stage: str) -> ClusterSettings:
+        """What a job of this stage asks for."""
+        return self.by_stage.get(stage, self.general)
+
+
+def minutes_of(text: str) -> int:
+    """Minutes, rounded up, of Slurm's `M`, `M:S`, `H:M:S`, `D-H`, `D-H:M` or `D-H:M:S`."""
+    match = TIME.fullmatch(text.strip())
+    if not match:
+        fail(f"--time {text}: expected minutes, H:M:S or D-H:M:S, such as 90, 12:00:00 or 2-00:00:00")
+    a, b, c = (int(match[name] or 0) for name in "abc")
+    hours = bool(match["days"] or match["c"])  # then the first number is hours, else minutes
+    seconds = int(match["days"] or 0) * 86400 + (a * 3600 + b * 60 + c if hours else a * 60 + b)
+    if seconds == 0:
+        fail(f"--time {text}: must be above 0")
+    return -(-seconds // 60)
+
+
+def megabytes_of(text: str) -> int:
+    """Megabytes of `512M`, `32G` or `1T`. Raises UserError for anything else."""
+    match = MEMORY.fullmatch(text.strip())
+    if not match:
+        fail(f"--mem-per-task {text}: expected a number and M, G or T, such as 32G")
+    return int(match[1]) * MEGABYTES[match[2].upper()]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """`--cluster NAME`, and an option for every setting above that is not a list."""
+    names = ", ".join(cluster_names())
+    parser.add_argument("--cluster", default="default", metavar="NAME", help=f"configs/cluster/NAME.yaml: {names}")
+    for item in fields(ClusterSettings):
+        _, hint = LEAVES[item.name]
+        option, unit = f"--{item.name.replace('_', '-')}", item.metadata["unit"]
+        told = item.metadata["help"] + (f" [{unit}]" if unit else "")
+        if hint is bool:
+            parser.add_argument(option, action="store_const", const="true", help=told)
+        elif not str(hint).startswith("list"):
+            parser.add_argument(option, metavar="VALUE", help=told.replace("%", "%%"))
+
+
+def cluster_names() -> list[str]:
+    """Names that `--cluster` takes."""
+    return sorted(path.stem for path in (CONFIGS / "cluster").glob("*.yaml"))
+
+
+def read_cluster(options: argparse.Namespace, stages: list[str]) -> Cluster:
+    """The cluster that `--cluster` names, with the other options on top.
+
+    stages: names that the file's `stages` may hold. Raises UserError naming the key and where it was written.
+    """
+    path = _cluster_file(options.cluster)
+    tree = _read(path)
+    given = {name: value for name in LEAVES if (value := getattr(options, name, None)) is not None}
+    own = tree.pop(STAGES, {})
+    if not isinstance(own, dict):
+        fail(f"{path}: {STAGES} must hold a stage's name and its keys")
+    for name in own:
+        if name not in stages:
+            fail(f"{STAGES}.{name} ({path}): unknown stage{nearest(name, stages)}")
+    general = _resolve([(str(path), tree)], given)
+    return Cluster(general, {name: _resolve([(str(path), tree), (str(path), own[name])], given) for name in own})
+
+
+def _cluster_file(name: str) -> Path:
+    for path in (CONFIGS / "cluster" / f"{name}.yaml", Path(name)):
+        if path.is_file():
+            return path
+    names = cluster_names()
+    fail(f"--cluster {name}: no such cluster{nearest(name, names)} (there are: {', '.join(names)})")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A file's keys, all scalars as text: YAML would take 12:00:00 for a number."""
+    try:
+        tree = yaml.load(path.read_text(), yaml.BaseLoader) or {}
+    except (OSError, yaml.YAMLError) as error:
+        fail(f"{path}: cannot be read as YAML: {error}")
+    if not isinstance(tree, dict):
+        fail(f"{path}: must hold keys and values")
+    return tree
+
+
+def _resolve(layers: list[tuple[str, dict[str, Any]]], options: dict[str, str]) -> ClusterSettings:
+    config = OmegaConf.structured(ClusterSettings)
+    for source, tree in layers:
+        for key, value in tree.items():
+            _apply(config, key, value, source)
+    for key, value in options.items():
+        _apply(config, key, value, f"argument --{key.replace('_', '-')}")
+    settings: ClusterSettings = OmegaConf.to_object(config)  # type: ignore[assignment]
+    _check_together(settings)
+    return settings
+
+
+def _apply(config: Any, key: str, value: Any, source: str) -> None:
+    unset = value in ("", "null") and "None" in str(LEAVES.get(key, (None, ""))[1])
+    apply_setting(config, LEAVES, key, None if unset else value, source)
+
+
+def _check_together(settings: ClusterSettings) -> None:
+    if settings.fewest > settings.nodes:
+        fail(f"--min-nodes {settings.min_nodes}: must be at most --nodes {settings.nodes}")
+    if settings.gpus_per_node and settings.nproc_per_node not in (0, settings.gpus_per_node):
+        fail(
+            f"--nproc-per-node {settings.nproc_per_node}: there is a process a GPU, --gpus-per-node "
+            f"{settings.gpus_per_node}; leave it out"
+        )
+    minutes_of(settings.time)
+    if settings.mem_per_task:
+        megabytes_of(settings.mem_per_task)

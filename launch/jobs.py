@@ -1,0 +1,96 @@
+"""Which jobs a run needs: one a stage, each waiting for those before it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from launch.cluster import Cluster, ClusterSettings
+from maep.errors import fail
+from maep.settings import Settings
+
+SINGLE, RANKS, ARRAY = "single", "ranks", "array"
+KINDS = {
+    "shards": SINGLE,
+    "classifier": SINGLE,
+    "attack": ARRAY,
+    "pretrain": RANKS,
+    "finetune": RANKS,
+    "evaluate": ARRAY,
+    "report": SINGLE,
+}
+WITHOUT_GPU = ("shards", "report")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job, or array of jobs, of a stage.
+
+    nodes: fewest and most. tasks, gpus: processes and GPUs on each node. workers: tasks of the array, 1 for a single
+    job. needs: the stages whose jobs it waits for.
+    """
+
+    stage: str
+    kind: str
+    settings: ClusterSettings
+    nodes: tuple[int, int]
+    tasks: int
+    gpus: int
+    workers: int
+    needs: tuple[str, ...]
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether Slurm may give fewer nodes than the most."""
+        return self.nodes[0] < self.nodes[1]
+
+    @property
+    def node_hours(self) -> float:
+        """Hours of nodes at most, if every job runs until its time limit once."""
+        return self.workers * self.nodes[1] * self.settings.minutes / 60
+
+    @property
+    def gpu_hours(self) -> float:
+        """Hours of GPUs at most."""
+        return self.node_hours * self.gpus
+
+    @property
+    def size(self) -> str:
+        """Nodes, processes and workers, in words."""
+        if self.kind == ARRAY:
+            return f"{self.workers} workers, {min(self.workers, self.settings.array_parallelism)} at a time"
+        fewest, most = self.nodes
+        span = str(most) if fewest == most else f"{fewest} to {most}"
+        return f"{span} node{'s' if most > 1 else ''} × {self.tasks} process{'es' if self.tasks > 1 else ''}"
+
+
+def job_of(stage: str, cluster: Cluster, needs: Sequence[str]) -> Job:
+    """The job that a stage becomes on this cluster."""
+    asked, kind = cluster.of(stage), KINDS[stage]
+    gpus = asked.gpus_per_node
+    if kind == RANKS:
+        return Job(stage, kind, asked, (asked.fewest, asked.nodes), asked.processes, gpus, 1, tuple(needs))
+    alone = 0 if stage in WITHOUT_GPU else min(gpus, 1)
+    workers = asked.workers if kind == ARRAY else 1
+    return Job(stage, kind, asked, (1, 1), 1, alone, workers, tuple(needs))
+
+
+def job_graph(stages: Sequence[str], cluster: Cluster, needs: Mapping[str, Sequence[str]]) -> list[Job]:
+    """The jobs of these stages, in order; each waits for those of the stages it needs.
+
+    needs: the stages that each one's result depends on, those without work of their own replaced by theirs.
+    """
+    return [job_of(name, cluster, [before for before in needs[name] if before in stages]) for name in stages]
+
+
+def check_batch(settings: Settings, jobs: Sequence[Job]) -> None:
+    """Raise UserError if a training stage has more processes than images a step."""
+    for job in jobs:
+        if job.kind != RANKS:
+            continue
+        train = settings.pretrain if job.stage == "pretrain" else settings.finetune
+        processes = job.nodes[1] * job.tasks
+        if processes * train.accumulation > train.batch_size:
+            fail(
+                f"{job.stage}: {processes} processes (--nodes {job.nodes[1]}, {job.tasks} a node) times "
+                f"accumulation={train.accumulation} exceed {job.stage}.batch_size={train.batch_size}; "
+                f"choose fewer processes or a larger batch"
+            )

@@ -1,0 +1,110 @@
+"""How far a stage is, read from the run directory: steps, shards or chunks, and the time left."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from maep.config import load_settings
+from maep.data.adversarial import adversarial_path
+from maep.data.build import clean_shards_path
+from maep.data.shards import ShardSet
+from maep.errors import UserError
+from maep.evaluation.records import PLAN, planned_tasks, record_path
+from maep.files import MANIFEST, read_json
+from maep.models.classifiers import classifier_identity
+from maep.settings import Settings
+from maep.training.classifier import classifier_weights
+from maep.training.schedule import total_steps
+
+TAIL = 65536
+RECENT = 20
+
+
+@dataclass(frozen=True)
+class Progress:
+    """done of total units, None where the total is not known yet; seconds left, None where nothing tells."""
+
+    done: int
+    total: int | None
+    unit: str
+    left: float | None = None
+
+    def __str__(self) -> str:
+        share = f"{self.done} of {self.total}" if self.total is not None else str(self.done)
+        return f"{share} {self.unit}"
+
+
+def read_settings(config: Path) -> Settings:
+    """The settings that jobs were submitted with."""
+    return load_settings(str(config))
+
+
+def progress_of(stage: str, settings: Settings) -> Progress | None:
+    """How far a stage is; None where it leaves no trace, or what it builds on is not there yet."""
+    look = {
+        "shards": _shards, "attack": _attack, "pretrain": _training, "finetune": _training, "evaluate": _evaluate,
+    }.get(stage)  # fmt: skip
+    try:
+        return look(stage, settings) if look else None
+    except UserError:
+        return None
+
+
+def _shards(_stage: str, settings: Settings) -> Progress:
+    root = clean_shards_path(settings)
+    sealed = [root / split / MANIFEST for split in ("train", "test")]
+    total = sum(len(read_json(path)["shards"]) for path in sealed) if all(p.is_file() for p in sealed) else None
+    return Progress(sum(1 for _ in root.rglob("*.tar")), total, "shards")
+
+
+def _attack(_stage: str, settings: Settings) -> Progress:
+    clean = ShardSet(clean_shards_path(settings) / "train")
+    identity = classifier_identity(settings.classifier, classifier_weights(settings))
+    made = list(adversarial_path(settings, clean, identity).glob("*.attack.json"))
+    return _counted(made, len(clean.manifest["shards"]), "shards")
+
+
+def _training(stage: str, settings: Settings) -> Progress:
+    first = stage == "pretrain"
+    name, train = ("metrics.jsonl", settings.pretrain) if first else ("metrics-finetune.jsonl", settings.finetune)
+    other = settings.finetune.clean_shards if stage == "finetune" else None
+    steps = total_steps(train, len(ShardSet(Path(other) if other else clean_shards_path(settings) / "train")))
+    lines = last_lines(Path(settings.run.dir) / name)
+    if not lines:
+        return Progress(0, steps, "steps")
+    step = int(lines[-1]["step"])
+    recent = sorted(line["step_seconds"] for line in lines[-RECENT:])
+    return Progress(step, steps, "steps", (steps - step) * recent[len(recent) // 2])
+
+
+def _evaluate(_stage: str, settings: Settings) -> Progress:
+    records = [
+        record_path(plan.parent, task)
+        for plan in (Path(settings.run.dir) / "evaluation").glob(f"*/{PLAN}")
+        for task, _ in planned_tasks(read_json(plan))
+    ]
+    return _counted([path for path in records if path.is_file()], len(records) or None, "chunks")
+
+
+def _counted(done: list[Path], total: int | None, unit: str) -> Progress:
+    """Files that are made one by one: the time left follows from when the last ones were."""
+    times = sorted(path.stat().st_mtime for path in done)[-RECENT:]
+    pace = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None
+    left = (total - len(done)) * pace if pace is not None and total is not None else None
+    return Progress(len(done), total, unit, left)
+
+
+def last_lines(path: Path) -> list[dict[str, float]]:
+    """The last objects of a metrics file, read from its end; a line that is being written is left out."""
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL))
+        lines = file.read().split(b"\n")
+    found = []
+    for line in lines[:-1]:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue  # the first may be cut
+    return found

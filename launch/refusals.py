@@ -1,0 +1,130 @@
+"""Bad input to the cluster launcher, found before anything is submitted: one line, exit code 2."""
+
+import ipaddress
+import socket
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from launch.batch import MARGIN
+from launch.cluster import Cluster
+from launch.jobs import Job
+from launch.scheduler import node_addresses, partitions, why_refused
+from maep.config import nearest
+from maep.errors import fail
+from maep.files import MANIFEST, read_json
+from maep.settings import Settings
+
+LOCAL = ("tmpfs", "ramfs", "overlay", "ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "aufs")
+MOUNTS = Path("/proc/self/mountinfo")
+
+
+def check_run(settings: Settings, cluster: Cluster, jobs: Sequence[Job]) -> None:
+    """Raise UserError for what this cluster or this run directory does not allow."""
+    there = partitions()
+    for job in jobs:
+        check_partition(job, there)
+        check_time(job, settings.compute.grace)
+    check_model(settings)
+    run = Path(settings.run.dir).absolute()
+    if not cluster.general.shared and not nodes_are_here(node_addresses()):
+        check_shared(run, file_system(run))
+
+
+def check_partition(job: Job, there: dict[str, int]) -> None:
+    """there: `{partition: nodes}`, the default one first."""
+    asked = job.settings.partition
+    names = asked.split(",") if asked else list(there)[:1]
+    for name in names:
+        if name not in there:
+            fail(f"--partition {name} ({job.stage}): no such partition{nearest(name, list(there))} (there are: "
+                 f"{', '.join(there)})")  # fmt: skip
+    most = max((there[name] for name in names), default=0)
+    if job.nodes[0] > most:
+        option = "--min-nodes" if job.nodes[0] < job.nodes[1] else "--nodes"
+        fail(f"{option} {job.nodes[0]} ({job.stage}): partition {','.join(names)} has {most} nodes")
+
+
+def check_time(job: Job, grace: float) -> None:
+    """The time limit must leave something beside the time for the last save."""
+    seconds = job.settings.minutes * 60
+    if seconds <= grace + MARGIN:
+        fail(
+            f"--time {job.settings.time} ({job.stage}): {seconds} s are not more than the last save and leaving may "
+            f"take, {grace + MARGIN:g} s (compute.grace={grace:g}); give more time or set --grace"
+        )
+
+
+def check_model(settings: Settings) -> None:
+    """Refuse a run directory whose newest checkpoint is of another model than the settings ask for."""
+    directory = Path(settings.run.dir) / "checkpoints"
+    manifests = sorted(directory.glob(f"step-*/{MANIFEST}"), key=lambda path: int(path.parent.name.split("-")[1]))
+    record = Path(settings.run.dir) / "stages" / "pretrain.json"
+    if not manifests or (record.is_file() and _is_for_other_settings(read_json(record), settings)):
+        return
+    known, wanted = read_json(manifests[-1]).get("model", {}), asdict(settings.model)
+    for key, value in wanted.items():
+        if known.get(key) != value and key != "init":
+            fail(
+                f"{manifests[-1].parent}: a checkpoint of another model, with model.{key}={known.get(key)}; "
+                f"this run has {value}; choose another run.dir"
+            )
+
+
+def _is_for_other_settings(record: dict[str, object], settings: Settings) -> bool:
+    """Whether the pretrain stage's own record tells the change; then it moves the checkpoints aside by itself."""
+    from maep.stages import STAGES, settings_read
+
+    return record["settings"] != settings_read(STAGES["pretrain"], settings)
+
+
+def file_system(path: Path, mounts: str | None = None) -> str:
+    """The type of the file system that holds `path`, as the kernel names it: ext4, nfs4, lustre, …"""
+    best, kind = "", ""
+    for line in (mounts if mounts is not None else MOUNTS.read_text()).splitlines():
+        left, _, right = line.partition(" - ")
+        point = left.split()[4].replace("\\040", " ")
+        inside = path.resolve() == Path(point) or Path(point) in path.resolve().parents
+        if inside and len(point) >= len(best):
+            best, kind = point, right.split()[0]
+    return kind
+
+
+def check_shared(run: Path, kind: str) -> None:
+    """Refuse a run directory that only this machine can see."""
+    if kind in LOCAL:
+        fail(
+            f"run.dir={run}: lies on {kind}, which only this machine sees; choose a directory that all nodes share, or "
+            f"give --shared if this one is exported to them"
+        )
+
+
+def nodes_are_here(addresses: set[str]) -> bool:
+    """Whether all nodes of the cluster are this very machine."""
+    return bool(addresses) and all(map(_is_here, addresses))
+
+
+def _is_here(address: str) -> bool:
+    try:
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(address, None)}
+    except OSError:
+        return False
+    return all(ipaddress.ip_address(ip).is_loopback or _is_own(ip) for ip in found)
+
+
+def _is_own(ip: str) -> bool:
+    """Whether an address is one of this machine's: only those can be bound."""
+    with socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET) as probe:
+        try:
+            probe.bind((ip, 0))
+        except OSError:
+            return False
+    return True
+
+
+def check_with_slurm(scripts: Sequence[tuple[Job, str]]) -> None:
+    """Raise UserError with Slurm's own words for a job that it would never run."""
+    for job, script in scripts:
+        refused = why_refused(script)
+        if refused:
+            fail(f"{job.stage}: Slurm would not run it: {refused} ({job.size}); nothing was submitted")

@@ -1,0 +1,176 @@
+"""What Slurm says and does: its commands, and their answers as data."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from maep.errors import fail
+
+FIELD = re.compile(r"(?:^| )([A-Z][A-Za-z/:]*)=")
+ENDED = (
+    "COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "DEADLINE", "BOOT_FAIL",
+)  # fmt: skip
+WHY = {
+    "Resources": "waits for nodes to become free",
+    "Priority": "waits behind jobs of higher priority",
+    "Dependency": "waits for the jobs before it",
+    "DependencyNeverSatisfied": "a job before it failed",
+    "BeginTime": "begins again in a moment",
+    "PartitionNodeLimit": "asks for more nodes than the partition gives",
+    "PartitionTimeLimit": "asks for more time than the partition gives",
+    "PartitionDown": "its partition is down",
+    "PartitionInactive": "its partition is inactive",
+    "ReqNodeNotAvail": "nodes that it needs are down, drained or reserved",
+    "JobHeldUser": "held; release it with scontrol release",
+    "JobHeldAdmin": "held by an administrator",
+    "JobArrayTaskLimit": "waits for workers of its array, --array-parallelism",
+    "AssocGrpNodeLimit": "the account's nodes are in use",
+    "QOSMaxNodePerUserLimit": "your nodes of this quality of service are in use",
+    "QOSMaxJobsPerUserLimit": "your jobs of this quality of service are running",
+    "BadConstraints": "no node fits what it asks for",
+    "launch_failed_requeued_held": "could not be started on its node, and is held",
+}
+
+
+@dataclass(frozen=True)
+class JobState:
+    """One job, or one worker of an array, as Slurm knows it now.
+
+    seconds: how long its present life has run. restarts: lives before it; None where only accounting knows it.
+    """
+
+    job: str
+    state: str
+    reason: str
+    nodes: str
+    exit_code: str
+    restarts: int | None
+    seconds: int
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self.state in ENDED
+
+    @property
+    def waits(self) -> str:
+        """Slurm's word why it does not start, with what it means; "" if it does not wait."""
+        if self.state != "PENDING" or self.reason in ("None", ""):
+            return ""
+        return f"{self.reason} ({WHY[self.reason]})" if self.reason in WHY else self.reason
+
+
+def require_slurm() -> None:
+    """Raise UserError unless this machine can submit jobs."""
+    missing = [name for name in ("sbatch", "srun", "scontrol", "sinfo") if shutil.which(name) is None]
+    if missing:
+        fail(
+            f"no Slurm on this machine: {missing[0]} is not on PATH; log in to a cluster's node, or use launch/local.py"
+        )
+    done = _run("scontrol", "ping")
+    if done.returncode:
+        fail(f"Slurm does not answer: {_first_line(done.stdout + done.stderr)}")
+
+
+def _run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "no answer")
+
+
+def partitions() -> dict[str, int]:
+    """`{partition: nodes}`; the default one first."""
+    lines = _answer("sinfo", "--noheader", "--format=%P|%D|%R").splitlines()
+    rows = [line.split("|") for line in lines]
+    found: dict[str, int] = {}
+    for name, count, _ in sorted(rows, key=lambda row: not row[0].endswith("*")):
+        found[name.rstrip("*")] = found.get(name.rstrip("*"), 0) + int(count)
+    return found
+
+
+def node_addresses() -> set[str]:
+    """The addresses of all nodes, as slurm.conf has them."""
+    return set(_answer("sinfo", "--noheader", "--Node", "--format=%o").split())
+
+
+def _answer(*words: str) -> str:
+    done = _run(*words)
+    if done.returncode:
+        fail(f"{words[0]}: {_first_line(done.stderr or done.stdout)}")
+    return done.stdout
+
+
+def why_refused(script: str) -> str:
+    """Slurm's own words why it would never run a batch script; "" if it would."""
+    done = subprocess.run(["sbatch", "--test-only"], input=script, capture_output=True, text=True, check=False)
+    lines = [line.removeprefix("sbatch: error: ") for line in done.stderr.splitlines() if line.strip()]
+    return "; ".join(dict.fromkeys(lines)) if done.returncode else ""
+
+
+def job_states(jobs: Sequence[str]) -> dict[str, list[JobState]]:
+    """`{job: its state, or its workers' states}` of those that Slurm still knows, now or from its accounting."""
+    found = {job: states for job in jobs if (states := _from_controller(job))}
+    missing = [job for job in jobs if job not in found]
+    return found | _from_accounting(missing)
+
+
+def _from_controller(job: str) -> list[JobState]:
+    done = _run("scontrol", "--oneliner", "show", "job", job)
+    lines = done.stdout.splitlines() if done.returncode == 0 else []
+    return [_parse(line) for line in lines if "JobState=" in line]
+
+
+def fields_of(line: str) -> dict[str, str]:
+    """`{name: value}` of a line of scontrol; values may hold blanks."""
+    parts = FIELD.split(line.strip())[1:]
+    return dict(zip(parts[::2], (value.strip() for value in parts[1::2]), strict=True))
+
+
+def _parse(line: str) -> JobState:
+    fields = fields_of(line)
+    array, task = fields.get("ArrayJobId"), fields.get("ArrayTaskId")
+    return JobState(
+        job=f"{array}_{task}" if array else fields["JobId"],
+        state=fields["JobState"],
+        reason=fields.get("Reason", "").split(",")[0],
+        nodes=fields.get("NodeList", "").replace("(null)", ""),
+        exit_code=fields.get("ExitCode", ""),
+        restarts=int(fields.get("Restarts", "0")),
+        seconds=seconds_of(fields.get("RunTime", "")) if fields.get("StartTime", "Unknown") != "Unknown" else 0,
+    )
+
+
+def seconds_of(text: str) -> int:
+    """Seconds of Slurm's `[D-]H:M:S`; 0 for a time it does not know."""
+    days, _, clock = text.rpartition("-")
+    parts = clock.split(":")
+    if not all(part.isdigit() for part in parts):
+        return 0
+    total = 0
+    for part in parts:
+        total = total * 60 + int(part)
+    return int(days or 0) * 86400 + total
+
+
+def _from_accounting(jobs: Sequence[str]) -> dict[str, list[JobState]]:
+    """States of jobs that the controller has forgotten; nothing where there is no accounting."""
+    if not jobs or shutil.which("sacct") is None:
+        return {}
+    format = "--format=JobID,State,NodeList,ExitCode,Elapsed"
+    done = _run("sacct", "--allocations", "--noheader", "--parsable2", format, f"--jobs={','.join(jobs)}")
+    found: dict[str, list[JobState]] = {}
+    for line in done.stdout.splitlines() if done.returncode == 0 else ():
+        job, state, nodes, code, elapsed = line.split("|")
+        told = JobState(job, state.split()[0], "", nodes, code, None, seconds_of(elapsed))
+        found.setdefault(job.split("_")[0], []).append(told)
+    return found
+
+
+def cancel(jobs: Sequence[str]) -> str:
+    """Cancel jobs; returns Slurm's complaint, or ""."""
+    done = _run("scancel", *jobs)
+    return _first_line(done.stderr) if done.returncode else ""

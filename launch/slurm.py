@@ -1,0 +1,174 @@
+"""Run the pipeline on a SLURM cluster, a job a stage.
+
+    python launch/slurm.py --nodes 4 cfg=imagenet [stage=…]    submit what is left to do, and return
+    python launch/slurm.py --dry-run --nodes 4 cfg=imagenet    print the batch scripts and what they may cost
+    python launch/slurm.py --plan --nodes 1,4,16 cfg=imagenet  what a training would take, on paper
+    python launch/slurm.py status|cancel|logs RUN              RUN: a run directory, or a name below runs/
+
+What it adds to the run directory:
+
+    code/HASH/                         the code that jobs execute: a copy, so that editing the checkout changes nothing
+    jobs/config-HASH.yaml              the settings as submitted
+    jobs/STAGE/ID.json                 one submitted job or array: size, what it waits for, code, settings
+    jobs/STAGE/ID[_WORKER]_RANK_log.out    output of a process, that of all its lives one after the other
+    jobs/STAGE/ID_submission.sh, *.pkl     Submitit's: the batch script, and the task; nothing reads state from these
+    jobs/STAGE/ends/ID[_WORKER]/life-LLL-rank-RRRR.json    how a process ended badly: kind, error, traceback, node
+    jobs/STAGE/ends/ID[_WORKER]/lives.jsonl                what was decided after each life: begins again, or not
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from launch.cluster import add_options, read_cluster
+from launch.jobs import KINDS, Job
+from launch.logs import show_logs
+from launch.records import JobRecord, find_run, live_jobs
+from launch.scheduler import cancel, job_states, require_slurm
+from launch.status import follow, job_text, print_status, print_submitted
+from maep.config import command_line
+from maep.errors import exit_code, fail
+from maep.progress import console, say
+
+SETTLE = 4.0
+
+
+def main() -> int:
+    """Dispatch on the verb; exit code 2 for bad input, with --wait 1 if a job failed."""
+    words = sys.argv[1:]
+    verbs: dict[str, Callable[[Sequence[str]], int]] = {"status": _status, "cancel": _cancel, "logs": _logs}
+    if words and words[0] in verbs:
+        return verbs[words[0]](words[1:])
+    return _launch(words)
+
+
+def _launch(words: Sequence[str]) -> int:
+    options = argparse.ArgumentParser(add_help=False)
+    add_options(options)
+    options.add_argument("--grace", metavar="SECONDS", help="short for compute.grace=SECONDS")
+    options.add_argument("--wait", action="store_true", help="follow the jobs until they end")
+    options.add_argument("--dry-run", action="store_true", help="print the batch scripts and what they may cost")
+    options.add_argument("--plan", action="store_true", help="what a training takes on --nodes N,N,…, on paper")
+    options.add_argument(
+        "--allow-code-change", action="store_true", help="go on with code that the run did not begin with"
+    )
+    stages = [word.partition("=")[2] for word in words if word.startswith("stage=")]
+    rest = [word for word in words if not word.startswith("stage=")]
+    grace = [f"compute.grace={rest[i + 1]}" for i, word in enumerate(rest[:-1]) if word == "--grace"]
+    namespace, settings = command_line(__doc__ or "", [*rest, *grace], options=options)
+    if not namespace.cfg:
+        fail("cfg: name a configuration, such as cfg=imagenet")
+    if namespace.plan:
+        from launch.plan import print_plan
+
+        return print_plan(settings, namespace)
+    cluster = read_cluster(namespace, list(KINDS))
+    wanted = stages[-1] if stages else "all"
+    if namespace.dry_run:
+        from launch.submit import on_paper
+
+        return _print_scripts(on_paper(settings, cluster, wanted))
+    require_slurm()
+    from launch.submit import submit
+
+    run = Path(settings.run.dir)
+    records = submit(settings, cluster, wanted, allow_code_change=namespace.allow_code_change)
+    if not records:
+        return 0
+    _settle(records)
+    print_submitted(run, records)
+    say(f"launch/slurm.py status {run} · launch/slurm.py logs {run} · launch/slurm.py cancel {run}")
+    return _follow(run, records) if namespace.wait else 0
+
+
+def _settle(records: Sequence[JobRecord]) -> None:
+    """Give Slurm a moment to say why a job does not start."""
+    deadline = time.monotonic() + SETTLE
+    jobs = [record.job for record in records]
+    while time.monotonic() < deadline:
+        states = [state for found in job_states(jobs).values() for state in found]
+        if all(state.state != "PENDING" or state.reason != "None" for state in states):
+            return
+        time.sleep(0.2)
+
+
+def _follow(run: Path, records: Sequence[JobRecord]) -> int:
+    try:
+        return follow(run, [record.job for record in records])
+    except KeyboardInterrupt:
+        say(f"the jobs go on; launch/slurm.py status {run}")
+        return 130
+
+
+def _print_scripts(scripts: Sequence[tuple[Job, str]]) -> int:
+    """Every batch script, then what the jobs may cost together."""
+    table = Table(title="at most, if every job runs once until its time limit", title_justify="left")
+    for name in ("stage", "size", "time limit", "node-hours", "GPU-hours"):
+        table.add_column(name)
+    for job, script in scripts:
+        print(f"# --- {job.stage} ---\n{script}")
+        table.add_row(job.stage, job.size, job.settings.time, f"{job.node_hours:.1f}", f"{job.gpu_hours:.1f}")
+    nodes, gpus = (sum(getattr(job, name) for job, _ in scripts) for name in ("node_hours", "gpu_hours"))
+    table.add_section()
+    table.add_row("together", "", "", f"{nodes:.1f}", f"{gpus:.1f}")
+    console.print(table)
+    return 0
+
+
+def _parser(verb: str, told: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"slurm.py {verb}", description=told, exit_on_error=False)
+    parser.add_argument("run", metavar="RUN", help="a run directory, or a name below runs/")
+    return parser
+
+
+def _parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    try:
+        namespace, unknown = parser.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        fail(f"{parser.prog}: {error}")
+    if unknown:
+        fail(f"{parser.prog}: {unknown[0]}: unknown argument")
+    return namespace
+
+
+def _status(words: Sequence[str]) -> int:
+    namespace = _parse(_parser("status", "How a run stands."), words)
+    print_status(find_run(namespace.run))
+    return 0
+
+
+def _cancel(words: Sequence[str]) -> int:
+    namespace = _parse(_parser("cancel", "Cancel every job of a run."), words)
+    run = find_run(namespace.run)
+    require_slurm()
+    records = [record for jobs in live_jobs(run).values() for record, _ in jobs]
+    if not records:
+        say(f"{run}: no job is queued or running")
+        return 0
+    # The last stage first, so that none begins while those before it end.
+    problem = cancel([record.job for record in sorted(records, key=lambda r: -list(KINDS).index(r.stage))])
+    if problem:
+        fail(f"{run}: {problem}")
+    say("cancelled: " + ", ".join(f"{record.stage} {job_text(record)}" for record in records))
+    say("what they have finished stays; the same launch/slurm.py command goes on from there")
+    return 0
+
+
+def _logs(words: Sequence[str]) -> int:
+    parser = _parser("logs", "The output of a run's newest job.")
+    parser.add_argument("--stage", help="of this stage's newest job")
+    parser.add_argument("--rank", type=int, help="of this process; the first if left out")
+    parser.add_argument("--worker", type=int, help="of this worker of an array; all if left out")
+    parser.add_argument("--lines", type=int, default=40, help="the last so many; 0: all")
+    namespace = _parse(parser, words)
+    for line in show_logs(find_run(namespace.run), namespace.stage, namespace.rank, namespace.worker, namespace.lines):
+        print(line)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 Z95 = 1.959963984540054
 PSNR_CAP = 100.0
@@ -36,6 +35,9 @@ def psnr(images: Tensor, reference: Tensor) -> Tensor:
     images, reference: [N, 3, H, W] in [0,1]. Equal images, infinitely alike, count as 100 dB, so that means are
     finite.
     """
+    # Takes seconds to import, which only reports need.
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
     parts = zip(images.split(SLICE), reference.split(SLICE), strict=True)
     values = [
         peak_signal_noise_ratio(image, clean, data_range=1.0, reduction="none", dim=(1, 2, 3)) for image, clean in parts
@@ -48,6 +50,8 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
 
     images, reference: [N, 3, H, W] in [0,1], H and W at least 6.
     """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     parts = zip(images.split(SLICE), reference.split(SLICE), strict=True)
     values = [
         structural_similarity_index_measure(image, clean, data_range=1.0, reduction="none") for image, clean in parts

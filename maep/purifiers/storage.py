@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -82,6 +81,9 @@ def merge_adapter(model: MaskedAutoencoder, directory: Path) -> MaskedAutoencode
 
     Raises UserError if the adapter is altered or names layers or shapes that the model has not.
     """
+    # Takes seconds to import, and most processes need none of it.
+    from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
     _require_whole(directory)
     try:
         adapted = get_peft_model(model, PeftConfig.from_pretrained(str(directory)))

@@ -5,9 +5,9 @@ LoRA on the decoder with r = 0 writes run.dir/adapter in peft's format; full fin
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from maep.files import atomic_directory
@@ -17,6 +17,9 @@ from maep.settings import FinetuneSettings, Settings
 from maep.training.inputs import online_attack, other_pairs, own_pairs
 from maep.training.loop import TrainingJob, train
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 
 def lora_targets(model: nn.Module) -> list[str]:
     """Names of the decoder's linear and convolution layers: what LoRA adapts."""
@@ -24,8 +27,11 @@ def lora_targets(model: nn.Module) -> list[str]:
     return [n for n, m in model.named_modules() if isinstance(m, kinds) and n.startswith(("decoder", "refine"))]
 
 
-def with_lora(model: MaskedAutoencoder, settings: FinetuneSettings, seed: int) -> PeftModel:
+def with_lora(model: MaskedAutoencoder, settings: FinetuneSettings, seed: int) -> "PeftModel":
     """Freeze the model and put LoRA of `settings.rank` on every linear and convolution layer of its decoder."""
+    # Takes seconds to import, which the ranks of pretraining need not wait for.
+    from peft import LoraConfig, get_peft_model
+
     torch.manual_seed(seed)
     config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=lora_targets(model))
     return get_peft_model(model, config)

@@ -21,6 +21,7 @@ from maep.errors import fail
 from maep.settings import Settings
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+WHOLE_IMAGE_OBJECTIVES = ("purification", "reconstruction", "trades_pixel", "trades_latent")
 FRACTION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
 
 
@@ -199,6 +200,26 @@ def _check_together(settings: Settings) -> None:
         fail("classifier.mean and classifier.std: three numbers each, one a channel")
     if bool(settings.finetune.clean_shards) != bool(settings.finetune.adversarial_shards):
         fail("finetune.clean_shards and finetune.adversarial_shards: set both or neither")
+    _check_masks(settings)
+
+
+def _check_masks(settings: Settings) -> None:
+    """Masking ratios must fit the objective: some are defined on hidden patches, some on whole images."""
+    name, trainings = settings.objective.name, {"pretrain": settings.pretrain}
+    if settings.finetune.method != "none":
+        trainings["finetune"] = settings.finetune
+    for section, train in trainings.items():
+        hides = train.mask_ratio > 0 and train.mask_until > 0
+        if name in WHOLE_IMAGE_OBJECTIVES and hides:
+            fail(f"objective.name={name}: is defined on whole images; set {section}.mask_ratio=0")
+        if name == "mae" and not (hides and train.mask_until == 1):
+            also = " (or finetune.method=none)" if section == "finetune" else ""
+            told = f"set {section}.mask_ratio above 0 and {section}.mask_until=1{also}"
+            fail(f"objective.name=mae: learns from hidden patches alone; {told}")
+    if name == "mlm" and not (settings.pretrain.mask_ratio > 0 and 0 < settings.pretrain.mask_until < 1):
+        fail(
+            "objective.name=mlm: has two stages; set pretrain.mask_ratio above 0 and pretrain.mask_until within (0, 1)"
+        )
 
 
 def to_yaml(settings: Settings) -> str:

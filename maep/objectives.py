@@ -1,17 +1,21 @@
 """The losses of the paper, one function each, all with the same signature, per sample.
 
 Losses are not averaged over the batch here, so that any split of a batch over processes adds up to the same.
+Every objective calls the model once, on a batch that holds all the images it needs, so that whatever wraps the
+model sees one forward a step.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from maep.settings import ObjectiveSettings
 
-Model = Callable[[Tensor, Tensor | None], Tensor]
+Model = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -22,22 +26,29 @@ class Losses:
     parts: dict[str, Tensor]
 
 
-def patch_distances(images: Tensor, targets: Tensor, patches: int, distance: str) -> Tensor:
+def _distances(a: Tensor, b: Tensor, settings: ObjectiveSettings) -> Tensor:
+    """d of every entry, pixels or latents, by `settings.distance` (Table 11)."""
+    if settings.distance == "l1":
+        return (a - b).abs()
+    if settings.distance == "mse":
+        return (a - b).square()
+    return F.smooth_l1_loss(a, b, reduction="none", beta=settings.smoothing)
+
+
+def distance(a: Tensor, b: Tensor, settings: ObjectiveSettings) -> Tensor:
+    """d(a, b) of whole images or latents [N, …]: the mean over their entries, [N]."""
+    return _distances(a, b, settings).flatten(1).mean(1)
+
+
+def patch_distances(images: Tensor, targets: Tensor, patches: int, settings: ObjectiveSettings) -> Tensor:
     """d(images, targets) of every patch: the mean over its pixels and channels.
 
-    images, targets: [N, 3, H, W]; patches: T, square ones, row by row; distance: `l1` or `mse` (Table 11).
-    Returns [N, T].
+    images, targets: [N, 3, H, W]; patches: T, square ones, row by row. Returns [N, T].
     """
     n, channels, height, width = images.shape
     side = round((height * width / patches) ** 0.5)
-    values = _distances(images, targets, distance)
+    values = _distances(images, targets, settings)
     return values.reshape(n, channels, height // side, side, width // side, side).mean((1, 3, 5)).flatten(1)
-
-
-def _distances(images: Tensor, targets: Tensor, distance: str) -> Tensor:
-    """Of every pixel and channel."""
-    difference = images - targets
-    return difference.abs() if distance == "l1" else difference.square()
 
 
 def _mean_where(values: Tensor, chosen: Tensor) -> Tensor:
@@ -46,12 +57,61 @@ def _mean_where(values: Tensor, chosen: Tensor) -> Tensor:
     return (values * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
+def _hidden_distance(images: Tensor, targets: Tensor, visible: Tensor, settings: ObjectiveSettings) -> Tensor:
+    """d(images ⊙ (1-M), targets ⊙ (1-M)), the mean over hidden pixels, [N]."""
+    return _mean_where(patch_distances(images, targets, visible.shape[1], settings), ~visible)
+
+
+def _require_no_mask(name: str, visible: Tensor | None) -> None:
+    """`maep.config` refuses such settings; a caller of the library is told here."""
+    if visible is not None:
+        raise ValueError(f"{name}: is defined on whole images; give visible=None (r = 0)")
+
+
+def mae(
+    model: Model, clean: Tensor, adversarial: Tensor, visible: Tensor | None, settings: ObjectiveSettings
+) -> Losses:
+    """d(P(x⊙M)⊙(1-M), x⊙(1-M)): a plain masked autoencoder, which sees no adversarial image (Eq. 1).
+
+    Arguments as `maep`'s. Raises ValueError without a mask, where nothing would be learnt.
+    """
+    if visible is None:
+        raise ValueError("mae: learns from hidden patches alone; give a mask (r > 0)")
+    l_rec = _hidden_distance(model(clean, visible), clean, visible, settings)
+    return Losses(l_rec, {"l_rec": l_rec})
+
+
+def purification(
+    model: Model, clean: Tensor, adversarial: Tensor, visible: Tensor | None, settings: ObjectiveSettings
+) -> Losses:
+    """d(P(x_a), x), as DISCO's (Eq. 2). Arguments as `maep`'s, visible None."""
+    _require_no_mask("purification", visible)
+    l_pu = distance(model(adversarial, None), clean, settings)
+    return Losses(l_pu, {"l_pu": l_pu})
+
+
+def mlm(
+    model: Model, clean: Tensor, adversarial: Tensor, visible: Tensor | None, settings: ObjectiveSettings
+) -> Losses:
+    """Two stages: d(P(x_a⊙M)⊙(1-M), x_a⊙(1-M)) while patches are hidden, then d(P(x_a), x) (Eq. 9 and 10).
+
+    Arguments as `maep`'s. The mask tells the stage: training hides patches until `mask_until`, and none after it.
+    """
+    purified = model(adversarial, visible)
+    if visible is None:
+        total = distance(purified, clean, settings)
+        return Losses(total, {"l_pu": total, "l_rec": torch.zeros_like(total)})
+    total = _hidden_distance(purified, adversarial, visible, settings)
+    return Losses(total, {"l_pu": torch.zeros_like(total), "l_rec": total})
+
+
 def maep(
     model: Model, clean: Tensor, adversarial: Tensor, visible: Tensor | None, settings: ObjectiveSettings
 ) -> Losses:
     """L_pu + λ·L_rec (Eq. 11-12).
 
-    model: P, any callable (images, visible) -> images. clean, adversarial: [N, 3, H, W] in [0, 1].
+    model: P, any callable (images, visible) -> images; with latent=True, which `trades_latent` asks for, it
+    returns (images, latents [N, …]). clean, adversarial: [N, 3, H, W] in [0, 1].
     visible: bool [N, T], True = shown; None = all, which leaves the purification loss (Eq. 2).
     settings: distance, rec_weight (λ) and target of the hidden patches.
 
@@ -62,15 +122,48 @@ def maep(
     """
     purified = model(adversarial, visible)
     if visible is None:
-        l_pu = _distances(purified, clean, settings.distance).mean((1, 2, 3))
+        l_pu = distance(purified, clean, settings)
         return Losses(l_pu, {"l_pu": l_pu, "l_rec": torch.zeros_like(l_pu)})
-    distances = patch_distances(purified, clean, visible.shape[1], settings.distance)
-    hidden = distances
-    if settings.target == "adversarial":
-        hidden = patch_distances(purified, adversarial, visible.shape[1], settings.distance)
-    l_pu, l_rec = _mean_where(distances, visible), _mean_where(hidden, ~visible)
+    l_pu = _mean_where(patch_distances(purified, clean, visible.shape[1], settings), visible)
+    target = adversarial if settings.target == "adversarial" else clean
+    l_rec = _hidden_distance(purified, target, visible, settings)
     return Losses(l_pu + settings.rec_weight * l_rec, {"l_pu": l_pu, "l_rec": l_rec})
 
 
+def reconstruction(
+    model: Model, clean: Tensor, adversarial: Tensor, visible: Tensor | None, settings: ObjectiveSettings
+) -> Losses:
+    """d(P(x_a), x) + d(P(x), x) (Eq. 13). Arguments as `maep`'s, visible None."""
+    _require_no_mask("reconstruction", visible)
+    of_adversarial, of_clean = model(torch.cat([adversarial, clean]), None).chunk(2)
+    l_pu, l_clean = distance(of_adversarial, clean, settings), distance(of_clean, clean, settings)
+    return Losses(l_pu + l_clean, {"l_pu": l_pu, "l_clean": l_clean})
+
+
+def trades_pixel(
+    model: Model, clean: Tensor, adversarial: Tensor, visible: Tensor | None, settings: ObjectiveSettings
+) -> Losses:
+    """d(P(x), x) + β·d(P(x_a), P(x)) (Eq. 15). Arguments as `maep`'s, visible None; β: settings.trades_weight."""
+    _require_no_mask("trades_pixel", visible)
+    of_adversarial, of_clean = model(torch.cat([adversarial, clean]), None).chunk(2)
+    l_clean, l_pair = distance(of_clean, clean, settings), distance(of_adversarial, of_clean, settings)
+    return Losses(l_clean + settings.trades_weight * l_pair, {"l_clean": l_clean, "l_pair": l_pair})
+
+
+def trades_latent(
+    model: Model, clean: Tensor, adversarial: Tensor, visible: Tensor | None, settings: ObjectiveSettings
+) -> Losses:
+    """d(P(x), x) + β·d(E(x_a), E(x)) (Eq. 16). Arguments as `maep`'s, visible None; β: settings.trades_weight."""
+    _require_no_mask("trades_latent", visible)
+    images, latents = model(torch.cat([adversarial, clean]), None, latent=True)
+    l_clean = distance(images.chunk(2)[1], clean, settings)
+    of_adversarial, of_clean = latents.chunk(2)
+    l_pair = distance(of_adversarial, of_clean, settings)
+    return Losses(l_clean + settings.trades_weight * l_pair, {"l_clean": l_clean, "l_pair": l_pair})
+
+
 Objective = Callable[[Model, Tensor, Tensor, Tensor | None, ObjectiveSettings], Losses]
-OBJECTIVES: dict[str, Objective] = {"maep": maep}
+OBJECTIVES: dict[str, Objective] = {
+    function.__name__: function
+    for function in (mae, purification, mlm, maep, reconstruction, trades_pixel, trades_latent)
+}

@@ -130,10 +130,18 @@ class ModelSettings:
 
 @dataclass
 class ObjectiveSettings:
-    name: str = setting("maep", "training objective (Eq. 11-12)", choices=("maep",))
-    rec_weight: float = setting(1.0, "lambda, weight of the hidden patches' term", low=0.0)
-    target: str = setting("clean", "what hidden patches are compared with", choices=("clean", "adversarial"))
-    distance: str = setting("l1", "distance of patches", choices=("l1", "mse"))
+    name: str = setting(
+        "maep",
+        "training objective (Eq. 1, 2, 9-16); mlm changes its stage at pretrain.mask_until",
+        choices=("mae", "purification", "mlm", "maep", "reconstruction", "trades_pixel", "trades_latent"),
+    )
+    rec_weight: float = setting(1.0, "lambda, weight of the hidden patches' term (maep)", low=0.0)
+    trades_weight: float = setting(1.0, "beta, weight of the distance between the pair (trades_*)", low=0.0)
+    target: str = setting("clean", "what hidden patches are compared with (maep)", choices=("clean", "adversarial"))
+    distance: str = setting("l1", "distance of pixels and latents", choices=("l1", "mse", "smooth_l1"))
+    smoothing: float = setting(
+        1 / 255, "smooth_l1 is square below this difference, linear above", unit="[0,1] pixels", above=0.0
+    )
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The MAEP objective equals a plain NumPy formula, its gradient included, and reduces as the paper says."""
+"""Every objective equals its formula in plain NumPy, its gradient finite differences."""
 
 from typing import Any
 
@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from maep.config import load_settings
+from maep.errors import UserError
 from maep.objectives import OBJECTIVES, Losses, maep
 from maep.settings import ObjectiveSettings
 
@@ -99,3 +101,134 @@ def test_losses_of_images_do_not_mix() -> None:
     args = (torch.tensor(x[1:]) for x in (CLEAN, ADVERSARIAL, VISIBLE))
     alone = OBJECTIVES["maep"](model, *args, ObjectiveSettings()).total
     assert torch.equal(together[1:], alone)
+
+
+class Linear:
+    """P(z) = A·z and E(z) = B·z on flattened images, hidden pixels 0: every objective in closed form, float64."""
+
+    def __init__(self) -> None:
+        self.a = numbers(10, (48, 48)).astype(np.float64) / 24
+        self.b = numbers(11, (8, 48)).astype(np.float64) / 24
+        self.calls = 0
+
+    def __call__(self, images: Tensor, visible: Tensor | None = None, *, latent: bool = False) -> Any:
+        self.calls += 1
+        masked = images.flatten(1)
+        if visible is not None:
+            masked = masked * torch.tensor(np.stack([pixels_of(row).ravel() for row in visible.numpy()]))
+        purified = (masked @ torch.as_tensor(self.a).T).reshape(images.shape)
+        return (purified, masked @ torch.as_tensor(self.b).T) if latent else purified
+
+
+def pixels_of(visible: np.ndarray) -> np.ndarray:
+    """A row of the patch mask as a pixel mask [3, 4, 4]."""
+    return np.broadcast_to(np.kron(visible.reshape(2, 2), np.ones((2, 2))), (3, 4, 4))
+
+
+def numpy_distance(a: np.ndarray, b: np.ndarray, where: np.ndarray, distance: str, smoothing: float) -> float:
+    """d over the entries where `where` is 1."""
+    size = np.abs(a - b)
+    smooth = np.where(size < smoothing, size**2 / (2 * smoothing), size - smoothing / 2)
+    return float({"l1": size, "mse": size**2, "smooth_l1": smooth}[distance][where == 1].mean())
+
+
+def numpy_objective(name: str, n: int, visible: np.ndarray | None, settings: ObjectiveSettings) -> float:
+    """The paper's formula for one image, as it is written there."""
+    model, x, x_a = Linear(), CLEAN[n].astype(np.float64), ADVERSARIAL[n].astype(np.float64)
+    shown = np.ones((3, 4, 4)) if visible is None else pixels_of(visible[n])
+    everywhere, hidden = np.ones((3, 4, 4)), 1 - shown
+
+    def p(image: np.ndarray) -> np.ndarray:
+        return (model.a @ image.ravel()).reshape(3, 4, 4)
+
+    def e(image: np.ndarray) -> np.ndarray:
+        return model.b @ image.ravel()
+
+    def d(a: np.ndarray, b: np.ndarray, where: np.ndarray = everywhere) -> float:
+        return numpy_distance(a, b, where, settings.distance, settings.smoothing)
+
+    beta, lam = settings.trades_weight, settings.rec_weight
+    formulas = {
+        "mae": lambda: d(p(x * shown), x, hidden),
+        "purification": lambda: d(p(x_a), x),
+        "mlm": lambda: d(p(x_a), x) if visible is None else d(p(x_a * shown), x_a, hidden),
+        "maep": lambda: d(p(x_a * shown), x, shown) + lam * d(p(x_a * shown), x, hidden),
+        "reconstruction": lambda: d(p(x_a), x) + d(p(x), x),
+        "trades_pixel": lambda: d(p(x), x) + beta * d(p(x_a), p(x)),
+        "trades_latent": lambda: d(p(x), x) + beta * d(e(x_a), e(x), np.ones(8)),
+    }
+    return formulas[name]()
+
+
+CASES = [
+    ("mae", VISIBLE), ("purification", None), ("mlm", VISIBLE), ("mlm", None), ("maep", VISIBLE),
+    ("reconstruction", None), ("trades_pixel", None), ("trades_latent", None),
+]  # fmt: skip
+
+
+def total_of(name: str, model: Linear, visible: np.ndarray | None, settings: ObjectiveSettings) -> Tensor:
+    """Losses [2] of the two hand-made pairs, in float64."""
+    clean, adversarial = (torch.tensor(images.astype(np.float64)) for images in (CLEAN, ADVERSARIAL))
+    mask = None if visible is None else torch.tensor(visible)
+    return OBJECTIVES[name](model, clean, adversarial, mask, settings).total
+
+
+def test_every_objective_has_a_case() -> None:
+    """An objective that is added must be added here."""
+    assert {name for name, _ in CASES} == set(OBJECTIVES)
+
+
+@pytest.mark.parametrize("distance", ["l1", "mse", "smooth_l1"])
+@pytest.mark.parametrize(("name", "visible"), CASES)
+def test_every_objective_equals_its_formula(name: str, visible: np.ndarray | None, distance: str) -> None:
+    """Each image's loss, at λ = 0.7 and β = 3, in every distance; the model is called once (Eq. 1, 2, 9-16)."""
+    settings = ObjectiveSettings(distance=distance, rec_weight=0.7, trades_weight=3.0, smoothing=0.3)
+    model = Linear()
+    found = total_of(name, model, visible, settings)
+    expected = [numpy_objective(name, n, visible, settings) for n in range(2)]
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-10)
+    assert model.calls == 1
+
+
+@pytest.mark.parametrize("distance", ["l1", "mse", "smooth_l1"])
+@pytest.mark.parametrize(("name", "visible"), CASES)
+def test_every_gradient_equals_finite_differences(name: str, visible: np.ndarray | None, distance: str) -> None:
+    """Along a random direction of the model's weights, encoder and decoder, in float64."""
+    settings = ObjectiveSettings(distance=distance, rec_weight=0.7, trades_weight=3.0, smoothing=0.3)
+    model, step = Linear(), 1e-6
+    along = [np.random.default_rng(20 + k).standard_normal(m.shape) for k, m in enumerate((model.a, model.b))]
+
+    def at(length: Any) -> Tensor:
+        moved = Linear()
+        moved.a = torch.tensor(model.a) + length * torch.tensor(along[0])
+        moved.b = torch.tensor(model.b) + length * torch.tensor(along[1])
+        return total_of(name, moved, visible, settings).sum()
+
+    zero = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(at(zero), zero)
+    assert gradient.item() == pytest.approx(((at(step) - at(-step)) / (2 * step)).item(), rel=1e-6)
+    assert abs(gradient.item()) > 1e-3
+
+
+def test_masks_that_do_not_fit_are_refused() -> None:
+    """Whole-image objectives take no mask, and mae needs one."""
+    for name, visible in (("trades_pixel", VISIBLE), ("trades_latent", VISIBLE), ("reconstruction", VISIBLE),
+                          ("purification", VISIBLE), ("mae", None)):  # fmt: skip
+        with pytest.raises(ValueError, match=name):
+            total_of(name, Linear(), visible, ObjectiveSettings())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["objective.name=purification"], "set pretrain.mask_ratio=0"),
+        (["objective.name=mae", "pretrain.mask_until=0.5"], "pretrain.mask_until=1"),
+        (["objective.name=mae"], "set finetune.mask_ratio above 0"),
+        (["objective.name=mlm"], "pretrain.mask_until within (0, 1)"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(overrides: list[str], told: str) -> None:
+    """One line that names the setting to change, before anything runs."""
+    with pytest.raises(UserError) as refused:
+        load_settings(None, overrides)
+    assert told in str(refused.value)

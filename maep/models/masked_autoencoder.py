@@ -115,8 +115,10 @@ class MaskedAutoencoder(nn.Module):
         if self.config.prediction == "residual":
             nn.init.zeros_(self.decoder_pred.weight)
 
-    def forward(self, images: Tensor, visible: Tensor | None = None) -> Tensor:
-        """P(x_a ⊙ M), the predicted clean images (Eq. 11-12).
+    def forward(
+        self, images: Tensor, visible: Tensor | None = None, *, latent: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """P(x_a ⊙ M), the predicted clean images (Eq. 11-12); with `latent`, a pair of them and E(x_a ⊙ M).
 
         images: [N, 3, H, W] in [0, 1], of any size that p divides. visible: bool [N, T], True = shown to the
         encoder, equally many a row; None = all (r = 0). What hidden pixels hold has no influence.
@@ -124,14 +126,16 @@ class MaskedAutoencoder(nn.Module):
         """
         shown = None if visible is None else visible_index(visible)
         masked = self._masked(images, visible)
-        patches = self._decode(self._encode(masked, shown), shown, self._grid(images))
+        encoded = self._encode(masked, shown)
+        patches = self._decode(encoded, shown, self._grid(images))
         decoded = unpatchify(patches, self.patch, self._grid(images)).to(images.dtype)
         correction = self.refine(masked, decoded) if self.config.refine_width else 0.0
         if self.config.prediction == "residual":
             decoded = masked + self.unit * (decoded + correction)
         else:
             decoded = decoded + self.unit * correction
-        return (decoded + 1) / 2
+        purified = (decoded + 1) / 2
+        return (purified, encoded.to(images.dtype)) if latent else purified
 
     def encode(self, images: Tensor, visible: Tensor | None = None) -> Tensor:
         """E(x ⊙ M), the latent of the visible patches; arguments as `forward`'s.

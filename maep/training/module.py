@@ -11,8 +11,8 @@ from maep.training.distributed import DTYPES
 class TrainingModule(nn.Module):
     """Per-sample losses of a batch of pairs.
 
-    model: (images [N, 3, H, W] in [0, 1], visible [N, T] or None) -> images. precision: fp32, bf16 or fp16; the
-    arithmetic of the forward, by autocast, while weights stay fp32.
+    model: (images [N, 3, H, W] in [0, 1], visible [N, T] or None) -> images, or with latent=True (images, latents).
+    precision: fp32, bf16 or fp16; the arithmetic of the forward, by autocast, while weights stay fp32.
     """
 
     def __init__(self, model: nn.Module, objective: ObjectiveSettings, precision: str) -> None:

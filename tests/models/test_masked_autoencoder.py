@@ -203,3 +203,11 @@ def test_compiled_equals_eager() -> None:
             results.append((out.detach(), net.decoder_embed.weight.grad.clone()))  # type: ignore[union-attr]
         for eager, fast in zip(*results, strict=True):
             torch.testing.assert_close(fast, eager, rtol=1e-4, atol=1e-6)
+
+
+def test_latent_beside_the_images() -> None:
+    """With latent=True the images stay the same and E of the same input comes with them."""
+    network, images = model(**REFINE), torch.rand(2, 3, 16, 16)
+    purified, latent = network(images, latent=True)
+    assert torch.equal(purified, network(images))
+    assert torch.equal(latent, network.encode(images))

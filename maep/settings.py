@@ -188,6 +188,7 @@ class ComputeSettings:
         60.0, "silence after which a worker's shards or chunks are taken over by others", unit="seconds", above=0.0
     )
     zero_stage: int | None = setting(None, "DeepSpeed ZeRO stage; unset: no DeepSpeed", choices=(None, 0, 1, 2, 3))
+    log_samples: bool = setting(False, "write down which samples each process consumed, under run.dir/samples")
     join_timeout: float = setting(
         300.0, "time in which all processes of a job must have joined", unit="seconds", above=0.0
     )

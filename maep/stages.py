@@ -141,12 +141,15 @@ STAGES = {
         ),
         Stage(
             "pretrain", ("model", "objective", "pretrain", "compute", "run.seed"), ("shards", "attack"),
-            ("checkpoints", "metrics.jsonl", "tensorboard/pretrain", "purifier"),
+            ("checkpoints", "metrics.jsonl", "tensorboard/pretrain", "samples", "purifier"),
             _pretrain, _weights_identity("purifier/model.safetensors"),
         ),
         Stage(
             "finetune", ("finetune", "objective", "compute", "run.seed"), ("pretrain",),
-            ("checkpoints-finetune", "metrics-finetune.jsonl", "tensorboard/finetune", "adapter", "finetuned"),
+            (
+                "checkpoints-finetune", "metrics-finetune.jsonl", "tensorboard/finetune", "samples-finetune",
+                "adapter", "finetuned",
+            ),
             _finetune, _weights_identity("adapter/adapter_model.safetensors", "finetuned/model.safetensors"),
             _finetune_idle,
         ),

@@ -50,7 +50,8 @@ def finetune(settings: Settings) -> None:
     job = TrainingJob(
         label="finetune", model=model, dataset=pairs, settings=chosen, objective=settings.objective,
         compute=settings.compute, directory=directory / "checkpoints-finetune",
-        metrics=directory / "metrics-finetune.jsonl", workers=settings.data.workers,
+        metrics=directory / "metrics-finetune.jsonl", samples=directory / "samples-finetune",
+        workers=settings.data.workers,
         facts={"model": asdict(settings.model), "method": chosen.method, "rank": chosen.rank},
         online=online_attack(settings, len(pairs.clean.classes)),
     )  # fmt: skip

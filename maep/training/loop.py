@@ -29,7 +29,7 @@ from maep.training.checkpoint import (
 )
 from maep.training.distributed import agree, gather_objects
 from maep.training.ema import Average
-from maep.training.metrics_log import MetricsLog
+from maep.training.metrics_log import MetricsLog, SampleLog
 from maep.training.module import TrainingModule
 from maep.training.schedule import learning_rate, total_steps
 from maep.training.sharding import local_part, whole
@@ -55,6 +55,7 @@ class TrainingJob:
     compute: ComputeSettings
     directory: Path
     metrics: Path
+    samples: Path
     facts: dict[str, Any]
     workers: int = 0
     online: OnlineAttack | None = None
@@ -70,13 +71,15 @@ class Tally:
 
     waited: float = 0.0
     sums: dict[str, float] = field(default_factory=dict)
+    keys: list[tuple[int, int]] = field(default_factory=list)
     bad: list[tuple[int, int]] = field(default_factory=list)
 
     def add(self, batch: PairBatch, total: Tensor, parts: dict[str, Tensor]) -> None:
-        """Take in one micro-batch's losses [n]; remembers (epoch, index) of the samples that are not finite."""
+        """Take in one micro-batch's losses [n]; remembers (epoch, index) of its samples and of those not finite."""
         for name, part in {"loss": total, **parts}.items():
             self.sums[name] = self.sums.get(name, 0.0) + part.detach().double().sum().item()
-        keys = zip(batch.epochs.tolist(), batch.indices.tolist(), strict=True)
+        keys = list(zip(batch.epochs.tolist(), batch.indices.tolist(), strict=True))
+        self.keys += keys
         self.bad += [key for key, good in zip(keys, total.isfinite().tolist(), strict=True) if not good]
 
 
@@ -95,6 +98,7 @@ class Trainer:
         self.state = self._state()
         self.step = 0
         self.good: Path | None = None
+        self.samples: SampleLog | None = None
 
     def _state(self) -> TrainingState:
         average = Average(self.parameters, self.settings.ema) if self.settings.ema else None
@@ -123,6 +127,7 @@ class Trainer:
         self.resume()
         job, main = self.job, self.accelerator.is_main_process
         log = MetricsLog(job.metrics, job.metrics.parent / "tensorboard" / job.label, self.step) if main else None
+        self.samples = SampleLog(job.samples, self.step) if job.compute.log_samples else None
         loader = pair_loader(
             job.dataset, self.settings, first=self.step, last=self.steps, workers=job.workers,
             rank=self.accelerator.process_index, world=self.accelerator.num_processes,
@@ -146,6 +151,8 @@ class Trainer:
             end_workers(batches)
             if log:
                 log.close()
+            if self.samples:
+                self.samples.close()
 
     def _step(self, batches: Iterator[PairBatch], stop: StopFlag) -> tuple[dict[str, Any], bool]:
         """One optimizer step; returns the values to log and whether any rank was asked to stop."""
@@ -173,6 +180,8 @@ class Trainer:
         if self.state.average:
             self.state.average.update(self.step)
         self.step += 1
+        if self.samples:
+            self.samples.write(self.step, tally.keys)
         seconds, samples = time.perf_counter() - started, self.step * self.settings.batch_size
         losses = {name: value / self.settings.batch_size for name, value in zip(tally.sums, sums, strict=True)}
         values = {

@@ -29,7 +29,7 @@ def pretrain(settings: Settings) -> None:
     job = TrainingJob(
         label="pretrain", model=seeded_model(settings), dataset=pairs, settings=settings.pretrain,
         objective=settings.objective, compute=settings.compute, directory=directory / "checkpoints",
-        metrics=directory / "metrics.jsonl", workers=settings.data.workers,
+        metrics=directory / "metrics.jsonl", samples=directory / "samples", workers=settings.data.workers,
         facts={"model": asdict(settings.model), "purify": asdict(settings.purify)},
         online=online_attack(settings, len(pairs.clean.classes)),
     )  # fmt: skip

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from maep.config import load_settings
+from maep.data.order import batch_at
 from maep.training.checkpoint import checkpoints, newest_whole
 from tests.tiny import ROOT, Problem, environment
 
@@ -97,6 +99,27 @@ def test_damaged_newest_checkpoint_is_passed_over(problem: Problem, run_dir: Pat
     assert str(damaged) in done.stdout
     assert f"goes on from step {int(found[-2].name[5:])} " in done.stdout
     assert weights(run_dir) == weights(undisturbed)
+
+
+def consumed(run: Path) -> list[tuple[int, int, int]]:
+    """(step, epoch, index) of every sample in the logs of all ranks, in order."""
+    lines = [line for path in (run / "samples").glob("rank-*.jsonl") for line in path.read_text().splitlines()]
+    return sorted((line["step"], line["epoch"], line["index"]) for line in map(json.loads, lines))
+
+
+def test_consumed_samples_are_logged_once(problem: Problem, run_dir: Path) -> None:
+    """Three processes killed, and resumed as one: the logs hold each sample of each epoch once, at its step."""
+    settings = load_settings("digits", problem.arguments(run_dir)[1:])
+    expected = [
+        (step + 1, epoch, index)
+        for step in range(30)
+        for epoch, index in batch_at(step * 16, 16, 120, settings.run.seed)
+    ]
+    stop_at(problem, run_dir, 12, signal.SIGKILL, "compute.log_samples=true", nproc=3)
+    done = problem.run("pretrain", run_dir, "compute.log_samples=true")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert consumed(run_dir) == sorted(expected)
+    assert len(list((run_dir / "samples").iterdir())) == 3
 
 
 @pytest.mark.parametrize("nproc", [2, 4])

@@ -1,4 +1,7 @@
-"""Run the pipeline on this machine: `python launch/local.py cfg=digits [stage=…] [--nproc N]`."""
+"""Run the pipeline on this machine: `python launch/local.py cfg=digits [stage=…] [--nproc N]`.
+
+A sweep is run point by point: `python launch/local.py cfg=ablation/table15 --scale cpu [--only 0,3-5]`.
+"""
 
 import argparse
 import os
@@ -7,10 +10,12 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from types import FrameType
 
 from launch.ranks import rank_environment
-from maep.config import command_line
+from maep.ablation.sweep import is_sweep
+from maep.config import load_settings, split_arguments, sweep_names
 from maep.errors import exit_code, fail
 from maep.settings import Settings
 from maep.training.signals import SIGNALS, Stopped, hold_signals
@@ -80,25 +85,44 @@ def main() -> int:
     """Parse, resolve, run; the exit codes are those of maep.errors and maep.training.worker."""
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument("--nproc", type=int, default=1, help="processes of the training stages on this machine")
+    options.add_argument("--scale", help="of a sweep: paper, or cpu for a small version of the table")
+    options.add_argument("--only", default="", metavar="I,J-K", help="of a sweep: only these points, counted from 0")
     arguments = [word for word in sys.argv[1:] if not word.startswith("stage=")]
     stages = [word.partition("=")[2] for word in sys.argv[1:] if word.startswith("stage=")]
-    namespace, settings = command_line(__doc__ or "", arguments, options=options)
+    namespace, overrides = split_arguments(__doc__ or "", arguments, options=options)
     if namespace.nproc < 1:
         fail(f"--nproc {namespace.nproc}: must be at least 1")
     if not namespace.cfg:
         fail("cfg: name a configuration, such as cfg=digits")
+    if is_sweep(namespace.cfg):
+        if stages:
+            fail(f"stage={stages[-1]}: a sweep runs every stage of its points; leave it out")
+        return _run_sweep(namespace, overrides)
+    for option in ("scale", "only"):
+        if getattr(namespace, option):
+            fail(f"--{option}: {namespace.cfg} is no sweep; choose one of {', '.join(sweep_names())}")
+    return _run(namespace, load_settings(namespace.cfg, overrides), stages[-1] if stages else "all")
 
+
+def _run(namespace: argparse.Namespace, settings: Settings, wanted: str) -> int:
     # Imported only now: a mistyped setting is answered without waiting for every library.
     from maep.stages import run_pipeline
-    from maep.training.worker import run_training, stopped_code
+    from maep.training.worker import stopped_code
 
-    def launch(name: str, resolved: Settings) -> None:
-        if namespace.nproc == 1:
-            run_training(name, resolved)
-        else:
-            spawn(name, resolved, namespace.nproc)
+    return stopped_code(lambda: run_pipeline(settings, wanted, _launcher(namespace.nproc)))
 
-    return stopped_code(lambda: run_pipeline(settings, stages[-1] if stages else "all", launch))
+
+def _run_sweep(namespace: argparse.Namespace, overrides: list[str]) -> int:
+    from launch.sweeps import run_sweep
+
+    return run_sweep(namespace, overrides, _launcher(namespace.nproc))
+
+
+def _launcher(processes: int) -> Callable[[str, Settings], None]:
+    """How a training stage is run: in this process, or on several."""
+    from maep.training.worker import run_training
+
+    return run_training if processes == 1 else lambda name, settings: spawn(name, settings, processes)
 
 
 if __name__ == "__main__":

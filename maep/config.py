@@ -125,9 +125,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def config_names() -> list[str]:
-    """Names that `cfg=` takes; configs/cluster is the launcher's."""
+    """Names that `cfg=` takes; configs/cluster is the launcher's, configs/ablation holds sweeps."""
     names = (p.relative_to(CONFIGS).with_suffix("") for p in CONFIGS.rglob("*.yaml"))
-    return sorted(str(name) for name in names if name.parts[0] != "cluster")
+    return sorted(str(name) for name in names if name.parts[0] not in ("cluster", "ablation"))
+
+
+def sweep_names() -> list[str]:
+    """Names of the sweeps that `cfg=` takes."""
+    return sorted(f"ablation/{path.stem}" for path in (CONFIGS / "ablation").glob("*.yaml"))
 
 
 def config_file(name: str) -> Path:
@@ -135,7 +140,8 @@ def config_file(name: str) -> Path:
     for path in (CONFIGS / f"{name}.yaml", Path(name)):
         if path.is_file():
             return path
-    fail(f"cfg={name}: no such configuration{nearest(name, config_names())} (there are: {', '.join(config_names())})")
+    names = [*config_names(), *sweep_names()]
+    fail(f"cfg={name}: no such configuration{nearest(name, names)} (there are: {', '.join(names)})")
 
 
 def _layers(name: str) -> list[tuple[str, dict[str, Any]]]:
@@ -152,17 +158,20 @@ def _layers(name: str) -> list[tuple[str, dict[str, Any]]]:
     return layers
 
 
-def load_settings(cfg: str | None = None, overrides: Sequence[str] = ()) -> Settings:
+def load_settings(
+    cfg: str | None = None, overrides: Sequence[str] = (), layers: Sequence[tuple[str, dict[str, Any]]] = ()
+) -> Settings:
     """Resolve and validate a configuration.
 
     cfg: a name below configs/, a path to a YAML file, or None for the defaults alone; it names the run.
     overrides: `section.key=value`, the value in YAML syntax; `8/255` may be written for a number.
+    layers: (where they are from, settings) on top of the files, keys dotted or nested.
     Raises UserError for an unknown key, a wrong type, a value out of range, or values that do not fit together.
     """
     config = OmegaConf.structured(Settings)
     if cfg:
         config.run.name = Path(cfg).stem
-    for source, tree in _layers(cfg) if cfg else []:
+    for source, tree in [*(_layers(cfg) if cfg else []), *layers]:
         for key, value in _flatten(tree):
             _apply(config, key, value, source)
     for argument in overrides:
@@ -222,6 +231,14 @@ def _check_masks(settings: Settings) -> None:
         )
 
 
+def setting_value(settings: Settings, key: str) -> Any:
+    """The value of a dotted key, one of LEAVES."""
+    value: Any = settings
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
 def to_yaml(settings: Settings) -> str:
     """The resolved configuration as YAML that `cfg=PATH` takes back."""
     return OmegaConf.to_yaml(OmegaConf.create(asdict(settings)))
@@ -242,23 +259,23 @@ def settings_help() -> str:
     return "settings (key=default <type>):\n" + "\n".join(lines)
 
 
-def command_line(
+def split_arguments(
     description: str,
     arguments: Sequence[str],
     *,
     options: argparse.ArgumentParser | None = None,
     default_cfg: str = "",
-) -> tuple[argparse.Namespace, Settings]:
-    """Parse `cfg=NAME key=value … --option`.
+) -> tuple[argparse.Namespace, list[str]]:
+    """Parse `cfg=NAME key=value … --option`, without resolving the settings.
 
     options: a parser made with `add_help=False` that holds the launcher's own `--` options and positionals.
-    Returns its namespace (with `cfg`) and the resolved settings. Raises UserError on bad input.
+    Returns its namespace (with `cfg`) and the `key=value` words. Raises UserError for an unknown option.
     """
     parser = argparse.ArgumentParser(
         description=description,
         parents=[options] if options else [],
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"cfg=NAME: one of {', '.join(config_names())}\n\n{settings_help()}",
+        epilog=f"cfg=NAME: one of {', '.join([*config_names(), *sweep_names()])}\n\n{settings_help()}",
         exit_on_error=False,
     )
     pairs = [word for word in arguments if "=" in word and not word.startswith("-")]
@@ -272,5 +289,19 @@ def command_line(
         fail(f"{unknown[0]}: unknown argument{nearest(unknown[0], known)} (settings are written key=value)")
     chosen = [word.partition("=")[2] for word in pairs if word.startswith("cfg=")]
     namespace.cfg = chosen[-1] if chosen else default_cfg
-    overrides = [word for word in pairs if not word.startswith("cfg=")]
+    return namespace, [word for word in pairs if not word.startswith("cfg=")]
+
+
+def command_line(
+    description: str,
+    arguments: Sequence[str],
+    *,
+    options: argparse.ArgumentParser | None = None,
+    default_cfg: str = "",
+) -> tuple[argparse.Namespace, Settings]:
+    """Parse `cfg=NAME key=value … --option` as `split_arguments`, and resolve the settings.
+
+    Raises UserError on bad input.
+    """
+    namespace, overrides = split_arguments(description, arguments, options=options, default_cfg=default_cfg)
     return namespace, load_settings(namespace.cfg or None, overrides)

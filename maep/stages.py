@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maep.config import LEAVES, to_yaml
+from maep.config import LEAVES, setting_value, to_yaml
 from maep.data.adversarial import adversarial_path, make_adversarial_shards
 from maep.data.build import build_shards, clean_shards_path
 from maep.data.shards import ShardSet
@@ -162,17 +162,10 @@ STAGES = {
 }  # fmt: skip
 
 
-def _value(settings: Settings, key: str) -> Any:
-    value: Any = settings
-    for name in key.split("."):
-        value = getattr(value, name)
-    return value
-
-
 def settings_read(stage: Stage, settings: Settings) -> dict[str, Any]:
     """`{key: value}` of the settings that determine the stage's result."""
     keys = [key for key in LEAVES if key in stage.reads or key.split(".")[0] in stage.reads]
-    return {key: _value(settings, key) for key in keys if not key.endswith(HOW_NOT_WHAT)}
+    return {key: setting_value(settings, key) for key in keys if not key.endswith(HOW_NOT_WHAT)}
 
 
 def _record_path(settings: Settings, name: str) -> Path:

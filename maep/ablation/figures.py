@@ -1,0 +1,58 @@
+"""A figure a value of a sweep: ours with its spread, and the paper's, over the columns or rows of the table."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from maep.ablation.cells import Cell, Measure
+from maep.ablation.sweep import Sweep
+from maep.ablation.tables import caption, labels, layout
+from maep.evaluation.figures import save_figure
+
+
+def draw_figures(sweep: Sweep, cells: Sequence[Cell], folder: Path) -> None:
+    """Write VALUE.png for every value of which there is a number of ours."""
+    for place, value in enumerate(sweep.values):
+        if any(cell.measures[place].mean is not None for cell in cells):
+            save_figure(value_figure(sweep, cells, place), folder / f"{value}.png")
+
+
+def value_figure(sweep: Sweep, cells: Sequence[Cell], place: int) -> Figure:
+    """Lines over the columns, one a row; with a single column, one line over the rows."""
+    _heads, columns, rows = layout(sweep, cells)
+    series = {", ".join(labels(sweep, row)): [cell.measures[place] for cell in row] for row in rows}
+    if len(columns) == 1:
+        columns, series = list(series), {"": [measures[0] for measures in series.values()]}
+    figure = Figure(figsize=(max(4.5, 1.1 * len(columns) + 2), 3.6), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, measures) in enumerate(series.items()):
+        _draw(axes, name, measures, f"C{number}")
+    axes.set_xticks(range(len(columns)), columns, rotation=20 if max(map(len, columns)) > 12 else 0)
+    axes.set_ylabel(sweep.values[place].replace("_", " "))
+    axes.set_title(caption(sweep).split(" (")[0], fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def _draw(axes: Axes, name: str, measures: Sequence[Measure], colour: str) -> None:
+    """Ours: filled marks with error bars; the paper's: hollow ones, dashed."""
+    run = [(x, m, m.mean) for x, m in enumerate(measures) if m.mean is not None]
+    if run:
+        below, above = zip(*(_errors(m, mean) for _, m, mean in run), strict=True)
+        axes.errorbar([x for x, _, _ in run], [mean for _, _, mean in run], yerr=[below, above], color=colour,
+                      marker="o", capsize=3, label=f"{name} ours".strip())  # fmt: skip
+    known = [(x, m.paper) for x, m in enumerate(measures) if m.paper is not None]
+    if known:
+        axes.plot(*zip(*known, strict=True), color=colour, marker="o", markerfacecolor="none", linestyle="--",
+                  alpha=0.6, label=f"{name} paper".strip())  # fmt: skip
+
+
+def _errors(measure: Measure, mean: float) -> tuple[float, float]:
+    """How far the error bar reaches below and above."""
+    if measure.deviation is not None:
+        return measure.deviation, measure.deviation
+    low, high = measure.interval or (mean, mean)
+    return max(0.0, mean - low), max(0.0, high - mean)

@@ -1,0 +1,97 @@
+"""The points of a sweep: each a resolved configuration in a run directory named by its digest.
+
+Points live in run.cache/points, shared by all sweeps: what one sweep has finished, another finds finished.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from maep.ablation.sweep import Sweep
+from maep.config import LEAVES, load_settings, setting_value
+from maep.errors import UserError, fail
+from maep.files import digest
+from maep.settings import Settings
+from maep.stages import HOW_NOT_WHAT
+
+PLACES = ("run.name", "run.dir", "run.cache")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One configuration of a sweep. names: one an axis; settings: with its own run directory."""
+
+    names: tuple[str, ...]
+    seed: int
+    settings: Settings
+    identity: str
+
+    @property
+    def directory(self) -> Path:
+        """Its run directory."""
+        return Path(self.settings.run.dir)
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return " · ".join((*self.names, f"seed {self.seed}"))
+
+
+def settings_identity(settings: Settings) -> str:
+    """64 hex digits of all settings that results depend on, wherever files are and however work is shared."""
+    keys = [key for key in LEAVES if key not in PLACES and not key.endswith(HOW_NOT_WHAT)]
+    return digest({key: setting_value(settings, key) for key in keys})
+
+
+def expand(sweep: Sweep, overrides: Sequence[str] = ()) -> list[Point]:
+    """All points, seeds innermost, each resolved and validated.
+
+    overrides: `section.key=value` for every point. Raises UserError, naming the point, for bad settings, for two
+    points with the same resolved settings, and for a data set that is not there.
+    """
+    for argument in overrides:
+        key = argument.partition("=")[0]
+        for axis in sweep.axes:
+            if any(key in choice for choice in axis.choices):
+                fail(f"{key} (argument {argument!r}): {sweep.file} varies it; write grid.{key}=[…] or zip.{key}=[…]")
+    points = [_point(sweep, *parts, overrides) for parts in _combinations(sweep)]
+    seen: dict[str, Point] = {}
+    for point in points:
+        other = seen.setdefault(point.identity, point)
+        if other is not point:
+            fail(f"{sweep.file}: {point.label} and {other.label} resolve to the same settings; drop one")
+        _check_data(sweep, point)
+    return points
+
+
+def _combinations(sweep: Sweep) -> Iterator[tuple[tuple[str, ...], dict[str, Any], int]]:
+    """Names, settings and seed of every point."""
+    places = product(*(range(len(axis.names)) for axis in sweep.axes))
+    for chosen, seed in product(places, sweep.seeds):
+        pairs = list(zip(sweep.axes, chosen, strict=True))
+        settings = {key: value for axis, place in pairs for key, value in axis.choices[place].items()}
+        yield tuple(axis.names[place] for axis, place in pairs), settings, seed
+
+
+def _point(sweep: Sweep, names: tuple[str, ...], chosen: dict[str, Any], seed: int, overrides: Sequence[str]) -> Point:
+    file = str(sweep.file)
+    layers = [(file, sweep.fixed), (file, {**chosen, "run.seed": seed})]
+    try:
+        settings = load_settings(sweep.base, overrides, layers)
+    except UserError as error:
+        fail(f"{file}: {', '.join(names) or 'every point'}: {error}")
+    identity = settings_identity(settings)
+    run = replace(settings.run, name=f"point-{identity[:8]}", dir=f"{settings.run.cache}/points/{identity[:16]}")
+    return Point(names, seed, replace(settings, run=run), identity)
+
+
+def _check_data(sweep: Sweep, point: Point) -> None:
+    data = point.settings.data
+    if data.shards or (data.format == "digits" and not data.root):
+        return
+    if data.root is None:
+        fail(f"{sweep.file}: {point.label}: no images of {data.name}; give data.root=PATH")
+    if "://" not in data.root and not Path(data.root).exists():
+        fail(f"data.root={data.root} ({point.label}): no such file or directory")

@@ -1,0 +1,103 @@
+"""What a sweep leaves in its directory: ablation.json, table.md, table.tex and figures/.
+
+All of it is collected from the points, so it can be made at any time, and by anyone, while others still run.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from maep.ablation.cells import Cell, read_cells
+from maep.ablation.figures import draw_figures
+from maep.ablation.points import Point
+from maep.ablation.records import read_record
+from maep.ablation.sweep import Sweep
+from maep.ablation.tables import latex_table, markdown_table
+from maep.errors import fail
+from maep.evaluation.environment import environment
+from maep.files import atomic_file, read_json, write_json
+
+SUMMARY = "ablation.json"
+SCHEMA = 1
+
+
+def check_directory(sweep: Sweep, directory: Path) -> None:
+    """Raise UserError if the directory holds the table of another sweep or of another scale."""
+    path = directory / SUMMARY
+    if not path.is_file():
+        return
+    known = read_json(path)
+    for name, wanted in (("name", sweep.name), ("scale", sweep.scale)):
+        if known[name] != wanted:
+            fail(f"run.dir={directory}: holds the table of {name} {known[name]}, not {wanted}; choose another run.dir")
+
+
+def write_summary(
+    sweep: Sweep, points: Sequence[Point], directory: Path, command: Sequence[str], seconds: float
+) -> dict[str, Any]:
+    """Write ablation.json, both tables and the figures; returns the JSON.
+
+    command: how to make it again. seconds: that this call of the sweep took in all.
+    """
+    cells = read_cells(sweep, points)
+    records = [(point, read_record(point)) for point in points]
+    path = directory / SUMMARY
+    before = read_json(path)["seconds"]["sweep"] if path.is_file() else 0.0
+    summary = {
+        "schema": SCHEMA,
+        "name": sweep.name,
+        "table": sweep.table,
+        "title": sweep.title,
+        "scale": sweep.scale,
+        "note": sweep.note,
+        "errata": list(sweep.errata),
+        "command": list(command),
+        "environment": environment(list(command)),
+        "axes": [{"title": axis.title, "names": list(axis.names)} for axis in sweep.axes],
+        "readings": sweep.readings,
+        "values": list(sweep.values),
+        "attacked": attack_counts(points),
+        "seconds": {"sweep": before + seconds, "points": sum(record.seconds for _, record in records)},
+        "points": [
+            {
+                "names": list(point.names), "seed": point.seed, "identity": point.identity,
+                "directory": str(point.directory), "state": record.state, "reason": record.reason,
+                "seconds": record.seconds,
+            }
+            for point, record in records
+        ],
+        "cells": [cell_json(cell) for cell in cells],
+    }  # fmt: skip
+    for name, text in (("table.md", markdown_table(sweep, cells)), ("table.tex", latex_table(sweep, cells))):
+        with atomic_file(directory / name) as temporary:
+            temporary.write_text(text)
+    draw_figures(sweep, cells, directory / "figures")
+    write_json(path, summary)
+    return summary
+
+
+def cell_json(cell: Cell) -> dict[str, Any]:
+    """A cell with the differences from the paper."""
+    measures = [{**asdict(measure), "difference": measure.difference} for measure in cell.measures]
+    return {"names": list(cell.names), "reading": cell.reading, "state": cell.state, "measures": measures}
+
+
+def attack_counts(points: Sequence[Point]) -> dict[str, dict[str, int]]:
+    """How much of the training and test images was attacked while these points ran, over all their lives.
+
+    `attacks`: pieces (shards, chunks) attacked, each time counted; `pieces`: different ones among them; `sets`:
+    different sets of images, a test set once for each attack and budget. Sharing works if attacks = pieces.
+    """
+    made: dict[str, set[tuple[str, int]]] = {"training": set(), "test": set()}
+    for point in points:
+        for kind, attacked in read_record(point).attacked.items():
+            made[kind] |= set(attacked.items())
+    return {
+        kind: {
+            "attacks": len(events),
+            "pieces": len({path for path, _ in events}),
+            "sets": len({Path(path).parent for path, _ in events}),
+        }
+        for kind, events in made.items()
+    }

@@ -1,0 +1,113 @@
+"""A sweep's table as Markdown and as LaTeX: rows, columns, ours and the paper's."""
+
+from collections.abc import Sequence
+
+from maep.ablation.cells import Cell, Measure
+from maep.ablation.sweep import Sweep
+
+EMPTY = "–"
+
+
+def layout(sweep: Sweep, cells: Sequence[Cell]) -> tuple[list[str], list[str], list[list[Cell]]]:
+    """Heads of the row labels, names of the columns, and the cells row by row.
+
+    Columns are the readings if there are several, else the last axis if there are several, else one.
+    """
+    heads = [axis.title for axis in sweep.axes]
+    if len(sweep.readings) > 1 or len(sweep.axes) < 2:
+        columns, rows = list(sweep.readings), [cell.names for cell in cells]
+        index = {(cell.names, cell.reading): cell for cell in cells}
+    else:
+        heads, columns = heads[:-1], list(sweep.axes[-1].names)
+        rows = [cell.names[:-1] for cell in cells]
+        index = {(cell.names[:-1], cell.names[-1]): cell for cell in cells}
+    return heads, columns, [[index[row, column] for column in columns] for row in dict.fromkeys(rows)]
+
+
+def labels(sweep: Sweep, row: Sequence[Cell]) -> list[str]:
+    """The names that begin a row."""
+    return list(row[0].names if len(sweep.readings) > 1 or len(sweep.axes) < 2 else row[0].names[:-1])
+
+
+def number(value: float | None) -> str:
+    """Two places for percents, more for what is small; a dash where there is nothing."""
+    if value is None:
+        return EMPTY
+    return f"{value:.2f}" if abs(value) >= 1 or value == 0 else f"{value:.4f}"
+
+
+def spread(measure: Measure) -> str:
+    """`± deviation` over seeds, the interval of a single run, or nothing."""
+    if measure.deviation is not None:
+        return f" ± {number(measure.deviation)}"
+    return f" [{measure.interval[0]:.1f}, {measure.interval[1]:.1f}]" if measure.interval else ""
+
+
+def ours(cell: Cell) -> str:
+    """All values of a cell; a cell without any tells the state of its points."""
+    if all(measure.mean is None for measure in cell.measures):
+        return EMPTY if cell.state == "waiting" else cell.state
+    return " / ".join(number(measure.mean) + spread(measure) for measure in cell.measures)
+
+
+def papers(cell: Cell) -> str:
+    """The published values of a cell."""
+    if all(measure.paper is None for measure in cell.measures):
+        return EMPTY
+    return " / ".join(number(measure.paper) for measure in cell.measures)
+
+
+def differences(cell: Cell) -> str:
+    """Ours minus the paper's."""
+    found = [measure.difference for measure in cell.measures]
+    return EMPTY if all(x is None for x in found) else " / ".join(EMPTY if x is None else f"{x:+.2f}" for x in found)
+
+
+def caption(sweep: Sweep) -> str:
+    """One line: which table, at which scale, of what."""
+    table = f"{sweep.table}. " if sweep.table else ""
+    return f"{table}{sweep.title} (scale {sweep.scale}; {' / '.join(sweep.values).replace('_', ' ')})"
+
+
+def markdown_table(sweep: Sweep, cells: Sequence[Cell]) -> str:
+    """A line of ours and one of the paper's a row, or side by side if there is one column; then note and errata."""
+    heads, columns, rows = layout(sweep, cells)
+    many = len(columns) > 1
+    top = [*heads, *(["", *columns] if many else ["ours", "paper", "difference"])]
+    lines = [f"**{caption(sweep)}**", "", _line(top), _line(["---"] * len(top))]
+    for row in rows:
+        if many:
+            lines += [_line(line) for line in _pair_of_lines(sweep, row)]
+        else:
+            lines.append(_line([*labels(sweep, row), ours(row[0]), papers(row[0]), differences(row[0])]))
+    lines += ["", *([sweep.note, ""] if sweep.note else []), *(f"Erratum: {text}" for text in sweep.errata)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _pair_of_lines(sweep: Sweep, row: Sequence[Cell]) -> tuple[list[str], list[str]]:
+    names = labels(sweep, row)
+    return [*names, "ours", *map(ours, row)], [*("" for _ in names), "paper", *map(papers, row)]
+
+
+def _line(parts: Sequence[str]) -> str:
+    return "| " + " | ".join(part.replace("|", "\\|") for part in parts) + " |"
+
+
+def latex_table(sweep: Sweep, cells: Sequence[Cell]) -> str:
+    """A tabular with booktabs' rules: a line of ours, below it the paper's."""
+    heads, columns, rows = layout(sweep, cells)
+    lines = [
+        "\\begin{table}", "\\centering", f"\\caption{{{_tex(caption(sweep))}}}",
+        f"\\begin{{tabular}}{{{'l' * (len(heads) + 1)}{'r' * len(columns)}}}", "\\toprule",
+        " & ".join(map(_tex, [*heads, "", *columns])) + " \\\\", "\\midrule",
+    ]  # fmt: skip
+    for row in rows:
+        lines += [" & ".join(map(_tex, line)) + " \\\\" for line in _pair_of_lines(sweep, row)]
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", "\\end{table}"]) + "\n"
+
+
+def _tex(text: str) -> str:
+    for plain, escaped in (("\\", "\\textbackslash "), ("%", "\\%"), ("_", "\\_"), ("&", "\\&"), ("#", "\\#"),
+                           ("±", "$\\pm$"), (EMPTY, "--"), ("·", "$\\cdot$"), ("→", "$\\to$")):  # fmt: skip
+        text = text.replace(plain, escaped)
+    return text

@@ -1,0 +1,85 @@
+"""A real sweep on digits: shared work is done once, failures stay alone, finished points are not run again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ablation.sweeps import run, write
+from tests.tiny import Problem
+
+
+def states(summary: dict[str, Any]) -> list[str]:
+    return [point["state"] for point in summary["points"]]
+
+
+@pytest.fixture(scope="module")
+def swept(problem: Problem, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Two good points around one whose learning rate ends in NaN; the sweep's directory and ablation.json."""
+    base = tmp_path_factory.mktemp("sweep")
+    sweep = write(
+        base / "sweep.yaml", grid={}, paper={"good": [92.30, 88.73]}, names={"zip": ["good", "diverges", "also good"]},
+        zip={"objective.distance": ["l1", "mse", "mse"], "pretrain.lr": [1e-3, 1e30, 1e-3]},
+    )  # fmt: skip
+    done = run(problem, sweep, base / "out")
+    assert done.returncode == 1, done.stderr
+    return base, json.loads((base / "out" / "ablation.json").read_text())
+
+
+def test_a_failed_point_does_not_stop_the_others(swept: tuple[Path, dict[str, Any]]) -> None:
+    """The reason is recorded, and the points after it are finished."""
+    summary = swept[1]
+    assert states(summary) == ["finished", "failed", "finished"]
+    assert "loss is not finite" in summary["points"][1]["reason"]
+
+
+def test_the_attack_runs_once_for_all_points(swept: tuple[Path, dict[str, Any]]) -> None:
+    """40 test images in 2 chunks, attacked once for three points; the training shards were there before."""
+    attacked = swept[1]["attacked"]
+    assert attacked["test"] == {"attacks": 2, "pieces": 2, "sets": 1}
+    assert attacked["training"] == {"attacks": 0, "pieces": 0, "sets": 0}
+
+
+def test_cells_stand_beside_the_papers(swept: tuple[Path, dict[str, Any]]) -> None:
+    """Ours with its interval, the paper's, the difference; the cell of the failed point is visibly empty."""
+    base, summary = swept
+    good, failed, unpublished = summary["cells"]
+    clean = good["measures"][0]
+    assert (clean["paper"], clean["seeds"]) == (92.30, 1)
+    assert clean["difference"] == pytest.approx(clean["mean"] - 92.30)
+    assert clean["interval"][0] <= clean["mean"] <= clean["interval"][1]
+    assert (failed["state"], failed["measures"][0]["mean"]) == ("failed", None)
+    assert unpublished["measures"][0]["paper"] is None
+    text = (base / "out" / "table.md").read_text()
+    assert "| diverges | failed | – | – |" in text
+    assert "92.30 / 88.73" in text
+    assert "\\toprule" in (base / "out" / "table.tex").read_text()
+    assert (base / "out" / "figures" / "clean_accuracy.png").stat().st_size > 1000
+
+
+def test_only_new_points_run(problem: Problem, swept: tuple[Path, dict[str, Any]]) -> None:
+    """Another sweep finds what was run: of its two points, by other names, only one trains."""
+    base = swept[0]
+    sweep = write(base / "other.yaml", paper=None, grid={"objective.distance": ["l1", "smooth_l1"]})
+    before = {path: path.stat().st_mtime_ns for path in (problem.cache / "points").glob("*/purifier/*")}
+    done = run(problem, sweep, base / "other", "pretrain.lr=1e-3")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((base / "other" / "ablation.json").read_text())
+    assert states(summary) == ["finished", "finished"]
+    assert summary["points"][0]["identity"] == swept[1]["points"][0]["identity"]
+    after = {path: path.stat().st_mtime_ns for path in (problem.cache / "points").glob("*/purifier/*")}
+    assert {path: after[path] for path in before} == before
+    assert len({path.parts[-3] for path in after.keys() - before.keys()}) == 1
+    assert summary["attacked"]["test"] == {"attacks": 2, "pieces": 2, "sets": 1}
+
+
+def test_another_table_in_the_directory_is_refused(problem: Problem, swept: tuple[Path, dict[str, Any]]) -> None:
+    """Scales and sweeps do not mix: one line, exit code 2, and the table stays."""
+    base = swept[0]
+    known = (base / "out" / "ablation.json").read_text()
+    other = write(base / "sweep2.yaml")
+    done = run(problem, other, base / "out")
+    assert done.returncode == 2
+    assert "holds the table of name sweep" in done.stderr
+    assert (base / "out" / "ablation.json").read_text() == known

@@ -1,0 +1,117 @@
+"""Bad sweeps are answered with one line that names file, place and choice, before anything runs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maep.ablation.points import expand, settings_identity
+from maep.ablation.run import parse_only
+from maep.ablation.study import prepare
+from maep.ablation.sweep import read_sweep
+from maep.config import load_settings
+from maep.errors import UserError
+from tests.ablation.sweeps import nested, write
+
+
+def refusal(path: Path, *words: str, scale: str | None = None, **changes: Any) -> str:
+    """What is said of a sweep file with these changes."""
+    with pytest.raises(UserError) as caught:
+        prepare(str(write(path / "sweep.yaml", **changes)), scale, words)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"grid": {"objective.distanse": ["l1", "mse"]}, "paper": None}, "did you mean objective.distance?"),
+        ({"grid": {"objective.distance": []}}, "grid.objective.distance: is an empty list"),
+        ({"grid": {"objective.distance": "l1"}}, "expected a list"),
+        ({"grid": {"objective.distance": ["l1", "l1"]}}, "l1 is there twice"),
+        ({"grid": {"objective.distance": ["l1", "l3"]}, "paper": None}, "choose one of l1, mse, smooth_l1"),
+        ({"grid": {}, "zip": {"run.seed": [0, 1], "pretrain.lr": [0.1]}, "paper": None}, "run.seed has 2, pretrain.lr"),
+        ({"names": {"objective.distance": ["L1"]}}, "1 names for 2 values"),
+        ({"names": {"objective.name": ["L1"]}}, "no such axis"),
+        ({"paper": {"l2": [1, 2]}}, "paper: l2: not in the grid, which has l1, mse"),
+        ({"paper": {"l1": [1]}}, "expected 2 numbers"),
+        ({"paper": [1, 2]}, "expected numbers under l1, mse"),
+        ({"seeds": []}, "seeds: is an empty list"),
+        ({"scales": {}}, "name at least one"),
+        ({"scales": {"cpu": {"bases": "digits"}}}, "did you mean base?"),
+        ({"scales": {"cpu": {"base": "digit"}}}, "did you mean digits?"),
+        ({"readings": {"a": {"attak": "pgd-2"}}}, "did you mean attack?"),
+        ({"grids": {}}, "did you mean grid?"),
+    ],
+)
+def test_bad_files(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    """Unknown keys, empty lists, lengths and paper values that do not match."""
+    assert told in refusal(tmp_path, **changes)
+
+
+def test_points_with_the_same_settings(tmp_path: Path) -> None:
+    """Two names for one configuration: 0.5 is what the base has already."""
+    axes = {"pretrain.mask_ratio": [0.5, 0.5]}
+    told = refusal(tmp_path, grid={}, zip=axes, names={"zip": ["a", "b"]}, paper=None)
+    assert "a · seed 0" in told
+    assert "resolve to the same settings" in told
+
+
+def test_missing_data(tmp_path: Path) -> None:
+    """No root, and a root that is not there."""
+    scales = {"cpu": {"base": "cifar10_small"}}
+    assert "give data.root=PATH" in refusal(tmp_path, scales=scales)
+    assert "no such file or directory" in refusal(tmp_path, f"data.root={tmp_path}/none", scales=scales)
+
+
+def test_arguments(tmp_path: Path) -> None:
+    """A key of the grid is set as grid.KEY; an unknown scale names those there are."""
+    assert "write grid.objective.distance=" in refusal(tmp_path, "objective.distance=mse")
+    assert "has cpu" in refusal(tmp_path, scale="paper")
+    with pytest.raises(UserError, match="expected points such as"):
+        parse_only("3-9", 4)
+
+
+def test_values_from_the_command_line(tmp_path: Path) -> None:
+    """More values, fewer values, more seeds; the paper's numbers stay with the values they belong to."""
+    study = prepare(str(write(tmp_path / "s.yaml")), None, ["grid.objective.distance=[mse, smooth_l1]", "seeds=[0, 3]"])
+    labels = [(point.names, point.seed) for point in study.points]
+    assert labels == [(("mse",), 0), (("mse",), 3), (("smooth_l1",), 0), (("smooth_l1",), 3)]
+    assert study.sweep.paper["mse", ""] == (93.59, 69.72)
+
+
+def test_products_and_zips(tmp_path: Path) -> None:
+    """Every value of the grid with every row of the zip."""
+    axes = {"pretrain.lr": [0.1, 0.2], "pretrain.warmup": [0.0, 0.5]}
+    points = expand(read_sweep(str(write(tmp_path / "s.yaml", zip=axes, paper=None))))
+    found = [(p.settings.objective.distance, p.settings.pretrain.lr, p.settings.pretrain.warmup) for p in points]
+    assert found == [("l1", 0.1, 0.0), ("l1", 0.2, 0.5), ("mse", 0.1, 0.0), ("mse", 0.2, 0.5)]
+    assert len({point.directory for point in points}) == 4
+
+
+def test_identity_is_of_results_alone() -> None:
+    """Where things are and how work is shared does not count; everything else does."""
+    plain = settings_identity(load_settings("digits"))
+    for word in ("run.dir=elsewhere", "run.cache=there", "run.name=x", "data.workers=7", "pretrain.save_every=9"):
+        assert settings_identity(load_settings("digits", [word])) == plain
+    for word in ("run.seed=1", "pretrain.lr=0.5", "evaluation.images=7", "objective.smoothing=0.5"):
+        assert settings_identity(load_settings("digits", [word])) != plain
+
+
+def test_a_scale_replaces_values(tmp_path: Path) -> None:
+    """A scale's own grid, of the same keys; other keys are refused."""
+    own = {"cpu": {"base": "digits", "grid": {"objective.distance": ["mse"]}}}
+    assert read_sweep(str(write(tmp_path / "s.yaml", scales=own, paper=None))).axes[0].names == ("mse",)
+    other = {"cpu": {"base": "digits", "grid": {"pretrain.lr": [1]}}}
+    assert "pretrain.lr: unknown key" in refusal(tmp_path, scales=other)
+
+
+def test_nested_and_dotted_settings_mean_the_same(tmp_path: Path) -> None:
+    """`set` takes either form."""
+    forms = (nested(["pretrain.lr=0.5"]), {"pretrain": {"lr": 0.5}})
+    files = [
+        write(tmp_path / f"{n}.yaml", scales={"cpu": {"base": "digits", "set": form}}) for n, form in enumerate(forms)
+    ]
+    first, second = (expand(read_sweep(str(file))) for file in files)
+    assert [point.identity for point in first] == [point.identity for point in second]

@@ -203,6 +203,8 @@ def _check_together(settings: Settings) -> None:
         fail(f"model.refine_scale={model.refine_scale}: does not divide model.image_size={model.image_size}")
     if bool(model.stem_width) != bool(model.stem_depth):
         fail("model.stem_width and model.stem_depth: set both or neither")
+    if data.cache_bytes and data.cache_bytes < 2 * data.cache_block:
+        fail(f"data.cache_bytes={data.cache_bytes}: must hold two blocks of {data.cache_block}, or be 0")
     if settings.purify.overlap >= model.image_size:
         fail(f"purify.overlap={settings.purify.overlap}: must be below model.image_size={model.image_size}")
     if len(settings.classifier.mean) != 3 or len(settings.classifier.std) != 3:

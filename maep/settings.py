@@ -56,7 +56,21 @@ class DataSettings:
     encoding: str = setting("png", "lossless encoding of stored images", choices=("png", "webp"))
     on_error: str = setting("raise", "what a corrupt image does", choices=("raise", "skip"))
     workers: int = setting(2, "processes that decode, encode and load", unit="processes", low=0)
-    shards: str | None = setting(None, "existing clean shards to use instead of building them", unit="path")
+    shards: str | None = setting(
+        None, "existing clean shards to use instead of building them", unit="path, or address such as https:// or s3://"
+    )
+    read_timeout: float = setting(30.0, "one read of remote shards, at most", unit="seconds", above=0.0)
+    read_attempts: int = setting(6, "times that a read of remote shards is tried", low=1)
+    read_backoff: float = setting(
+        0.5, "wait, at most, before the second try; twice as long before each further one", unit="seconds", low=0.0
+    )
+    cache_dir: str = setting(
+        "${run.cache}/blocks", "where blocks of remote shards are kept; best a local disk", unit="path"
+    )
+    cache_bytes: int = setting(20 * 10**9, "size of the block cache, at most; 0: none", unit="bytes", low=0)
+    cache_block: int = setting(
+        2**18, "size of a block: of remote shards so much is read at least", unit="bytes", low=4096
+    )
 
 
 @dataclass
@@ -92,7 +106,9 @@ class AttackSettings:
     targeted: bool = setting(False, "attack towards a random other class")
     batch_size: int = setting(250, "images a batch; part of the attack's identity", unit="images", low=1)
     online: bool = setting(False, "the trainer attacks each batch itself; no adversarial shards")
-    shards: str | None = setting(None, "existing adversarial shards to use instead of making them", unit="path")
+    shards: str | None = setting(
+        None, "existing adversarial shards to use instead of making them", unit="path or address"
+    )
 
 
 @dataclass
@@ -174,8 +190,10 @@ class FinetuneSettings(TrainSettings):
     alpha: int = setting(16, "LoRA alpha", low=1)
     mask_ratio: float = setting(0.0, "share of patches hidden, r (Sec. 4.4: 0)", low=0.0, high=0.95)
     epochs: float = setting(5.0, "training length", unit="epochs", above=0.0)
-    clean_shards: str | None = setting(None, "clean shards of another data set to finetune on", unit="path")
-    adversarial_shards: str | None = setting(None, "adversarial shards beside finetune.clean_shards", unit="path")
+    clean_shards: str | None = setting(None, "clean shards of another data set to finetune on", unit="path or address")
+    adversarial_shards: str | None = setting(
+        None, "adversarial shards beside finetune.clean_shards", unit="path or address"
+    )
 
 
 @dataclass

@@ -14,8 +14,9 @@ from typing import Any
 
 from maep.config import LEAVES, setting_value, to_yaml
 from maep.data.adversarial import adversarial_path, make_adversarial_shards
-from maep.data.build import build_shards, clean_shards_path
+from maep.data.build import SPLITS, build_shards, clean_shards, clean_split
 from maep.data.shards import ShardSet
+from maep.data.storage import Reading
 from maep.errors import UserError, fail
 from maep.evaluation.report import build_report, write_environment
 from maep.evaluation.stage import evaluate_run
@@ -24,12 +25,14 @@ from maep.models.classifiers import classifier_identity
 from maep.progress import say
 from maep.settings import Settings
 from maep.training.classifier import classifier_weights, train_classifier
+from maep.training.inputs import finetuning_pairs, own_pairs, verify_pairs
 
 Launcher = Callable[[str, Settings], None]
 Share = Callable[[Settings, tuple[int, int]], bool]
 HOW_NOT_WHAT = (
     ".workers", ".log_every", ".save_every", ".keep_last", ".device", ".threads", ".on_error", ".claim_timeout",
     ".zero_stage", ".join_timeout", ".stall_timeout", ".grace", ".keep_every", ".keep_best", ".log_samples",
+    ".read_timeout", ".read_attempts", ".read_backoff", ".cache_dir", ".cache_bytes", ".cache_block",
 )  # fmt: skip
 
 
@@ -58,13 +61,12 @@ def _shards(settings: Settings, _launch: Launcher) -> None:
 
 
 def _shards_identity(settings: Settings) -> str:
-    root = clean_shards_path(settings)
-    return digest([ShardSet(p).identity for p in (root / "train", root / "test") if p.is_dir()])
+    return digest([shards.identity for shards in clean_shards(settings).values()])
 
 
 def _classifier(settings: Settings, _launch: Launcher) -> None:
-    root = clean_shards_path(settings)
-    train_classifier(settings, ShardSet(root / "train"), ShardSet(root / "test"))
+    train, test = (clean_split(settings, split) for split in SPLITS)
+    train_classifier(settings, train, test)
 
 
 def _classifier_idle(settings: Settings) -> str:
@@ -90,15 +92,18 @@ def _attack_idle(settings: Settings) -> str:
 def _attack_identity(settings: Settings) -> str:
     if settings.attack.online:
         return "online"
-    clean = ShardSet(clean_shards_path(settings) / "train")
-    return ShardSet(adversarial_path(settings, clean, _classifier_identity(settings))).identity
+    clean = clean_split(settings, "train")
+    path = adversarial_path(settings, clean, _classifier_identity(settings))
+    return ShardSet(path, Reading.of(settings)).identity
 
 
 def _pretrain(settings: Settings, launch: Launcher) -> None:
+    verify_pairs(own_pairs(settings, settings.pretrain))
     launch("pretrain", settings)
 
 
 def _finetune(settings: Settings, launch: Launcher) -> None:
+    verify_pairs(finetuning_pairs(settings))
     launch("finetune", settings)
 
 

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from maep.attacks.gradient import AttackSpec, attack, random_targets
 from maep.claims import Claims
-from maep.data.build import clean_shards_path
+from maep.data.build import clean_split
 from maep.data.shards import ShardSet, ShardWriter, index_of, seal_shard_set, to_float
+from maep.data.storage import Location, Reading, location
 from maep.errors import UserError, fail
 from maep.files import MANIFEST, digest, one_at_a_time, read_json, remove_temporaries, sha256_file, write_json
 from maep.host import prepare_device
@@ -49,10 +50,14 @@ def attack_identity(settings: Settings, clean: ShardSet, classifier_identity: st
     )
 
 
-def adversarial_path(settings: Settings, clean: ShardSet, classifier_identity: str) -> Path:
+def adversarial_path(settings: Settings, clean: ShardSet, classifier_identity: str) -> Location:
     """Where the adversarial shards of a configuration are or will be."""
     if settings.attack.shards:
-        return Path(settings.attack.shards)
+        return location(settings.attack.shards)
+    return _made_path(settings, clean, classifier_identity)
+
+
+def _made_path(settings: Settings, clean: ShardSet, classifier_identity: str) -> Path:
     identity = attack_identity(settings, clean, classifier_identity)
     return Path(settings.run.cache) / "adversarial" / f"{settings.data.name}-{identity[:8]}"
 
@@ -73,7 +78,7 @@ def check_adversarial(adversarial: ShardSet, clean: ShardSet, classifier_identit
             fail(f"{path}: made for another attack: {told}; {remedy}")
 
 
-def make_adversarial_shards(settings: Settings, worker: tuple[int, int] = (0, 1), shared: bool = False) -> Path:
+def make_adversarial_shards(settings: Settings, worker: tuple[int, int] = (0, 1), shared: bool = False) -> Location:
     """Attack one worker's share of the clean training shards, or what is missing of it.
 
     worker: (i, n), which takes the shards i, i + n, …; whoever finds all shards there writes the manifest.
@@ -83,28 +88,22 @@ def make_adversarial_shards(settings: Settings, worker: tuple[int, int] = (0, 1)
     Raises UserError if clean shards or classifier weights are missing, if a clean shard is damaged, if the budget
     is below one 8-bit level, or if the directory cannot be written.
     """
-    clean = _clean_training_shards(settings)
+    clean = clean_split(settings, "train")
     weights = classifier_weights(settings)
     identity = classifier_identity(settings.classifier, weights)
-    path = adversarial_path(settings, clean, identity)
+    path = _made_path(settings, clean, identity)
     if settings.attack.shards or (path / MANIFEST).is_file():
-        check_adversarial(ShardSet(path), clean, identity, settings)
-        say(f"adversarial shards: {path}")
-        return path
+        found = ShardSet(adversarial_path(settings, clean, identity), Reading.of(settings))
+        check_adversarial(found, clean, identity, settings)
+        say(f"adversarial shards: {found.path}")
+        return found.path
     _check_budget(settings.attack)
-    for problem in clean.verify():
+    for problem in clean.verify() if worker[0] == 0 else ():  # the others notice what is altered when they read it
         fail(problem)
     device = torch.device(prepare_device(settings.compute))
     model = load_classifier(settings.classifier, len(clean.classes), weights).to(device)
     _ShardAttack(settings, clean, identity, model, device, path).run(worker, shared)
     return path
-
-
-def _clean_training_shards(settings: Settings) -> ShardSet:
-    path = clean_shards_path(settings) / "train"
-    if not (path / MANIFEST).is_file():
-        fail(f"{path}: no clean training shards; run shards/build.py (or stage=shards) with the same settings first")
-    return ShardSet(path)
 
 
 def _check_budget(settings: AttackSettings) -> None:

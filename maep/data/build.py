@@ -27,13 +27,15 @@ from PIL import Image
 
 from maep.data.shards import ShardSet, ShardWriter, index_of, seal_shard_set, shard_name
 from maep.data.sources import Item, Source, corrupt_reason, open_source
+from maep.data.storage import Location, Reading, location, open_storage
 from maep.errors import UserError, fail
-from maep.files import digest, read_json, remove_temporaries, write_json
+from maep.files import MANIFEST, digest, read_json, remove_temporaries, write_json
 from maep.progress import progress_bar, say
 from maep.settings import DataSettings, Settings
 
 SPLITS = ("train", "test")
-NOT_CONTENT = ("workers", "shards")
+READING = ("read_timeout", "read_attempts", "read_backoff", "cache_dir", "cache_bytes", "cache_block")
+NOT_CONTENT = ("workers", "shards", *READING)
 PLAN = {split: f".plan-{split}.json" for split in SPLITS}
 CHECKED_AT_ONCE = 500
 PARALLEL_FROM = 2_000_000
@@ -46,26 +48,45 @@ def content_settings(settings: DataSettings) -> dict[str, Any]:
     return {key: value for key, value in asdict(settings).items() if key not in NOT_CONTENT}
 
 
-def clean_shards_path(settings: Settings) -> Path:
+def clean_shards_path(settings: Settings) -> Location:
     """Where the clean shards of a configuration are or will be: `train/` and `test/` below it."""
     if settings.data.shards:
-        return Path(settings.data.shards)
+        return location(settings.data.shards)
+    return _built_path(settings)
+
+
+def clean_shards(settings: Settings) -> dict[str, ShardSet]:
+    """The clean shards of the splits that there are, `train` and `test`."""
+    path, reading = clean_shards_path(settings), Reading.of(settings)
+    there = [split for split in SPLITS if open_storage(path / split, reading).exists(MANIFEST)]
+    return {split: ShardSet(path / split, reading) for split in there}
+
+
+def clean_split(settings: Settings, split: str) -> ShardSet:
+    """The clean shards of one split, `train` or `test`. Raises UserError if there are none."""
+    path, reading = clean_shards_path(settings) / split, Reading.of(settings)
+    if not open_storage(path, reading).exists(MANIFEST):
+        fail(f"{path}: no clean {split} shards; run shards/build.py (or stage=shards) with the same settings first")
+    return ShardSet(path, reading)
+
+
+def _built_path(settings: Settings) -> Path:
     content = content_settings(settings.data)
     if content["root"] is not None:
         content["root"] = str(Path(content["root"]).resolve())
     return Path(settings.run.cache) / "shards" / f"{settings.data.name}-{digest(content)[:8]}"
 
 
-def build_shards(settings: Settings) -> Path:
+def build_shards(settings: Settings) -> Location:
     """Build the clean shards of both splits, or what is missing of them; returns `clean_shards_path`.
 
     The same images and settings give the same bytes, whatever the number of processes and however often it
     was killed. With `data.shards` set, checks those instead of building. A split without images gets no
     directory. Raises UserError for bad input, for a corrupt image unless data.on_error=skip, for a full disk.
     """
-    path = clean_shards_path(settings)
     if settings.data.shards:
-        return _check_given(path, settings.data)
+        return _check_given(settings)
+    path = _built_path(settings)
     with _exclusive(path):
         if not all((path / split).exists() for split in SPLITS):
             source, splits = open_source(settings.data)
@@ -73,18 +94,18 @@ def build_shards(settings: Settings) -> Path:
                 if not (path / split).exists():
                     _build_split(path, split, source, items, settings.data)
                 (path / PLAN[split]).unlink(missing_ok=True)
-    _check_given(path, settings.data)
-    return path
+    return _check_given(settings)
 
 
-def _check_given(path: Path, settings: DataSettings) -> Path:
-    found = [ShardSet(path / split) for split in SPLITS if (path / split).exists()]
+def _check_given(settings: Settings) -> Location:
+    path = clean_shards_path(settings)
+    found = clean_shards(settings)
     if not found:
         fail(f"data.shards={path}: holds no shard set (expected {path / 'train'} or {path / 'test'})")
-    for shards in found:
+    for shards in found.values():
         size = shards.manifest.get("image_size")
-        if size != settings.image_size:
-            fail(f"{shards.path}: its images are {size} pixels wide, data.image_size={settings.image_size}")
+        if size != settings.data.image_size:
+            fail(f"{shards.path}: its images are {size} pixels wide, data.image_size={settings.data.image_size}")
     return path
 
 

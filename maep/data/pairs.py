@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from maep.data.order import batch_at, slice_of
 from maep.data.shards import ShardSet
+from maep.errors import UserError
 from maep.keyed import keyed_rng
 from maep.settings import TrainSettings
 
@@ -26,6 +27,9 @@ class Request:
     epoch: int
     index: int
     mask_ratio: float
+
+
+Sample = tuple[np.ndarray, np.ndarray | None, np.ndarray, int, Request]
 
 
 @dataclass
@@ -69,14 +73,28 @@ class PairDataset(Dataset):
         self.settings, self.size, self.seed = settings, size, seed
         self.patches = (size // patch) ** 2
 
-    def __getitem__(self, request: Request) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, int, Request]:
+    def __getitem__(self, request: Request) -> Sample:
+        return self._samples([request])[0]
+
+    def __getitems__(self, requests: Sequence[Request]) -> list[Sample] | UserError:
+        """What the loader asks for: a whole micro-batch; a `UserError` as a value, so that it survives the way."""
+        try:
+            return self._samples(requests)
+        except UserError as error:
+            return error
+
+    def _samples(self, requests: Sequence[Request]) -> list[Sample]:
+        indices = [request.index for request in requests]
+        clean = self.clean.images(indices)
+        adversarial = self.adversarial.images(indices) if self.adversarial else [None] * len(indices)
+        return [self._sample(*each) for each in zip(requests, clean, adversarial, strict=True)]
+
+    def _sample(self, request: Request, clean: np.ndarray, adversarial: np.ndarray | None) -> Sample:
         rng = keyed_rng("augment", self.seed, request.epoch, request.index)
         flip, use_clean, top, left = rng.random(4)
-        clean = self._view(self.clean.image(request.index), self.settings.flip and flip < 0.5, top, left)
-        adversarial = None
-        if self.adversarial is not None:
-            image = self.adversarial.image(request.index)
-            adversarial = self._view(image, self.settings.flip and flip < 0.5, top, left)
+        clean = self._view(clean, self.settings.flip and flip < 0.5, top, left)
+        if adversarial is not None:
+            adversarial = self._view(adversarial, self.settings.flip and flip < 0.5, top, left)
             if use_clean < self.settings.clean_share:
                 adversarial = clean
         visible = visible_patches(self.patches, request.mask_ratio, self.seed, request.epoch, request.index)
@@ -88,7 +106,9 @@ class PairDataset(Dataset):
         return np.ascontiguousarray((image[:, ::-1] if flip else image).transpose(2, 0, 1))
 
 
-def _collate(samples: Sequence[tuple[np.ndarray, np.ndarray | None, np.ndarray, int, Request]]) -> PairBatch:
+def _collate(samples: Sequence[Sample] | UserError) -> PairBatch | UserError:
+    if isinstance(samples, UserError):
+        return samples
     clean, adversarial, visible, labels, requests = zip(*samples, strict=True)
     return PairBatch(
         clean=torch.from_numpy(np.stack(clean)),
@@ -135,6 +155,32 @@ def ignore_signals(_worker: int) -> None:
     torch.set_num_threads(1)
 
 
+class PairBatches(Iterator[PairBatch]):
+    """What a pair loader yields. Raises, in this process, the UserError that a loader worker met."""
+
+    def __init__(self, batches: Iterator[PairBatch | UserError]) -> None:
+        self._batches = batches
+
+    def __next__(self) -> PairBatch:
+        batch = next(self._batches)
+        if isinstance(batch, UserError):
+            raise batch
+        return batch
+
+    def close(self) -> None:
+        """End the worker processes; they ignore SIGTERM, so leaving without this would hang."""
+        end = getattr(self._batches, "_shutdown_workers", None)
+        if end is not None:
+            end()
+
+
+class PairLoader(DataLoader):
+    """A `DataLoader` of pairs whose iterators are `PairBatches`."""
+
+    def __iter__(self) -> PairBatches:  # type: ignore[override]
+        return PairBatches(super().__iter__())
+
+
 def pair_loader(
     dataset: PairDataset,
     settings: TrainSettings,
@@ -144,10 +190,10 @@ def pair_loader(
     rank: int,
     world: int,
     workers: int,
-) -> DataLoader:
+) -> PairLoader:
     """Micro-batches (`PairBatch`) of the steps [first, last) for one rank; `workers` processes, 0 = in this one."""
     sampler = StepSampler(len(dataset.clean), settings, dataset.seed, first, last, rank, world)
-    return DataLoader(
+    return PairLoader(
         dataset,
         batch_sampler=sampler,
         collate_fn=_collate,
@@ -157,10 +203,3 @@ def pair_loader(
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
-
-
-def end_workers(batches: Iterator[PairBatch]) -> None:
-    """End the worker processes of `iter(pair_loader(…))`; they ignore SIGTERM, so leaving without this would hang."""
-    end = getattr(batches, "_shutdown_workers", None)
-    if end is not None:
-        end()

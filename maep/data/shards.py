@@ -2,7 +2,7 @@
 
     train/
       shard-00000.tar           members 000000000.cls, 000000000.png, 000000001.cls, …
-      shard-00000.index.json    where each image lies in the tar, its label, and a digest of the pixels
+      shard-00000.index.json    where each image lies in the tar, its checksum and label, and a digest of the pixels
       …
       manifest.json             what the set is, its shards, sizes and SHA-256 of all files; written last
 
@@ -13,11 +13,12 @@ The number in a member's name is its sample index in the set. Any WebDataset rea
 import hashlib
 import io
 import json
-import os
+import zlib
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -28,6 +29,7 @@ from PIL import Image
 from torch import Tensor
 from webdataset import TarWriter
 
+from maep.data.storage import OPEN_FILES, Extent, Location, Reading, Storage, location, open_storage
 from maep.errors import fail
 from maep.files import (
     MANIFEST,
@@ -40,7 +42,8 @@ from maep.files import (
     write_json,
 )
 
-OPEN_SHARDS = 64
+READ_AT_ONCE = 256
+Check = Callable[[bytes], bool]
 ENCODINGS: dict[str, dict[str, Any]] = {
     "png": {"format": "PNG", "compress_level": 6},
     "webp": {"format": "WEBP", "lossless": True, "exact": True, "quality": 50, "method": 2},
@@ -95,6 +98,7 @@ class ShardWriter:
             self._tar = TarWriter(self._file, user="", group="", mtime=0, encoder=False)
             self._offsets: list[int] = []
             self._sizes: list[int] = []
+            self._checksums: list[int] = []
             self._stack = stack.pop_all()
         return self
 
@@ -113,6 +117,7 @@ class ShardWriter:
         self._tar.write({"__key__": f"{index:09d}", self.encoding: encoded, "cls": str(label).encode()})
         self._offsets.append(self._tar.tarstream.offset - -(-len(encoded) // 512) * 512)
         self._sizes.append(len(encoded))
+        self._checksums.append(zlib.crc32(encoded))
         self._labels.append(int(label))
         self._content.update(np.asarray([index, label, *image.shape], dtype="<i8").tobytes())
         self._content.update(image.tobytes())
@@ -139,6 +144,7 @@ class ShardWriter:
             "content": self._content.hexdigest(),
             "offsets": self._offsets,
             "bytes": self._sizes,
+            "crc32": self._checksums,
             "labels": self._labels,
         }
         with atomic_file(index_of(self.path)) as temporary:
@@ -172,58 +178,47 @@ def seal_shard_set(directory: Path, facts: dict[str, Any], final: Path | None = 
         seal_directory(directory, final, known)
         return
     files = manifest_of(directory)
-    visible = {name: entry for name, entry in files.items() if not Path(name).name.startswith(".")}
+    visible = {name: entry for name, entry in files.items() if not name.startswith(".")}
     write_json(directory / MANIFEST, {**known, "files": visible})
 
 
-class _OpenShard:
-    """One shard's file descriptor and index, as arrays."""
+class _ShardIndex:
+    """Where one shard's samples lie, as arrays."""
 
-    def __init__(self, path: Path, facts: dict[str, Any], files: dict[str, Any]) -> None:
-        index_path = index_of(path)
-        try:
-            text = index_path.read_bytes()
-            self.descriptor = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            fail(f"{error.filename}: cannot be read: {error.strerror}")
-        if hashlib.sha256(text).hexdigest() != files[index_path.name]["sha256"]:
-            self.close()
-            fail(f"{index_path}: altered (SHA-256 differs from {path.parent / MANIFEST})")
-        index = json.loads(text)
-        self.path, self.first = path, int(facts["first"])
+    def __init__(self, content: bytes, path: object) -> None:
+        """content: of the index file at `path`."""
+        index = json.loads(content)
+        self.first = int(index["first"])
         self.offsets = np.asarray(index["offsets"], dtype=np.int64)
         self.sizes = np.asarray(index["bytes"], dtype=np.int64)
         self.labels = np.asarray(index["labels"], dtype=np.int64)
-
-    def image(self, index: int) -> np.ndarray:
-        row = index - self.first
-        encoded = os.pread(self.descriptor, int(self.sizes[row]), int(self.offsets[row]))
-        try:
-            with Image.open(io.BytesIO(encoded)) as image:
-                return np.asarray(image.convert("RGB"))
-        except Exception as error:  # noqa: BLE001  (Pillow lets pass whatever a parser raises)
-            fail(f"{self.path}: sample {index:09d} cannot be decoded, the shard is altered ({error})")
-
-    def close(self) -> None:
-        os.close(self.descriptor)
+        if "crc32" not in index:
+            fail(f"{path}: has no checksums of its samples, an earlier version made it; make the shards again")
+        self.checksums = np.asarray(index["crc32"], dtype=np.int64)
 
 
 class ShardSet:
-    """Random access to a sealed shard set by sample index.
+    """Random access to a sealed shard set by sample index, wherever it lies.
 
-    Opens shards when they are first needed and keeps at most `OPEN_SHARDS` of them, so its memory does not
-    grow with their number. Can be pickled for loader workers and shared over a fork.
+    Reads indexes and samples when they are needed and keeps at most `OPEN_FILES` indexes and open files, so its
+    memory does not grow with the number of shards. Every sample is checked against its checksum. Can be pickled
+    for loader workers.
     """
 
-    def __init__(self, path: Path | str) -> None:
-        """path: directory with the manifest. Raises UserError if a file is missing or has another size."""
-        self.path = Path(path)
-        self.manifest = read_manifest(self.path)
-        problems = _size_problems(self.path, self.manifest)
-        if problems:
-            fail(problems[0])
+    def __init__(self, path: Location | str, reading: Reading | None = None) -> None:
+        """path: directory with the manifest; reading: how, for a remote one.
+
+        Raises UserError if the manifest cannot be read or, in a local set, a file is missing or of another size.
+        """
+        self.path = location(path) if isinstance(path, str) else path
+        self.reading = reading
+        self._storage = open_storage(self.path, reading)
+        self.manifest = _manifest(self._storage, self.path)
+        if isinstance(self.path, Path):
+            for problem in _size_problems(self.path, self.manifest):
+                fail(problem)
         self._firsts = [shard["first"] for shard in self.manifest["shards"]]
-        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._indexes: OrderedDict[int, _ShardIndex] = OrderedDict()
 
     @property
     def identity(self) -> str:
@@ -239,57 +234,127 @@ class ShardSet:
         return int(self.manifest["count"])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict()}
+        return {**self.__dict__, "_indexes": OrderedDict(), "_storage": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._storage = open_storage(self.path, self.reading)
 
     def __del__(self) -> None:
-        for shard in getattr(self, "_open", {}).values():
-            shard.close()
+        if hasattr(self, "_storage"):
+            self._storage.close()
 
-    def _shard_with(self, index: int) -> _OpenShard:
+    def _place(self, index: int) -> tuple[int, int]:
+        """(shard, place in it) of a sample."""
         if not 0 <= index < len(self):
             raise IndexError(f"{self.path}: sample {index} of {len(self)}")
         number = bisect_right(self._firsts, index) - 1
-        if number not in self._open:
-            facts = self.manifest["shards"][number]
-            self._open[number] = _OpenShard(self.path / facts["name"], facts, self.manifest["files"])
-            if len(self._open) > OPEN_SHARDS:
-                self._open.popitem(last=False)[1].close()
-        self._open.move_to_end(number)
-        return self._open[number]
+        return number, index - self._firsts[number]
+
+    def _index(self, number: int) -> _ShardIndex:
+        if number not in self._indexes:
+            self._indexes[number] = self._read_index(index_of(Path(self.manifest["shards"][number]["name"])).name)
+            if len(self._indexes) > OPEN_FILES:
+                self._indexes.popitem(last=False)
+        self._indexes.move_to_end(number)
+        return self._indexes[number]
+
+    def _read_index(self, name: str) -> _ShardIndex:
+        known = self.manifest["files"][name]
+        content = self._read([Extent.whole(name, known)], [lambda found: _sha256(found) == known["sha256"]])[0]
+        if content is None:
+            fail(f"{self.path / name}: altered (SHA-256 differs from {self.path / MANIFEST})")
+        return _ShardIndex(content, self.path / name)
+
+    def _read(self, extents: list[Extent], checks: Sequence[Check]) -> list[bytes | None]:
+        """What passes its check; what does not is read once more where that may help, and then None."""
+        return [
+            content if check(content) else self._read_again(extent, check)
+            for extent, check, content in zip(extents, checks, self._storage.read(extents), strict=True)
+        ]
+
+    def _read_again(self, extent: Extent, check: Check) -> bytes | None:
+        content = self._storage.read([extent])[0] if self._storage.forget(extent) else b""
+        return content if check(content) else None
+
+    def images(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """Some images, each uint8 [H, W, 3]. Raises UserError, naming shard and sample, if one is not whole."""
+        images: list[np.ndarray] = []
+        for start in range(0, len(indices), READ_AT_ONCE):
+            part = indices[start : start + READ_AT_ONCE]
+            images += [self._decode(index, content) for index, content in zip(part, self._encoded(part), strict=True)]
+        return images
+
+    def _encoded(self, indices: Sequence[int]) -> list[bytes | None]:
+        extents, checks = [], []
+        for number, row in map(self._place, indices):
+            shard, name = self._index(number), self.manifest["shards"][number]["name"]
+            known = self.manifest["files"][name]
+            extents.append(Extent(name, known, int(shard.offsets[row]), int(shard.sizes[row])))
+            checks.append(partial(_has_checksum, int(shard.checksums[row])))
+        return self._read(extents, checks)
+
+    def _decode(self, index: int, encoded: bytes | None) -> np.ndarray:
+        shard = self.path / self.manifest["shards"][self._place(index)[0]]["name"]
+        if encoded is None:
+            fail(f"{shard}: sample {index:09d} is altered (its bytes differ from their checksum in the index)")
+        try:
+            with Image.open(io.BytesIO(encoded)) as image:
+                return np.asarray(image.convert("RGB"))
+        except Exception as error:  # noqa: BLE001  (Pillow lets pass whatever a parser raises)
+            fail(f"{shard}: sample {index:09d} cannot be decoded ({error})")
 
     def image(self, index: int) -> np.ndarray:
-        """One image, uint8 [H, W, 3]. Raises UserError, naming the shard, if it cannot be decoded."""
-        return self._shard_with(index).image(index)
+        """One image, uint8 [H, W, 3]. Raises UserError, naming shard and sample, if it is not whole."""
+        return self.images([index])[0]
 
     def label(self, index: int) -> int:
         """One label, an index into `classes`."""
-        shard = self._shard_with(index)
-        return int(shard.labels[index - shard.first])
+        number, row = self._place(index)
+        return int(self._index(number).labels[row])
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Images uint8 [N, 3, H, W] and labels int64 [N] of some sample indices, in their order."""
-        images = np.stack([self.image(index) for index in indices])
+        images = np.stack(self.images(indices))
         labels = torch.tensor([self.label(index) for index in indices], dtype=torch.int64)
         return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))), labels
 
     def verify(self) -> list[str]:
-        """Every difference between the files and the manifest (SHA-256 included), each naming the file."""
-        return shard_problems(self.path)
+        """Every difference between the files and the manifest (SHA-256 included), each naming the file.
+
+        A remote set is not read through for it: its indexes and samples are checked one by one as they are read.
+        """
+        return shard_problems(self.path) if isinstance(self.path, Path) else []
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _has_checksum(checksum: int, content: bytes) -> bool:
+    return zlib.crc32(content) == checksum
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
     """The manifest of a shard set. Raises UserError if there is none or it is not a shard set's."""
-    if not (directory / MANIFEST).is_file():
-        fail(f"{directory}: not a shard set (no {MANIFEST}); make one with shards/build.py")
-    manifest = read_json(directory / MANIFEST)
+    return _manifest(open_storage(directory), directory)
+
+
+def _manifest(storage: Storage, place: Location) -> dict[str, Any]:
+    if not storage.exists(MANIFEST):
+        fail(f"{place}: not a shard set (no {MANIFEST}); make one with shards/build.py")
+    try:
+        manifest = json.loads(storage.read_file(MANIFEST))
+    except ValueError as error:
+        fail(f"{place / MANIFEST}: cannot be read: {error}")
     needed = ("count", "shards", "files", "identity", "classes")
     missing = [key for key in needed if not isinstance(manifest, dict) or key not in manifest]
     if missing:
-        fail(f"{directory / MANIFEST}: not a shard set's manifest (it lacks {', '.join(missing)})")
+        fail(f"{place / MANIFEST}: not a shard set's manifest (it lacks {', '.join(missing)})")
     for shard in manifest["shards"]:
         for name in (shard["name"], index_of(Path(shard["name"])).name):
             if name not in manifest["files"]:
-                fail(f"{directory / MANIFEST}: does not list {name}")
+                fail(f"{place / MANIFEST}: does not list {name}")
     return dict(manifest)
 
 

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from maep.data.build import clean_shards_path
-from maep.data.shards import ShardSet
+from maep.data.build import clean_split
 from maep.errors import fail
 from maep.evaluation.subject import Evaluation
 from maep.evaluation.work import evaluate_all
@@ -49,7 +48,7 @@ def evaluate_run(settings: Settings, worker: tuple[int, int] = (0, 1)) -> bool:
     Returns whether all chunks are finished now; the rest, if not, is in the hands of living workers.
     Raises UserError if the test shards are damaged or a purifier is missing.
     """
-    test = ShardSet(clean_shards_path(settings) / "test")
+    test = clean_split(settings, "test")
     problems = test.verify()
     if problems:
         fail(problems[0])

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from maep.data.build import clean_shards_path
+from maep.data.build import clean_split
 from maep.data.order import batch_at
 from maep.data.pairs import ignore_signals
 from maep.data.shards import ShardSet, to_float
@@ -63,10 +63,7 @@ def classifier_weights(settings: Settings) -> Path:
         if not path.is_file():
             fail(f"classifier.weights={path}: no such file; unset it to train a classifier")
         return path
-    shards = clean_shards_path(settings) / "train"
-    if not (shards / MANIFEST).is_file():
-        fail(f"{shards}: no clean training shards; run shards/build.py (or stage=shards) with the same settings first")
-    return classifier_directory(settings, ShardSet(shards)) / WEIGHTS
+    return classifier_directory(settings, clean_split(settings, "train")) / WEIGHTS
 
 
 def train_classifier(settings: Settings, train: ShardSet, test: ShardSet) -> Path:

@@ -14,7 +14,7 @@ from maep.files import atomic_directory
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.purifiers import read_purifier, save_purifier
 from maep.settings import FinetuneSettings, Settings
-from maep.training.inputs import online_attack, other_pairs, own_pairs
+from maep.training.inputs import finetuning_pairs, online_attack
 from maep.training.loop import TrainingJob, train
 
 if TYPE_CHECKING:
@@ -43,10 +43,7 @@ def finetune(settings: Settings) -> None:
     base = read_purifier(directory / "purifier")
     base.train()
     model: nn.Module = with_lora(base, chosen, settings.run.seed) if chosen.method == "lora" else base
-    if chosen.clean_shards and chosen.adversarial_shards:
-        pairs = other_pairs(settings, chosen, Path(chosen.clean_shards), Path(chosen.adversarial_shards))
-    else:
-        pairs = own_pairs(settings, chosen)
+    pairs = finetuning_pairs(settings)
     job = TrainingJob(
         label="finetune", model=model, dataset=pairs, settings=chosen, objective=settings.objective,
         compute=settings.compute, directory=directory / "checkpoints-finetune",

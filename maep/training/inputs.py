@@ -1,12 +1,11 @@
 """What a training reads: checked pairs from shards, or the attack that makes them as it goes."""
 
-from pathlib import Path
-
 from maep.attacks.gradient import AttackSpec, attack
 from maep.data.adversarial import adversarial_path, check_adversarial
-from maep.data.build import clean_shards_path
+from maep.data.build import clean_split
 from maep.data.pairs import PairDataset
 from maep.data.shards import ShardSet
+from maep.data.storage import Reading
 from maep.errors import fail
 from maep.host import prepare_device
 from maep.models.classifiers import classifier_identity, load_classifier
@@ -17,28 +16,43 @@ from maep.training.loop import OnlineAttack
 
 def own_pairs(settings: Settings, train: TrainSettings) -> PairDataset:
     """Pairs of the run's own data set, checked to be of its classifier, attack and images."""
-    clean = ShardSet(clean_shards_path(settings) / "train")
+    clean = clean_split(settings, "train")
     if settings.attack.online:
         return _dataset(settings, train, clean, None)
     identity = classifier_identity(settings.classifier, classifier_weights(settings))
-    adversarial = ShardSet(adversarial_path(settings, clean, identity))
+    adversarial = ShardSet(adversarial_path(settings, clean, identity), Reading.of(settings))
     check_adversarial(adversarial, clean, identity, settings)
     return _dataset(settings, train, clean, adversarial)
 
 
-def other_pairs(settings: Settings, train: TrainSettings, clean: Path, adversarial: Path) -> PairDataset:
+def finetuning_pairs(settings: Settings) -> PairDataset:
+    """Pairs of the finetuning: of the data set that settings.finetune names, or of the run's own."""
+    chosen = settings.finetune
+    if chosen.clean_shards and chosen.adversarial_shards:
+        return _other_pairs(settings, chosen, chosen.clean_shards, chosen.adversarial_shards)
+    return own_pairs(settings, chosen)
+
+
+def verify_pairs(pairs: PairDataset) -> None:
+    """Read local shard sets through before a training starts, once for all of its processes.
+
+    Raises UserError, naming the file, if one differs from its manifest. Samples of remote sets are checked as they
+    are read, as those of local sets are again.
+    """
+    for shards in filter(None, (pairs.clean, pairs.adversarial)):
+        for problem in shards.verify():
+            fail(problem)
+
+
+def _other_pairs(settings: Settings, train: TrainSettings, clean: str, adversarial: str) -> PairDataset:
     """Pairs of another data set, named by its two shard sets (Sec. 4.4, transfer)."""
-    images, attacked = ShardSet(clean), ShardSet(adversarial)
+    images, attacked = (ShardSet(place, Reading.of(settings)) for place in (clean, adversarial))
     if attacked.manifest.get("clean_identity") != images.identity:
         fail(f"{adversarial}: was not made from the images of {clean}; name the clean set it was made from")
     return _dataset(settings, train, images, attacked)
 
 
 def _dataset(settings: Settings, train: TrainSettings, clean: ShardSet, adversarial: ShardSet | None) -> PairDataset:
-    for shards in filter(None, (clean, adversarial)):
-        problems = shards.verify()
-        if problems:
-            fail(problems[0])
     model = settings.model
     return PairDataset(clean, adversarial, train, model.image_size, model.patch_size, settings.run.seed)
 

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from maep.data.pairs import PairBatch, PairDataset, end_workers, mask_ratio_at, pair_loader
+from maep.data.pairs import PairBatch, PairDataset, mask_ratio_at, pair_loader
 from maep.data.shards import to_float
 from maep.progress import progress_bar, say
 from maep.settings import ComputeSettings, ObjectiveSettings, TrainSettings
@@ -148,7 +148,7 @@ class Trainer:
                     if stopping and self.step < self.steps:
                         raise Stopped(stop.signum or signal.SIGTERM, self.step)
         finally:
-            end_workers(batches)
+            batches.close()
             if log:
                 log.close()
             if self.samples:

@@ -261,7 +261,7 @@ def test_place_depends_on_what_counts(attackable: list[str], tmp_path: Path) -> 
 
 def test_missing_inputs_are_named(attackable: list[str], tmp_path: Path) -> None:
     """Without clean shards or weights it says what is missing and what makes it, and writes nothing."""
-    with pytest.raises(UserError, match=r"no clean training shards; run shards/build\.py"):
+    with pytest.raises(UserError, match=r"no clean train shards; run shards/build\.py"):
         make_adversarial_shards(load_settings("digits", [f"run.cache={tmp_path / 'cache'}"]))
     with pytest.raises(UserError, match=r"classifier\.weights=.*nowhere.*no such file"):
         make_adversarial_shards(settings_of(attackable, tmp_path / "cache", "classifier.weights=nowhere"))

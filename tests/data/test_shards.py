@@ -18,6 +18,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from maep.data import shards as shards_module
+from maep.data import storage as storage_module
 from maep.data.shards import (
     ShardSet,
     ShardWriter,
@@ -95,7 +96,8 @@ def test_same_samples_give_the_same_bytes(tmp_path: Path) -> None:
 
 def test_open_shards_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many shards there are, a reader holds few files and indexes, and closes them in the end."""
-    monkeypatch.setattr(shards_module, "OPEN_SHARDS", 3)
+    for module in (shards_module, storage_module):
+        monkeypatch.setattr(module, "OPEN_FILES", 3)
     images = pixels(40, size=2)
     shards = ShardSet(write_set(tmp_path, images, each=2))
     before = len(os.listdir("/proc/self/fd"))
@@ -154,16 +156,18 @@ def test_every_damage_is_named(tmp_path: Path, name: str, damage: Callable[[Path
             whole.image(7)
 
 
-def test_undecodable_sample_is_named(tmp_path: Path) -> None:
-    """A sample destroyed in a shard of the right size is named when it is read."""
+def test_altered_sample_is_named(tmp_path: Path) -> None:
+    """One bit of a sample flipped in a shard of the right size: the sample is named when it is read."""
     path = write_set(tmp_path / "set", pixels(5))
     offset = json.loads(index_of(path / shard_name(0)).read_text())["offsets"][3]
     with (path / shard_name(0)).open("r+b") as file:
-        file.seek(offset)
-        file.write(bytes(64))
+        file.seek(offset + 60)
+        bit = file.read(1)[0] ^ 1
+        file.seek(offset + 60)
+        file.write(bytes([bit]))
     shards = ShardSet(path)
     shards.image(2)
-    with pytest.raises(UserError, match=r"shard-00000\.tar: sample 000000003 cannot be decoded"):
+    with pytest.raises(UserError, match=r"shard-00000\.tar: sample 000000003 is altered"):
         shards.image(3)
 
 

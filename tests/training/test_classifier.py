@@ -179,7 +179,7 @@ def test_weights_are_for_settings_and_images(shards: Path, tmp_path: Path) -> No
     assert classifier_weights(given) == tmp_path / "w.safetensors"
     with pytest.raises(UserError, match=r"classifier\.weights=nowhere: no such file"):
         classifier_weights(settings_of(shards, tmp_path, "classifier.weights=nowhere"))
-    with pytest.raises(UserError, match=r"no clean training shards; run shards/build\.py"):
+    with pytest.raises(UserError, match=r"no clean train shards; run shards/build\.py"):
         classifier_weights(settings_of(tmp_path / "none", tmp_path))
 
 

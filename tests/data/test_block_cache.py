@@ -1,0 +1,86 @@
+"""The block cache: bounded for any number of processes, least recently used out first, never a wrong byte."""
+
+import fcntl
+import os
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from maep.data.block_cache import BlockCache
+from maep.errors import UserError
+
+
+def block(number: int) -> bytes:
+    return np.random.default_rng(number).bytes(1000)
+
+
+def held(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.iterdir() if not path.name.startswith("."))
+
+
+def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
+    """Eleven blocks where ten fit: the one that was read again stays, the oldest others go."""
+    cache = BlockCache(tmp_path, 10 * 1004)
+    for number in range(10):
+        cache.put(f"b{number}", block(number))
+        os.utime(tmp_path / f"b{number}", (number, number))
+    assert cache.get("b0") == block(0)
+    cache.put("b10", block(10))
+    assert held(tmp_path) <= 10 * 1004
+    assert cache.get("b0") == block(0)
+    assert cache.get("b10") == block(10)
+    assert cache.get("b1") is None
+
+
+def test_a_damaged_block_is_not_given_out(tmp_path: Path) -> None:
+    """A flipped bit or a cut in a stored block makes it missing."""
+    cache = BlockCache(tmp_path, 10**6)
+    for damaged in (block(1)[:-1], bytes(1000)):
+        cache.put("a", block(1))
+        (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes()[:4] + damaged)
+        assert cache.get("a") is None
+        assert not (tmp_path / "a").exists()
+
+
+def use(directory: Path, seed: int, limit: int) -> None:
+    cache = BlockCache(directory, limit)
+    for number in np.random.default_rng(seed).integers(0, 60, 400).tolist():
+        content = cache.get(f"b{number}")
+        if content is None:
+            cache.put(f"b{number}", block(number))
+        else:
+            assert content == block(number)
+        with (directory / ".total").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            assert held(directory) <= limit
+
+
+def test_processes_share_one_bound(tmp_path: Path) -> None:
+    """Four processes at once on a cache for a third of the blocks: never above its limit."""
+    fork = get_context("fork")
+    processes = [fork.Process(target=use, args=(tmp_path, seed, 20 * 1004)) for seed in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert held(tmp_path) > 10 * 1004
+
+
+def test_a_lost_total_is_counted_again(tmp_path: Path) -> None:
+    """A process killed while it wrote the total leaves it empty; the bound holds all the same."""
+    cache = BlockCache(tmp_path, 10 * 1004)
+    for number in range(10):
+        cache.put(f"b{number}", block(number))
+    (tmp_path / ".total").write_text("")
+    cache.put("more", block(10))
+    assert held(tmp_path) <= 10 * 1004
+
+
+def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """One line that names the setting and the directory."""
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"data\.cache_dir=.*file/blocks: cannot be written"):
+        BlockCache(tmp_path / "file" / "blocks", 10**6)

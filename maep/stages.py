@@ -16,7 +16,7 @@ from maep.config import LEAVES, setting_value, to_yaml
 from maep.data.adversarial import adversarial_path, make_adversarial_shards
 from maep.data.build import SPLITS, build_shards, clean_shards, clean_split
 from maep.data.shards import ShardSet
-from maep.data.storage import Reading
+from maep.data.storage import Reading, open_storage
 from maep.errors import UserError, fail
 from maep.evaluation.report import build_report, write_environment
 from maep.evaluation.stage import evaluate_run
@@ -82,7 +82,8 @@ def _attack(settings: Settings, _launch: Launcher) -> None:
 
 
 def _attack_share(settings: Settings, worker: tuple[int, int]) -> bool:
-    return (make_adversarial_shards(settings, worker, shared=True) / MANIFEST).is_file()
+    place = make_adversarial_shards(settings, worker, shared=True)
+    return open_storage(place, Reading.of(settings)).exists(MANIFEST)
 
 
 def _attack_idle(settings: Settings) -> str:

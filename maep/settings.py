@@ -220,6 +220,9 @@ class ComputeSettings:
 class PurifySettings:
     batch_tiles: int = setting(256, "tiles a forward pass; bounds the memory", unit="tiles", low=1)
     overlap: int = setting(0, "overlap of neighbouring tiles, blended", unit="pixels", low=0)
+    shifts: int = setting(
+        1, "grids, each shifted by a further share of a tile down and right, whose results are averaged", low=1, high=16
+    )
     passes: int = setting(1, "times the purifier is applied to its own output (the paper: 1)", low=1)
 
 

@@ -113,7 +113,7 @@ def plan_digest(settings: Settings) -> str:
     """Identity of the settings that decide what an evaluation consists of."""
     evaluation = asdict(settings.evaluation)
     decides = {key: value for key, value in evaluation.items() if key not in ("figure_images", "purifiers")}
-    purify = {"overlap": settings.purify.overlap, "passes": settings.purify.passes}
+    purify = {"overlap": settings.purify.overlap, "passes": settings.purify.passes, "shifts": settings.purify.shifts}
     return digest({"evaluation": decides, "seed": settings.run.seed, "purify": purify})
 
 

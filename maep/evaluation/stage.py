@@ -37,7 +37,7 @@ def purifier_identity(settings: Settings, label: str) -> str:
     """Digest of everything the purifier's output depends on."""
     run = Path(settings.run.dir)
     names = ["purifier/model.safetensors"] + ([FINETUNED[label]] if label in FINETUNED else [])
-    use = {"passes": settings.purify.passes, "overlap": settings.purify.overlap}
+    use = {name: getattr(settings.purify, name) for name in ("passes", "overlap", "shifts")}
     return digest([[sha256_file(run / name) for name in names], use])
 
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from maep.models.masked_autoencoder import MaskedAutoencoder
-from maep.purifiers.tiling import Tiling, tile_count
+from maep.purifiers.tiling import Tiling, seam_error
 from maep.settings import PurifySettings
 
 
@@ -20,6 +20,13 @@ class Purifier(nn.Module):
         """How many images of a size are best given to `purify` together, at least 1."""
         return 1
 
+    def seam_error(self, images: Tensor, purified: Tensor) -> tuple[Tensor, Tensor] | None:
+        """How visible the borders of tiles are in what was purified: see `maep.purifiers.tiling.seam_error`.
+
+        images, purified: [N, 3, H, W], before and after. None where there is no border.
+        """
+        return None
+
     def forward(self, images: Tensor) -> Tensor:
         """`purify`, so that a purifier is a module like any other."""
         return self.purify(images)
@@ -29,7 +36,7 @@ class MAEPurifier(Purifier):
     """Purifies with a masked autoencoder that sees the whole image (r = 0), tile by tile where it is larger.
 
     model: takes and returns [N, 3, s, s], s = model.config.image_size.
-    settings: tiles a forward, overlap, passes.
+    settings: tiles a forward, overlap, shifted grids, passes.
     """
 
     def __init__(self, model: MaskedAutoencoder, settings: PurifySettings) -> None:
@@ -50,17 +57,32 @@ class MAEPurifier(Purifier):
 
     def images_at_once(self, height: int, width: int) -> int:
         """As many as fill one batch of tiles."""
+        return max(1, self.settings.batch_tiles // max(grid.rows * grid.columns for grid in self._grids(height, width)))
+
+    def seam_error(self, images: Tensor, purified: Tensor) -> tuple[Tensor, Tensor] | None:
+        """As `Purifier.seam_error`, over the borders of all grids; None where one tile holds the image."""
+        borders = [grid.borders() for grid in self._grids(*images.shape[-2:])]
+        rows, columns = (torch.stack(along).any(0) for along in zip(*borders, strict=True))
+        if not bool(rows.any() | columns.any()):
+            return None
+        return seam_error(purified - images, (rows.to(images.device), columns.to(images.device)))
+
+    def _grids(self, height: int, width: int) -> list[Tiling]:
+        """The grids whose results are averaged; one where a tile holds the image, since that has no seams."""
         size, overlap = self.model.config.image_size, self.settings.overlap
-        tiles = tile_count(height, size, overlap) * tile_count(width, size, overlap)
-        return max(1, self.settings.batch_tiles // tiles)
+        shifts = 1 if height <= size and width <= size else self.settings.shifts
+        return [Tiling(height, width, size, overlap, (size - overlap) * number // shifts) for number in range(shifts)]
 
     def _once(self, images: Tensor) -> Tensor:
         size = self.model.config.image_size
         if images.shape[-2:] == (size, size):
             return self._tiles(images)
-        tiling = Tiling(images.shape[-2], images.shape[-1], size, self.settings.overlap)
-        tiles = tiling.cut(images)
-        return images + tiling.join(self._tiles(tiles) - tiles)
+        grids = self._grids(*images.shape[-2:])
+        removed = torch.zeros_like(images)
+        for grid in grids:
+            tiles = grid.cut(images)
+            removed = removed + grid.join(self._tiles(tiles) - tiles)
+        return images + removed / len(grids)
 
     def _tiles(self, tiles: Tensor) -> Tensor:
         batches = tiles.split(self.settings.batch_tiles)

@@ -37,14 +37,14 @@ def batches_of(module: nn.Module) -> Iterator[list[int]]:
     handle.remove()
 
 
-@pytest.mark.parametrize("overlap", [0, 5])
-def test_identity_model_returns_the_input(overlap: int) -> None:
+@pytest.mark.parametrize(("overlap", "shifts"), [(0, 1), (5, 1), (0, 3), (5, 2)])
+def test_identity_model_returns_the_input(overlap: int, shifts: int) -> None:
     """50 x 70, no multiple of the tile: nothing is lost or moved, at the borders neither."""
     images = torch.randint(0, 256, (2, 3, 50, 70)) / 255
-    torch.testing.assert_close(purifier(False, overlap=overlap)(images), images, rtol=0, atol=1e-6)
+    torch.testing.assert_close(purifier(False, overlap=overlap, shifts=shifts)(images), images, rtol=0, atol=1e-6)
     model = nn.Identity()
     model.config = MODEL  # type: ignore[assignment]
-    exact = MAEPurifier(model, PurifySettings(overlap=overlap))  # type: ignore[arg-type]
+    exact = MAEPurifier(model, PurifySettings(overlap=overlap, shifts=shifts))  # type: ignore[arg-type]
     assert torch.equal(exact(images), images)
 
 
@@ -63,6 +63,44 @@ def test_grid_without_overlap_is_tile_by_tile() -> None:
     whole = net(images)
     alone = net(images[:, :, 16:32, 32:48])
     torch.testing.assert_close(whole[:, :, 16:32, 32:48], alone)
+
+
+def test_shifted_grids_are_averaged() -> None:
+    """With 4 shifts the mean of the grids that begin 0, 4, 8 and 12 pixels before the image, each tile alone."""
+    net, images = purifier(), torch.rand(1, 3, 32, 48) * 0.2 + 0.4
+    grids = []
+    for shift in (0, 4, 8, 12):
+        padded = torch.nn.functional.pad(images, (shift, 16, shift, 16), mode="reflect")
+        grids.append(net(padded)[:, :, shift : shift + 32, shift : shift + 48])
+    torch.testing.assert_close(purifier(shifts=4)(images), torch.stack(grids).mean(0))
+
+
+class Brighten(nn.Module):
+    """Adds to a whole tile a tenth of its mean, so that every border shows."""
+
+    config = MODEL
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        return tiles + tiles.mean((1, 2, 3), keepdim=True) / 10
+
+
+def test_seams_are_measured_and_softened() -> None:
+    """Steps at the borders of a plain grid alone; blending and shifted grids lessen them; one tile has none."""
+    images = torch.rand(4, 3, 64, 80) * 0.8
+
+    def seams(**settings: int) -> tuple[Tensor, Tensor]:
+        net = MAEPurifier(Brighten(), PurifySettings(**settings))  # type: ignore[arg-type]
+        measured = net.seam_error(images, net(images))
+        assert measured is not None
+        return measured
+
+    across, inside = seams()
+    assert across.shape == inside.shape == (4,)
+    assert across.min() > 1e-4
+    assert inside.max() < 1e-6
+    for softer in ({"overlap": 8}, {"shifts": 4}):
+        assert (seams(**softer)[0] < across / 2).all()
+    assert purifier(shifts=4).seam_error(images[:, :, :16, :9], images[:, :, :16, :9]) is None
 
 
 def test_an_image_of_the_models_size_is_one_tile() -> None:
@@ -113,7 +151,9 @@ def test_gradients_need_memory_for_one_batch_of_tiles() -> None:
     assert saved_numbers(purifier(batch_tiles=64), images) > 5 * bound
 
 
-@pytest.mark.parametrize("settings", [{}, {"overlap": 5}, {"batch_tiles": 2, "overlap": 3}, {"passes": 2}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"overlap": 5}, {"batch_tiles": 2, "overlap": 3}, {"passes": 2}, {"shifts": 3}]
+)
 def test_gradient_is_exact_through_tiles(settings: dict[str, Any]) -> None:
     """Autograd's gradient equals finite differences in double precision, with overlap, padding and batches."""
     net = purifier(**settings).double()
@@ -128,6 +168,7 @@ def test_batches_of_equal_images_fill_one_batch_of_tiles() -> None:
     assert net.images_at_once(32, 32) == 5
     assert net.images_at_once(16, 16) == 20
     assert net.images_at_once(500, 500) == 1
+    assert purifier(batch_tiles=20, shifts=2).images_at_once(32, 32) == 2  # the shifted grid has 9
 
 
 def test_refuses_other_shapes() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from maep.purifiers.tiling import Tiling, blend_weights, reflected, tile_count
+from maep.purifiers.tiling import Tiling, blend_weights, reflected, seam_error, tile_count
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,37 @@ def test_join_inverts_cut(overlap: int) -> None:
     second_row = tiles[tiling.rows * tiling.columns + tiling.columns + 2]
     assert torch.equal(second_row, images[1, :, stride : stride + 16, 2 * stride : 2 * stride + 16])
     torch.testing.assert_close(tiling.join(tiles), images)
+
+
+@pytest.mark.parametrize(("overlap", "shift"), [(0, 5), (0, 15), (4, 6), (12, 3)])
+def test_shifted_grid_inverts_too(overlap: int, shift: int) -> None:
+    """Its first tile begins `shift` pixels above and left of the image, and nothing is lost or moved."""
+    images = torch.rand(2, 3, 50, 70)
+    tiling = Tiling(50, 70, 16, overlap, shift)
+    tiles = tiling.cut(images)
+    assert torch.equal(tiles[0, :, shift:, shift:], images[0, :, : 16 - shift, : 16 - shift])
+    assert torch.equal(tiles[0, :, shift - 1, shift:], images[0, :, 1, : 16 - shift])
+    torch.testing.assert_close(tiling.join(tiles), images)
+
+
+def test_borders_are_where_tiles_begin_or_end() -> None:
+    """Without overlap between whole tiles; with it at both ends of what is shared; shifted with the grid."""
+
+    def borders(*grid: int) -> list[list[int]]:
+        return [along.nonzero()[:, 0].tolist() for along in Tiling(*grid).borders()]
+
+    assert borders(64, 40, 16, 0) == [[15, 31, 47], [15, 31]]
+    assert borders(64, 40, 16, 0, 5) == [[10, 26, 42, 58], [10, 26]]
+    assert borders(40, 16, 16, 4) == [[11, 15, 23, 27], []]
+
+
+def test_seam_error_is_the_step_at_borders() -> None:
+    """A field that rises by 3 at borders, by 1 elsewhere: 3 and 1, for each image, whatever its sign."""
+    tiling = Tiling(20, 24, 8, 0)
+    rows, columns = tiling.borders()
+    down = torch.cat([torch.zeros(1), torch.where(rows, 3.0, 1.0).cumsum(0)])
+    right = torch.cat([torch.zeros(1), torch.where(columns, 3.0, 1.0).cumsum(0)])
+    field = (down[:, None] - right[None, :]).expand(1, 3, 20, 24)
+    across, inside = seam_error(torch.cat([field, -2 * field]), (rows, columns))
+    assert across.tolist() == [3.0, 6.0]
+    assert inside.tolist() == [1.0, 2.0]

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from maep.config import load_settings
 from maep.data.adversarial import adversarial_path
-from maep.data.build import clean_shards_path
+from maep.data.build import SPLITS, clean_shards, clean_shards_path, clean_split
 from maep.data.shards import ShardSet
+from maep.data.storage import Reading
 from maep.errors import UserError
 from maep.evaluation.records import PLAN, planned_tasks, record_path
-from maep.files import MANIFEST, read_json
+from maep.files import read_json
 from maep.models.classifiers import classifier_identity
 from maep.settings import Settings
 from maep.training.classifier import classifier_weights
@@ -52,23 +53,27 @@ def progress_of(stage: str, settings: Settings) -> Progress | None:
 
 def _shards(_stage: str, settings: Settings) -> Progress:
     root = clean_shards_path(settings)
-    sealed = [root / split / MANIFEST for split in ("train", "test")]
-    total = sum(len(read_json(path)["shards"]) for path in sealed) if all(p.is_file() for p in sealed) else None
-    return Progress(sum(1 for _ in root.rglob("*.tar")), total, "shards")
+    sealed = clean_shards(settings)
+    there = sum(len(shards.manifest["shards"]) for shards in sealed.values())
+    made = sum(1 for _ in root.rglob("*.tar")) if isinstance(root, Path) else there
+    return Progress(made, there if len(sealed) == len(SPLITS) else None, "shards")
 
 
 def _attack(_stage: str, settings: Settings) -> Progress:
-    clean = ShardSet(clean_shards_path(settings) / "train")
+    clean = clean_split(settings, "train")
     identity = classifier_identity(settings.classifier, classifier_weights(settings))
-    made = list(adversarial_path(settings, clean, identity).glob("*.attack.json"))
-    return _counted(made, len(clean.manifest["shards"]), "shards")
+    place, total = adversarial_path(settings, clean, identity), len(clean.manifest["shards"])
+    if not isinstance(place, Path):
+        return Progress(total, total, "shards")
+    return _counted(list(place.glob("*.attack.json")), total, "shards")
 
 
 def _training(stage: str, settings: Settings) -> Progress:
     first = stage == "pretrain"
     name, train = ("metrics.jsonl", settings.pretrain) if first else ("metrics-finetune.jsonl", settings.finetune)
     other = settings.finetune.clean_shards if stage == "finetune" else None
-    steps = total_steps(train, len(ShardSet(Path(other) if other else clean_shards_path(settings) / "train")))
+    images = ShardSet(other, Reading.of(settings)) if other else clean_split(settings, "train")
+    steps = total_steps(train, len(images))
     lines = last_lines(Path(settings.run.dir) / name)
     if not lines:
         return Progress(0, steps, "steps")

@@ -211,6 +211,8 @@ def _check_together(settings: Settings) -> None:
         fail("classifier.mean and classifier.std: three numbers each, one a channel")
     if bool(settings.finetune.clean_shards) != bool(settings.finetune.adversarial_shards):
         fail("finetune.clean_shards and finetune.adversarial_shards: set both or neither")
+    if settings.finetune.clean_shards and settings.finetune.source:
+        fail("finetune.source and finetune.clean_shards: both name other images; set one")
     _check_masks(settings)
 
 

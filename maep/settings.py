@@ -181,6 +181,10 @@ class TrainSettings:
     log_every: int = setting(10, "steps between lines of metrics.jsonl", unit="steps", low=1)
     save_every: int = setting(200, "steps between checkpoints", unit="steps", low=1)
     keep_last: int = setting(3, "checkpoints kept", low=2)
+    source: str | None = setting(
+        None, "configuration whose images, classifier and attack make the training pairs; unset: the run's own"
+    )
+    source_set: list[str] = setting([], "key=value words on top of that configuration, such as data.root=PATH")
 
 
 @dataclass

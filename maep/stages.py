@@ -7,7 +7,7 @@ again; another one moves the old outputs in the run directory aside, says which 
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from maep.evaluation.stage import evaluate_run
 from maep.files import MANIFEST, atomic_file, digest, one_at_a_time, read_json, run_lock, sha256_file, write_json
 from maep.models.classifiers import classifier_identity
 from maep.progress import say
-from maep.settings import Settings
+from maep.settings import Settings, TrainSettings
 from maep.training.classifier import classifier_weights, train_classifier
 from maep.training.inputs import finetuning_pairs, own_pairs, verify_pairs
+from maep.training.source import source_facts, source_settings
 
 Launcher = Callable[[str, Settings], None]
 Share = Callable[[Settings, tuple[int, int]], bool]
@@ -98,12 +99,23 @@ def _attack_identity(settings: Settings) -> str:
     return ShardSet(path, Reading.of(settings)).identity
 
 
+def _make_source(settings: Settings, launch: Launcher, train: TrainSettings) -> None:
+    """Make the pairs of another data set, where a training names one."""
+    source = source_settings(settings, train)
+    if source is not settings:
+        for name in ("shards", "classifier", "attack"):
+            if not STAGES[name].idle(source):
+                STAGES[name].run(source, launch)
+
+
 def _pretrain(settings: Settings, launch: Launcher) -> None:
+    _make_source(settings, launch, settings.pretrain)
     verify_pairs(own_pairs(settings, settings.pretrain))
     launch("pretrain", settings)
 
 
 def _finetune(settings: Settings, launch: Launcher) -> None:
+    _make_source(settings, launch, settings.finetune)
     verify_pairs(finetuning_pairs(settings))
     launch("finetune", settings)
 
@@ -170,8 +182,17 @@ STAGES = {
 
 def settings_read(stage: Stage, settings: Settings) -> dict[str, Any]:
     """`{key: value}` of the settings that determine the stage's result."""
-    keys = [key for key in LEAVES if key in stage.reads or key.split(".")[0] in stage.reads]
-    return {key: setting_value(settings, key) for key in keys if not key.endswith(HOW_NOT_WHAT)}
+    return decisive_settings(settings, [k for k in LEAVES if k in stage.reads or k.split(".")[0] in stage.reads])
+
+
+def decisive_settings(settings: Settings, keys: Sequence[str]) -> dict[str, Any]:
+    """`{key: value}` of those keys that determine results; another configuration's name stands with its content."""
+    values = {key: setting_value(settings, key) for key in keys if not key.endswith(HOW_NOT_WHAT)}
+    for name, source in source_facts(settings).items():
+        if f"{name}.source" in values:
+            parts = [key for key in LEAVES if key.split(".")[0] in ("data", "classifier", "attack")]
+            values[f"{name}.source"] += f" {digest(decisive_settings(source, parts))[:8]}"
+    return values
 
 
 def _record_path(settings: Settings, name: str) -> Path:

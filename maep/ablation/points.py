@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from maep.ablation.sweep import Sweep
-from maep.config import LEAVES, load_settings, setting_value
+from maep.config import LEAVES, load_settings
 from maep.errors import UserError, fail
 from maep.files import digest
-from maep.settings import Settings
-from maep.stages import HOW_NOT_WHAT
+from maep.settings import DataSettings, Settings
+from maep.stages import decisive_settings
+from maep.training.source import source_facts
 
+BASE = "base"
 PLACES = ("run.name", "run.dir", "run.cache")
 
 
@@ -41,14 +43,14 @@ class Point:
 
 def settings_identity(settings: Settings) -> str:
     """64 hex digits of all settings that results depend on, wherever files are and however work is shared."""
-    keys = [key for key in LEAVES if key not in PLACES and not key.endswith(HOW_NOT_WHAT)]
-    return digest({key: setting_value(settings, key) for key in keys})
+    return digest(decisive_settings(settings, [key for key in LEAVES if key not in PLACES]))
 
 
 def expand(sweep: Sweep, overrides: Sequence[str] = ()) -> list[Point]:
     """All points, seeds innermost, each resolved and validated.
 
-    overrides: `section.key=value` for every point. Raises UserError, naming the point, for bad settings, for two
+    overrides: `section.key=value` for every point, or `BASE:section.key=value` for those on that configuration and
+    for trainings that take their pairs from it. Raises UserError, naming the point, for bad settings, for two
     points with the same resolved settings, and for a data set that is not there.
     """
     for argument in overrides:
@@ -62,7 +64,8 @@ def expand(sweep: Sweep, overrides: Sequence[str] = ()) -> list[Point]:
         other = seen.setdefault(point.identity, point)
         if other is not point:
             fail(f"{sweep.file}: {point.label} and {other.label} resolve to the same settings; drop one")
-        _check_data(sweep, point)
+        for settings in (point.settings, *source_facts(point.settings).values()):
+            _check_data(sweep, point, settings.data)
     return points
 
 
@@ -75,23 +78,37 @@ def _combinations(sweep: Sweep) -> Iterator[tuple[tuple[str, ...], dict[str, Any
         yield tuple(axis.names[place] for axis, place in pairs), settings, seed
 
 
+def words_for(base: str, overrides: Sequence[str]) -> list[str]:
+    """Of `BASE:key=value` words those for this configuration, without its name."""
+    return [word.removeprefix(f"{base}:") for word in overrides if word.startswith(f"{base}:")]
+
+
+def _is_for_all(word: str) -> bool:
+    return ":" not in word.partition("=")[0]
+
+
 def _point(sweep: Sweep, names: tuple[str, ...], chosen: dict[str, Any], seed: int, overrides: Sequence[str]) -> Point:
-    file = str(sweep.file)
-    layers = [(file, sweep.fixed), (file, {**chosen, "run.seed": seed})]
+    file, base = str(sweep.file), chosen.get(BASE, sweep.base)
+    own = {key: value for key, value in chosen.items() if key != BASE}
+    for section in ("pretrain", "finetune"):
+        source = own.get(f"{section}.source")
+        if source:
+            own[f"{section}.source_set"] = [*own.get(f"{section}.source_set", []), *words_for(source, overrides)]
+    layers = [(file, sweep.fixed), (file, {**own, "run.seed": seed})]
+    words = [*filter(_is_for_all, overrides), *words_for(base, overrides)]
     try:
-        settings = load_settings(sweep.base, overrides, layers)
+        settings = load_settings(base, words, layers)
+        identity = settings_identity(settings)
     except UserError as error:
         fail(f"{file}: {', '.join(names) or 'every point'}: {error}")
-    identity = settings_identity(settings)
     run = replace(settings.run, name=f"point-{identity[:8]}", dir=f"{settings.run.cache}/points/{identity[:16]}")
     return Point(names, seed, replace(settings, run=run), identity)
 
 
-def _check_data(sweep: Sweep, point: Point) -> None:
-    data = point.settings.data
+def _check_data(sweep: Sweep, point: Point, data: DataSettings) -> None:
     if data.shards or (data.format == "digits" and not data.root):
         return
     if data.root is None:
-        fail(f"{sweep.file}: {point.label}: no images of {data.name}; give data.root=PATH")
+        fail(f"{sweep.file}: {point.label}: no images of {data.name}; give data.root=PATH, or BASE:data.root=PATH")
     if "://" not in data.root and not Path(data.root).exists():
         fail(f"data.root={data.root} ({point.label}): no such file or directory")

@@ -4,7 +4,7 @@ table: Table 15                                  its number in the paper; left o
 title: Patch size and mask ratio
 scales:
   paper: {base: cifar10, set: {finetune: {method: none}}}
-  cpu:   {base: ablation/small, note: what a reader must know}  may also replace values: grid, zip or readings
+  cpu:   {base: ablation/small, note: what a reader must know}  may also replace values: grid, zip, names, readings
 grid:                                            the product of lists of values, one axis a key
   model.patch_size: [2, 4, 8]
   pretrain.mask_ratio: [0, 0.25, 0.5, 0.75]
@@ -28,7 +28,7 @@ from maep.config import config_file, nearest
 from maep.errors import fail
 
 FIELDS = ("table", "title", "scales", "grid", "zip", "names", "seeds", "readings", "values", "paper", "errata")
-SCALE_FIELDS = ("base", "set", "note", "grid", "zip", "readings")
+SCALE_FIELDS = ("base", "set", "note", "grid", "zip", "names", "readings")
 READING = {"purifier": "pretrained", "attack": "autoattack-standard", "eps": "8/255", "threat_model": "oblivious"}
 ACCURACIES = ("clean_accuracy", "robust_accuracy")
 DEFAULT_SCALE = "paper"
@@ -89,11 +89,16 @@ def read_sweep(name: str, scale: str | None = None, overrides: Sequence[str] = (
     tree = _read(file)
     _check_keys(file, tree, FIELDS)
     chosen, part = _scale(file, tree, scale)
-    tree = {**tree, **{key: {**tree.get(key, {}), **part[key]} for key in ("grid", "zip") if key in part}}
-    readings = _readings(file, part.get("readings") or tree.get("readings") or {"": {}})
+    readings = _readings(file, tree.get("readings") or {"": {}})
     values = tuple(_list(file, "values", tree.get("values", list(ACCURACIES))))
     paper = _paper(file, tree, _axes(file, tree), readings, values)
-    tree = _overridden(file, tree, overrides)
+    if "readings" in part:
+        _check_keys(f"{file}: scales.{chosen}.readings", part["readings"], list(readings))
+        readings = {**readings, **_readings(file, part["readings"])}
+    of_scale: dict[str, Any] = {
+        key: {**tree.get(key, {}), **part[key]} for key in ("grid", "zip", "names") if key in part
+    }
+    tree = _overridden(file, {**tree, **of_scale}, overrides)
     return Sweep(
         name=file.stem, file=file, table=str(tree.get("table", "")), title=str(tree.get("title", file.stem)),
         scale=chosen, note=str(part.get("note", "")), base=str(part["base"]), fixed=part.get("set") or {},

@@ -16,6 +16,7 @@ from maep.purifiers import read_purifier, save_purifier
 from maep.settings import FinetuneSettings, Settings
 from maep.training.inputs import finetuning_pairs, online_attack
 from maep.training.loop import TrainingJob, train
+from maep.training.source import source_settings
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -50,7 +51,7 @@ def finetune(settings: Settings) -> None:
         metrics=directory / "metrics-finetune.jsonl", samples=directory / "samples-finetune",
         workers=settings.data.workers,
         facts={"model": asdict(settings.model), "method": chosen.method, "rank": chosen.rank},
-        online=online_attack(settings, len(pairs.clean.classes)),
+        online=online_attack(source_settings(settings, chosen), len(pairs.clean.classes)),
     )  # fmt: skip
     weights, accelerator = train(job)
     if accelerator.is_main_process:

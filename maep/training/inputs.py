@@ -12,10 +12,12 @@ from maep.models.classifiers import classifier_identity, load_classifier
 from maep.settings import Settings, TrainSettings
 from maep.training.classifier import classifier_weights
 from maep.training.loop import OnlineAttack
+from maep.training.source import source_settings
 
 
 def own_pairs(settings: Settings, train: TrainSettings) -> PairDataset:
-    """Pairs of the run's own data set, checked to be of its classifier, attack and images."""
+    """Pairs of the run's own data set, or of train.source, checked to be of its classifier, attack and images."""
+    settings = source_settings(settings, train)
     clean = clean_split(settings, "train")
     if settings.attack.online:
         return _dataset(settings, train, clean, None)

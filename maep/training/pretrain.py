@@ -11,6 +11,7 @@ from maep.purifiers import save_purifier
 from maep.settings import Settings
 from maep.training.inputs import online_attack, own_pairs
 from maep.training.loop import TrainingJob, train
+from maep.training.source import source_settings
 
 
 def seeded_model(settings: Settings) -> MaskedAutoencoder:
@@ -31,7 +32,7 @@ def pretrain(settings: Settings) -> None:
         objective=settings.objective, compute=settings.compute, directory=directory / "checkpoints",
         metrics=directory / "metrics.jsonl", samples=directory / "samples", workers=settings.data.workers,
         facts={"model": asdict(settings.model), "purify": asdict(settings.purify)},
-        online=online_attack(settings, len(pairs.clean.classes)),
+        online=online_attack(source_settings(settings, settings.pretrain), len(pairs.clean.classes)),
     )  # fmt: skip
     weights, accelerator = train(job)
     if accelerator.is_main_process:

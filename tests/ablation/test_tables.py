@@ -1,0 +1,83 @@
+"""The paper's tables: every file resolves at every scale, and its numbers are those of the paper's notes."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from maep.ablation.points import Point, expand
+from maep.ablation.sweep import Sweep, read_sweep
+from maep.config import CONFIGS, sweep_names
+
+CASES = [(name, scale) for name in sweep_names() for scale in ("paper", "cpu")]
+WITHOUT_CPU = {"ablation/table08"}
+TABLES = {2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18}
+
+
+def resolved(name: str, scale: str, data: Path) -> tuple[Sweep, list[Point]]:
+    """A table with some directory as every data set."""
+    bases = [path.stem for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("digits")]
+    sweep = read_sweep(name, scale)
+    return sweep, expand(sweep, [f"{base}:data.root={data}" for base in bases])
+
+
+def test_every_table_has_a_file() -> None:
+    """One file a table, called after it."""
+    assert {int(name.removeprefix("ablation/table")) for name in sweep_names()} == TABLES
+    for name in sweep_names():
+        assert read_sweep(name, "paper").table == f"Table {int(name[-2:])}"
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"), [case for case in CASES if not (case[0] in WITHOUT_CPU and case[1] == "cpu")]
+)
+def test_every_table_resolves(name: str, scale: str, tmp_path: Path) -> None:
+    """All points are valid, their evaluation has what the table reads, and the paper's numbers have their cells."""
+    sweep, points = resolved(name, scale, tmp_path)
+    assert points
+    for point in points:
+        evaluation = point.settings.evaluation
+        for reading in sweep.readings.values():
+            assert reading["attack"] in evaluation.attacks
+            assert reading["threat_model"] in evaluation.threat_models
+            top, bottom = map(float, reading["eps"].split("/"))
+            assert any(abs(eps - top / bottom) < 1e-9 for eps in evaluation.eps)
+            assert reading["purifier"] == "pretrained" or point.settings.finetune.method != "none"
+    if scale == "paper":
+        cells = {(*point.names, reading) for point in points for reading in sweep.readings}
+        assert sweep.paper
+        assert set(sweep.paper) <= cells
+
+
+def test_one_point_serves_several_tables(tmp_path: Path) -> None:
+    """MAEP as the paper chose it is the same run in Tables 11, 12 and 15, at both scales."""
+    for scale, patch in (("paper", "2"), ("cpu", "4")):
+        wanted = {"11": ("L1",), "12": ("MAEP",), "15": (patch, "0.5")}
+        found = {
+            point.identity
+            for table, names in wanted.items()
+            for point in resolved(f"ablation/table{table}", scale, tmp_path)[1]
+            if point.names == names
+        }
+        assert len(found) == 1
+
+
+@pytest.mark.parametrize("name", sweep_names())
+def test_published_numbers_are_the_papers(name: str) -> None:
+    """Every pair stands in the text of the paper, in this order; skipped where its text is not at hand."""
+    text = (
+        Path(os.environ.get("MAEP_SHARED_DATA", CONFIGS.parents[1] / "shared" / "data")).parent / "paper" / "maep.txt"
+    )
+    if not text.is_file():
+        pytest.skip(f"needs the paper's text at {text}")
+    rows = [
+        [float(n) for n in re.findall(r"(?<![\w.])\d+(?:\.\d+)?(?![\w.])", line)]
+        for line in text.read_text().splitlines()
+    ]
+    sweep = read_sweep(name, "paper")
+    if sweep.table == "Table 10":
+        pytest.skip("Table 10 says about a day and about ten minutes")
+    for names, numbers in sweep.paper.items():
+        width = len(numbers)
+        assert any(row[i : i + width] == list(numbers) for row in rows for i in range(len(row))), (names, numbers)

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from maep.config import nearest
 from maep.errors import exit_code, fail
 
-VERBS = {"purify": "purify an image, a folder or a shard: maep purify IN OUT run.dir=…"}
+VERBS = {
+    "purify": "purify an image, a folder or a shard: maep purify IN OUT run.dir=…",
+    "paper": "one page over all tables of the paper, from the sweeps run: maep paper [DIRECTORY]",
+}
 
 
 def run(arguments: Sequence[str]) -> int:

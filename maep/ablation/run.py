@@ -1,11 +1,16 @@
-"""Run the points of a sweep, one after the other; each is an ordinary run of the whole pipeline."""
+"""Run the points of a sweep; each is an ordinary run of the whole pipeline.
+
+Any number of workers, on any nodes, may run the same sweep: each takes the next point that no living one has
+(maep.claims), so that points of a dead worker go to the others, which go on from its checkpoints.
+"""
 
 import time
 import traceback
 from collections.abc import Sequence
 
 from maep.ablation.points import Point
-from maep.ablation.records import PointRecord, attacked_files, attacks_since, is_finished, read_record
+from maep.ablation.records import RECORD, PointRecord, attacked_files, attacks_since, is_finished, read_record
+from maep.claims import Claims
 from maep.errors import UserError, fail
 from maep.files import atomic_file
 from maep.progress import say
@@ -20,24 +25,43 @@ TRACEBACK = "failure.txt"
 def run_points(points: Sequence[Point], launch: Launcher, only: Sequence[int] = ()) -> bool:
     """Run what is not finished; a point that fails is recorded with its reason and the others go on.
 
-    only: indices of the points to run, all if empty. Returns whether none of them failed.
+    only: indices of the points to run, all if empty. Returns whether none of them has failed, once every point is
+    finished, failed or in the hands of another living worker.
     Raises Stopped or KeyboardInterrupt when the sweep itself is stopped; the same call goes on.
     """
     chosen = [points[index] for index in only] or list(points)
-    good = True
-    for number, point in enumerate(chosen, 1):
-        if is_finished(point):
-            say(f"point {number} of {len(chosen)}: {point.label}: finished before ({point.directory})")
-            if read_record(point).state != "finished":
-                PointRecord(state="finished").write(point)
-            continue
-        say(f"point {number} of {len(chosen)}: {point.label} ({point.directory})")
-        good = run_point(point, launch) and good
-    return good
+    units = {point.identity[:16]: point for point in chosen}
+    began, told = time.time(), set[str]()
+
+    def is_done(unit: str) -> bool:
+        return _is_done(units[unit], began, told)
+
+    directory, timeout = chosen[0].directory.parent / ".claims", chosen[0].settings.compute.claim_timeout
+    with Claims(directory, timeout) as claims:
+        for unit in claims.shared(list(units), is_done):
+            point = units[unit]
+            say(f"point {chosen.index(point) + 1} of {len(chosen)}: {point.label} ({point.directory})")
+            run_point(point, launch)
+    return all(read_record(point).state != "failed" for point in chosen)
 
 
-def run_point(point: Point, launch: Launcher) -> bool:
-    """Run one point to its end, or on from where it was stopped. Returns whether it went well."""
+def _is_done(point: Point, began: float, told: set[str]) -> bool:
+    """Whether there is nothing to do: it is finished, or some worker has seen it fail since `began`."""
+    record = read_record(point)
+    if record.state == "failed":
+        return (point.directory / RECORD).stat().st_mtime >= began
+    if not is_finished(point):
+        return False
+    if record.state != "finished":
+        PointRecord("finished", seconds=record.seconds, attacked=record.attacked).write(point)
+    if point.identity not in told:
+        told.add(point.identity)
+        say(f"{point.label}: finished ({point.directory})")
+    return True
+
+
+def run_point(point: Point, launch: Launcher) -> None:
+    """Run one point to its end, or on from where it was stopped, and write down how that went."""
     record, before, started = read_record(point), attacked_files(point.settings), time.time()
     spent, attacked = record.seconds, record.attacked
     record.state, record.reason = "running", ""
@@ -57,7 +81,6 @@ def run_point(point: Point, launch: Launcher) -> bool:
         made = attacks_since(before, point.settings)
         record.attacked = {kind: {**attacked[kind], **made[kind]} for kind in made}
         record.write(point)
-    return state == "finished"
 
 
 def _reason(error: Exception) -> str:

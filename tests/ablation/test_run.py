@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+from maep.__main__ import run as main
+from maep.ablation.sweep import read_sweep
+from maep.config import sweep_names
 from tests.ablation.sweeps import run, write
 from tests.tiny import Problem
 
@@ -16,11 +19,17 @@ def states(summary: dict[str, Any]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def swept(problem: Problem, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """Two good points around one whose learning rate ends in NaN; the sweep's directory and ablation.json."""
+    """Good points around one whose learning rate ends in NaN, the last with another set's pairs; and ablation.json."""
     base = tmp_path_factory.mktemp("sweep")
+    other = ["data.train_limit=60", "data.test_limit=20", "data.shard_images=30", "data.workers=0"]
     sweep = write(
-        base / "sweep.yaml", grid={}, paper={"good": [92.30, 88.73]}, names={"zip": ["good", "diverges", "also good"]},
-        zip={"objective.distance": ["l1", "mse", "mse"], "pretrain.lr": [1e-3, 1e30, 1e-3]},
+        base / "sweep.yaml", grid={}, paper={"good": [92.30, 88.73]},
+        names={"zip": ["good", "diverges", "also good", "transferred"]},
+        zip={
+            "objective.distance": ["l1", "mse", "mse", "l1"], "pretrain.lr": [1e-3, 1e30, 1e-3, 1e-3],
+            "pretrain.source": [None, None, None, "digits"],
+            "pretrain.source_set": [[], [], [], [*other, "classifier.epochs=1", "attack.steps=1"]],
+        },
     )  # fmt: skip
     done = run(problem, sweep, base / "out")
     assert done.returncode == 1, done.stderr
@@ -30,21 +39,24 @@ def swept(problem: Problem, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 def test_a_failed_point_does_not_stop_the_others(swept: tuple[Path, dict[str, Any]]) -> None:
     """The reason is recorded, and the points after it are finished."""
     summary = swept[1]
-    assert states(summary) == ["finished", "failed", "finished"]
+    assert states(summary) == ["finished", "failed", "finished", "finished"]
     assert "loss is not finite" in summary["points"][1]["reason"]
 
 
 def test_the_attack_runs_once_for_all_points(swept: tuple[Path, dict[str, Any]]) -> None:
-    """40 test images in 2 chunks, attacked once for three points; the training shards were there before."""
+    """40 test images in 2 chunks, once for four points; 60 training images of the other set in 2 shards.
+
+    The training shards of their own set were there before.
+    """
     attacked = swept[1]["attacked"]
     assert attacked["test"] == {"attacks": 2, "pieces": 2, "sets": 1}
-    assert attacked["training"] == {"attacks": 0, "pieces": 0, "sets": 0}
+    assert attacked["training"] == {"attacks": 2, "pieces": 2, "sets": 1}
 
 
 def test_cells_stand_beside_the_papers(swept: tuple[Path, dict[str, Any]]) -> None:
     """Ours with its interval, the paper's, the difference; the cell of the failed point is visibly empty."""
     base, summary = swept
-    good, failed, unpublished = summary["cells"]
+    good, failed, unpublished, _ = summary["cells"]
     clean = good["measures"][0]
     assert (clean["paper"], clean["seeds"]) == (92.30, 1)
     assert clean["difference"] == pytest.approx(clean["mean"] - 92.30)
@@ -56,6 +68,31 @@ def test_cells_stand_beside_the_papers(swept: tuple[Path, dict[str, Any]]) -> No
     assert "92.30 / 88.73" in text
     assert "\\toprule" in (base / "out" / "table.tex").read_text()
     assert (base / "out" / "figures" / "clean_accuracy.png").stat().st_size > 1000
+
+
+def test_one_page_over_all_tables(swept: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """What was run stands with scale, difference and command; every table of the paper that was not is there, empty."""
+    page = tmp_path / "page.html"
+    assert main(["paper", str(swept[0]), "--out", str(page)]) == 0
+    text = page.read_text()
+    clean = swept[1]["cells"][0]["measures"][0]
+    assert f"{clean['difference']:+.2f}" in text
+    assert "(cpu)" in text
+    assert "launch/local.py" in text
+    for name in sweep_names():
+        assert f"<h2>{read_sweep(name, 'paper').table} " in text
+    assert text.count('class="n empty"') > 50
+
+
+def test_pairs_come_from_the_source(problem: Problem, swept: tuple[Path, dict[str, Any]]) -> None:
+    """The transferred purifier was trained on other images: an epoch is 60 long, and its weights differ."""
+    good, _failed, _also, transferred = (Path(point["directory"]) for point in swept[1]["points"])
+    lines = [json.loads(line) for line in (transferred / "metrics.jsonl").read_text().splitlines()]
+    assert (lines[-1]["samples"], lines[-1]["epoch"]) == (64, 1)
+    weights = [(run / "purifier" / "model.safetensors").read_bytes() for run in (good, transferred)]
+    assert weights[0] != weights[1]
+    record = json.loads((transferred / "stages" / "pretrain.json").read_text())
+    assert record["settings"]["pretrain.source"].startswith("digits ")
 
 
 def test_only_new_points_run(problem: Problem, swept: tuple[Path, dict[str, Any]]) -> None:

@@ -1,0 +1,37 @@
+"""`maep paper`: one page over all tables, from whatever has been run.
+
+python -m maep paper [DIRECTORY] [--out PAGE.html]    DIRECTORY: where the sweeps' directories are; runs/ablation
+"""
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from maep.ablation.page import render_paper
+from maep.ablation.summary import SUMMARY
+from maep.errors import fail
+from maep.files import atomic_file
+from maep.progress import say
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Build the page. Raises UserError for a directory without any table, or one that cannot be written."""
+    parser = argparse.ArgumentParser(prog="maep paper", description=__doc__, exit_on_error=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("directory", nargs="?", default="runs/ablation", type=Path)
+    parser.add_argument("--out", type=Path, help="the page; DIRECTORY/paper.html if left out")
+    try:
+        namespace, unknown = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        fail(f"maep paper: {error}")
+    if unknown:
+        fail(f"maep paper: {unknown[0]}: unknown argument")
+    if namespace.directory.exists() and not namespace.directory.is_dir():
+        fail(f"{namespace.directory}: not a directory")
+    found = sorted(namespace.directory.glob(f"*/{SUMMARY}"))
+    page, out = render_paper(found), namespace.out or namespace.directory / "paper.html"
+    with atomic_file(out) as temporary:
+        temporary.write_text(page)
+    say(f"{len(found)} tables run, {shlex.quote(str(out))}")
+    return 0

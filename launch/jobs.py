@@ -17,6 +17,7 @@ KINDS = {
     "evaluate": ARRAY,
     "report": SINGLE,
 }
+POINTS = "points"  # of a sweep: each worker runs whole points, every stage of them
 WITHOUT_GPU = ("shards", "report")
 
 

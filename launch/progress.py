@@ -16,6 +16,7 @@ from maep.models.classifiers import classifier_identity
 from maep.settings import Settings
 from maep.training.classifier import classifier_weights
 from maep.training.schedule import total_steps
+from maep.training.source import source_settings
 
 TAIL = 65536
 RECENT = 20
@@ -72,7 +73,7 @@ def _training(stage: str, settings: Settings) -> Progress:
     first = stage == "pretrain"
     name, train = ("metrics.jsonl", settings.pretrain) if first else ("metrics-finetune.jsonl", settings.finetune)
     other = settings.finetune.clean_shards if stage == "finetune" else None
-    images = ShardSet(other, Reading.of(settings)) if other else clean_split(settings, "train")
+    images = ShardSet(other, Reading.of(settings)) if other else clean_split(source_settings(settings, train), "train")
     steps = total_steps(train, len(images))
     lines = last_lines(Path(settings.run.dir) / name)
     if not lines:

@@ -3,6 +3,7 @@
     python launch/slurm.py --nodes 4 cfg=imagenet [stage=…]    submit what is left to do, and return
     python launch/slurm.py --dry-run --nodes 4 cfg=imagenet    print the batch scripts and what they may cost
     python launch/slurm.py --plan --nodes 1,4,16 cfg=imagenet  what a training would take, on paper
+    python launch/slurm.py cfg=ablation/table15 [--scale cpu]  a sweep: an array of workers that share its points
     python launch/slurm.py status|cancel|logs RUN              RUN: a run directory, or a name below runs/
 
 What it adds to the run directory:
@@ -25,16 +26,18 @@ from pathlib import Path
 from rich.table import Table
 
 from launch.cluster import add_options, read_cluster
-from launch.jobs import KINDS, Job
+from launch.jobs import KINDS, POINTS, Job
 from launch.logs import show_logs
 from launch.records import JobRecord, find_run, live_jobs
 from launch.scheduler import cancel, job_states, require_slurm
 from launch.status import follow, job_text, print_status, print_submitted
-from maep.config import command_line
+from maep.ablation.sweep import is_sweep
+from maep.config import load_settings, split_arguments, sweep_names
 from maep.errors import exit_code, fail
 from maep.progress import console, say
 
 SETTLE = 4.0
+POLL = 2.0
 
 
 def main() -> int:
@@ -59,14 +62,20 @@ def _launch(words: Sequence[str]) -> int:
     stages = [word.partition("=")[2] for word in words if word.startswith("stage=")]
     rest = [word for word in words if not word.startswith("stage=")]
     grace = [f"compute.grace={rest[i + 1]}" for i, word in enumerate(rest[:-1]) if word == "--grace"]
-    namespace, settings = command_line(__doc__ or "", [*rest, *grace], options=options)
+    options.add_argument("--scale", help="of a sweep: paper, or cpu for a small version of the table")
+    namespace, words = split_arguments(__doc__ or "", [*rest, *grace], options=options)
     if not namespace.cfg:
         fail("cfg: name a configuration, such as cfg=imagenet")
+    if is_sweep(namespace.cfg):
+        return _launch_sweep(namespace, words, stages)
+    if namespace.scale:
+        fail(f"--scale: {namespace.cfg} is no sweep; choose one of {', '.join(sweep_names())}")
+    settings = load_settings(namespace.cfg, words)
     if namespace.plan:
         from launch.plan import print_plan
 
         return print_plan(settings, namespace)
-    cluster = read_cluster(namespace, list(KINDS))
+    cluster = read_cluster(namespace, [*KINDS, POINTS])
     wanted = stages[-1] if stages else "all"
     if namespace.dry_run:
         from launch.submit import on_paper
@@ -83,6 +92,33 @@ def _launch(words: Sequence[str]) -> int:
     print_submitted(run, records)
     say(f"launch/slurm.py status {run} · launch/slurm.py logs {run} · launch/slurm.py cancel {run}")
     return _follow(run, records) if namespace.wait else 0
+
+
+def _launch_sweep(namespace: argparse.Namespace, words: list[str], stages: Sequence[str]) -> int:
+    """Submit what is left of a sweep."""
+    for given, name in ((stages, "stage="), (namespace.dry_run, "--dry-run")):
+        if given:
+            fail(f"{name}: not for a sweep, whose points run every stage; leave it out")
+    from launch.sweep_jobs import print_sweep, submit_sweep
+
+    cluster = read_cluster(namespace, [*KINDS, POINTS])
+    require_slurm()
+    records = submit_sweep(namespace, words, cluster)
+    if not records:
+        return 0
+    run = Path(load_settings(records[0].config).run.dir)
+    print_sweep(run)
+    say(f"array {job_text(records[0])}; launch/slurm.py status {run} · logs {run} · cancel {run}")
+    return _await(records[0]) if namespace.wait else 0
+
+
+def _await(record: JobRecord) -> int:
+    """Wait until Slurm will do nothing more for a job; 0 if it ended well, else 1."""
+    while True:
+        states = job_states([record.job]).get(record.job, [])
+        if states and all(state.ended for state in states):
+            return int(any(state.state != "COMPLETED" for state in states))
+        time.sleep(POLL)
 
 
 def _settle(records: Sequence[JobRecord]) -> None:
@@ -136,8 +172,14 @@ def _parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
 
 
 def _status(words: Sequence[str]) -> int:
-    namespace = _parse(_parser("status", "How a run stands."), words)
-    print_status(find_run(namespace.run))
+    namespace = _parse(_parser("status", "How a run, or a sweep, stands."), words)
+    run = find_run(namespace.run)
+    if (run / "sweep.json").is_file():
+        from launch.sweep_jobs import print_sweep
+
+        print_sweep(run)
+    else:
+        print_status(run)
     return 0
 
 
@@ -150,7 +192,7 @@ def _cancel(words: Sequence[str]) -> int:
         say(f"{run}: no job is queued or running")
         return 0
     # The last stage first, so that none begins while those before it end.
-    problem = cancel([record.job for record in sorted(records, key=lambda r: -list(KINDS).index(r.stage))])
+    problem = cancel([record.job for record in sorted(records, key=lambda r: -[*KINDS, POINTS].index(r.stage))])
     if problem:
         fail(f"{run}: {problem}")
     say("cancelled: " + ", ".join(f"{record.stage} {job_text(record)}" for record in records))

@@ -109,7 +109,7 @@ def _submit_all(made: Submission, plan: Plan) -> list[JobRecord]:
     known, records = dict(plan.waits), list[JobRecord]()
     for job in plan.jobs:
         try:
-            record = _submit_one(made, job, {need: known[need] for need in job.needs if need in known})
+            record = submit_one(made, job, {need: known[need] for need in job.needs if need in known})
         except (FailedJobError, FailedSubmissionError) as error:
             cancel([record.job for record in records])
             fail(f"{job.stage}: Slurm refuses it: {error}; nothing was submitted")
@@ -118,7 +118,8 @@ def _submit_all(made: Submission, plan: Plan) -> list[JobRecord]:
     return records
 
 
-def _submit_one(made: Submission, job: Job, needs: dict[str, list[str]]) -> JobRecord:
+def submit_one(made: Submission, job: Job, needs: dict[str, list[str]]) -> JobRecord:
+    """Submit a job or array and write its record. needs: `{stage: jobs that must have ended well before}`."""
     after = [name for jobs in needs.values() for name in jobs]
     executor, tasks = made.executor(job, after), made.tasks(job)
     submitted = executor.submit_array(tasks) if job.kind == ARRAY else [executor.submit(tasks[0])]

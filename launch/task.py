@@ -15,7 +15,7 @@ from pathlib import Path
 from submitit import JobEnvironment
 
 from launch.ends import CRASHED, FINAL, LOST, STOPPED, job_now, life_now, write_end
-from launch.jobs import ARRAY, RANKS
+from launch.jobs import ARRAY, POINTS, RANKS
 from launch.ranks import rank_environment
 from maep.config import load_settings
 from maep.errors import UserError, fail
@@ -67,7 +67,11 @@ class Task:
             settings = load_settings(self.config)
         except OSError as error:
             fail(f"{self.place}: not visible on node {node} ({error.strerror}); choose one that all nodes share")
-        if self.kind == ARRAY:
+        if self.stage == POINTS:
+            from launch.sweep_jobs import work_on_points
+
+            work_on_points(Path(settings.run.dir))
+        elif self.kind == ARRAY:
             from maep.stages import work_on_stage
 
             work_on_stage(self.stage, settings, self.worker)

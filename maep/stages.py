@@ -30,6 +30,7 @@ from maep.training.source import source_facts, source_settings
 
 Launcher = Callable[[str, Settings], None]
 Share = Callable[[Settings, tuple[int, int]], bool]
+LOOK_AGAIN = 2.0  # seconds
 HOW_NOT_WHAT = (
     ".workers", ".log_every", ".save_every", ".keep_last", ".device", ".threads", ".on_error", ".claim_timeout",
     ".zero_stage", ".join_timeout", ".stall_timeout", ".grace", ".keep_every", ".keep_best", ".log_samples",
@@ -78,8 +79,14 @@ def _classifier_identity(settings: Settings) -> str:
     return classifier_identity(settings.classifier, classifier_weights(settings))
 
 
+def _to_the_end(share: Share, settings: Settings) -> None:
+    """Do all of a stage whose pieces other runs may need, and be making, too; waits for theirs."""
+    while not share(settings, (0, 1)):
+        time.sleep(LOOK_AGAIN)
+
+
 def _attack(settings: Settings, _launch: Launcher) -> None:
-    make_adversarial_shards(settings)
+    _to_the_end(_attack_share, settings)
 
 
 def _attack_share(settings: Settings, worker: tuple[int, int]) -> bool:
@@ -133,7 +140,7 @@ def _weights_identity(*names: str) -> Callable[[Settings], str]:
 
 
 def _evaluate(settings: Settings, _launch: Launcher) -> None:
-    evaluate_run(settings)
+    _to_the_end(evaluate_run, settings)
 
 
 def _records_identity(settings: Settings) -> str:

@@ -1,0 +1,120 @@
+"""A sweep on a SLURM cluster: an array of workers that share its points, and how the points stand.
+
+run.dir/sweep.json    what was asked: cfg, scale, words, command; a later submission may ask for more values
+"""
+
+import argparse
+import shlex
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from launch.cluster import Cluster
+from launch.jobs import ARRAY, POINTS, Job
+from launch.progress import progress_of
+from launch.records import JobRecord, live_jobs
+from launch.refusals import check_run, check_with_slurm
+from launch.snapshot import check_code, copy_code, mark_as_last
+from launch.status import duration, screen
+from launch.submit import submission_of, submit_one
+from maep.ablation.points import Point
+from maep.ablation.records import is_finished, read_record
+from maep.ablation.run import run_points
+from maep.ablation.study import Study, prepare
+from maep.ablation.summary import write_summary
+from maep.config import to_yaml
+from maep.files import atomic_file, read_json, write_json
+from maep.progress import say
+from maep.settings import Settings
+
+SPEC = "sweep.json"
+
+
+def sweep_settings(study: Study) -> Settings:
+    """What the array's batch script and its tasks are told: the first point's settings, in the sweep's directory."""
+    first = study.points[0].settings
+    return replace(first, run=replace(first.run, name=study.sweep.name, dir=str(study.directory)))
+
+
+def points_job(study: Study, cluster: Cluster) -> Job:
+    """An array with a worker for every point that is not finished, `array_parallelism` of them at a time."""
+    asked, left = cluster.of(POINTS), [point for point in study.points if not is_finished(point)]
+    return Job(POINTS, ARRAY, asked, (1, 1), 1, min(asked.gpus_per_node, 1), len(left), ())
+
+
+def submit_sweep(namespace: argparse.Namespace, words: Sequence[str], cluster: Cluster) -> list[JobRecord]:
+    """Submit what is not finished of a sweep; [] if nothing is left. Bad input is told before anything is written."""
+    study = prepare(namespace.cfg, namespace.scale, words)
+    spec = {"cfg": namespace.cfg, "scale": study.sweep.scale, "words": list(words), "command": sys.argv}
+    settings, job = sweep_settings(study), points_job(study, cluster)
+    if not job.workers:
+        say(f"{study.sweep.name}: all {len(study.points)} points are finished, nothing submitted")
+        write_summary(study.sweep, study.points, study.directory, sys.argv, 0.0)
+        return []
+    made = submission_of(settings)
+    if POINTS in live_jobs(made.run):
+        say(f"{study.sweep.name}: an array is under way; its points are shared with these workers")
+    check_run(settings, cluster, [job])
+    check_code(made.run, allowed=namespace.allow_code_change)
+    check_with_slurm([(job, made.script(job, []))])
+    copy_code(made.run)
+    mark_as_last(made.code)
+    write_json(study.directory / SPEC, spec)
+    with atomic_file(made.config) as temporary:
+        temporary.write_text(to_yaml(settings))
+    return [submit_one(made, job, {})]
+
+
+def read_study(directory: Path) -> tuple[Study, list[str]]:
+    """The sweep that was submitted in a directory, and the command that did it."""
+    spec: dict[str, Any] = read_json(directory / SPEC)
+    return prepare(spec["cfg"], spec["scale"], spec["words"]), spec["command"]
+
+
+def work_on_points(directory: Path) -> None:
+    """What a worker of the array does: take points until none is left for it, then write the table as it stands."""
+    from maep.training.worker import run_training
+
+    study, command = read_study(directory)
+    started = time.time()
+    try:
+        run_points(study.points, run_training)
+    finally:
+        write_summary(study.sweep, study.points, study.directory, command, time.time() - started)
+
+
+def print_sweep(directory: Path) -> None:
+    """Print how every point stands: finished, running with the time left, waiting, or failed and why."""
+    study, command = read_study(directory)
+    records = [(point, read_record(point)) for point in study.points]
+    counts = Counter(record.state for _, record in records)
+    title = f"{directory}: " + ", ".join(f"{count} {state}" for state, count in counts.items())
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    for name in ("point", *(axis.title for axis in study.sweep.axes), "seed", "state", "time", "progress", "left"):
+        table.add_column(name, overflow="fold")
+    for number, (point, record) in enumerate(records):
+        stage, progress = _under_way(point) if record.state == "running" else ("", None)
+        left = duration(progress.left) if progress and progress.left is not None else ""
+        spent = duration(record.seconds) if record.seconds else ""
+        done = f"{stage} {progress or ''}".strip()
+        table.add_row(str(number), *point.names, str(point.seed), record.state, spent, done, left)
+    failed = [f"point {n}: {r.reason}" for n, (_, r) in enumerate(records) if r.state == "failed"]
+    again = [f"failed points run again with: {shlex.join(command)}"] if failed else []
+    screen().print(Group(table, *map(Text, [*failed, *again])), highlight=False)
+
+
+def _under_way(point: Point) -> tuple[str, Any]:
+    """The stage that a point is at, and how far that is."""
+    for path in sorted((point.directory / "stages").glob("*.json"), key=lambda path: -path.stat().st_mtime):
+        if not read_json(path)["finished"]:
+            return path.stem, progress_of(path.stem, point.settings)
+    return "", None

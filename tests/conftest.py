@@ -14,8 +14,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--slow` adds the long fault cases of tests/cluster."""
+    """Options of the fault cases in tests/cluster."""
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption("--kills", type=int, default=20, help="how often the run of test_random_kills is killed")
+    parser.addoption("--seed", type=int, help="repeat the random schedule of this seed")
 
 
 @pytest.hookimpl(tryfirst=True)

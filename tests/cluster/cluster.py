@@ -10,7 +10,8 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +26,7 @@ T = TypeVar("T")
 HOME = Path("/run/maep-slurm")
 FIRST_PORT = 20000
 INSTANCES = 32
-CONTROLLER = ["slurmctld", "-D", "-f"]
+MACHINE = "mount --make-rshared / && read -r _"  # mounts made later in it reach the nodes
 
 
 class ClusterError(RuntimeError):
@@ -123,26 +124,50 @@ class Cluster:
         self.run(["scontrol", "reconfigure"])
 
     def reset(self) -> None:
-        """Cancel every job, and have all nodes powered, thawed and idle, and the user signal on, again."""
+        """Cancel every job, and have all nodes idle and the user signal on again."""
         self.run(["scancel", "--user=root"])
+        self.set_user_signal(True)
+        self.repair()
+        self.wait_for(self._idle, 90, "four idle nodes")
+
+    def repair(self) -> None:
+        """Have all nodes powered, thawed and in service again."""
         for node in self.nodes.values():
             node.thaw()
             node.power_on()
-        self.set_user_signal(True)
-        self.wait_for(self._idle, 90, "four idle nodes")
+        self.wait_for(self._in_service, 90, "four nodes in service")
 
-    def _idle(self) -> bool:
-        """Whether all nodes are idle; resumes those that an administrator or a failure took out."""
+    def _in_service(self) -> bool:
+        """Whether Slurm can use all nodes; resumes those that an administrator or a failure took out."""
         states = self.states()
         for name, state in states.items():
             if state.startswith(("DOWN", "DRAIN")) and not state.endswith("*"):
                 self.set_state(name, "resume")
-        return set(states.values()) == {"IDLE"}
+        return not any(
+            state.startswith(("DOWN", "DRAIN", "UNKNOWN")) or state.endswith("*") for state in states.values()
+        )
+
+    def _idle(self) -> bool:
+        return self._in_service() and set(self.states().values()) == {"IDLE"}
+
+    @contextmanager
+    def small_disk(self, path: Path, size: int) -> Iterator[Path]:
+        """Mount an empty file system of `size` bytes at `path` on all nodes; yields where its files are seen here."""
+        path.mkdir(parents=True)
+        self.run(self.machine.inside(["mount", "-t", "tmpfs", "-o", f"size={size}", "maep", str(path)]))
+        try:
+            yield Path(f"/proc/{min(self.machine.processes())}/root") / path.relative_to("/")
+        finally:
+            self.run(self.machine.inside(["umount", "--lazy", str(path)]))
+
+    def grow_disk(self, path: Path, size: int) -> None:
+        """Give the file system of `small_disk` more room."""
+        self.run(self.machine.inside(["mount", "-o", f"remount,size={size}", str(path)]))
 
     def wait_for(self, predicate: Callable[[], T], timeout: float, what: str = "the predicate") -> T:
         """What `predicate` returns once it is true; ClusterError with jobs, nodes and logs after `timeout` seconds."""
         try:
-            return wait_until(predicate, timeout, what)
+            return wait_until(predicate, timeout, what, every=0.25)
         except TimeoutError as error:
             raise ClusterError(f"{error}\n{self.describe()}") from error
 
@@ -197,7 +222,7 @@ class Cluster:
         if keep:
             self._stays.touch()
         with (self.directory / "log" / "machine.out").open("ab") as log:
-            self._outside.append(self.machine.start("read -r _", log=log, stdin=reader, keep_open=(lock,)))
+            self._outside.append(self.machine.start(MACHINE, log=log, stdin=reader, keep_open=(lock,)))
         for descriptor in {both, reader}:
             os.close(descriptor)
 
@@ -217,7 +242,7 @@ class Cluster:
         self._daemon(["slurmdbd", "-D"], MYSQL_UNIX_PORT=f"{run}/database.sock")
         adding = ["sacctmgr", "--immediate", "add", "cluster", "maep"]
         self.wait_for(lambda: not self.run(adding, check=False).returncode, 30, "slurmdbd")
-        self._daemon([*CONTROLLER, str(self.configuration.path)])
+        self._daemon(["slurmctld", "-D", "-f", str(self.configuration.path)])
         self.wait_for(lambda: not self.run(["scontrol", "ping"], check=False).returncode, 30, "slurmctld")
 
     def _daemon(self, words: list[str], **environment: str) -> None:

@@ -41,6 +41,17 @@ class Node:
         """Let a frozen node go on."""
         self._namespace.signal(signal.SIGCONT)
 
+    def ranks(self) -> list[int]:
+        """The ids, outside, of the training or worker processes that jobs run on the node."""
+        return [pid for pid in self.processes() if b"submitit.core._submit" in _command_line(pid)]
+
     def processes(self) -> list[int]:
         """The ids, outside, of the processes on the node; none when it is off."""
         return self._namespace.processes()
+
+
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""

@@ -1,0 +1,161 @@
+"""A training on the cluster is disturbed in every way that we know, and ends with the bits of an undisturbed one."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from maep.training.checkpoint import newest_whole
+from tests.cluster.cluster import Cluster
+from tests.cluster.conftest import NewRun
+from tests.cluster.runs import SAVE_EVERY, ClusterRun, assert_same
+
+NODES = 2
+MIDDLE = 25
+
+
+def goes_on(run: ClusterRun, undisturbed: ClusterRun, *, repeats: int) -> None:
+    """The run is requeued, repeats at most so many steps, and ends as if nothing had been."""
+    reached = run.requeued()
+    [resumed] = run.finish().resumed_from()
+    assert 0 <= reached - resumed <= repeats
+    assert_same(run, undisturbed)
+
+
+def test_user_signal(new_run: NewRun, undisturbed: ClusterRun, cluster: Cluster) -> None:
+    """`scancel --signal=USR2`: saved at the very step, requeued by the job itself, no step repeated."""
+    run = new_run().submit(NODES)
+    run.reach(MIDDLE)
+    cluster.run(["scancel", "--signal=USR2", run.job])
+    goes_on(run, undisturbed, repeats=0)
+
+
+@pytest.mark.parametrize("user_signal", [True, False])
+def test_preempted_by_a_higher_partition(
+    new_run: NewRun, undisturbed: ClusterRun, cluster: Cluster, user_signal: bool
+) -> None:
+    """A job of partition `high` takes the nodes; told by the job's own signal, or by SIGTERM alone."""
+    cluster.set_user_signal(user_signal)
+    run = new_run().submit(NODES)
+    run.reach(MIDDLE)
+    cluster.run(["sbatch", "--partition=high", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"])
+    goes_on(run, undisturbed, repeats=0)
+
+
+@pytest.mark.slow
+def test_time_limit(new_run: NewRun) -> None:
+    """A job that its time limit ends has saved before, and goes on in another life."""
+    long = ["pretrain.steps=3000", "pretrain.save_every=1000", "compute.grace=5"]
+    whole = new_run(*long, name="whole").submit(NODES).finish()
+    run = new_run(*long).submit(NODES, minutes=1).finish()
+    assert run.state().restarts >= 1
+    assert_same(run, whole)
+
+
+def test_node_set_down(new_run: NewRun, undisturbed: ClusterRun, cluster: Cluster) -> None:
+    """`scontrol update … state=down`: requeued by Slurm; at most the steps since the last checkpoint are repeated."""
+    run = new_run().submit(NODES)
+    run.reach(MIDDLE)
+    cluster.set_state(run.nodes()[1], "down")
+    goes_on(run, undisturbed, repeats=2 * SAVE_EVERY)
+
+
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_power_loss_in_training(new_run: NewRun, undisturbed: ClusterRun, cluster: Cluster, rank: int) -> None:
+    """A node loses power in the middle of training: the first one, which runs the batch script, or the last."""
+    run = new_run().submit(NODES)
+    run.reach(MIDDLE)
+    cluster.nodes[run.nodes()[rank]].power_off()
+    goes_on(run, undisturbed, repeats=2 * SAVE_EVERY)
+
+
+def test_power_loss_in_a_checkpoint_write(new_run: NewRun, undisturbed: ClusterRun, cluster: Cluster) -> None:
+    """A node loses power while a checkpoint is half written; that checkpoint is not used."""
+    run = new_run().submit(NODES)
+    run.reach(1)
+    node = cluster.nodes[run.nodes()[1]]
+    half_written = stop_in_a_save(run, node.ranks()[0])
+    node.power_off()
+    run.requeued()
+    assert not half_written.exists()
+    goes_on(run, undisturbed, repeats=2 * SAVE_EVERY)
+
+
+def stop_in_a_save(run: ClusterRun, rank: int) -> Path:
+    """SIGSTOP a rank while a checkpoint is being written; returns the name that it would have had."""
+    while run.step() < 70:
+        for temporary in (run.directory / "checkpoints").glob(".tmp-*"):
+            os.kill(rank, signal.SIGSTOP)
+            if temporary.exists():
+                return temporary
+            os.kill(rank, signal.SIGCONT)
+    raise AssertionError("no checkpoint was caught half written")
+
+
+@pytest.mark.slow
+def test_power_loss_in_an_all_reduce(new_run: NewRun, undisturbed_on_four: ClusterRun, cluster: Cluster) -> None:
+    """One of four ranks is held back, so that the others are in an all-reduce with it, when another loses power."""
+    run = new_run().submit(4)
+    run.reach(MIDDLE)
+    held, lost = (cluster.nodes[name] for name in run.nodes()[1:3])
+    [rank] = held.ranks()
+    os.kill(rank, signal.SIGSTOP)
+    before = wait_for_standstill(run)
+    lost.power_off()
+    os.kill(rank, signal.SIGCONT)
+    assert run.requeued() == before
+    goes_on(run, undisturbed_on_four, repeats=2 * SAVE_EVERY)
+
+
+def wait_for_standstill(run: ClusterRun) -> int:
+    """The step at which a run stays for a second."""
+    step = -1
+    while step != run.step():
+        step = run.step()
+        time.sleep(1)
+    return step
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.slow
+def test_frozen_node(new_run: NewRun, undisturbed: ClusterRun, cluster: Cluster, rank: int) -> None:
+    """A node stops answering: the job goes on without it, and what the node does when it wakes up harms nothing."""
+    run = new_run().submit(NODES)
+    run.reach(MIDDLE)
+    node = cluster.nodes[run.nodes()[rank]]
+    node.freeze()
+    reached = run.requeued(frozen=node.name)
+    run.reach(reached + 5)
+    node.thaw()
+    [resumed] = run.finish().resumed_from()
+    assert 0 <= reached - resumed <= 2 * SAVE_EVERY
+    assert_same(run, undisturbed)
+
+
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_rank_killed(new_run: NewRun, undisturbed: ClusterRun, cluster: Cluster, rank: int) -> None:
+    """SIGKILL of one rank, as by the kernel when memory runs out: the others end, and the job begins again."""
+    run = new_run().submit(NODES)
+    run.reach(MIDDLE)
+    [process] = cluster.nodes[run.nodes()[rank]].ranks()
+    os.kill(process, signal.SIGKILL)
+    goes_on(run, undisturbed, repeats=2 * SAVE_EVERY)
+
+
+@pytest.mark.parametrize("truncated", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_newest_checkpoint_damaged(new_run: NewRun, undisturbed: ClusterRun, cluster: Cluster, truncated: bool) -> None:
+    """A byte flipped, or a file cut short, in the newest checkpoint: told by name, and the one before is used."""
+    run = new_run().submit(NODES)
+    run.reach(MIDDLE)
+    cluster.run(["scancel", "--signal=USR2", run.job])
+    run.requeued()
+    newest = newest_whole(run.directory / "checkpoints")
+    assert newest
+    damaged = next(newest.glob("*.safetensors"))
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content[:-1] if truncated else content)
+    goes_on(run, undisturbed, repeats=2 * SAVE_EVERY)
+    assert str(damaged) in run.log()

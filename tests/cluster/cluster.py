@@ -164,10 +164,10 @@ class Cluster:
         """Give the file system of `small_disk` more room."""
         self.run(self.machine.inside(["mount", "-o", f"remount,size={size}", str(path)]))
 
-    def wait_for(self, predicate: Callable[[], T], timeout: float, what: str = "the predicate") -> T:
+    def wait_for(self, predicate: Callable[[], T], timeout: float, what: str, every: float = 0.25) -> T:
         """What `predicate` returns once it is true; ClusterError with jobs, nodes and logs after `timeout` seconds."""
         try:
-            return wait_until(predicate, timeout, what, every=0.25)
+            return wait_until(predicate, timeout, what, every)
         except TimeoutError as error:
             raise ClusterError(f"{error}\n{self.describe()}") from error
 

@@ -11,8 +11,10 @@ from typing import Any
 from launch.cluster import Cluster as Asked
 from launch.cluster import ClusterSettings
 from launch.records import JobRecord, stage_folder
+from launch.scheduler import job_states
 from launch.submit import submit
 from maep.config import load_settings
+from maep.settings import Settings
 from tests.cluster.cluster import Cluster, Job
 from tests.tiny import Problem
 
@@ -33,10 +35,14 @@ class ClusterRun:
 
     def submit(self, nodes: int, stage: str = "pretrain", *, minutes: int = 30, **asked: Any) -> "ClusterRun":
         """Submit one stage: a process a node, or `workers=…` of them for an array."""
-        words = self.problem.arguments(self.directory, *TRAINING, *self.more)
         wanted = Asked(ClusterSettings(nodes=nodes, time=str(minutes), **asked), {})
-        [self.record] = submit(load_settings("digits", words[1:]), wanted, stage, allow_code_change=False)
+        [self.record] = submit(self.settings, wanted, stage, allow_code_change=False)
         return self
+
+    @property
+    def settings(self) -> Settings:
+        """What its jobs are given."""
+        return load_settings("digits", self.problem.arguments(self.directory, *TRAINING, *self.more)[1:])
 
     @property
     def job(self) -> str:
@@ -54,7 +60,7 @@ class ClusterRun:
 
     def step(self) -> int:
         """The newest step in metrics.jsonl, 0 before the first."""
-        lines = _whole_lines(self.directory / "metrics.jsonl")
+        lines = read_lines(self.directory / "metrics.jsonl")
         return lines[-1]["step"] if lines else 0
 
     def reach(self, step: int) -> None:
@@ -94,6 +100,16 @@ class ClusterRun:
         assert state == "COMPLETED", f"job {self.job}: {state}\n{self.log()}"
         return self
 
+    def finish_array(self) -> None:
+        """Wait for the end of every worker; all must have ended well."""
+        ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+
+        def states() -> list[str]:
+            return [state.state for state in job_states([self.job])[self.job]]
+
+        self.cluster.wait_for(lambda: all(state in ended for state in states()), 3 * LIFE, f"the end of job {self.job}")
+        assert set(states()) == {"COMPLETED"}, self.cluster.describe()
+
     def log(self, rank: int = 0) -> str:
         """The output of one rank, of all its lives."""
         assert self.record
@@ -110,18 +126,18 @@ class ClusterRun:
 
     def losses(self) -> list[float]:
         """The loss of every step, in order."""
-        lines = _whole_lines(self.directory / "metrics.jsonl")
+        lines = read_lines(self.directory / "metrics.jsonl")
         assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
         return [line["loss"] for line in lines]
 
     def samples(self) -> list[tuple[int, int, int]]:
         """(step, epoch, index) of every sample consumed, in the order of the global batches."""
-        logs = [_whole_lines(path) for path in sorted((self.directory / "samples").glob("rank-*.jsonl"))]
+        logs = [read_lines(path) for path in sorted((self.directory / "samples").glob("rank-*.jsonl"))]
         found = [(line["step"], line["epoch"], line["index"]) for log in logs for line in log]
         return sorted(found, key=lambda sample: sample[0])
 
 
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file, without a last line that is still being written."""
     text = path.read_text() if path.is_file() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]

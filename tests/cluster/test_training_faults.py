@@ -10,7 +10,7 @@ import pytest
 from maep.training.checkpoint import newest_whole
 from tests.cluster.cluster import Cluster
 from tests.cluster.conftest import NewRun
-from tests.cluster.runs import SAVE_EVERY, ClusterRun, assert_same
+from tests.cluster.runs import LIFE, SAVE_EVERY, ClusterRun, assert_same
 
 NODES = 2
 MIDDLE = 25
@@ -151,11 +151,31 @@ def test_newest_checkpoint_damaged(new_run: NewRun, undisturbed: ClusterRun, clu
     run.reach(MIDDLE)
     cluster.run(["scancel", "--signal=USR2", run.job])
     run.requeued()
-    newest = newest_whole(run.directory / "checkpoints")
-    assert newest
-    damaged = next(newest.glob("*.safetensors"))
+    damaged = next(latest_checkpoint(run).glob("*.safetensors"))
     content = bytearray(damaged.read_bytes())
     content[-1] ^= 1
     damaged.write_bytes(content[:-1] if truncated else content)
     goes_on(run, undisturbed, repeats=2 * SAVE_EVERY)
     assert str(damaged) in run.log()
+
+
+def test_disk_full_in_a_save(new_run: NewRun, undisturbed: ClusterRun, cluster: Cluster) -> None:
+    """No room for the third checkpoint: told in one line, the second is untouched, and with more room it goes on."""
+    size = sum(path.stat().st_size for path in latest_checkpoint(undisturbed).iterdir())
+    run = new_run()
+    with cluster.small_disk(run.directory / "checkpoints", int(2.5 * size)) as seen:
+        run.submit(NODES)
+        cluster.wait_for(lambda: run.state().state == "FAILED", LIFE, "the end of the job")
+        assert "No space left on device" in run.log()
+        whole = newest_whole(seen)
+        assert whole is not None
+        cluster.grow_disk(run.directory / "checkpoints", 10 * size)
+        assert run.submit(NODES).finish().resumed_from() == [int(whole.name[len("step-") :])]
+    assert_same(run, undisturbed)
+
+
+def latest_checkpoint(run: ClusterRun) -> Path:
+    """The newest whole checkpoint of a run."""
+    found = newest_whole(run.directory / "checkpoints")
+    assert found is not None
+    return found

@@ -189,9 +189,13 @@ class TrainSettings:
 
 @dataclass
 class FinetuneSettings(TrainSettings):
-    method: str = setting("lora", "lora on the decoder, full, or none", choices=("lora", "full", "none"))
-    rank: int = setting(8, "LoRA rank", low=1)
-    alpha: int = setting(16, "LoRA alpha", low=1)
+    method: str = setting(
+        "lora", "what is trained: an adapter (lora, dora, ia3), everything (full), nothing (none)",
+        choices=("lora", "dora", "ia3", "full", "none"),
+    )  # fmt: skip
+    targets: str = setting("decoder", "which layers an adapter adapts", choices=("decoder", "both"))
+    rank: int = setting(8, "rank of lora and dora", low=1)
+    alpha: int = setting(16, "alpha of lora and dora", low=1)
     mask_ratio: float = setting(0.0, "share of patches hidden, r (Sec. 4.4: 0)", low=0.0, high=0.95)
     epochs: float = setting(5.0, "training length", unit="epochs", above=0.0)
     clean_shards: str | None = setting(None, "clean shards of another data set to finetune on", unit="path or address")

@@ -13,13 +13,14 @@ from maep.purifiers import load_purifier
 from maep.settings import Settings
 from maep.training.classifier import classifier_weights
 
-FINETUNED = {"lora": "adapter/adapter_model.safetensors", "full": "finetuned/model.safetensors"}
+ADAPTER = "adapter/adapter_model.safetensors"
+FINETUNED = {"lora": ADAPTER, "dora": ADAPTER, "ia3": ADAPTER, "full": "finetuned/model.safetensors"}
 
 
 def purifiers_of(settings: Settings) -> dict[str, Path]:
     """`{label: what load_purifier takes}` of the purifiers that the run evaluates.
 
-    `pretrained` is the paper's MAEP, `lora` or `full` the finetuned one (Table 13).
+    `pretrained` is the paper's MAEP, the method's name, such as `lora`, the finetuned one (Table 13).
     """
     run = Path(settings.run.dir)
     every = {"pretrained": run / "purifier"}

@@ -77,7 +77,7 @@ def read_purifier(directory: Path) -> MaskedAutoencoder:
 
 
 def merge_adapter(model: MaskedAutoencoder, directory: Path) -> MaskedAutoencoder:
-    """The model with a LoRA adapter (peft's format) merged into its weights.
+    """The model with an adapter in peft's format (LoRA, DoRA or IA3) merged into its weights.
 
     Raises UserError if the adapter is altered or names layers or shapes that the model has not.
     """
@@ -115,7 +115,7 @@ def _read_checkpoint(path: Path) -> tuple[MaskedAutoencoder, PurifySettings]:
     if problem:
         fail(f"{path}: not a whole checkpoint: {problem}")
     facts = read_json(path / MANIFEST)
-    if facts.get("method") == "lora":
+    if facts.get("method", "full") != "full":
         fail(f"{path}: holds only an adapter in training; name the run directory or one of its checkpoints/")
     state = {**_read_parts(path, "model/"), **_read_parts(path, "ema/")}
     model = MaskedAutoencoder(_settings_of(ModelSettings, facts.get("model"), path / MANIFEST))

@@ -1,6 +1,7 @@
 """The finetune stage: close the gap between masked training and unmasked use (Sec. 4.4).
 
-LoRA on the decoder with r = 0 writes run.dir/adapter in peft's format; full finetuning writes run.dir/finetuned.
+An adapter, LoRA on the decoder unless another is chosen, with r = 0 writes run.dir/adapter in peft's format, whose
+manifest says how many parameters it has; full finetuning writes run.dir/finetuned.
 """
 
 from dataclasses import asdict
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from maep.files import atomic_directory
 from maep.models.masked_autoencoder import MaskedAutoencoder
+from maep.progress import say
 from maep.purifiers import read_purifier, save_purifier
 from maep.settings import FinetuneSettings, Settings
 from maep.training.inputs import finetuning_pairs, online_attack
@@ -22,20 +24,32 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 
-def lora_targets(model: nn.Module) -> list[str]:
-    """Names of the decoder's linear and convolution layers: what LoRA adapts."""
+def adapted_layers(model: nn.Module, targets: str) -> list[str]:
+    """Names of the linear and convolution layers that an adapter adapts: the decoder's, or with `both` all."""
     kinds = (nn.Linear, nn.Conv2d)
-    return [n for n, m in model.named_modules() if isinstance(m, kinds) and n.startswith(("decoder", "refine"))]
+    layers = [name for name, module in model.named_modules() if isinstance(module, kinds)]
+    return [name for name in layers if targets == "both" or name.startswith(("decoder", "refine"))]
 
 
-def with_lora(model: MaskedAutoencoder, settings: FinetuneSettings, seed: int) -> "PeftModel":
-    """Freeze the model and put LoRA of `settings.rank` on every linear and convolution layer of its decoder."""
+def with_adapter(model: MaskedAutoencoder, settings: FinetuneSettings, seed: int) -> "PeftModel":
+    """Freeze the model and put the adapter that `settings` choose (lora, dora or ia3) on its layers."""
     # Takes seconds to import, which the ranks of pretraining need not wait for.
-    from peft import LoraConfig, get_peft_model
+    from peft import IA3Config, LoraConfig, PeftConfig, get_peft_model
 
     torch.manual_seed(seed)
-    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=lora_targets(model))
+    layers = adapted_layers(model, settings.targets)
+    config: PeftConfig = IA3Config(target_modules=layers, feedforward_modules=[])
+    if settings.method != "ia3":
+        dora = settings.method == "dora"
+        config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=layers, use_dora=dora)
     return get_peft_model(model, config)
+
+
+def parameter_counts(model: nn.Module) -> dict[str, int]:
+    """How many parameters are trained, and how many there are without the adapter's."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    return {"trained_parameters": trained, "parameters": frozen or trained}
 
 
 def finetune(settings: Settings) -> None:
@@ -43,14 +57,16 @@ def finetune(settings: Settings) -> None:
     directory, chosen = Path(settings.run.dir), settings.finetune
     base = read_purifier(directory / "purifier")
     base.train()
-    model: nn.Module = with_lora(base, chosen, settings.run.seed) if chosen.method == "lora" else base
+    model: nn.Module = base if chosen.method == "full" else with_adapter(base, chosen, settings.run.seed)
     pairs = finetuning_pairs(settings)
     job = TrainingJob(
         label="finetune", model=model, dataset=pairs, settings=chosen, objective=settings.objective,
         compute=settings.compute, directory=directory / "checkpoints-finetune",
         metrics=directory / "metrics-finetune.jsonl", samples=directory / "samples-finetune",
         workers=settings.data.workers,
-        facts={"model": asdict(settings.model), "method": chosen.method, "rank": chosen.rank},
+        facts={
+            "model": asdict(settings.model), "method": chosen.method, "rank": chosen.rank, "targets": chosen.targets,
+        },
         online=online_attack(source_settings(settings, chosen), len(pairs.clean.classes)),
     )  # fmt: skip
     weights, accelerator = train(job)
@@ -67,10 +83,12 @@ def _export(settings: Settings, weights: dict[str, Tensor]) -> None:
         model.load_state_dict(weights)
         save_purifier(model, settings.purify, directory / "finetuned")
         return
-    adapted = with_lora(model, chosen, settings.run.seed)
+    adapted = with_adapter(model, chosen, settings.run.seed)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if parameter.requires_grad:
                 parameter.copy_(weights[name])
-    with atomic_directory(directory / "adapter", {"kind": "adapter"}) as temporary:
+    facts = {"kind": "adapter", "method": chosen.method, "targets": chosen.targets, **parameter_counts(adapted)}
+    say(f"finetune: {chosen.method} trained {facts['trained_parameters']} beside {facts['parameters']} parameters")
+    with atomic_directory(directory / "adapter", facts) as temporary:
         adapted.save_pretrained(str(temporary), safe_serialization=True)

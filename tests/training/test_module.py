@@ -7,7 +7,7 @@ from maep.config import WHOLE_IMAGE_OBJECTIVES
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.objectives import OBJECTIVES
 from maep.settings import FinetuneSettings, ModelSettings, ObjectiveSettings
-from maep.training.finetune import with_lora
+from maep.training.finetune import with_adapter
 from maep.training.module import TrainingModule
 
 SMALL = ModelSettings(
@@ -20,7 +20,7 @@ SMALL = ModelSettings(
 def test_every_objective_trains_an_adapted_model(name: str) -> None:
     """Finite losses, one an image, and a gradient for the adapter's weights, through peft's wrapper in bf16."""
     torch.manual_seed(0)
-    adapted = with_lora(MaskedAutoencoder(SMALL), FinetuneSettings(), 0)
+    adapted = with_adapter(MaskedAutoencoder(SMALL), FinetuneSettings(), 0)
     module = TrainingModule(adapted, ObjectiveSettings(name=name), "bf16")
     clean = torch.rand(3, 3, 16, 16)
     visible = None if name in WHOLE_IMAGE_OBJECTIVES else torch.arange(16).expand(3, 16) % 2 == 0

@@ -1,0 +1,56 @@
+"""Adapters: nothing changes before training, only the chosen layers are trained, and merging keeps what was learnt."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from maep.files import atomic_directory
+from maep.models.masked_autoencoder import MaskedAutoencoder
+from maep.purifiers.storage import merge_adapter
+from maep.settings import FinetuneSettings, ModelSettings
+from maep.training.finetune import parameter_counts, with_adapter
+
+MODEL = ModelSettings(
+    image_size=16, patch_size=4, encoder_width=16, encoder_depth=1, encoder_heads=2, decoder_width=16,
+    decoder_depth=1, decoder_heads=2, refine_width=4, refine_depth=1,
+)  # fmt: skip
+IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def model() -> MaskedAutoencoder:
+    """Always the same, with no weight at zero."""
+    torch.manual_seed(0)
+    made = MaskedAutoencoder(MODEL).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return made
+
+
+@pytest.mark.parametrize("targets", ["decoder", "both"])
+@pytest.mark.parametrize("method", ["lora", "dora", "ia3"])
+def test_adapters_train_their_layers_and_merge(method: str, targets: str, tmp_path: Path) -> None:
+    """Each starts as the base, trains parts of the decoder or of both alone, and merged equals unmerged."""
+    base = model()
+    total = sum(parameter.numel() for parameter in base.parameters())
+    adapted = with_adapter(model(), FinetuneSettings(method=method, targets=targets, rank=2), 0).eval()
+    torch.testing.assert_close(adapted(IMAGES, None), base(IMAGES, None), rtol=0, atol=1e-5)
+    trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+    assert any("decoder" in name for name in trained)
+    assert any("decoder" not in name and "refine" not in name for name in trained) == (targets == "both")
+    counts = parameter_counts(adapted)
+    assert counts["parameters"] == total
+    assert 0 < counts["trained_parameters"] < total
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    with atomic_directory(tmp_path / "adapter", {}) as temporary:
+        adapted.save_pretrained(str(temporary))
+    with torch.no_grad():
+        learnt = adapted(IMAGES, None)
+        assert (learnt - base(IMAGES, None)).abs().max() > 1e-3
+        torch.testing.assert_close(
+            merge_adapter(model(), tmp_path / "adapter")(IMAGES, None), learnt, rtol=0, atol=1e-4
+        )

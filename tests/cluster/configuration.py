@@ -1,6 +1,7 @@
 """The files of one private Slurm: slurm.conf, gres.conf, slurmdbd.conf and the nodes' hosts file."""
 
 import os
+import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +89,7 @@ class Configuration:
         for name in ("etc", "run", "log", "state", "spool", "database", "gpu", "nodes"):
             (self.directory / name).mkdir(parents=True)
         for gpu in range(2):
-            (self.directory / "gpu" / f"nvidia{gpu}").touch()
+            os.mknod(self.directory / "gpu" / f"nvidia{gpu}", stat.S_IFCHR | 0o600, os.makedev(1, 3))
         values = {"directory": self.directory, "database": self.port + 1}
         self._private("etc/slurmdbd.conf", ACCOUNTING.substitute(values).encode())
         self._private("etc/munge.key", os.urandom(128))

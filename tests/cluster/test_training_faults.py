@@ -74,7 +74,7 @@ def test_power_loss_in_training(new_run: NewRun, undisturbed: ClusterRun, cluste
 def test_power_loss_in_a_checkpoint_write(new_run: NewRun, undisturbed: ClusterRun, cluster: Cluster) -> None:
     """A node loses power while a checkpoint is half written; that checkpoint is not used."""
     run = new_run().submit(NODES)
-    run.reach(1)
+    run.reach(SAVE_EVERY + 2)
     node = cluster.nodes[run.nodes()[1]]
     stop_in_a_save(run, node.ranks()[0])
     node.power_off()

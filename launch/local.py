@@ -30,9 +30,11 @@ def _free_port() -> int:
 def spawn(name: str, settings: Settings, processes: int) -> None:
     """Run a training stage on several processes of this machine; ends them all when one fails.
 
-    Signals to the launcher are passed on, so that every rank saves. Raises Stopped or UserError with the code of
-    the first process that failed.
+    Signals to the launcher are passed on, so that every rank saves. Raises Stopped, PeerLost when a process was killed
+    or does not answer, or UserError with the code of the first process that failed.
     """
+    from maep.training.distributed import PEER_LOST, PeerLost
+
     port = _free_port()
     threads = str(settings.compute.threads or max(1, (os.cpu_count() or 1) // processes))
     command = [sys.executable, "-m", "maep.training.worker", name, f"cfg={settings.run.dir}/config.yaml"]
@@ -59,6 +61,9 @@ def spawn(name: str, settings: Settings, processes: int) -> None:
             signal.signal(signum, handler)
     if code > 128 and received:
         raise Stopped(received[0], -1)
+    if code < 0 or code == PEER_LOST:
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else "lost another; its message is above"
+        raise PeerLost(f"{name}: one of its {processes} processes {how}")
     if code:
         fail(f"{name}: one of its {processes} processes ended with code {code}; its message is above")
 
@@ -74,7 +79,7 @@ def _wait(workers: list[subprocess.Popen[bytes]]) -> int:
     deadline = time.monotonic() + 30
     for worker in workers:
         try:
-            worker.wait(max(0.1, deadline - time.monotonic()) if failed > 128 else 5)
+            worker.wait(max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             worker.kill()
             worker.wait()

@@ -86,13 +86,20 @@ def manifest_of(directory: Path) -> dict[str, dict[str, Any]]:
     return {str(p.relative_to(directory)): {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in files}
 
 
-def seal_directory(temporary: Path, final: Path, facts: dict[str, Any]) -> None:
-    """Write the manifest of a finished temporary directory, fsync everything in it, rename it to `final`."""
-    for path in temporary.rglob("*"):
-        if path.is_file():
-            _fsync(path)
+def seal_directory(
+    temporary: Path, final: Path, facts: dict[str, Any], files: dict[str, dict[str, Any]] | None = None
+) -> None:
+    """Write the manifest of a finished temporary directory, fsync everything in it, rename it to `final`.
+
+    files: as `manifest_of`, where the writers have fsynced and hashed them; default: it is done here.
+    """
+    if files is None:
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                _fsync(path)
+        files = manifest_of(temporary)
     manifest = temporary / MANIFEST
-    manifest.write_text(json.dumps({**facts, "files": manifest_of(temporary)}, indent=1) + "\n")
+    manifest.write_text(json.dumps({**facts, "files": files}, indent=1) + "\n")
     _fsync(manifest)
     _fsync(temporary)
     if final.exists():

@@ -180,11 +180,13 @@ class TrainSettings:
     clean_share: float = setting(0.0, "share of samples whose input is the clean image itself", low=0.0, high=1.0)
     log_every: int = setting(10, "steps between lines of metrics.jsonl", unit="steps", low=1)
     save_every: int = setting(200, "steps between checkpoints", unit="steps", low=1)
-    keep_last: int = setting(3, "checkpoints kept", low=2)
     source: str | None = setting(
         None, "configuration whose images, classifier and attack make the training pairs; unset: the run's own"
     )
     source_set: list[str] = setting([], "key=value words on top of that configuration, such as data.root=PATH")
+    keep_last: int = setting(3, "newest checkpoints kept", low=2)
+    keep_every: int = setting(0, "checkpoints of every so many steps kept besides; 0: none", unit="steps", low=0)
+    keep_best: int = setting(0, "checkpoints kept besides for the lowest mean loss since the one before", low=0)
 
 
 @dataclass

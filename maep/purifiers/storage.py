@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from maep.errors import UserError, fail
 from maep.files import MANIFEST, atomic_directory, problem_with, read_json
@@ -24,6 +22,7 @@ from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.models.weights import load_weights, read_weights, require_fit
 from maep.purifiers.purifier import MAEPurifier, Purifier
 from maep.settings import ModelSettings, PurifySettings
+from maep.sharded import ShardedTensors
 
 WEIGHTS, CONFIG, ADAPTER = "model.safetensors", "config.json", "adapter_config.json"
 S = TypeVar("S", ModelSettings, PurifySettings)
@@ -117,23 +116,13 @@ def _read_checkpoint(path: Path) -> tuple[MaskedAutoencoder, PurifySettings]:
     facts = read_json(path / MANIFEST)
     if facts.get("method", "full") != "full":
         fail(f"{path}: holds only an adapter in training; name the run directory or one of its checkpoints/")
-    state = {**_read_parts(path, "model/"), **_read_parts(path, "ema/")}
+    saved = ShardedTensors(path)
+    names = [name.removeprefix("model/") for name in saved.names("model/")]
+    kinds = {name: "ema" if f"ema/{name}" in saved else "model" for name in names}
+    state = {name: saved.tensor(f"{kind}/{name}") for name, kind in kinds.items()}
     model = MaskedAutoencoder(_settings_of(ModelSettings, facts.get("model"), path / MANIFEST))
     load_weights(model, state, path)
     return model, _settings_of(PurifySettings, facts.get("purify") or {}, path / MANIFEST)
-
-
-def _read_parts(path: Path, prefix: str) -> dict[str, Tensor]:
-    """Tensors of all ranks' files whose names start with `prefix`, that taken off."""
-    state: dict[str, Tensor] = {}
-    for part in sorted(path.glob("rank-*.safetensors")):
-        try:
-            with safe_open(part, framework="pt") as file:
-                names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
-                state |= {name.removeprefix(prefix): file.get_tensor(name) for name in names}
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{part}: cannot be read as weights: {error}") from error
-    return state
 
 
 def _require_whole(directory: Path) -> None:

@@ -33,7 +33,7 @@ from maep.keyed import keyed_rng
 from maep.models.classifiers import Normalized, build_classifier
 from maep.progress import progress_bar, say
 from maep.settings import ClassifierSettings, Settings
-from maep.training.checkpoint import checkpoint_path, newest_whole, prune
+from maep.training.checkpoint import Retention, checkpoint_path, newest_whole, prune
 from maep.training.distributed import DTYPES
 from maep.training.loop import NonFiniteLoss
 from maep.training.signals import StopFlag, Stopped
@@ -42,7 +42,7 @@ WEIGHTS = "model.safetensors"
 STATE = "state.safetensors"
 IN_MEMORY = 8 * 2**30
 NOT_IDENTITY = ("weights", "save_every")
-KEPT = 2
+KEPT = Retention(last=2)
 TEST_BATCH = 250
 
 

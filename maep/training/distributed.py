@@ -22,6 +22,7 @@ from maep.settings import ComputeSettings
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 POLL = 0.05
 LAST_WORDS = 10.0
+PEER_LOST = 3  # exit code
 
 
 class PeerLost(Exception):

@@ -20,21 +20,19 @@ from maep.data.shards import to_float
 from maep.progress import progress_bar, say
 from maep.settings import ComputeSettings, ObjectiveSettings, TrainSettings
 from maep.training.accelerator import make_accelerator
-from maep.training.checkpoint import (
-    TrainingState,
-    checkpoint_path,
-    load_checkpoint,
-    newest_whole,
-    save_checkpoint,
-)
+from maep.training.checkpoint import Retention, checkpoint_path, load_checkpoint, newest_whole, step_of
 from maep.training.distributed import agree, gather_objects
 from maep.training.ema import Average
+from maep.training.heartbeat import Heartbeat, is_peer_loss
 from maep.training.metrics_log import MetricsLog, SampleLog
 from maep.training.module import TrainingModule
+from maep.training.saving import Saver
 from maep.training.schedule import learning_rate, total_steps
 from maep.training.sharding import local_part, whole
 from maep.training.signals import StopFlag, Stopped
+from maep.training.state import TrainingState
 
+LEAVING = 0.9  # of the grace time may be spent on the last save
 OnlineAttack = Callable[[Tensor, Tensor, list[int]], Tensor]
 
 
@@ -95,35 +93,43 @@ class Trainer:
         if job.compute.compile:
             module.compile()
         self.module, self.optimizer = self.accelerator.prepare(module, _optimizer(self.parameters, job.settings))
-        self.state = self._state()
-        self.step = 0
-        self.good: Path | None = None
-        self.samples: SampleLog | None = None
-
-    def _state(self) -> TrainingState:
         average = Average(self.parameters, self.settings.ema) if self.settings.ema else None
-        engine = self.module if self.job.compute.zero_stage is not None else None
-        facts = {
-            "kind": "checkpoint", "world": self.accelerator.num_processes, "zero_stage": self.job.compute.zero_stage,
-            **self.job.facts,
-        }  # fmt: skip
-        return TrainingState(self.parameters, self.optimizer.optimizer, average, engine, facts)
+        self.engine = self.module if job.compute.zero_stage is not None else None
+        self.state = TrainingState(self.parameters, self.optimizer.optimizer, average)
+        self.saver = Saver(job.directory, self.state, Retention.of(job.settings), job.compute.stall_timeout)
+        self.pulse = Heartbeat(job.metrics.parent, job.compute.stall_timeout)
+        self.step = 0
+        self.losses: list[float] = []
+        self.samples: SampleLog | None = None
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint, chosen by rank 0, if there is one."""
         found = newest_whole(self.job.directory) if self.accelerator.is_main_process else None
-        self.good = gather_objects(found)[0]
-        if self.good is None:
+        self.saver.good = gather_objects(found)[0]
+        if self.saver.good is None:
             return
-        facts = load_checkpoint(self.good, self.state, self.accelerator)
+        facts = load_checkpoint(self.saver.good, self.state, self.job.facts)
         self.step = facts["step"]
         if self.accelerator.scaler is not None and facts.get("scaler"):
             self.accelerator.scaler.load_state_dict(facts["scaler"])
         if self.accelerator.is_main_process:
-            say(f"{self.job.label}: goes on from step {self.step} of {self.steps} ({self.good})")
+            say(f"{self.job.label}: goes on from step {self.step} of {self.steps} ({self.saver.good})")
 
     def run(self) -> None:
-        """Train to the last step. Raises Stopped after a signal (state saved) and NonFiniteLoss."""
+        """Train to the last step.
+
+        Raises Stopped after a signal (state saved), NonFiniteLoss, PeerLost when another rank dies or stalls, and
+        UserError when a checkpoint cannot be written.
+        """
+        with self.pulse:
+            try:
+                self._run()
+            except RuntimeError as error:
+                if is_peer_loss(error):
+                    raise self.pulse.lost() from error
+                raise
+
+    def _run(self) -> None:
         self.resume()
         job, main = self.job, self.accelerator.is_main_process
         log = MetricsLog(job.metrics, job.metrics.parent / "tensorboard" / job.label, self.step) if main else None
@@ -142,17 +148,48 @@ class Trainer:
                     values, stopping = self._step(batches, stop)
                     bar.update(task, completed=self.step, note=_note(values))
                     if log and (self.step % self.settings.log_every == 0 or self.step in (1, self.steps)):
-                        log.write(values)
-                    if stopping or self.step % self.settings.save_every == 0 or self.step == self.steps:
-                        self._save()
+                        log.write(values | self.saver.metrics())
                     if stopping and self.step < self.steps:
-                        raise Stopped(stop.signum or signal.SIGTERM, self.step)
+                        self._stop(stop)
+                    if self.step % self.settings.save_every == 0 or self.step == self.steps:
+                        self._save()
+                self.pulse.at("save", self.step)
+                self.saver.finish()
         finally:
             batches.close()
             if log:
                 log.close()
             if self.samples:
                 self.samples.close()
+
+    def _save(self, within: float | None = None) -> bool:
+        """Begin to save this step unless that is done or under way; False if the save before did not end in time."""
+        if checkpoint_path(self.job.directory, self.step) == self.saver.latest:
+            return True
+        self.pulse.at("save", self.step)
+        scaler = self.accelerator.scaler
+        facts = {
+            "kind": "checkpoint", "step": self.step, "samples": self.step * self.settings.batch_size,
+            "loss": sum(self.losses) / len(self.losses) if self.losses else None,
+            "world": self.accelerator.num_processes, "zero_stage": self.job.compute.zero_stage,
+            "scaler": scaler.state_dict() if scaler is not None else None, **self.job.facts,
+        }  # fmt: skip
+        begun = self.saver.save(self.step, facts, within=within)
+        if begun:
+            self.losses = []
+        return begun
+
+    def _stop(self, stop: StopFlag) -> NoReturn:
+        """Save what can be saved in the time that is left, and leave."""
+        grace = LEAVING * self.job.compute.grace
+        if self._save(stop.left(grace)) and self.saver.finish(stop.left(grace)):
+            raise Stopped(stop.signum or signal.SIGTERM, self.step)
+        good = self.saver.good
+        say(
+            f"warning: step {self.step} was not saved within compute.grace={self.job.compute.grace:g} s; "
+            f"last complete checkpoint: {good or 'none'}"
+        )
+        raise Stopped(stop.signum or signal.SIGTERM, step_of(good) if good else 0)
 
     def _step(self, batches: Iterator[PairBatch], stop: StopFlag) -> tuple[dict[str, Any], bool]:
         """One optimizer step; returns the values to log and whether any rank was asked to stop."""
@@ -164,18 +201,24 @@ class Trainer:
         self.module.train()
         tally = Tally()
         for micro in range(self.settings.accumulation):
+            self.pulse.at("data", self.step)
             waiting = time.perf_counter()
             batch = next(batches)
             tally.waited += time.perf_counter() - waiting
+            self.pulse.at("compute", self.step)
             with self.accelerator.accumulate(self.module):
                 total, parts = self.module(*self._inputs(batch, ratio))
                 tally.add(batch, total, parts)
                 if micro + 1 == self.settings.accumulation:
-                    bad, stopping, *sums = agree(
-                        [len(tally.bad), bool(stop.signum), *tally.sums.values()], self.accelerator.device
-                    )
+                    self.pulse.at("reduce", self.step)
+                    flags = [len(tally.bad), bool(stop.signum), self.saver.has_failed]
+                    bad, stopping, failed, *sums = agree([*flags, *tally.sums.values()], self.accelerator.device)
+                    if failed:
+                        self.saver.finish()
                     if bad:
                         self._refuse(tally.bad)
+                self.saver.before_update()
+                self.pulse.at("compute", self.step)
                 norm = self._backward(total)
         if self.state.average:
             self.state.average.update(self.step)
@@ -184,6 +227,7 @@ class Trainer:
             self.samples.write(self.step, tally.keys)
         seconds, samples = time.perf_counter() - started, self.step * self.settings.batch_size
         losses = {name: value / self.settings.batch_size for name, value in zip(tally.sums, sums, strict=True)}
+        self.losses.append(losses["loss"])
         values = {
             "step": self.step, "epoch": (samples - 1) // len(self.job.dataset.clean), "samples": samples, **losses,
             "lr": lr, "mask_ratio": ratio, "gradient_norm": norm,
@@ -209,32 +253,23 @@ class Trainer:
         scale = self.accelerator.num_processes * self.settings.accumulation / self.settings.batch_size
         self.accelerator.backward(total.sum() * scale)
         norm = None
-        if self.accelerator.sync_gradients and self.state.engine is None:
+        if self.accelerator.sync_gradients and self.engine is None:
             clip = self.settings.clip or float("inf")
             norm = self.accelerator.clip_grad_norm_(self.module.parameters(), clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if self.state.engine is not None:
-            norm = self.state.engine.get_global_grad_norm()
+        if self.engine is not None:
+            norm = self.engine.get_global_grad_norm()
         return float(norm) if norm is not None else 0.0
 
     def _refuse(self, bad: list[tuple[int, int]]) -> NoReturn:
         keys = [key for part in gather_objects(bad) for key in part]
+        self.saver.finish()
         named = ", ".join(f"{index:09d} (epoch {epoch})" for epoch, index in keys[:8])
         raise NonFiniteLoss(
             f"{self.job.label}: loss is not finite at step {self.step + 1}; samples {named}; "
-            f"last good checkpoint: {self.good or 'none'}"
+            f"last good checkpoint: {self.saver.good or 'none'}"
         )
-
-    def _save(self) -> None:
-        self.state.facts["step"] = self.step
-        self.state.facts["samples"] = self.step * self.settings.batch_size
-        scaler = self.accelerator.scaler
-        self.state.facts["scaler"] = scaler.state_dict() if scaler is not None else None
-        if checkpoint_path(self.job.directory, self.step) != self.good:
-            self.good = save_checkpoint(
-                self.job.directory, self.step, self.state, self.accelerator, keep_last=self.settings.keep_last
-            )
 
     def averaged(self) -> dict[str, Tensor]:
         """The weights to ship: averaged if there is an average. Whole, on the CPU. Collective under ZeRO-3."""

@@ -16,6 +16,20 @@ def local_part(parameter: Any) -> Tensor:
     return parameter.ds_tensor if hasattr(parameter, "ds_tensor") else parameter
 
 
+def whole_shape(parameter: Any) -> tuple[int, ...]:
+    """The shape of the whole parameter."""
+    return tuple(parameter.ds_shape if hasattr(parameter, "ds_tensor") else parameter.shape)
+
+
+def owned(parameter: Any) -> tuple[int, int]:
+    """(start, count) of the flattened elements that this rank holds; count is 0 where its part is all padding."""
+    if not hasattr(parameter, "ds_tensor"):
+        return 0, parameter.numel()
+    size = parameter.ds_tensor.numel()
+    start = min(size * dist.get_rank(), parameter.ds_numel)
+    return start, min(size, parameter.ds_numel - start)
+
+
 def whole(parameter: Any, part: Tensor) -> Tensor:
     """Assemble a tensor of the parameter's shape from every rank's part. Collective under ZeRO-3."""
     if not hasattr(parameter, "ds_tensor"):
@@ -25,11 +39,9 @@ def whole(parameter: Any, part: Tensor) -> Tensor:
     return gathered[: parameter.ds_numel].view(parameter.ds_shape)
 
 
-def part_of(parameter: Any, tensor: Tensor) -> Tensor:
-    """This rank's part of a whole tensor; the inverse of `whole`."""
-    if not hasattr(parameter, "ds_tensor"):
-        return tensor
-    size = parameter.ds_tensor.numel()
-    flat = torch.zeros(size * dist.get_world_size(), dtype=tensor.dtype)
-    flat[: tensor.numel()] = tensor.flatten()
-    return flat[size * dist.get_rank() : size * (dist.get_rank() + 1)]
+def put_part(parameter: Any, part: Tensor, tensor: Tensor) -> None:
+    """Fill this rank's `part` from a whole tensor; the inverse of `whole`. Padding becomes 0."""
+    start, count = owned(parameter)
+    flat = part.view(-1)
+    flat[:count].copy_(tensor.flatten()[start : start + count])
+    flat[count:].zero_()

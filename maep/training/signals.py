@@ -1,6 +1,7 @@
 """Preemption: a signal only sets a flag; the loop looks at it between steps."""
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -38,6 +39,7 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.signum = 0
+        self._since: float | None = None
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopFlag":
@@ -58,6 +60,13 @@ class StopFlag:
         if self.signum and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.signum = signum
+        self.left(0)
+
+    def left(self, grace: float) -> float:
+        """Seconds left of `grace` since the signal came, or since this was first asked where another rank got it."""
+        if self._since is None:
+            self._since = time.monotonic()
+        return max(0.0, self._since + grace - time.monotonic())
 
 
 _armed: StopFlag | None = None

@@ -10,13 +10,12 @@ from collections.abc import Callable, Sequence
 from maep.config import command_line
 from maep.errors import exit_code, fail
 from maep.settings import Settings
-from maep.training.distributed import PeerLost, join_world
+from maep.training.distributed import PEER_LOST, PeerLost, join_world
 from maep.training.finetune import finetune
 from maep.training.loop import NonFiniteLoss
 from maep.training.pretrain import pretrain
 from maep.training.signals import Stopped, arm
 
-PEER_LOST = 3
 TRAININGS: dict[str, Callable[[Settings], None]] = {"pretrain": pretrain, "finetune": finetune}
 
 

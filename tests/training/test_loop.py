@@ -159,6 +159,32 @@ def test_zero_trains_and_resumes_exactly(
     assert weights(run_dir) == weights(whole)
 
 
+@pytest.mark.parametrize(
+    "ways",
+    [
+        [(2, None), (1, None), (2, None)],
+        [(4, None), (2, None), (3, None)],
+        [(2, 1), (3, 3), (1, None)],
+        [(1, None), (2, 2), (2, 0)],
+        [(3, 3), (2, 1), (2, 3)],
+    ],
+    ids=["2-1-2", "4-2-3", "zero1-zero3-plain", "plain-zero2-zero0", "zero3-zero1-zero3"],
+)
+def test_resume_on_other_processes_and_stages(
+    problem: Problem, run_dir: Path, undisturbed: Path, ways: list[tuple[int, int | None]]
+) -> None:
+    """Stopped twice and resumed each time on other processes and ZeRO stages: every loss within 1e-4 relative."""
+    for (nproc, stage), step in zip(ways, (10, 20, None), strict=True):
+        option = [] if stage is None else [f"compute.zero_stage={stage}"]
+        if step is None:
+            done = problem.run("pretrain", run_dir, *option, nproc=nproc)
+            assert done.returncode == 0, done.stdout + done.stderr
+        else:
+            assert stop_at(problem, run_dir, step, signal.SIGTERM, *option, nproc=nproc) == 128 + signal.SIGTERM
+    ours = [line["loss"] for line in metrics(run_dir)]
+    assert ours == pytest.approx([line["loss"] for line in metrics(undisturbed)], rel=1e-4)
+
+
 def test_loss_not_finite_names_step_samples_and_checkpoint(problem: Problem, run_dir: Path) -> None:
     """An absurd learning rate ends with code 1 and one line: step, sample keys, last good checkpoint."""
     done = problem.run("pretrain", run_dir, "pretrain.lr=1e30", "pretrain.clip=0", "pretrain.warmup=0")

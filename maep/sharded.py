@@ -1,0 +1,158 @@
+"""Tensors spread over the safetensors files of a directory, whole or in pieces, memory-mapped.
+
+    rank-0000-of-0004.safetensors    NAME: a whole tensor. NAME@START: its elements from START on, flattened; the
+                                     shape of the whole is in the file's metadata
+
+Any number of processes reads what any number has written, and reads only what it asks for.
+"""
+
+import hashlib
+import json
+import math
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from maep.errors import UserError, fail
+
+DTYPES = {
+    torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.int32: "I32",
+    torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Elements of a tensor of `shape`, flattened, from `start` on; all of them if there are as many."""
+
+    name: str
+    tensor: Tensor
+    shape: tuple[int, ...]
+    start: int = 0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of the tensor."""
+        return self.tensor.numel() == math.prod(self.shape)
+
+    @property
+    def key(self) -> str:
+        """Its name in a file."""
+        return self.name if self.is_whole else f"{self.name}@{self.start}"
+
+
+class HostBuffer:
+    """The content of one file in memory, kept from one save to the next."""
+
+    def __init__(self) -> None:
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+        self._header = b""
+        self._size = 0
+
+    def fill(self, pieces: Sequence[Piece]) -> None:
+        """Copy the pieces as safetensors lays them out. Returns when they are in memory."""
+        pieces = sorted(pieces, key=lambda piece: (-piece.tensor.element_size(), piece.key))
+        ends, places = 0, []
+        for piece in pieces:
+            places.append((ends, ends + piece.tensor.numel() * piece.tensor.element_size()))
+            ends = places[-1][1]
+        self._header = _header(pieces, places)
+        self._size = ends
+        if self._bytes.numel() < ends:
+            self._bytes = torch.empty(ends, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+        for piece, (begin, end) in zip(pieces, places, strict=True):
+            place = self._bytes[begin:end].view(piece.tensor.dtype)
+            place.copy_(piece.tensor.detach().reshape(-1), non_blocking=True)
+        if torch.cuda.is_available():
+            torch.cuda.current_stream().synchronize()
+
+    def write(self, path: Path) -> dict[str, Any]:
+        """Write the file and fsync it; returns its entry of a manifest. Raises OSError.
+
+        It is hashed in memory by a second thread meanwhile, so it need not be read again.
+        """
+        content: Any = self._bytes.numpy()
+        body, found = memoryview(content)[: self._size], hashlib.sha256(self._header)
+        hashing = threading.Thread(target=found.update, args=(body,))
+        hashing.start()
+        try:
+            with path.open("wb") as file:
+                file.write(self._header)
+                file.write(body)
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            hashing.join()
+        return {"bytes": len(self._header) + self._size, "sha256": found.hexdigest()}
+
+
+def _header(pieces: Sequence[Piece], places: Sequence[tuple[int, int]]) -> bytes:
+    """The head of a safetensors file: its length, then JSON padded to eight bytes."""
+    entries: dict[str, Any] = {
+        "__metadata__": {piece.name: ",".join(map(str, piece.shape)) for piece in pieces if not piece.is_whole}
+    }
+    for piece, place in zip(pieces, places, strict=True):
+        shape = piece.shape if piece.is_whole else [piece.tensor.numel()]
+        entries[piece.key] = {"dtype": DTYPES[piece.tensor.dtype], "shape": shape, "data_offsets": place}
+    content = json.dumps(entries).encode()
+    content += b" " * (-len(content) % 8)
+    return len(content).to_bytes(8, "little") + content
+
+
+class ShardedTensors:
+    """What the rank files of a directory hold, by name.
+
+    Raises UserError, naming the file, for one that cannot be read.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._where: dict[str, list[tuple[int, Any, str]]] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        for path in sorted(directory.glob("rank-*.safetensors")):
+            try:
+                self._index(safe_open(path, framework="pt"))
+            except (OSError, SafetensorError) as error:
+                raise UserError(f"{path}: cannot be read as weights: {error}") from error
+
+    def _index(self, file: Any) -> None:
+        for name, shape in (file.metadata() or {}).items():
+            self._shapes[name] = tuple(int(size) for size in shape.split(",") if size)
+        for key in file.keys():  # noqa: SIM118
+            name, _, start = key.partition("@")
+            self._where.setdefault(name, []).append((int(start or 0), file, key))
+
+    def names(self, prefix: str = "") -> list[str]:
+        """The tensors whose names start with `prefix`, in order."""
+        return sorted(name for name in self._where if name.startswith(prefix))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._where
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a whole tensor that is there."""
+        _, file, key = self._where[name][0]
+        return self._shapes[name] if key != name else tuple(file.get_slice(key).get_shape())
+
+    def tensor(self, name: str) -> Tensor:
+        """A whole tensor. Raises UserError if it is not there or pieces of it are missing."""
+        pieces = sorted(self._where.get(name, ()), key=lambda piece: piece[0])
+        if not pieces:
+            fail(f"{self.directory}: lacks {name}")
+        _, file, key = pieces[0]
+        if key == name:
+            whole: Tensor = file.get_tensor(name)
+            return whole
+        parts = [file.get_tensor(key) for _, file, key in pieces]
+        ends = [start + part.numel() for (start, _, _), part in zip(pieces, parts, strict=True)]
+        shape = self._shapes[name]
+        if [start for start, _, _ in pieces] != [0, *ends[:-1]] or ends[-1] != math.prod(shape):
+            fail(f"{self.directory}: pieces of {name} are missing")
+        return torch.cat(parts).view(shape)

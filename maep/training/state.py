@@ -1,0 +1,119 @@
+"""What a training has to remember, as named tensors that do not depend on how many processes hold them.
+
+    model/NAME, ema/NAME, optimizer/{exp_avg,exp_avg_sq,step}/NAME
+
+for plain training, DDP and ZeRO 0 to 3 alike. What all ranks hold is shared out among them by size; what ZeRO has
+partitioned every rank writes as the piece that it holds, so nothing is sent between ranks to save.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maep.errors import fail
+from maep.models.weights import require_fit
+from maep.sharded import Piece, ShardedTensors
+from maep.training.ema import Average
+from maep.training.sharding import local_part, owned, put_part, whole_shape
+from maep.training.zero import Place, new_state, state_of, zero_places
+
+
+@dataclass
+class TrainingState:
+    """Named trainable parameters, their average, and their optimizer: torch's own, or one of ZeRO."""
+
+    parameters: dict[str, nn.Parameter]
+    optimizer: Any
+    average: Average | None
+
+    def pieces(self, rank: int, world: int) -> list[Piece]:
+        """What `rank` of `world` has to write. The tensors are the training's own, not copies."""
+        loads = [0] * world
+        mine = []
+        for piece, is_shared in self._held():
+            owner = rank
+            if is_shared:
+                owner = loads.index(min(loads))
+                loads[owner] += piece.tensor.numel()
+            if owner == rank and piece.tensor.numel():
+                mine.append(piece)
+        return mine
+
+    def _held(self) -> Iterator[tuple[Piece, bool]]:
+        """Everything that this rank holds, and whether all others hold the same."""
+        places = zero_places(self.optimizer)
+        for name, parameter in self.parameters.items():
+            start, count = owned(parameter)
+            shape, shared = whole_shape(parameter), not hasattr(parameter, "ds_tensor")
+            parts = {f"model/{name}": local_part(parameter)}
+            if self.average:
+                parts[f"ema/{name}"] = self.average.parts[name]
+            for key, part in parts.items():
+                yield Piece(key, part.detach().flatten()[:count], shape, start), shared
+            if parameter in places:
+                yield from self._held_by_zero(name, shape, places[parameter])
+            else:
+                for key, value in self.optimizer.state.get(parameter, {}).items():
+                    yield Piece(f"optimizer/{key}/{name}", value.detach(), tuple(value.shape)), True
+
+    def _held_by_zero(self, name: str, shape: tuple[int, ...], place: Place) -> Iterator[tuple[Piece, bool]]:
+        for key, value in state_of(self.optimizer, place).items():
+            if value.dim() == 0:
+                yield Piece(f"optimizer/{key}/{name}", value.detach(), ()), True
+            else:
+                yield Piece(f"optimizer/{key}/{name}", place.of(value.detach()), shape, place.start), False
+
+    @torch.no_grad()
+    def load(self, saved: ShardedTensors) -> None:
+        """Take over what any number of processes under any ZeRO stage has saved.
+
+        Raises UserError, naming the first parameters, if it belongs to another model, and if it lacks the average.
+        """
+        self._require_same_parameters(saved)
+        places = zero_places(self.optimizer)
+        if hasattr(self.optimizer, "checkpoint_event_prologue"):
+            self.optimizer.checkpoint_event_prologue()
+        for name, parameter in self.parameters.items():
+            weights = saved.tensor(f"model/{name}")
+            put_part(parameter, local_part(parameter).data, weights)
+            if parameter in places:
+                places[parameter].of(places[parameter].flat.data).copy_(places[parameter].cut(weights))
+            if self.average:
+                put_part(parameter, self.average.parts[name], saved.tensor(f"ema/{name}"))
+        self._load_optimizer(saved, places)
+        if hasattr(self.optimizer, "checkpoint_event_epilogue"):
+            self.optimizer.checkpoint_event_epilogue()
+
+    def _require_same_parameters(self, saved: ShardedTensors) -> None:
+        expected = {name: torch.empty(whole_shape(p), device="meta") for name, p in self.parameters.items()}
+        found = {name.removeprefix("model/"): saved.shape(name) for name in saved.names("model/")}
+        require_fit(expected, {n: torch.empty(shape, device="meta") for n, shape in found.items()}, saved.directory)
+        if self.average and not saved.names("ema/"):
+            fail(f"{saved.directory}: holds no averaged weights; set ema=0 as when it was saved")
+
+    def _load_optimizer(self, saved: ShardedTensors, places: dict[Any, Place]) -> None:
+        kinds = {name.split("/")[1] for name in saved.names("optimizer/")}
+        if places:
+            new_state(self.optimizer, places, kinds & {"step"}, kinds - {"step"})
+        for name, parameter in self.parameters.items():
+            for key in kinds:
+                full = f"optimizer/{key}/{name}"
+                if full not in saved:
+                    continue  # a parameter that had no gradient yet has no state
+                value = saved.tensor(full)
+                if parameter not in places:
+                    self.optimizer.state[parameter][key] = _own(value, "cpu" if key == "step" else parameter.device)
+                    continue
+                state = state_of(self.optimizer, places[parameter])
+                if value.dim() == 0:
+                    state[key].copy_(torch.maximum(state[key], value))
+                else:
+                    places[parameter].of(state[key]).copy_(places[parameter].cut(value))
+
+
+def _own(value: Tensor, device: Any) -> Tensor:
+    """A copy that outlives the file it was mapped from."""
+    return value.clone().to(device)

@@ -1,0 +1,55 @@
+"""Tensors over several files: pieces make the whole again, as any safetensors reader sees them, or are refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from maep.errors import UserError
+from maep.files import sha256_file
+from maep.sharded import HostBuffer, Piece, ShardedTensors
+
+
+def write(directory: Path, *parts: list[Piece]) -> None:
+    """One file a part, through one buffer, as in training."""
+    directory.mkdir(exist_ok=True)
+    buffer = HostBuffer()
+    for rank, pieces in enumerate(parts):
+        path = directory / f"rank-{rank:04d}-of-{len(parts):04d}.safetensors"
+        buffer.fill(pieces)
+        entry = buffer.write(path)
+        assert entry == {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def test_pieces_make_the_whole(tmp_path: Path) -> None:
+    """A tensor cut unevenly over three files, a whole one and a number come back bit for bit, in any order of files."""
+    cut, whole = torch.randn(5, 7), torch.arange(6, dtype=torch.bfloat16).view(2, 3)
+    flat, step = cut.flatten(), torch.tensor(3.0)
+    pieces = [Piece("a", flat[start:end], (5, 7), start) for start, end in ((0, 4), (4, 30), (30, 35))]
+    write(tmp_path, [pieces[2], Piece("b", whole, (2, 3))], [pieces[0]], [pieces[1], Piece("s", step, ())])
+    saved = ShardedTensors(tmp_path)
+    assert saved.names() == ["a", "b", "s"]
+    assert torch.equal(saved.tensor("a"), cut)
+    assert torch.equal(saved.tensor("b"), whole)
+    assert torch.equal(saved.tensor("s"), step)
+    assert [saved.shape(name) for name in "abs"] == [(5, 7), (2, 3), ()]
+    assert set(load_file(tmp_path / "rank-0000-of-0003.safetensors")) == {"a@30", "b"}
+
+
+@pytest.mark.parametrize("left", [(0, 1), (1, 2), (0, 2)])
+def test_missing_piece_is_refused(tmp_path: Path, left: tuple[int, int]) -> None:
+    """With any one of three pieces gone the tensor is not read; a name that is nowhere is named."""
+    pieces = [Piece("a", torch.ones(2), (6,), start) for start in (0, 2, 4)]
+    write(tmp_path, *([pieces[number]] for number in left))
+    with pytest.raises(UserError, match="pieces of a are missing"):
+        ShardedTensors(tmp_path).tensor("a")
+    with pytest.raises(UserError, match="lacks b"):
+        ShardedTensors(tmp_path).tensor("b")
+
+
+def test_unreadable_file_is_named(tmp_path: Path) -> None:
+    """A file that is no safetensors is named."""
+    (tmp_path / "rank-0000-of-0001.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(UserError, match=r"rank-0000-of-0001\.safetensors: cannot be read as weights"):
+        ShardedTensors(tmp_path)

@@ -14,12 +14,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from maep.config import nearest
 from maep.errors import fail
 from maep.files import MANIFEST, atomic_directory, problem_with, read_json
-from maep.progress import console, say
+from maep.progress import say
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -75,19 +73,16 @@ def _target(given: argparse.Namespace, default: str, checkpoint: Path) -> Path:
 
 
 def show(found: list[Path], _given: argparse.Namespace) -> None:
-    """Print a table of checkpoints."""
-    table = Table("checkpoint", "step", "loss", "size", "processes", "ZeRO", "state")
+    """Print a line a checkpoint."""
+    say(f"{'checkpoint':<36}{'loss':>9}{'size':>12}{'processes':>11}{'ZeRO':>6}  state")
     for path in found:
         problem = problem_with(path)
         facts: dict[str, Any] = read_json(path / MANIFEST)
         size = sum(entry["bytes"] for entry in facts["files"].values())
         loss, stage = facts.get("loss"), facts.get("zero_stage")
-        table.add_row(
-            f"{path.parent.name}/{path.name}", str(facts.get("step")),
-            "" if loss is None else f"{loss:.5f}", f"{size / 1e6:.1f} MB",
-            str(facts.get("world", "")), "" if stage is None else str(stage), problem or "whole",
-        )  # fmt: skip
-    console.print(table)
+        told = f"{'-' if loss is None else f'{loss:.5f}':>9}{f'{size / 1e6:.1f} MB':>12}{facts.get('world', '-'):>11}"
+        place = f"{path.parent.name}/{path.name}"
+        say(f"{place:<36}{told}{'-' if stage is None else stage:>6}  {problem or 'whole'}")
 
 
 def verify(found: list[Path], given: argparse.Namespace) -> None:

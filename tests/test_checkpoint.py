@@ -57,7 +57,7 @@ def test_list_tells_the_whole_from_the_damaged(trained: Path, capsys: pytest.Cap
     printed = " ".join(capsys.readouterr().out.split())
     assert all(f"checkpoints/step-00000{step}" in printed for step in (1, 2, 3))
     assert "0.33333" in printed
-    assert printed.count("whole") == 2
+    assert printed.count("- whole") == 2
     assert "100" in printed
 
 

@@ -50,6 +50,7 @@ def config_hash(settings: Settings) -> str:
     """Identity of a configuration, wherever its files are."""
     values = asdict(settings)
     values["run"] = {key: value for key, value in values["run"].items() if key not in ("dir", "cache")}
+    values["data"].pop("cache_dir")
     return digest(values)[:16]
 
 

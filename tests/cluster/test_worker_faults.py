@@ -21,7 +21,7 @@ from tests.cluster.runs import LIFE, ClusterRun
 from tests.tiny import Problem
 
 CLAIMS = "compute.claim_timeout=5"
-ATTACK = ["attack.steps=300", CLAIMS]
+ATTACK = ["attack.steps=200", CLAIMS]
 EVALUATION = [
     "pretrain.steps=12", "finetune.method=none", "evaluation.images=24", "evaluation.chunk_images=6",
     "evaluation.batch_size=6", "evaluation.adaptive_images=6", "evaluation.attacks=[pgd-20,autoattack-standard]",

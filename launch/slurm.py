@@ -61,9 +61,8 @@ def _launch(words: Sequence[str]) -> int:
     )
     stages = [word.partition("=")[2] for word in words if word.startswith("stage=")]
     rest = [word for word in words if not word.startswith("stage=")]
-    grace = [f"compute.grace={rest[i + 1]}" for i, word in enumerate(rest[:-1]) if word == "--grace"]
     options.add_argument("--scale", help="of a sweep: paper, or cpu for a small version of the table")
-    namespace, words = split_arguments(__doc__ or "", [*rest, *grace], options=options)
+    namespace, words = split_arguments(__doc__ or "", [*rest, *_grace(rest)], options=options)
     if not namespace.cfg:
         fail("cfg: name a configuration, such as cfg=imagenet")
     if is_sweep(namespace.cfg):
@@ -119,6 +118,17 @@ def _await(record: JobRecord) -> int:
         if states and all(state.ended for state in states):
             return int(any(state.state != "COMPLETED" for state in states))
         time.sleep(POLL)
+
+
+def _grace(words: Sequence[str]) -> list[str]:
+    """`--grace S` as the setting that it is short for."""
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument("--grace")
+    try:
+        given = parser.parse_known_args(words)[0].grace
+    except argparse.ArgumentError as error:
+        fail(str(error))
+    return [f"compute.grace={given}"] if given is not None else []
 
 
 def _settle(records: Sequence[JobRecord]) -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
@@ -22,10 +23,12 @@ from launch.scheduler import JobState, job_states
 from maep.files import read_json
 
 WIDTH = 140  # where there is no terminal
-FRAMES = 3
+FRAMES = 2
 POLL = 2.0
 SHOWN = 3
+LONGEST = 300
 LOG_NOT_OPENED = "0:53"
+KILLED = re.compile(r"srun: error: (?P<node>\S+): tasks? (?P<rank>\S+): (?P<how>Killed|.*signal.*|Out Of Memory.*)$")
 FRAME = re.compile(r'^  File "')
 
 
@@ -75,13 +78,20 @@ def read_status(run: Path) -> list[StageStatus]:
 
 
 def _stage_status(run: Path, stage: str, record: JobRecord | None, states: dict[str, list[JobState]]) -> StageStatus:
-    books = run / "stages" / f"{stage}.json"
-    finished = books.is_file() and bool(read_json(books)["finished"])
     known = states.get(record.job, []) if record else []
-    begun = any(state.state not in ("PENDING", "CANCELLED") or state.restarts for state in known)
+    begun = any(state.seconds or state.restarts for state in known)
     progress = progress_of(stage, read_settings(Path(record.config))) if record and begun else None
-    return StageStatus(stage, finished, record, known, progress, _restarts(run, record, known),
+    return StageStatus(stage, _finished(run, stage), record, known, progress, _restarts(run, record, known),
                        _errors(run, record, known))  # fmt: skip
+
+
+def _finished(run: Path, stage: str) -> bool:
+    """Whether the stage's own record says so, and what it was made from is still what is there."""
+    books = {path.stem: read_json(path) for path in (run / "stages").glob("*.json")}
+    mine = books.get(stage)
+    if mine is None or not mine["finished"]:
+        return False
+    return all(books.get(name, {}).get("identity") == identity for name, identity in mine["inputs"].items())
 
 
 def _ends(run: Path, record: JobRecord) -> list[Path]:
@@ -103,17 +113,15 @@ def _restarts(run: Path, record: JobRecord | None, states: Sequence[JobState]) -
 
 
 def _errors(run: Path, record: JobRecord | None, states: Sequence[JobState]) -> list[str]:
-    """The newest bad ends, each on a few lines with the path of the whole."""
+    """The newest bad ends of each job, on a few lines with the path of the whole."""
     if record is None:
         return []
     told = []
     for ends in _ends(run, record):
-        lives = read_lives(ends)
-        if lives and lives[-1]["kind"] == "final" and not read_ends(ends, lives[-1]["life"]):
-            told.append(f"{record.stage}: job {ends.name}: {lives[-1]['reason']}")
-        bad = [(path, end) for path, end in read_ends(ends) if end["kind"] != "stopped"]
-        last = [pair for pair in bad if pair[0].name[:8] == bad[-1][0].name[:8]]
-        told += [_told(record.stage, path, end) for path, end in _causes(last)[:SHOWN]]
+        lives = [life for life in read_lives(ends) if life["kind"] in ("crashed", "final")]
+        if lives:
+            log = stage_folder(run, record.stage) / f"{ends.name}_0_log.out"
+            told += [f"{record.stage}: {line}" for line in _told_of_life(ends, lives[-1], log)]
     for state in states:
         if state.exit_code == LOG_NOT_OPENED:
             told.append(
@@ -123,23 +131,43 @@ def _errors(run: Path, record: JobRecord | None, states: Sequence[JobState]) -> 
     return told
 
 
-def _causes(ends: list[tuple[Path, dict[str, object]]]) -> list[tuple[Path, dict[str, object]]]:
-    """Ranks that failed by themselves first; those that only lost a peer where there are no others."""
-    own = [pair for pair in ends if pair[1]["kind"] != "lost"]
-    return own or ends
+def _told_of_life(ends: Path, life: dict[str, Any], log: Path) -> list[str]:
+    """What ended a life: ranks that failed by themselves; else one that was killed; else those that lost a peer."""
+    head = f"job {ends.name}, life {life['life']}"
+    bad = [(path, end) for path, end in read_ends(ends, life["life"]) if end["kind"] != "stopped"]
+    own = [pair for pair in bad if pair[1]["kind"] != "lost"]
+    killed = first_killed(log, life["life"])
+    if not own and killed:
+        return [f"{head}: {killed}\n  the whole: {log}"]
+    if not bad:
+        return [f"{head}: {life['reason']}\n  the whole: {log}"]
+    return [f"{head}, {_told_of_rank(path, end)}" for path, end in (own or bad)[:SHOWN]]
 
 
-def _told(stage: str, path: Path, end: dict[str, object]) -> str:
-    head = f"{stage}: rank {end['rank']} on {end['node']}, life {int(path.name[5:8])}: {end['error']}"
-    frames = shorten(str(end["traceback"]))
-    return "\n".join([head, *frames, f"  the whole: {path}"])
+def _told_of_rank(path: Path, end: dict[str, Any]) -> str:
+    error = end["error"] if len(end["error"]) <= LONGEST else end["error"][:LONGEST] + " …"
+    lines = [f"rank {end['rank']} on {end['node']}: {error}", *shorten(end["traceback"])]
+    return "\n".join([*lines, f"  the whole: {path}"])
+
+
+def first_killed(log: Path, life: int) -> str:
+    """The first process that srun saw killed in a life, as `rank 3 on n4 was killed`; "" if none was."""
+    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    end = next((i for i, line in enumerate(lines) if f", life {life}: " in line), None)
+    begin = max((i for i, line in enumerate(lines[:end]) if ", life " in line), default=0)
+    for line in lines[begin:end] if end is not None else []:
+        if match := KILLED.match(line):
+            return f"rank {match['rank']} on {match['node']} was killed ({match['how']})"
+    return ""
 
 
 def shorten(traceback: str, frames: int = FRAMES) -> list[str]:
-    """The last frames of a traceback, two lines each, without what Python drew below them."""
+    """The innermost frames of the run's own code and the innermost of all, without what Python drew below them."""
     lines = traceback.splitlines()
-    starts = [i for i, line in enumerate(lines) if FRAME.match(line)][-frames:]
-    return [line for i in starts for line in lines[i : i + 2]]
+    starts = [i for i, line in enumerate(lines) if FRAME.match(line)]
+    own = [i for i in starts if "/code/" in lines[i]][-frames:]
+    chosen = sorted({*own, *starts[-1:]})
+    return [line for i in chosen for line in lines[i : i + 2]]
 
 
 def render(run: Path, rows: Sequence[StageStatus]) -> RenderableType:

@@ -127,4 +127,11 @@ def check_with_slurm(scripts: Sequence[tuple[Job, str]]) -> None:
     for job, script in scripts:
         refused = why_refused(script)
         if refused:
-            fail(f"{job.stage}: Slurm would not run it: {refused} ({job.size}); nothing was submitted")
+            fail(f"{job.stage}: Slurm would not run it ({_asked(job)}): {refused}; nothing was submitted")
+
+
+def _asked(job: Job) -> str:
+    """The options that may not fit the cluster, as they would be written."""
+    names = ("partition", "account", "qos", "constraint", "exclude", "time", "cpus_per_task", "mem_per_task")
+    given = [(name, getattr(job.settings, name)) for name in names] + [("gpus_per_node", job.gpus)]
+    return " ".join([job.size, *(f"--{name.replace('_', '-')} {value}" for name, value in given if value)])

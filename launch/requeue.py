@@ -63,11 +63,16 @@ def decide(
 
 
 def _slurm(*words: str) -> str | None:
-    """What a Slurm command answers; None if it fails."""
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    """What a Slurm command answers; None, and its complaint in the log, if it fails or is not there."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+    except OSError as error:
+        print(f"{words[0]}: {error.strerror}", file=sys.stderr, flush=True)
+        return None
     if done.returncode:
         print(f"{' '.join(words)}: {done.stderr.strip()}", file=sys.stderr, flush=True)
-    return None if done.returncode else done.stdout
+        return None
+    return done.stdout
 
 
 def _state(job: str) -> str:

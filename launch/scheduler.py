@@ -174,3 +174,9 @@ def cancel(jobs: Sequence[str]) -> str:
     """Cancel jobs; returns Slurm's complaint, or ""."""
     done = _run("scancel", *jobs)
     return _first_line(done.stderr) if done.returncode else ""
+
+
+def wait_also(job: str, after: Sequence[str]) -> str:
+    """Let a waiting job wait for all of these; returns Slurm's complaint, or ""."""
+    done = _run("scontrol", "update", f"JobId={job}", f"Dependency=afterok:{':'.join(after)}")
+    return _first_line(done.stderr) if done.returncode else ""

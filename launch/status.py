@@ -135,6 +135,7 @@ def _told_of_life(ends: Path, life: dict[str, Any], log: Path) -> list[str]:
     """What ended a life: ranks that failed by themselves; else one that was killed; else those that lost a peer."""
     head = f"job {ends.name}, life {life['life']}"
     bad = [(path, end) for path, end in read_ends(ends, life["life"]) if end["kind"] != "stopped"]
+    bad.sort(key=lambda pair: pair[1]["time"])
     own = [pair for pair in bad if pair[1]["kind"] != "lost"]
     killed = first_killed(log, life["life"])
     if not own and killed:

@@ -3,6 +3,7 @@
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from launch.cluster import Cluster
 from launch.jobs import ARRAY, Job, check_batch, job_graph
 from launch.records import JobRecord, live_jobs, write_record
 from launch.refusals import check_run, check_with_slurm
-from launch.scheduler import cancel
+from launch.scheduler import cancel, wait_also
 from launch.snapshot import check_code, copy_code, copy_path, mark_as_last
 from maep.config import to_yaml
 from maep.errors import fail
@@ -84,20 +85,37 @@ def submit(settings: Settings, cluster: Cluster, wanted: str, *, allow_code_chan
     """Submit what is left to do, and return it. Bad input is told before anything is submitted or written."""
     made = submission_of(settings)
     live = {stage: [record for record, _ in jobs] for stage, jobs in live_jobs(made.run).items()}
+    _check_live(made, [record for records in live.values() for record in records])
     plan = plan_jobs(settings, cluster, wanted, {name: [r.job for r in records] for name, records in live.items()})
-    check_batch(settings, plan.jobs)
     if not plan.jobs:
         return []
-    for record in (record for records in live.values() for record in records):
-        if record.config != str(made.config):
-            fail(
-                f"run.dir={settings.run.dir}: job {record.job} ({record.stage}) is under way with other settings; "
-                f"cancel it first: launch/slurm.py cancel {settings.run.dir}"
-            )
+    check_batch(settings, plan.jobs)
     check_run(settings, cluster, plan.jobs)
     check_code(made.run, allowed=allow_code_change)
     check_with_slurm([(job, made.script(job, [])) for job in plan.jobs])
-    return _submit_all(made, plan)
+    records = _submit_all(made, plan)
+    for record in records:
+        _wait_for_joined(record, live)
+    return records
+
+
+def _check_live(made: Submission, live: Sequence[JobRecord]) -> None:
+    """Jobs of other settings in the same run directory would undo each other's work."""
+    for record in live:
+        if record.config != str(made.config):
+            fail(
+                f"run.dir={made.settings.run.dir}: job {record.job} ({record.stage}) is under way with other settings; "
+                f"cancel it first: launch/slurm.py cancel {made.settings.run.dir}"
+            )
+
+
+def _wait_for_joined(record: JobRecord, live: dict[str, list[JobRecord]]) -> None:
+    """Let jobs that wait for a stage wait for the workers that joined it too."""
+    for waiting in (other for jobs in live.values() for other in jobs):
+        if record.stage in live and record.stage in waiting.needs:
+            jobs = [job for needed in waiting.needs.values() for job in needed.split(",")]
+            if problem := wait_also(waiting.job, [*jobs, record.job]):
+                say(f"{waiting.stage}: job {waiting.job} does not wait for job {record.job}: {problem}")
 
 
 def _submit_all(made: Submission, plan: Plan) -> list[JobRecord]:

@@ -5,6 +5,7 @@ what has been done.
 """
 
 import os
+import re
 import signal
 import socket
 import sys
@@ -24,6 +25,7 @@ from maep.training.signals import SIGNALS, Stopped, arm
 
 FIRST_PORT, PORTS = 21000, 10000  # below the ports that a system hands out by itself
 PEER_LOST = 3
+PEERS = re.compile(r"by peer|gloo/transport|remote worker|remote process exited|Broken pipe")
 STOPS = {128 + signum: signum.name for signum in SIGNALS}
 
 
@@ -120,6 +122,8 @@ def how_it_ended(error: BaseException) -> tuple[str, int]:
         case NonFiniteLoss():
             return FINAL, 1
         case PeerLost():
+            return LOST, PEER_LOST
+        case RuntimeError() if PEERS.search(str(error)):
             return LOST, PEER_LOST
     return CRASHED, 1
 

@@ -1,0 +1,60 @@
+"""The job graph: sizes, dependencies, hours."""
+
+import argparse
+
+import pytest
+
+from launch.cluster import Cluster, add_options, read_cluster
+from launch.jobs import KINDS, check_batch, job_graph, job_of
+from launch.submit import real_needs
+from maep.config import load_settings
+from maep.errors import UserError
+
+
+def cluster(*words: str) -> Cluster:
+    """The default cluster with some options."""
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    return read_cluster(parser.parse_args(words), list(KINDS))
+
+
+def test_each_stage_waits_for_those_it_needs() -> None:
+    """The whole pipeline, in order, with the dependencies of its stages."""
+    jobs = job_graph(list(KINDS), cluster(), real_needs(load_settings("digits")))
+    assert {job.stage: set(job.needs) for job in jobs} == {
+        "shards": set(), "classifier": {"shards"}, "attack": {"shards", "classifier"}, "pretrain": {"shards", "attack"},
+        "finetune": {"pretrain"}, "evaluate": {"shards", "classifier", "pretrain", "finetune"}, "report": {"evaluate"},
+    }  # fmt: skip
+
+
+def test_stages_without_work_are_bridged() -> None:
+    """With given weights and no finetuning, nobody waits for those stages, but for what they need."""
+    settings = load_settings("digits", ["classifier.weights=w.safetensors", "finetune.method=none"])
+    needs = real_needs(settings)
+    assert needs["attack"] == ["shards"]
+    assert needs["evaluate"] == ["shards", "pretrain"]
+
+
+def test_finished_stages_are_not_waited_for() -> None:
+    """Only jobs of this submission are dependencies."""
+    jobs = job_graph(["finetune", "evaluate"], cluster(), real_needs(load_settings("digits")))
+    assert [job.needs for job in jobs] == [(), ("finetune",)]
+
+
+def test_sizes() -> None:
+    """Training takes the nodes with a process a GPU; workers one GPU each; shards none."""
+    asked = cluster("--nodes", "4", "--min-nodes", "2", "--gpus-per-node", "8", "--workers", "16", "--time", "90")
+    train, attack, shards = (job_of(stage, asked, []) for stage in ("pretrain", "attack", "shards"))
+    assert (train.nodes, train.tasks, train.gpus, train.is_elastic) == ((2, 4), 8, 8, True)
+    assert (attack.nodes, attack.tasks, attack.gpus, attack.workers) == ((1, 1), 1, 1, 16)
+    assert (shards.gpus, shards.workers) == (0, 1)
+    assert (train.node_hours, train.gpu_hours) == (6.0, 48.0)
+    assert (attack.node_hours, attack.gpu_hours) == (24.0, 24.0)
+
+
+def test_more_processes_than_images_are_refused() -> None:
+    """The batch must leave an image to every process."""
+    settings = load_settings("digits")
+    check_batch(settings, [job_of("pretrain", cluster("--nodes", "64"), [])])
+    with pytest.raises(UserError, match="pretrain.batch_size=64"):
+        check_batch(settings, [job_of("pretrain", cluster("--nodes", "65"), [])])

@@ -1,0 +1,180 @@
+"""What is read from Slurm's answers and from the run directory."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from launch.ends import CRASHED, FINAL, LOST, STOPPED
+from launch.logs import show_logs
+from launch.progress import last_lines, progress_of
+from launch.records import JobRecord, find_run, read_records, write_record
+from launch.scheduler import JobState, fields_of, seconds_of
+from launch.status import StageStatus, _errors, _restarts, duration, first_killed, shorten
+from maep.config import load_settings
+from maep.errors import UserError
+
+LINE = (
+    "JobId=12 ArrayJobId=10 ArrayTaskId=2 JobName=a b=c-pretrain UserId=me(1) JobState=PENDING Reason=Resources "
+    "Dependency=(null) Restarts=3 RunTime=1-02:03:04 NodeList=n[1-4] BatchHost=n1 Command=/my runs/x.sh "
+    "ReqB:S:C:T=0:0:*:* Power="
+)
+TRACEBACK = """\
+Traceback (most recent call last):
+  File "/runs/x/code/abc/launch/task.py", line 1, in __call__
+    self._run()
+  File "/runs/x/code/abc/maep/training/loop.py", line 2, in run
+    self._step()
+    ~~~~~~~~~~^^
+  File "/runs/x/code/abc/maep/training/distributed.py", line 3, in agree
+    dist.all_reduce(tensor)
+  File "/usr/lib/python3/torch/wrapper.py", line 4, in wrapper
+    return func()
+  File "/usr/lib/python3/torch/c10d.py", line 5, in all_reduce
+    work.wait()
+RuntimeError: gone
+"""
+
+
+def test_fields_may_hold_blanks() -> None:
+    """A path with a blank, an empty value, a name with colons, a job name with `=`."""
+    fields = fields_of(LINE)
+    assert fields["Command"] == "/my runs/x.sh"
+    assert fields["Power"] == ""
+    assert fields["JobState"] == "PENDING"
+    assert fields["JobName"] == "a b=c-pretrain"
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("1-02:03:04", 93784), ("00:10", 10), ("01:00:00", 3600), ("N/A", 0)])
+def test_seconds_of_slurms_times(text: str, seconds: int) -> None:
+    """Days, hours, minutes; what is not known is 0."""
+    assert seconds_of(text) == seconds
+
+
+def test_why_a_job_waits_is_explained() -> None:
+    """Slurm's word, and what it means; nothing for a job that runs."""
+    waits = JobState("1", "PENDING", "Resources", "", "", 0, 0).waits
+    assert waits == "Resources (waits for nodes to become free)"
+    assert JobState("1", "PENDING", "SomethingNew", "", "", 0, 0).waits == "SomethingNew"
+    assert JobState("1", "RUNNING", "None", "n1", "", 0, 5).waits == ""
+
+
+def test_traceback_keeps_our_frames_and_the_last() -> None:
+    """Two frames of the run's own code, the innermost of all, and none of the marks below them."""
+    assert [line.strip() for line in shorten(TRACEBACK)] == [
+        'File "/runs/x/code/abc/maep/training/loop.py", line 2, in run', "self._step()",
+        'File "/runs/x/code/abc/maep/training/distributed.py", line 3, in agree', "dist.all_reduce(tensor)",
+        'File "/usr/lib/python3/torch/c10d.py", line 5, in all_reduce', "work.wait()",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> JobRecord:
+    """A submitted training job of a run in `tmp_path`."""
+    made = JobRecord("77", "pretrain", "ranks", 1, (2, 4), 1, 0, submitted=1.0)
+    write_record(tmp_path, made)
+    return made
+
+
+def write_ends(run: Path, life: int, kinds: dict[int, str], decided: str, *, requeued: bool = True) -> None:
+    """Ends of some ranks, and the decision after them."""
+    ends = run / "jobs" / "pretrain" / "ends" / "77"
+    ends.mkdir(parents=True, exist_ok=True)
+    for rank, kind in kinds.items():
+        facts = {"rank": rank, "node": f"n{rank + 1}", "kind": kind, "code": 1, "error": f"error of {rank}",
+                 "traceback": TRACEBACK, "time": rank}  # fmt: skip
+        (ends / f"life-{life:03d}-rank-{rank:04d}.json").write_text(json.dumps(facts))
+    with (ends / "lives.jsonl").open("a") as file:
+        line = {"life": life, "code": 1, "requeued": requeued, "kind": decided, "reason": "why", "time": life}
+        file.write(json.dumps(line) + "\n")
+
+
+def test_the_rank_that_failed_is_shown_not_those_that_lost_it(tmp_path: Path, record: JobRecord) -> None:
+    """Of four ranks, three lost the fourth: only its error is shown, with node, life and path."""
+    write_ends(tmp_path, 0, {0: STOPPED, 1: STOPPED}, STOPPED)
+    write_ends(tmp_path, 1, {0: LOST, 1: LOST, 2: LOST, 3: CRASHED}, CRASHED)
+    (told,) = _errors(tmp_path, record, [])
+    assert told.startswith("pretrain: job 77, life 1, rank 3 on n4: error of 3\n")
+    assert told.endswith("ends/77/life-001-rank-0003.json")
+    assert _restarts(tmp_path, record, []) == "2 (1 stopped, 1 crashed)"
+
+
+def test_a_killed_rank_is_found_in_sruns_words(tmp_path: Path, record: JobRecord) -> None:
+    """A rank that could not write is named from the log; the life before it does not count."""
+    log = tmp_path / "jobs" / "pretrain" / "77_0_log.out"
+    log.write_text(
+        "srun: error: n1: task 0: Killed\njob 77, life 0: begins again: x\nsrun: error: n4: task 3: Killed\n"
+        "srun: error: n2: task 1: Killed\njob 77, life 1: does not begin again: y\n"
+    )
+    write_ends(tmp_path, 1, {0: LOST}, CRASHED, requeued=False)
+    assert first_killed(log, 1) == "rank 3 on n4 was killed (Killed)"
+    assert "rank 3 on n4 was killed" in _errors(tmp_path, record, [])[0]
+
+
+def test_bad_input_is_shown(tmp_path: Path, record: JobRecord) -> None:
+    """A final error of one rank; and one that only the batch script could tell."""
+    write_ends(tmp_path, 0, {2: FINAL}, FINAL, requeued=False)
+    assert "rank 2 on n3: error of 2" in _errors(tmp_path, record, [])[0]
+    write_ends(tmp_path, 1, {}, FINAL, requeued=False)
+    assert "life 1: why" in _errors(tmp_path, record, [])[0]
+
+
+def test_a_log_that_could_not_be_opened_names_the_node(tmp_path: Path, record: JobRecord) -> None:
+    """Slurm's code 0:53 means that the batch script never began."""
+    state = JobState("77", "FAILED", "NonZeroExitCode", "n3", "0:53", 0, 0)
+    assert "node n3 cannot open its log" in _errors(tmp_path, record, [state])[0]
+
+
+def test_workers_are_counted_by_state(record: JobRecord) -> None:
+    """An array is one row."""
+    states = [JobState(f"77_{i}", state, "", "", "", 0, 0) for i, state in enumerate(["RUNNING", "RUNNING", "FAILED"])]
+    row = StageStatus("attack", False, record, states, None, "", [])
+    assert row.state == "2 RUNNING, 1 FAILED"
+    assert (row.ended, row.failed) == (False, False)
+
+
+def test_progress_of_a_training(tmp_path: Path, problem: object) -> None:
+    """Steps from the last whole line, time left from the recent steps' median; a line being written is left out."""
+    from tests.tiny import Problem
+
+    assert isinstance(problem, Problem)
+    settings = load_settings("digits", problem.arguments(tmp_path)[1:])
+    metrics = [json.dumps({"step": step, "step_seconds": 2.0}) for step in range(1, 11)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(metrics) + '\n{"step": 11, "st')
+    progress = progress_of("pretrain", settings)
+    assert progress is not None
+    assert (progress.done, progress.total, progress.left) == (10, 30, 40.0)
+    attack = progress_of("attack", settings)
+    assert attack is not None
+    assert (attack.done, attack.total) == (4, 4)
+    assert last_lines(tmp_path / "missing") == []
+
+
+def test_logs_of_a_rank_and_of_workers(tmp_path: Path, record: JobRecord) -> None:
+    """The rank asked for, its last lines; a rank that is not there is told with those that are."""
+    folder = tmp_path / "jobs" / "pretrain"
+    for rank in range(2):
+        (folder / f"77_{rank}_log.out").write_text("\n".join(f"line {i} of {rank}" for i in range(9)))
+    assert list(show_logs(tmp_path, None, 1, None, 2))[1:] == ["line 7 of 1", "line 8 of 1"]
+    with pytest.raises(UserError, match="77_1_log.out"):
+        list(show_logs(tmp_path, "pretrain", 5, None, 2))
+    with pytest.raises(UserError, match="did you mean pretrain"):
+        list(show_logs(tmp_path, "pretrian", 0, None, 2))
+
+
+def test_find_run(tmp_path: Path, record: JobRecord, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path, a name below runs/, and a name that is not there with the nearest one."""
+    assert find_run(str(tmp_path)) == tmp_path
+    (tmp_path / "here" / "runs" / "digits").mkdir(parents=True)
+    os.symlink(tmp_path / "jobs", tmp_path / "here" / "runs" / "digits" / "jobs")
+    monkeypatch.chdir(tmp_path / "here")
+    assert find_run("digits") == Path("runs/digits")
+    with pytest.raises(UserError, match="did you mean digits"):
+        find_run("digit")
+    assert [job.job for job in read_records(find_run("digits"))] == ["77"]
+
+
+def test_durations() -> None:
+    """As Slurm writes them."""
+    assert [duration(s) for s in (5, 3725, 200_000)] == ["00:00:05", "01:02:05", "2-07:33:20"]

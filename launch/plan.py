@@ -78,7 +78,7 @@ def workload(settings: Settings) -> Workload:
 def training_images(settings: Settings) -> int:
     """Training images: those of the shards where they are built, else the data set's known number."""
     path = clean_shards_path(settings) / "train" if settings.data.root or settings.data.shards else None
-    if path is not None and (path / MANIFEST).is_file():
+    if path is not None and (not isinstance(path, Path) or (path / MANIFEST).is_file()):
         return len(ShardSet(path))
     known = IMAGES.get(settings.data.name)
     if settings.data.train_limit or known:

@@ -234,21 +234,40 @@ class PurifySettings:
         1, "grids, each shifted by a further share of a tile down and right, whose results are averaged", low=1, high=16
     )
     passes: int = setting(1, "times the purifier is applied to its own output (the paper: 1)", low=1)
+    noise: float = setting(
+        0.0, "deviation of Gaussian noise added before each pass; above 0 the purifier is random",
+        unit="[0,1] pixels", low=0.0,
+    )  # fmt: skip
+    mask_ratio: float = setting(
+        0.0, "share of patches hidden at random when purifying, r; above 0 the purifier is random", low=0.0, high=0.95
+    )
 
 
 @dataclass
 class EvaluationSettings:
     images: int = setting(1000, "test images, the first of the balanced order", unit="images", low=1)
-    adaptive_images: int = setting(64, "images of the adaptive attacks", unit="images", low=0)
+    adaptive_images: int = setting(
+        64, "images of the attacks that depend on the purifier: all but oblivious", unit="images", low=0
+    )
     chunk_images: int = setting(250, "images a chunk: the unit of work and of resume", unit="images", low=1)
     batch_size: int = setting(250, "images an attack batch; part of the attack's identity", unit="images", low=1)
     attacks: list[str] = setting(
-        ["fgsm", "pgd-20", "autoattack-standard"], "attacks: fgsm, bim-K, pgd-K, autoattack-standard"
+        ["fgsm", "pgd-20", "autoattack-standard"],
+        "attacks: fgsm, bim-K, pgd-K, autoattack-standard, -plus, -rand, autoattack-custom:apgd-ce+square, or one "
+        "of apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square",
+    )
+    blackbox_attacks: list[str] = setting(
+        ["square"], "attacks of the black-box threat model: square, or square-K with K queries instead of 5000"
     )
     norm: str = setting("Linf", "norm of the budget", choices=("Linf", "L2"))
     eps: list[float] = setting([8 / 255], "budgets; fractions may be written", unit="[0,1] pixels", low=0.0)
     threat_models: list[str] = setting(
-        ["oblivious", "adaptive"], "what the attacker knows", choices=("oblivious", "adaptive")
+        ["oblivious", "bpda", "adaptive", "adaptive-eot", "blackbox"],
+        "what the attacker knows",
+        choices=("oblivious", "bpda", "adaptive", "adaptive-eot", "blackbox"),
+    )
+    draws: int = setting(
+        8, "draws of a random purifier that adaptive-eot averages over, and that its scores are taken from", low=1
     )
     purifiers: str = setting(
         "both", "which of the run's purifiers to judge", choices=("both", "pretrained", "finetuned")

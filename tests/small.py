@@ -23,20 +23,29 @@ def digits(classes: int = 10) -> tuple[Tensor, Tensor]:
     return (to_uint8(images[own]).float() / 255).contiguous(), labels[own]
 
 
-def train_small(classes: int = 10, steps: int = 150) -> nn.Module:
-    """A convolutional net that learns the digits in about a second; always the same weights, a module of its own."""
-    return copy.deepcopy(_trained(classes, steps))
+def train_small(classes: int = 10, steps: int = 150, kind: str = "convolutions") -> nn.Module:
+    """A net that learns the digits in about a second; always the same weights, a module of its own.
+
+    kind: `convolutions`, or `perceptron`, which has none.
+    """
+    return copy.deepcopy(_trained(classes, steps, kind))
+
+
+def _network(classes: int, kind: str) -> nn.Module:
+    if kind == "perceptron":
+        return nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, 64), nn.GELU(), nn.Linear(64, classes))
+    return nn.Sequential(
+        nn.Conv2d(3, 12, 3, stride=2, padding=1), nn.ReLU(),
+        nn.Conv2d(12, 24, 3, stride=2, padding=1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(24 * 16, classes),
+    )  # fmt: skip
 
 
 @cache
-def _trained(classes: int, steps: int) -> nn.Module:
+def _trained(classes: int, steps: int, kind: str) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = nn.Sequential(
-            nn.Conv2d(3, 12, 3, stride=2, padding=1), nn.ReLU(),
-            nn.Conv2d(12, 24, 3, stride=2, padding=1), nn.ReLU(),
-            nn.Flatten(), nn.Linear(24 * 16, classes),
-        )  # fmt: skip
+        model = _network(classes, kind)
         images, labels = digits(classes)
         optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
         for _ in range(steps):

@@ -9,18 +9,50 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import pyautoattack
 import torch
 from pyautoattack import AutoAttack, checks
 from torch import Tensor, nn
 
+from maep.attacks.randomness import reseeded
 from maep.attacks.state import AttackState
 from maep.errors import fail
 
 LOGGER = logging.getLogger("auto-attack")
-MIN_CLASSES = 4
 LIBRARY = f"pyautoattack {pyautoattack.__version__}"
+VERSIONS = ("standard", "plus", "rand")
+PARTS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
+# Fewer classes than these cannot be ranked by the losses of these attacks.
+MIN_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
+
+
+@dataclass(frozen=True)
+class Battery:
+    """Which of pyautoattack's attacks are run, in which order and with whose parameters.
+
+    version: `standard`, `plus`, `rand` or `custom`, as pyautoattack calls them. attacks: of `custom`, some of
+    `PARTS`. alone: one attack, with the parameters that it has in `standard`. queries: of Square.
+    """
+
+    version: str = "standard"
+    attacks: tuple[str, ...] = ()
+    alone: str | None = None
+    queries: int = 5000
+
+    def attacker(self, model: nn.Module, **how: Any) -> AutoAttack:
+        """pyautoattack's own object, set up. how: norm, eps, seed, device."""
+        attacks = list(self.attacks) if self.version == "custom" else None
+        attacker = AutoAttack(model, version=self.version, attacks=attacks, **how)
+        if self.alone:
+            attacker.attacks_to_run = [self.alone]
+            attacker.square.n_queries = self.queries
+        return attacker
+
+
+STANDARD = Battery()
 
 
 def autoattack(
@@ -32,27 +64,30 @@ def autoattack(
     eps: float,
     seed: int,
     batch_size: int,
+    battery: Battery = STANDARD,
     state: AttackState | None = None,
     saved: Callable[[AttackState], None] = lambda state: None,
 ) -> AttackState:
-    """AutoAttack `standard`: APGD-CE, APGD-T, FAB-T and Square, each on the images that survived so far.
+    """AutoAttack: the attacks of a battery, each on the images that survived so far.
 
     model: [N, 3, H, W] in [0,1] → logits [N, C], in eval mode, parameters frozen. labels: int64 [N].
     norm: Linf or L2. eps: budget in [0,1] pixels. batch_size and the images' order are part of the result.
     state: continue from here. saved: called with the state after the clean predictions and after each attack.
-    Raises UserError for fewer than four classes, which the targeted DLR loss cannot rank.
+    Raises UserError for fewer classes than the DLR losses can rank.
     """
-    attacker = AutoAttack(model, norm=norm, eps=eps, seed=seed, version="standard", device=images.device)
+    attacker = battery.attacker(model, norm=norm, eps=eps, seed=seed, device=images.device)
     _limit_targets(attacker, _classes(model, images))
     if state is None:
-        state = _clean_state(model, images, labels, batch_size)
+        with reseeded(model, seed, 0):
+            state = _clean_state(model, images, labels, batch_size)
         saved(state)
-    for name in attacker.attacks_to_run:
+    for number, name in enumerate(attacker.attacks_to_run, 1):
+        perturb = _single_attack(attacker, name)
         if name in state.survivors:
             continue
         started = time.perf_counter()
-        with attack_warnings(state.warnings):
-            _run_one(_single_attack(attacker, name), model, images, labels, batch_size, state)
+        with attack_warnings(state.warnings), reseeded(model, seed, number):
+            _run_one(perturb, model, images, labels, batch_size, state)
         state.seconds += time.perf_counter() - started
         state.survivors[name] = int(state.robust.sum())
         saved(state)
@@ -66,29 +101,41 @@ def _classes(model: nn.Module, images: Tensor) -> int:
 
 def _limit_targets(attacker: AutoAttack, classes: int) -> None:
     """The targeted attacks take the nine likeliest other classes, or all there are."""
-    if classes < MIN_CLASSES:
-        fail(
-            f"autoattack-standard: needs at least {MIN_CLASSES} classes for its targeted DLR loss, this model has "
-            f"{classes}; choose pgd-K in evaluation.attacks"
-        )
+    for name in attacker.attacks_to_run:
+        if classes < MIN_CLASSES.get(name, 2):
+            fail(
+                f"{name}: needs at least {MIN_CLASSES.get(name, 2)} classes for its loss, this model has {classes}; "
+                "choose pgd-K, apgd-ce or square in evaluation.attacks"
+            )
     attacker.apgd_targeted.n_target_classes = min(attacker.apgd_targeted.n_target_classes, classes - 1)
     attacker.fab.n_target_classes = min(attacker.fab.n_target_classes, classes - 1)
 
 
 def _single_attack(attacker: AutoAttack, name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """pyautoattack's own `perturb` of one attack, with its parameters for `standard`."""
-    if name == "apgd-ce":
-        attacker.apgd.loss = "ce"
-        return attacker.apgd.perturb
+    """pyautoattack's own `perturb` of one attack. Sets it up as its loop does, also what lasts for later ones."""
+    if name in ("apgd-ce", "apgd-dlr"):
+        loss = name.removeprefix("apgd-")
+
+        def apgd(images: Tensor, labels: Tensor) -> Tensor:
+            attacker.apgd.loss = loss
+            return attacker.apgd.perturb(images, labels)
+
+        return apgd
     if name == "apgd-t":
         return attacker.apgd_targeted.perturb
-    if name == "fab-t":
-        attacker.fab.targeted = True
-        attacker.fab.n_restarts = 1
-        return attacker.fab.perturb
+    if name in ("fab", "fab-t"):
+        targeted = name == "fab-t"
+        if targeted:
+            attacker.fab.n_restarts = 1
+
+        def fab(images: Tensor, labels: Tensor) -> Tensor:
+            attacker.fab.targeted = targeted
+            return attacker.fab.perturb(images, labels)
+
+        return fab
     if name == "square":
         return attacker.square.perturb
-    raise ValueError(f"unknown attack {name!r}")
+    raise ValueError(f"unknown attack {name!r}; choose from {', '.join(PARTS)}")
 
 
 @torch.no_grad()

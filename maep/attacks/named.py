@@ -1,4 +1,11 @@
-"""Attacks by the names that reports use: `fgsm`, `bim-K`, `pgd-K`, `autoattack-standard`."""
+"""Attacks by the names that reports use.
+
+fgsm, bim-K, pgd-K                                 gradient steps, K of them
+autoattack-standard, autoattack-plus, autoattack-rand
+autoattack-custom:apgd-ce+square                   any of pyautoattack's attacks, in that order, as its `custom`
+apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square      one of them, with its parameters in `standard`
+square-K                                           with K queries instead of 5000
+"""
 
 import re
 import time
@@ -9,15 +16,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maep.attacks.autoattack import LIBRARY, autoattack
+from maep.attacks.autoattack import LIBRARY, PARTS, VERSIONS, Battery, autoattack
 from maep.attacks.gradient import AttackSpec
 from maep.attacks.gradient import attack as gradient_attack
+from maep.attacks.randomness import reseeded
 from maep.attacks.state import AttackState
 from maep.errors import fail
 
 AUTOATTACK = "autoattack-standard"
+CUSTOM = "autoattack-custom:"
 ITERATED = re.compile(r"(bim|pgd)-([1-9]\d*)")
-NAMES = f"fgsm, bim-K, pgd-K (K iterations, such as pgd-20), {AUTOATTACK}"
+SQUARE = re.compile(r"square(?:-([1-9]\d*))?")
+NAMES = (
+    "fgsm, bim-K, pgd-K (K iterations, such as pgd-20), "
+    f"{', '.join(f'autoattack-{version}' for version in VERSIONS)}, {CUSTOM}apgd-ce+square (any of "
+    f"{', '.join(PARTS)}), one of these alone, square-K (K queries)"
+)
 
 
 def gradient_spec(name: str, norm: str, eps: float) -> AttackSpec | None:
@@ -42,6 +56,23 @@ def gradient_spec(name: str, norm: str, eps: float) -> AttackSpec | None:
     )
 
 
+def battery_of(name: str) -> Battery | None:
+    """pyautoattack's attacks of that name, or None."""
+    if name.removeprefix("autoattack-") in VERSIONS and name.startswith("autoattack-"):
+        return Battery(name.removeprefix("autoattack-"))
+    if name.startswith(CUSTOM):
+        attacks = tuple(name.removeprefix(CUSTOM).split("+"))
+        return Battery("custom", attacks) if set(attacks) <= set(PARTS) and len(set(attacks)) == len(attacks) else None
+    if match := SQUARE.fullmatch(name):
+        return Battery(alone="square", queries=int(match[1] or Battery.queries))
+    return Battery(alone=name) if name in PARTS else None
+
+
+def is_autoattack(name: str) -> bool:
+    """Whether a name stands for several of pyautoattack's attacks together."""
+    return name.startswith("autoattack-")
+
+
 @dataclass(frozen=True)
 class NamedAttack:
     """One attack at one budget. norm: Linf or L2; eps: [0,1] pixels."""
@@ -51,7 +82,7 @@ class NamedAttack:
     eps: float
 
     def __post_init__(self) -> None:
-        if self.name != AUTOATTACK and gradient_spec(self.name, self.norm, self.eps) is None:
+        if gradient_spec(self.name, self.norm, self.eps) is None and battery_of(self.name) is None:
             fail(f"evaluation.attacks: {self.name}: unknown attack; choose from {NAMES}")
 
     def facts(self) -> dict[str, Any]:
@@ -77,11 +108,14 @@ class NamedAttack:
         keys: the images' sample indices. state, saved: where to continue and what to do with a state in between;
         the gradient attacks are short and have none in between.
         """
-        spec = gradient_spec(self.name, self.norm, self.eps)
-        if spec is None:
+        battery = battery_of(self.name)
+        if battery is not None:
             how: dict[str, Any] = {"norm": self.norm, "eps": self.eps, "seed": seed, "batch_size": batch_size}
-            return autoattack(model, images, labels, **how, state=state, saved=saved)
-        return self._run_gradient(spec, model, images, labels, keys, seed, batch_size)
+            return autoattack(model, images, labels, **how, battery=battery, state=state, saved=saved)
+        spec = gradient_spec(self.name, self.norm, self.eps)
+        assert spec is not None
+        with reseeded(model, seed):
+            return self._run_gradient(spec, model, images, labels, keys, seed, batch_size)
 
     def _run_gradient(
         self,

@@ -1,24 +1,28 @@
 """What an attacker knows, as the model that an attack is given."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from maep.attacks.randomness import reseed
 from maep.errors import fail
 
 
 class ThreatModel(Protocol):
     """One answer to the question what the attacker knows; the docstring of each class is that answer.
 
-    name: as in reports. knows_purifier: whether the adversarial images depend on the purifier; where they do
-    not, they are made once and every purifier is judged on them.
+    name: as in reports. uses_purifier: whether the adversarial images depend on the purifier; where they do
+    not, they are made once and every purifier is judged on them. knows_purifier: whether its weights are known.
     """
 
     name: str
+    uses_purifier: bool
     knows_purifier: bool
 
-    def target(self, purifier: nn.Module, classifier: nn.Module) -> nn.Module:
-        """The model whose gradients the attacker follows: [N, 3, H, W] in [0,1] → logits."""
+    def target(self, purifier: nn.Module, classifier: nn.Module, draws: int) -> nn.Module:
+        """The model that the attacker is given: [N, 3, H, W] in [0,1] → logits. draws: of a random purifier."""
         ...
 
 
@@ -30,11 +34,26 @@ class Oblivious:
     """
 
     name = "oblivious"
-    knows_purifier = False
+    uses_purifier = knows_purifier = False
 
-    def target(self, purifier: nn.Module, classifier: nn.Module) -> nn.Module:
+    def target(self, purifier: nn.Module, classifier: nn.Module, draws: int) -> nn.Module:
         """f."""
         return classifier
+
+
+class Bpda:
+    """The attacker knows classifier and purifier, but cannot or does not differentiate through the purifier.
+
+    BPDA (Athalye et al. 2018): forward the attack sees f(P(x)), backward it takes P for the identity. It breaks
+    purifiers that hide their gradients; where gradients through P can be had, the adaptive attacker is the stronger.
+    """
+
+    name = "bpda"
+    uses_purifier = knows_purifier = True
+
+    def target(self, purifier: nn.Module, classifier: nn.Module, draws: int) -> nn.Module:
+        """f∘P whose gradient is that of f at P(x)."""
+        return nn.Sequential(StraightThrough(purifier), classifier).eval()
 
 
 class Adaptive:
@@ -45,14 +64,105 @@ class Adaptive:
     """
 
     name = "adaptive"
-    knows_purifier = True
+    uses_purifier = knows_purifier = True
 
-    def target(self, purifier: nn.Module, classifier: nn.Module) -> nn.Module:
+    def target(self, purifier: nn.Module, classifier: nn.Module, draws: int) -> nn.Module:
         """f∘P."""
         return nn.Sequential(purifier, classifier).eval()
 
 
-THREAT_MODELS: dict[str, ThreatModel] = {model.name: model for model in (Oblivious(), Adaptive())}
+class AdaptiveEot:
+    """The attacker knows everything, and averages over the purifier's random masks or noise.
+
+    EOT (Athalye et al. 2018): the attack follows the expected logits of f∘P over several draws, and its gradient.
+    A purifier that draws nothing is its own expectation: then this is the adaptive attacker.
+    """
+
+    name = "adaptive-eot"
+    uses_purifier = knows_purifier = True
+
+    def target(self, purifier: nn.Module, classifier: nn.Module, draws: int) -> nn.Module:
+        """E[f∘P] over `draws` draws."""
+        whole = nn.Sequential(purifier, classifier).eval()
+        return Expectation(whole, draws).eval() if draws > 1 else whole
+
+
+class BlackBox:
+    """The attacker knows nothing of classifier and purifier, but may ask the whole f∘P for its logits many times.
+
+    The attack is Square (Andriushchenko et al. 2020), a random search that needs no gradients. If it does better
+    than the adaptive attacker, the purifier's gradients are masked and the adaptive numbers are too good.
+    """
+
+    name = "blackbox"
+    uses_purifier, knows_purifier = True, False
+
+    def target(self, purifier: nn.Module, classifier: nn.Module, draws: int) -> nn.Module:
+        """f∘P, which Square only asks for logits."""
+        return nn.Sequential(purifier, classifier).eval()
+
+
+class StraightThrough(nn.Module):
+    """A purifier whose gradient is taken for the identity's: forward P(x), backward the gradient as it comes."""
+
+    def __init__(self, purifier: nn.Module) -> None:
+        super().__init__()
+        self.purifier = purifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Purified images, same shape."""
+        with torch.no_grad():
+            purified = self.purifier(images)
+        return _IdentityBackward.apply(images, purified)
+
+
+class _IdentityBackward(torch.autograd.Function):
+    """(images, purified) → purified, its gradient handed to images as it is."""
+
+    @staticmethod
+    def forward(context: Any, images: Tensor, purified: Tensor) -> Tensor:
+        return purified.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+class Expectation(nn.Module):
+    """Mean logits over `draws` answers of a random model; each answer's activations are computed again backward.
+
+    What the draws are is a function of the key it was reseeded with and of the number of calls since.
+    """
+
+    def __init__(self, model: nn.Module, draws: int) -> None:
+        super().__init__()
+        self.model, self.draws = model, draws
+        self._key: tuple[int, ...] = (0,)
+        self._calls = 0
+
+    def reseed(self, *key: int) -> None:
+        """Start again at `key`."""
+        self._key, self._calls = key, 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [N, C]."""
+        self._calls += 1
+        keys = [(*self._key, self._calls, number) for number in range(self.draws)]
+        return torch.stack([self._answer(images, key) for key in keys]).mean(0)
+
+    def _answer(self, images: Tensor, key: tuple[int, ...]) -> Tensor:
+        if torch.is_grad_enabled() and images.requires_grad:
+            return checkpoint(self._drawn, images, key, use_reentrant=False)
+        return self._drawn(images, key)
+
+    def _drawn(self, images: Tensor, key: tuple[int, ...]) -> Tensor:
+        reseed(self.model, *key)
+        return self.model(images)
+
+
+THREAT_MODELS: dict[str, ThreatModel] = {
+    model.name: model for model in (Oblivious(), Bpda(), Adaptive(), AdaptiveEot(), BlackBox())
+}
 
 
 def threat_model(name: str) -> ThreatModel:

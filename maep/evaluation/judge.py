@@ -1,5 +1,6 @@
 """The record of a chunk: what classifier and purifier make of clean and adversarial images."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -8,13 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maep.attacks.randomness import reseeded
 from maep.attacks.state import AttackState, load_tensors, save_tensors
-from maep.data.shards import to_uint8
+from maep.data.shards import to_float, to_uint8
 from maep.evaluation.adversarial import ChunkAttack, Saved
-from maep.evaluation.metrics import distances, psnr, ssim
+from maep.evaluation.metrics import distances, energies, psnr, ssim
 from maep.evaluation.records import SAMPLES, Task, record_path
 from maep.evaluation.subject import Evaluation
 from maep.files import digest, write_json
+
+JUDGING = (1,)  # keys of random purifiers: other draws than the attacker's
 
 
 class Judge:
@@ -33,10 +37,11 @@ class Judge:
         alone, *through = [self._attacked(attack, saved) for attack in self.evaluation.attacks_of(task)]
         alone = _first(alone, task.count)
         attacked = through[0] if through else alone
-        record = self._record(task, images, labels, attacked, alone.images)
-        write_json(record_path(self.evaluation.directory, task), record)
-        if task.chunk == 0:
-            self._save_samples(task, images, labels, attacked.images)
+        with reseeded(self.evaluation.purifier, task.seed(self.evaluation.settings.run.seed), *JUDGING):
+            record = self._record(task, images, labels, attacked, alone.images)
+            write_json(record_path(self.evaluation.directory, task), record)
+            if task.chunk == 0:
+                self._save_samples(task, images, labels, attacked.images, record)
         return record
 
     def _attacked(self, attack: ChunkAttack, saved: Saved) -> AttackState:
@@ -54,33 +59,31 @@ class Judge:
         clean, adversarial = (
             self._timed(seconds, "purify", self._purify, batch) for batch in (images, attacked.images)
         )
-        predictions = {
+        rounded = to_float(to_uint8(attacked.images))
+        answers = {
             "undefended_clean": self._classify(images),
             "undefended_adversarial": self._classify(alone),
             "defended_clean": self._timed(seconds, "classify", self._classify, clean),
             "defended_adversarial": self._timed(seconds, "classify", self._classify, adversarial),
+            "defended_adversarial_8bit": self._classify(self._purify(rounded)),
         }
-        linf, l2 = distances(attacked.images, images)
-        values = {
-            "linf": linf,
-            "l2": l2,
-            "psnr_clean": psnr(clean, images),
-            "psnr_adversarial": psnr(adversarial, images),
-            "ssim_clean": ssim(clean, images),
-            "ssim_adversarial": ssim(adversarial, images),
-        }
-        return {
+        record = {
             "identity": self.evaluation.record_identity(task),
             "depends_on": self.evaluation.record_facts(task),
             **asdict(task),
             "ids": list(task.ids),
             "labels": labels.tolist(),
-            "predictions": {name: answer.tolist() for name, answer in predictions.items()},
-            **{name: [round(number, 6) for number in value.tolist()] for name, value in values.items()},
+            "predictions": {name: answer.argmax(1).tolist() for name, answer in answers.items()},
+            "confidences": {name: _rounded(answer.softmax(1).amax(1), 4) for name, answer in answers.items()},
+            **_distances(images, attacked.images, rounded, clean, adversarial),
             "survivors": attacked.survivors,
             "seconds": seconds,
             "warnings": attacked.warnings,
         }
+        if self.evaluation.is_random:
+            draws = range(self.evaluation.settings.evaluation.draws)
+            record["draws"] = [self._classify(self._purify(attacked.images)).argmax(1).tolist() for _ in draws]
+        return record
 
     def _timed(
         self, seconds: dict[str, float], what: str, function: Callable[[Tensor], Tensor], batch: Tensor
@@ -101,9 +104,9 @@ class Judge:
 
     @torch.no_grad()
     def _classify(self, images: Tensor) -> Tensor:
-        """Predicted classes [N] of the classifier on `images`."""
+        """Logits [N, C] of the classifier on `images`."""
         parts = images.split(self.evaluation.settings.evaluation.batch_size)
-        return torch.cat([self.evaluation.classifier(part).argmax(1) for part in parts])
+        return torch.cat([self.evaluation.classifier(part) for part in parts])
 
     # the report's images
 
@@ -115,15 +118,70 @@ class Judge:
         path = self.evaluation.directory / task.folder / SAMPLES
         return load_tensors(path, self._samples_identity(task)) is not None
 
-    def _save_samples(self, task: Task, images: Tensor, labels: Tensor, adversarial: Tensor) -> None:
-        """A few images of the first chunk, 8-bit, with the classifier's answer to each."""
-        part = slice(0, self.evaluation.settings.evaluation.figure_images)
-        purified = self._purify(adversarial[part])
-        kinds = {"clean": images[part], "adversarial": adversarial[part], "purified": purified}
+    def _save_samples(
+        self, task: Task, images: Tensor, labels: Tensor, adversarial: Tensor, record: dict[str, Any]
+    ) -> None:
+        """Images of the first chunk that were saved and that were lost, 8-bit, with the classifier's answers."""
+        chosen = chosen_samples(record, self.evaluation.settings.evaluation.figure_images)
+        index = torch.tensor(chosen, dtype=torch.int64, device=images.device)
+        kinds = {"clean": images[index], "adversarial": adversarial[index]}
+        kinds["purified"] = self._purify(kinds["adversarial"])
         tensors = {name: to_uint8(batch) for name, batch in kinds.items()}
-        tensors |= {f"{name}_prediction": self._classify(batch) for name, batch in kinds.items()}
+        for name, batch in kinds.items():
+            answers = self._classify(batch)
+            tensors[f"{name}_prediction"] = answers.argmax(1)
+            tensors[f"{name}_confidence"] = answers.softmax(1).amax(1)
+        tensors |= {"labels": labels[index], "ids": index + task.first}
         path = self.evaluation.directory / task.folder / SAMPLES
-        save_tensors(path, {**tensors, "labels": labels[part]}, {}, self._samples_identity(task))
+        save_tensors(path, tensors, {}, self._samples_identity(task))
+
+
+def chosen_samples(record: dict[str, Any], count: int) -> list[int]:
+    """Places of `count` images of a chunk, as many saved as lost where there are, in order.
+
+    Saved: the purified image is classified rightly. Lost: wrongly, though the clean one, purified, was not.
+    Where one kind lacks images the other fills up, then the rest.
+    """
+    labels, predictions = record["labels"], record["predictions"]
+    right, before = (
+        [p == label for p, label in zip(predictions[name], labels, strict=True)]
+        for name in ("defended_adversarial", "defended_clean")
+    )
+    saved = [place for place, good in enumerate(right) if good]
+    lost = [place for place, good in enumerate(right) if not good and before[place]]
+    rest = [place for place in range(len(labels)) if place not in {*saved, *lost}]
+    half = max(count - count // 2, count - len(lost))
+    return sorted([*saved[:half], *lost, *saved[half:], *rest][:count])
+
+
+def _rounded(values: Tensor, digits: int = 6) -> list[float | None]:
+    """As JSON: NaN, a number that is not there, is null."""
+    return [None if math.isnan(number) else round(number, digits) for number in values.tolist()]
+
+
+def _distances(
+    images: Tensor, attacked: Tensor, rounded: Tensor, clean: Tensor, adversarial: Tensor
+) -> dict[str, list[float | None]]:
+    """Per image: how far the attack went, also after rounding to 8 bits, and what the purifier made of it.
+
+    clean, adversarial: `images` and `attacked`, purified.
+    """
+    linf, l2 = distances(attacked, images)
+    linf_8bit, l2_8bit = distances(rounded, images)
+    removed, added = energies(adversarial, attacked, images)
+    values = {
+        "linf": linf,
+        "l2": l2,
+        "linf_8bit": linf_8bit,
+        "l2_8bit": l2_8bit,
+        "psnr_clean": psnr(clean, images),
+        "psnr_adversarial": psnr(adversarial, images),
+        "ssim_clean": ssim(clean, images),
+        "ssim_adversarial": ssim(adversarial, images),
+        "energy_removed": removed,
+        "energy_added": added,
+    }
+    return {name: _rounded(value) for name, value in values.items()}
 
 
 def _first(state: AttackState, count: int) -> AttackState:

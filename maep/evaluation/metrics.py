@@ -63,3 +63,16 @@ def distances(images: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     """L∞ and L2 distance of each image from its reference: ([N], [N]), in [0,1] pixels."""
     difference = (images - reference).flatten(1)
     return difference.abs().amax(1), difference.norm(dim=1)
+
+
+def energies(purified: Tensor, attacked: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
+    """What a purifier did to each image's perturbation δ = attacked - clean: ([N], [N]), NaN where there is none.
+
+    The error that is left, purified - clean, is split into its part along δ and the rest. First: share of δ's
+    energy that is gone from along δ (1: all; below 0: it grew). Second: energy of the rest, what the purifier
+    added, in units of δ's. All images [N, 3, H, W] in [0,1].
+    """
+    delta, left = (attacked - clean).flatten(1).double(), (purified - clean).flatten(1).double()
+    energy = delta.square().sum(1)
+    along = (left * delta).sum(1) / energy
+    return 1 - along.square(), (left - along[:, None] * delta).square().sum(1) / energy

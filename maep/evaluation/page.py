@@ -104,7 +104,7 @@ def _sections(rows: Sequence[Combination]) -> list[dict[str, Any]]:
 
 def _course(row: Combination) -> str:
     """How far the attacked model's accuracy fell, attack by attack."""
-    knows = threat_model(row.result["threat_model"]).knows_purifier
+    knows = threat_model(row.result["threat_model"]).uses_purifier
     model = f"classifier behind {row.result['purifier']}" if knows else "classifier alone"
     steps = [f"{value:.1f} % after {name.upper()}" for name, value in row.robust_after.items() if name != "clean"]
     what = "{attack}, {norm} ".format(**row.result) + eps_text(row.result["eps"])

@@ -14,16 +14,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from maep.attacks.named import NamedAttack
-from maep.attacks.threat_models import threat_model
+from maep.attacks.named import SQUARE, NamedAttack
+from maep.attacks.threat_models import BlackBox, threat_model
 from maep.errors import fail
 from maep.files import digest, read_json
 from maep.keyed import keyed_rng
-from maep.settings import EvaluationSettings, Settings
+from maep.settings import EvaluationSettings, PurifySettings, Settings
 
 PLAN = "plan.json"
 SAMPLES = "samples.safetensors"
-VERSION = 1
+# Of adversarial images, and of what a record holds: raising the second keeps the images.
+VERSION, RECORD_VERSION = 1, 2
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Task:
     @property
     def folder(self) -> Path:
         """Where its files are, below the evaluation's directory."""
-        return Path(self.threat_model) / f"{self.attack}-{self.norm}-{self.eps:.6g}"
+        return Path(self.threat_model) / f"{self.attack.replace(':', '-')}-{self.norm}-{self.eps:.6g}"
 
     @property
     def stem(self) -> str:
@@ -79,7 +80,12 @@ def eps_text(eps: float) -> str:
 def images_of(settings: EvaluationSettings, threat: str, available: int) -> int:
     """How many images a threat model is judged on: the first ones of the test set."""
     images = min(settings.images, available)
-    return min(settings.adaptive_images, images) if threat_model(threat).knows_purifier else images
+    return min(settings.adaptive_images, images) if threat_model(threat).uses_purifier else images
+
+
+def attacks_of(settings: EvaluationSettings, threat: str) -> list[str]:
+    """Names of the attacks of a threat model: one that has no gradients has its own."""
+    return settings.blackbox_attacks if threat == BlackBox.name else settings.attacks
 
 
 def chunk_size(settings: EvaluationSettings, available: int) -> int:
@@ -96,13 +102,16 @@ def plan_tasks(settings: EvaluationSettings, available: int) -> list[Task]:
         fail("the test set is empty: set data.test_fraction above 0, or name a source with test images")
     for attack in settings.attacks:
         NamedAttack(attack, settings.norm, 0.0)
+    for attack in settings.blackbox_attacks:
+        if not SQUARE.fullmatch(attack):
+            fail(f"evaluation.blackbox_attacks: {attack}: needs gradients; choose square or square-K")
     size = chunk_size(settings, available)
-    threats = sorted(settings.threat_models, key=lambda name: threat_model(name).knows_purifier)
+    threats = sorted(settings.threat_models, key=lambda name: threat_model(name).uses_purifier)
     tasks = [
         Task(threat, attack, settings.norm, eps, first // size, first, min(size, total - first))
         for threat in threats
         for total in [images_of(settings, threat, available)]
-        for attack in settings.attacks
+        for attack in attacks_of(settings, threat)
         for eps in settings.eps
         for first in range(0, total, size)
     ]
@@ -113,8 +122,14 @@ def plan_digest(settings: Settings) -> str:
     """Identity of the settings that decide what an evaluation consists of."""
     evaluation = asdict(settings.evaluation)
     decides = {key: value for key, value in evaluation.items() if key not in ("figure_images", "purifiers")}
-    purify = {"overlap": settings.purify.overlap, "passes": settings.purify.passes, "shifts": settings.purify.shifts}
-    return digest({"evaluation": decides, "seed": settings.run.seed, "purify": purify})
+    return digest({"evaluation": decides, "seed": settings.run.seed, "purify": purify_facts(settings.purify)})
+
+
+def purify_facts(settings: PurifySettings) -> dict[str, Any]:
+    """How a purifier is used, as far as its output depends on it; settings added since then only where they are set."""
+    default = asdict(PurifySettings())
+    chosen = {name: value for name, value in asdict(settings).items() if name != "batch_tiles"}
+    return {name: value for name, value in chosen.items() if name in ("overlap", "passes") or value != default[name]}
 
 
 def read_plan(settings: Settings, directory: Path) -> dict[str, Any]:

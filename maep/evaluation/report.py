@@ -8,7 +8,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from maep.attacks.named import AUTOATTACK
+from maep.attacks.named import is_autoattack
 from maep.attacks.threat_models import threat_model
 from maep.config import to_yaml
 from maep.errors import fail
@@ -69,7 +69,7 @@ def read_results(settings: Settings, directory: Path) -> tuple[list[Combination]
         plan, name = read_plan(settings, directory / label), purifier_name(settings, label)
         warnings += [f"{name}: {warning}" for warning in plan["warnings"]]
         for folder, records in read_records(plan, directory / label).items():
-            row = combine(settings, name, plan["classes"], directory / label / folder, records)
+            row = combine(settings, name, plan, directory / label / folder, records)
             found.setdefault(folder, []).append(row)
     if not found:
         fail(f"{directory}: no purifier was evaluated (evaluation.purifiers={settings.evaluation.purifiers})")
@@ -110,7 +110,7 @@ def honest_notes(settings: Settings, warnings: Sequence[str], rows: Sequence[Com
         notes += [f"{what}: {warning}" for warning in row.warnings]
     if any(name.startswith(("pgd", "bim")) for name in settings.evaluation.attacks):
         notes.append("PGD and BIM step by eps/4 (2/255 at eps = 8/255); one try, the last iterate counts")
-    if AUTOATTACK not in settings.evaluation.attacks:
+    if not any(is_autoattack(name) for name in settings.evaluation.attacks):
         notes.append("AutoAttack was not run; single gradient attacks overestimate robustness")
     return notes
 

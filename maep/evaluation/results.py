@@ -1,15 +1,16 @@
 """From the records of one combination (threat model, attack, budget) to one row of the report."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from torch import Tensor
 
 from maep.attacks.autoattack import square_warning
-from maep.attacks.named import AUTOATTACK
+from maep.attacks.named import is_autoattack
 from maep.attacks.state import load_tensors
 from maep.evaluation.metrics import count_right, wilson_interval
 from maep.evaluation.records import SAMPLES
@@ -21,8 +22,8 @@ from maep.settings import Settings
 class Samples:
     """A few images for the eye.
 
-    tensors: `clean`, `adversarial`, `purified` uint8 [K, 3, H, W]; `labels` and the classifier's answer to each,
-    `clean_prediction`, `adversarial_prediction`, `purified_prediction`, int64 [K]. classes: names.
+    tensors: `clean`, `adversarial`, `purified` uint8 [K, 3, H, W]; `labels` and `ids` int64 [K]; the classifier's
+    answer to each, `clean_prediction` int64 [K] and `clean_confidence` float [K] and so on. classes: names.
     """
 
     tensors: dict[str, Tensor]
@@ -36,6 +37,7 @@ class Combination:
     result: the fields of report.json. undefended_ci95: Wilson intervals in percent of the classifier alone,
     (clean, robust). seconds: (attack, purify, classify) per image. robust_after: share of images, in percent,
     that the attacked model still classified rightly after each attack. warnings: what the attacks warned of.
+    right: by sample index, whether the attacked image, purified, was classified rightly.
     """
 
     result: dict[str, Any]
@@ -44,6 +46,7 @@ class Combination:
     robust_after: dict[str, float]
     warnings: list[str]
     samples: Samples | None
+    right: dict[int, bool]
 
 
 def config_hash(settings: Settings) -> str:
@@ -72,13 +75,13 @@ def _percent(right: int, n: int) -> tuple[float, list[float]]:
 
 
 def combine(
-    settings: Settings, purifier: str, classes: list[str], folder: Path, records: list[dict[str, Any]]
+    settings: Settings, purifier: str, plan: dict[str, Any], folder: Path, records: list[dict[str, Any]]
 ) -> Combination:
     """One row of the report, of all chunks of a combination.
 
-    purifier: its name in reports. classes: names. folder: where the combination's records and samples are.
+    purifier: its name in reports. plan: what plan.json holds. folder: where the combination's records and samples are.
     """
-    labels = _joined(records, "labels")
+    labels, classes = _joined(records, "labels"), plan["classes"]
     n, first = len(labels), records[0]
     accuracies = {
         name: _percent(count_right(_joined(records, "predictions", name), labels), n) for name in first["predictions"]
@@ -91,7 +94,7 @@ def combine(
         name: round(fmean(_joined(records, name)), 4)
         for name in ("psnr_clean", "psnr_adversarial", "ssim_clean", "ssim_adversarial")
     }
-    result = {
+    contract = {
         "dataset": settings.data.name,
         "classifier": settings.classifier.arch,
         "purifier": purifier,
@@ -112,16 +115,78 @@ def combine(
         "seed": settings.run.seed,
         "config_hash": config_hash(settings),
     }
+    more = {
+        "robust_accuracy_8bit": accuracies["defended_adversarial_8bit"][0],
+        **_budget_used(records),
+        **_energies(records),
+        **_scores_of_draws(records, labels),
+        "seconds_attack": round(attack, 6),
+        "seconds_purify": round(purify / 2, 6),
+        "seconds_classify": round(classify / 2, 6),
+        "image_set": plan["images"][:16],
+        "per_class": _per_class(records, labels, classes),
+    }
     survivors = {name: sum(r["survivors"].get(name, 0) for r in records) for name in _attack_names(records)}
     warnings = list(dict.fromkeys(_joined(records, "warnings")))
     return Combination(
-        result,
+        contract | more,
         (alone_clean[1], alone_robust[1]),
         (attack, purify / 2, classify / 2),
         {name: 100 * left / n for name, left in survivors.items()},
         warnings + square_warning(survivors, n),
         _samples(folder, classes),
+        dict(zip(_joined(records, "ids"), _right(records, "defended_adversarial", labels), strict=True)),
     )
+
+
+def _right(records: Sequence[dict[str, Any]], name: str, labels: Sequence[int]) -> list[bool]:
+    """Image by image, whether a prediction is right."""
+    return [p == label for p, label in zip(_joined(records, "predictions", name), labels, strict=True)]
+
+
+def _budget_used(records: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The largest perturbation in the attack's norm, as it was made and after rounding its image to 8 bits."""
+    norm = "linf" if records[0]["norm"] == "Linf" else "l2"
+    return {"eps_used": max(_joined(records, norm)), "eps_used_8bit": max(_joined(records, f"{norm}_8bit"))}
+
+
+def _energies(records: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """Medians over the perturbed images; None where there is none."""
+    found = {
+        name: [value for value in _joined(records, name) if value is not None]
+        for name in ("energy_removed", "energy_added")
+    }
+    return {name: round(median(values), 4) if values else None for name, values in found.items()}
+
+
+def _scores_of_draws(records: Sequence[dict[str, Any]], labels: Sequence[int]) -> dict[str, Any]:
+    """Of a random purifier, robust accuracy in percent: mean over draws, right in every draw, majority of draws."""
+    if "draws" not in records[0]:
+        return {}
+    count = len(records[0]["draws"])
+    draws = [[answer for record in records for answer in record["draws"][number]] for number in range(count)]
+    right = [[p == label for p in answers] for label, *answers in zip(labels, *draws, strict=True)]
+    majority = [Counter(answers).most_common(1)[0][0] == label for label, *answers in zip(labels, *draws, strict=True)]
+    share = {
+        "robust_average": fmean(sum(image) / len(image) for image in right),
+        "robust_worst": fmean(all(image) for image in right),
+        "robust_majority": fmean(majority),
+    }
+    return {name: round(100 * value, 4) for name, value in share.items()} | {"draws": count}
+
+
+def _per_class(
+    records: Sequence[dict[str, Any]], labels: Sequence[int], classes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Accuracies in percent of each class that has images."""
+    names = ("undefended_clean", "undefended_adversarial", "defended_clean", "defended_adversarial")
+    right = {name: _right(records, name, labels) for name in names}
+    lines = []
+    for number in sorted(set(labels)):
+        own = [place for place, label in enumerate(labels) if label == number]
+        shares = {name: round(100 * fmean(right[name][place] for place in own), 4) for name in names}
+        lines.append({"class": classes[number], "n": len(own), **shares})
+    return lines
 
 
 def _attack_names(records: Sequence[dict[str, Any]]) -> list[str]:
@@ -137,12 +202,13 @@ def _samples(folder: Path, classes: list[str]) -> Samples | None:
 def headlines(rows: Sequence[Combination]) -> list[Combination]:
     """For each purifier and threat model the row that stands for it.
 
-    That is AutoAttack if it was run, else the last attack, at the first budget.
+    That is the first of AutoAttack's versions that was run, else the last attack, at the first budget.
     """
     chosen: dict[tuple[str, str], Combination] = {}
     for row in rows:
         key = (row.result["purifier"], row.result["threat_model"])
         other = chosen.get(key)
-        same = other is not None and other.result["attack"] in (AUTOATTACK, row.result["attack"])
-        chosen[key] = other if other is not None and same else row
+        stands = other is not None and is_autoattack(other.result["attack"])
+        same = other is not None and other.result["attack"] == row.result["attack"]
+        chosen[key] = other if other is not None and (stands or same) else row
     return list(chosen.values())

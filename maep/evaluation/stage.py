@@ -4,6 +4,7 @@ from pathlib import Path
 
 from maep.data.build import clean_split
 from maep.errors import fail
+from maep.evaluation.records import purify_facts
 from maep.evaluation.subject import Evaluation
 from maep.evaluation.work import evaluate_all
 from maep.files import digest, sha256_file
@@ -38,8 +39,7 @@ def purifier_identity(settings: Settings, label: str) -> str:
     """Digest of everything the purifier's output depends on."""
     run = Path(settings.run.dir)
     names = ["purifier/model.safetensors"] + ([FINETUNED[label]] if label in FINETUNED else [])
-    use = {name: getattr(settings.purify, name) for name in ("passes", "overlap", "shifts")}
-    return digest([[sha256_file(run / name) for name in names], use])
+    return digest([[sha256_file(run / name) for name in names], purify_facts(settings.purify)])
 
 
 def evaluate_run(settings: Settings, worker: tuple[int, int] = (0, 1)) -> bool:

@@ -1,6 +1,7 @@
 """Who is judged, on what, under which settings; and the identities of everything that is made of it."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from maep.attacks.autoattack import check_model
-from maep.attacks.threat_models import threat_model
+from maep.attacks.randomness import is_random
+from maep.attacks.threat_models import Adaptive, AdaptiveEot, Oblivious, threat_model
 from maep.data.shards import ShardSet, to_float
 from maep.evaluation.adversarial import ChunkAttack
-from maep.evaluation.records import PLAN, VERSION, Task, chunk_size, plan_digest, plan_tasks, read_record
+from maep.evaluation.records import (
+    PLAN,
+    RECORD_VERSION,
+    VERSION,
+    Task,
+    chunk_size,
+    plan_digest,
+    plan_tasks,
+    read_record,
+)
 from maep.files import digest, read_json, write_json
 from maep.progress import say
 from maep.settings import Settings
@@ -93,10 +104,16 @@ class Evaluation:
 
     # identities
 
-    def attacked_facts(self, task: Task, *, knows_purifier: bool) -> dict[str, Any]:
+    @cached_property
+    def is_random(self) -> bool:
+        """Whether the purified classifier draws random numbers."""
+        images, _ = self.images(range(min(2, len(self.test))))
+        return is_random(nn.Sequential(self.purifier, self.classifier), images)
+
+    def attacked_facts(self, task: Task) -> dict[str, Any]:
         """All that a chunk's adversarial images depend on, except which chunk it is."""
         settings = self.settings
-        facts = {
+        facts: dict[str, Any] = {
             "version": VERSION,
             "classifier": self.classifier_identity,
             "attack": task.named_attack.facts(),
@@ -105,14 +122,17 @@ class Evaluation:
             "chunk_images": chunk_size(settings.evaluation, len(self.test)),
             "images": self.test.identity,
         }
-        if knows_purifier:
+        if threat_model(task.threat_model).uses_purifier:
             facts |= {"threat_model": task.threat_model, "purifier": self.purifier_identity}
+        if task.threat_model == AdaptiveEot.name:
+            facts["draws"] = settings.evaluation.draws
         return facts
 
     def record_facts(self, task: Task) -> dict[str, Any]:
         """All that a record depends on."""
-        facts = self.attacked_facts(task, knows_purifier=threat_model(task.threat_model).knows_purifier)
-        return facts | {"purifier": self.purifier_identity, "task": asdict(task)}
+        own = {"record": RECORD_VERSION, "purifier": self.purifier_identity, "task": asdict(task)}
+        draws = {"draws": self.settings.evaluation.draws} if self.is_random else {}
+        return self.attacked_facts(self._attacked_as(task)) | draws | own
 
     def record_identity(self, task: Task) -> str:
         """Digest of `record_facts`."""
@@ -124,6 +144,12 @@ class Evaluation:
 
     # attacks
 
+    def _attacked_as(self, task: Task) -> Task:
+        """The task whose adversarial images a task uses: without randomness, EOT's are the adaptive ones."""
+        if task.threat_model == AdaptiveEot.name and not self.is_random:
+            return replace(task, threat_model=Adaptive.name)
+        return task
+
     def attack_alone(self, task: Task) -> ChunkAttack:
         """The attack on a task's whole chunk through the classifier alone: once for all purifiers, in the cache.
 
@@ -131,18 +157,19 @@ class Evaluation:
         """
         total = min(self.settings.evaluation.images, len(self.test))
         size = chunk_size(self.settings.evaluation, len(self.test))
-        whole = Task(**{**asdict(task), "count": min(size, total - task.first)})
-        facts = self.attacked_facts(whole, knows_purifier=False)
+        whole = replace(task, threat_model=Oblivious.name, count=min(size, total - task.first))
+        facts = self.attacked_facts(whole)
         folder = Path(self.settings.run.cache) / "attacked" / digest(facts)[:16]
         return ChunkAttack(self.settings, whole, self.classifier, folder, facts)
 
     def attack_through(self, task: Task) -> ChunkAttack:
-        """The attack by one who knows the purifier; kept beside its record."""
-        model = threat_model(task.threat_model).target(self.purifier, self.classifier)
-        facts = self.attacked_facts(task, knows_purifier=True)
-        return ChunkAttack(self.settings, task, model, self.directory / task.folder, facts)
+        """The attack on what the threat model's attacker sees of purifier and classifier; kept in its folder."""
+        task = self._attacked_as(task)
+        draws = self.settings.evaluation.draws
+        model = threat_model(task.threat_model).target(self.purifier, self.classifier, draws)
+        return ChunkAttack(self.settings, task, model, self.directory / task.folder, self.attacked_facts(task))
 
     def attacks_of(self, task: Task) -> list[ChunkAttack]:
         """The attacks that a task's record is made of: the one on the classifier alone first, its own last."""
         alone = self.attack_alone(task)
-        return [alone, self.attack_through(task)] if threat_model(task.threat_model).knows_purifier else [alone]
+        return [alone, self.attack_through(task)] if threat_model(task.threat_model).uses_purifier else [alone]

@@ -1,9 +1,11 @@
 """What a purifier is, and the one of this library."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from maep.keyed import keyed_rng
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.purifiers.tiling import Tiling, seam_error
 from maep.settings import PurifySettings
@@ -27,6 +29,9 @@ class Purifier(nn.Module):
         """
         return None
 
+    def reseed(self, *key: int) -> None:
+        """Start the random numbers at `key`, if the purifier draws any."""
+
     def forward(self, images: Tensor) -> Tensor:
         """`purify`, so that a purifier is a module like any other."""
         return self.purify(images)
@@ -36,12 +41,17 @@ class MAEPurifier(Purifier):
     """Purifies with a masked autoencoder that sees the whole image (r = 0), tile by tile where it is larger.
 
     model: takes and returns [N, 3, s, s], s = model.config.image_size.
-    settings: tiles a forward, overlap, shifted grids, passes.
+    settings: tiles a forward, overlap, shifted grids, passes; noise and mask_ratio, drawn anew at every call.
     """
 
     def __init__(self, model: MaskedAutoencoder, settings: PurifySettings) -> None:
         super().__init__()
         self.model, self.settings = model, settings
+        self.reseed(0)
+
+    def reseed(self, *key: int) -> None:
+        """Start the noise and masks at `key`; what follows depends on it and on the calls since alone."""
+        self._rng = keyed_rng("purifier", *key)
 
     def purify(self, images: Tensor) -> Tensor:
         """images: [N, 3, H, W] in [0, 1]. Returns the same shape, clipped to [0, 1].
@@ -52,8 +62,23 @@ class MAEPurifier(Purifier):
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images {tuple(images.shape)}: expected [N, 3, H, W]")
         for _ in range(self.settings.passes):
-            images = self._once(images).clamp(0, 1)
+            images = self._once(self._noisy(images)).clamp(0, 1)
         return images
+
+    def _noisy(self, images: Tensor) -> Tensor:
+        if not self.settings.noise:
+            return images
+        noise = self._rng.standard_normal(tuple(images.shape), dtype=np.float32)
+        return images + self.settings.noise * torch.from_numpy(noise).to(images)
+
+    def _visible(self, tiles: Tensor) -> Tensor | None:
+        """Patches shown of each tile, bool [N, T], equally many; None for all."""
+        if not self.settings.mask_ratio:
+            return None
+        patches = self.model.num_patches
+        hidden = min(patches - 1, round(self.settings.mask_ratio * patches))
+        order = self._rng.random((len(tiles), patches)).argsort(1)
+        return torch.from_numpy(order >= hidden).to(tiles.device)
 
     def images_at_once(self, height: int, width: int) -> int:
         """As many as fill one batch of tiles."""
@@ -85,7 +110,11 @@ class MAEPurifier(Purifier):
         return images + removed / len(grids)
 
     def _tiles(self, tiles: Tensor) -> Tensor:
+        """Drawn before the batches, masks are the same when activations are computed again."""
+        visible = self._visible(tiles)
         batches = tiles.split(self.settings.batch_tiles)
-        if len(batches) > 1 and torch.is_grad_enabled() and tiles.requires_grad:
-            return torch.cat([checkpoint(self.model, batch, use_reentrant=False) for batch in batches])
-        return torch.cat([self.model(batch) for batch in batches])
+        masks = visible.split(self.settings.batch_tiles) if visible is not None else [None] * len(batches)
+        pairs = list(zip(batches, masks, strict=True))
+        if len(pairs) > 1 and torch.is_grad_enabled() and tiles.requires_grad:
+            return torch.cat([checkpoint(self.model, *pair, use_reentrant=False) for pair in pairs])
+        return torch.cat([self.model(*pair) for pair in pairs])

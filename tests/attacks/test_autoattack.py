@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
-from maep.attacks.autoattack import autoattack, check_model, square_warning
+from maep.attacks.autoattack import Battery, autoattack, check_model, square_warning
 from maep.attacks.state import AttackState
 from maep.errors import UserError
 from tests.small import digits, train_small
@@ -29,16 +30,19 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _short() -> Iterator[None]:
-    """FAB and Square with fewer iterations, four targets; in pyautoattack's own runs too."""
-    original = AutoAttack._set_version
+    """FAB and Square with fewer iterations, four targets, two restarts at most; in pyautoattack's own runs too."""
+    original = AutoAttack.__init__
 
-    def shortened(self: AutoAttack, version: str = "standard") -> None:
-        original(self, version)
+    def shortened(self: AutoAttack, *arguments: Any, **options: Any) -> None:
+        original(self, *arguments, **options)
         self.fab.n_iter, self.square.n_queries = 8, 150
         self.apgd_targeted.n_target_classes = self.fab.n_target_classes = 4
+        for attack in (self.apgd, self.fab):
+            attack.n_restarts = min(attack.n_restarts, 2)
+        self.apgd.eot_iter = min(self.apgd.eot_iter, 2)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(AutoAttack, "_set_version", shortened)
+        patch.setattr(AutoAttack, "__init__", shortened)
         yield
 
 
@@ -76,6 +80,59 @@ def test_equals_pyautoattack(model: nn.Module, chosen: tuple[Tensor, Tensor], no
     left = ours.survivors
     assert list(left) == ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]
     assert left["clean"] > left["apgd-ce"] > left["apgd-t"] > 0
+
+
+@pytest.mark.parametrize("seed", [0, 11])
+@pytest.mark.parametrize("kind", ["convolutions", "perceptron"])
+def test_cross_check(kind: str, seed: int) -> None:
+    """On two nets and with two seeds, 40 images, every image and prediction is pyautoattack's own, bit for bit."""
+    net, (images, labels) = train_small(kind=kind), digits()
+    images, labels = images[100:140], labels[100:140]
+    plain = AutoAttack(net, norm="Linf", eps=0.1, seed=seed, version="standard")
+    expected, predictions = plain.run_standard_evaluation(images, labels, batch_size=25)
+    ours = autoattack(net, images, labels, norm="Linf", eps=0.1, seed=seed, batch_size=25)
+    assert torch.equal(ours.images, expected)
+    assert torch.equal(ours.predictions, predictions)
+    assert 0 < ours.survivors["square"] < ours.survivors["clean"]
+
+
+LISTS = [
+    Battery("plus"), Battery("rand"), Battery("custom", ("apgd-ce", "square")),
+    Battery("custom", ("fab-t", "fab", "apgd-dlr")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("battery", LISTS, ids=lambda battery: battery.version + "+".join(battery.attacks))
+def test_other_versions_equal_pyautoattack(
+    model: nn.Module, chosen: tuple[Tensor, Tensor], battery: Battery, tmp_path: Path
+) -> None:
+    """`plus`, `rand` and custom lists give pyautoattack's images too, also when resumed after the first attack."""
+    attacks = list(battery.attacks) or None
+    plain = AutoAttack(model, norm="Linf", eps=0.1, seed=3, version=battery.version, attacks=attacks)
+    expected, predictions = plain.run_standard_evaluation(*chosen, batch_size=6)
+    path, cpu = tmp_path / "state.safetensors", torch.device("cpu")
+
+    def save(state: AttackState) -> None:
+        if len(state.survivors) == 2:
+            state.save(path, "it")
+
+    how = {"norm": "Linf", "eps": 0.1, **HOW, "battery": battery}
+    ours = autoattack(model, *chosen, **how, saved=save)
+    for state in (ours, autoattack(model, *chosen, **how, state=AttackState.load(path, "it", cpu))):
+        assert torch.equal(state.images, expected)
+        assert torch.equal(state.predictions, predictions)
+        assert list(state.survivors) == ["clean", *plain.attacks_to_run]
+
+
+@pytest.mark.parametrize("name", ["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"])
+def test_one_attack_alone(model: nn.Module, chosen: tuple[Tensor, Tensor], name: str) -> None:
+    """One attack alone is the one of `standard`, run by pyautoattack itself."""
+    plain = AutoAttack(model, norm="Linf", eps=0.1, seed=3, version="standard")
+    plain.attacks_to_run = [name]
+    expected, _ = plain.run_standard_evaluation(*chosen, batch_size=6)
+    ours = autoattack(model, *chosen, norm="Linf", eps=0.1, **HOW, battery=Battery(alone=name, queries=150))
+    assert torch.equal(ours.images, expected)
+    assert ours.survivors[name] < ours.survivors["clean"]
 
 
 class _Stop(Exception):
@@ -128,7 +185,7 @@ def test_fewer_than_ten_classes() -> None:
 def test_too_few_classes(classes: int) -> None:
     """Two or three classes, which the targeted DLR loss cannot rank, end in one clear line."""
     model, (images, labels) = train_small(classes, steps=5), digits(classes)
-    with pytest.raises(UserError, match=f"at least 4 classes.*has {classes}; choose pgd-K"):
+    with pytest.raises(UserError, match=f"apgd-t: needs at least 4 classes.*has {classes}; choose pgd-K"):
         autoattack(model, images[:4], labels[:4], norm="Linf", eps=0.1, seed=0, batch_size=4)
 
 

@@ -1,14 +1,15 @@
 """Attack names and threat models mean what reports say."""
 
+import re
+
 import pytest
 import torch
-from torch import nn
 
+from maep.attacks.autoattack import Battery
 from maep.attacks.gradient import attack
-from maep.attacks.named import NamedAttack, gradient_spec
-from maep.attacks.threat_models import threat_model
+from maep.attacks.named import NamedAttack, battery_of, gradient_spec
 from maep.errors import UserError
-from tests.small import Blur, digits, train_small
+from tests.small import digits, train_small
 
 EPS = 8 / 255
 
@@ -24,10 +25,14 @@ def test_steps_and_starts() -> None:
     assert (pgd.step, pgd.steps, pgd.random_start) == (pytest.approx(2 / 255), 20, True)
 
 
-@pytest.mark.parametrize("name", ["pgd", "pgd-0", "bim-x", "autoattack", "square"])
+@pytest.mark.parametrize(
+    "name",
+    ["pgd", "pgd-0", "bim-x", "autoattack", "square-0", "apgd", "autoattack-fast", "standard", "autoattack-custom:",
+     "autoattack-custom:apgd-ce+pgd-3", "autoattack-custom:square+square"],
+)  # fmt: skip
 def test_unknown_name(name: str) -> None:
     """A name that is none ends in one line with the valid ones."""
-    with pytest.raises(UserError, match=f"evaluation.attacks: {name}: unknown.*fgsm, bim-K, pgd-K"):
+    with pytest.raises(UserError, match=rf"evaluation.attacks: {re.escape(name)}: unknown.*fgsm, bim-K, pgd-K"):
         NamedAttack(name, "Linf", EPS)
 
 
@@ -54,19 +59,11 @@ def test_gradient_attack_in_batches() -> None:
     }
 
 
-def test_targets() -> None:
-    """The oblivious attacker sees the classifier alone, the adaptive one the exact gradient through the purifier."""
-    classifier, purifier, (images, _) = train_small(), Blur().requires_grad_(False), digits()
-    assert threat_model("oblivious").target(purifier, classifier) is classifier
-    whole = threat_model("adaptive").target(purifier, classifier)
-    images = images[:4].requires_grad_()
-    expected = torch.autograd.grad(classifier(purifier(images)).logsumexp(1).sum(), images)[0]
-    assert torch.equal(torch.autograd.grad(whole(images).logsumexp(1).sum(), images)[0], expected)
-    assert isinstance(whole, nn.Module)
-    assert not whole.training
-
-
-def test_unknown_threat_model() -> None:
-    """An unknown threat model ends in one line with the valid ones."""
-    with pytest.raises(UserError, match="choose one of oblivious, adaptive"):
-        threat_model("whitebox")
+def test_batteries() -> None:
+    """Names of AutoAttack's versions, of its parts alone and of lists mean what pyautoattack means by them."""
+    assert battery_of("autoattack-rand") == Battery("rand")
+    assert battery_of("autoattack-custom:apgd-ce+square") == Battery("custom", ("apgd-ce", "square"))
+    assert battery_of("apgd-dlr") == Battery(alone="apgd-dlr")
+    assert battery_of("square") == Battery(alone="square", queries=5000)
+    assert battery_of("square-40") == Battery(alone="square", queries=40)
+    assert battery_of("pgd-20") is None

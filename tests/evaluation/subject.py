@@ -25,7 +25,8 @@ def settings_for(directory: Path, **evaluation: Any) -> Settings:
     settings.run.cache = str(directory / "cache")
     settings.finetune.method = "none"
     quick = {"images": 20, "adaptive_images": 6, "chunk_images": 8, "batch_size": 5, "attacks": ["fgsm", "pgd-3"],
-             "eps": [0.1], "figure_images": 3}  # fmt: skip
+             "eps": [0.1], "figure_images": 3, "threat_models": ["oblivious", "adaptive"],
+             "blackbox_attacks": ["square-20"]}  # fmt: skip
     for key, value in {**quick, **evaluation}.items():
         setattr(settings.evaluation, key, value)
     return settings
@@ -43,12 +44,13 @@ def run(settings: Settings, test: ShardSet, *, purifier: str = "blur", classifie
     return place_of(settings)
 
 
-def contents(settings: Settings) -> list[dict[str, Any]]:
+def contents(settings: Settings, purifier: str = "pretrained") -> list[dict[str, Any]]:
     """All records without what differs from run to run, the time."""
-    plan = read_plan(settings, place_of(settings))
+    place = place_of(settings).with_name(purifier)
+    plan = read_plan(settings, place)
     return [
         {k: v for k, v in record.items() if k != "seconds"}
-        for records in read_records(plan, place_of(settings)).values()
+        for records in read_records(plan, place).values()
         for record in records
     ]
 
@@ -80,8 +82,26 @@ AUTOATTACK_RUN: dict[str, Any] = {
     "images": 12, "chunk_images": 6, "batch_size": 4, "attacks": ["autoattack-standard"],
     "threat_models": ["oblivious", "adaptive"], "adaptive_images": 6, "eps": [0.09],
 }  # fmt: skip
+SHARED_RUN: dict[str, Any] = {**AUTOATTACK_RUN, "images": 20, "chunk_images": 4}
+
+
+def two_purifiers(settings: Settings, test: ShardSet) -> list[Evaluation]:
+    """Two evaluations of one classifier, which share the oblivious images."""
+    classifier = train_small()
+    return [
+        Evaluation(settings, Blur(), classifier, "small", name, test, place_of(settings).with_name(name))
+        for name in ("pretrained", "lora")
+    ]
+
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     shorten_autoattack()
-    run(settings_for(Path(sys.argv[1]), **AUTOATTACK_RUN), ShardSet(Path(sys.argv[2])))
+    directory, shards, *share = sys.argv[1:]
+    if share:
+        settings = settings_for(Path(directory), **SHARED_RUN)
+        settings.compute.claim_timeout = 3.0
+        finished = evaluate_all(two_purifiers(settings, ShardSet(Path(shards))), (int(share[0]), int(share[1])))
+        print("finished" if finished else "others go on")
+    else:
+        run(settings_for(Path(directory), **AUTOATTACK_RUN), ShardSet(Path(shards)))

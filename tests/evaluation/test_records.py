@@ -5,12 +5,14 @@ from dataclasses import asdict
 import pytest
 
 from maep.errors import UserError
-from maep.evaluation.records import Task, plan_tasks
-from maep.settings import EvaluationSettings
+from maep.evaluation.records import Task, plan_tasks, purify_facts
+from maep.settings import EvaluationSettings, PurifySettings
 
 
 def _settings(**values: object) -> EvaluationSettings:
-    return EvaluationSettings(**{"images": 25, "adaptive_images": 12, "chunk_images": 10, **values})  # type: ignore[arg-type]
+    threats = ["oblivious", "adaptive"]
+    quick = {"images": 25, "adaptive_images": 12, "chunk_images": 10, "threat_models": threats}
+    return EvaluationSettings(**{**quick, **values})  # type: ignore[arg-type]
 
 
 def test_every_image_once() -> None:
@@ -57,3 +59,27 @@ def test_unknown_attack() -> None:
     """An unknown attack is refused when planning."""
     with pytest.raises(UserError, match="pgd: unknown attack; choose from fgsm"):
         plan_tasks(_settings(attacks=["fgsm", "pgd"]), 10)
+
+
+def test_every_threat_model_by_default() -> None:
+    """The default plan has all five threat models; the one without gradients has Square alone, also as an attack."""
+    tasks = plan_tasks(EvaluationSettings(), 10)
+    assert {task.threat_model for task in tasks} == {"oblivious", "bpda", "adaptive", "adaptive-eot", "blackbox"}
+    assert {task.attack for task in tasks if task.threat_model == "blackbox"} == {"square"}
+    assert {task.attack for task in tasks if task.threat_model == "bpda"} == set(EvaluationSettings().attacks)
+    with pytest.raises(UserError, match="evaluation.blackbox_attacks: pgd-20: needs gradients; choose square"):
+        plan_tasks(_settings(blackbox_attacks=["pgd-20"]), 10)
+
+
+def test_folders_are_different() -> None:
+    """Every combination has a folder of its own, with a name that any file system takes."""
+    attacks = ["square", "square-100", "autoattack-custom:apgd-ce+square", "autoattack-custom:square+apgd-ce"]
+    tasks = plan_tasks(_settings(attacks=attacks, eps=[0.1, 0.2]), 10)
+    assert len({task.folder for task in tasks}) == 2 * 4 * 2
+    assert not any(":" in str(task.folder) for task in tasks)
+
+
+def test_new_settings_keep_old_identities() -> None:
+    """A setting of the purifier that is not used is not part of what its outputs depend on."""
+    assert purify_facts(PurifySettings(batch_tiles=3)) == {"overlap": 0, "passes": 1}
+    assert purify_facts(PurifySettings(noise=0.1)) == {"overlap": 0, "passes": 1, "noise": 0.1}

@@ -1,0 +1,34 @@
+"""Random models under attack: what they draw is a function of a key, so that results can be had again."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from maep.keyed import keyed_rng
+
+
+def reseed(model: nn.Module, *key: int) -> None:
+    """Start the random numbers of every part of `model` that has its own (a `reseed` method) at `key`."""
+    for module in model.modules():
+        own = getattr(module, "reseed", None)
+        if own is not None:
+            own(*key)
+
+
+@contextmanager
+def reseeded(model: nn.Module, *key: int) -> Iterator[None]:
+    """Within it, `model` draws from `key`: its parts' own random numbers, and torch's, which is as before after it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(int(keyed_rng("model", *key).integers(2**63)))
+        reseed(model, *key)
+        yield
+
+
+@torch.no_grad()
+def is_random(model: nn.Module, images: Tensor) -> bool:
+    """Whether `model` answers differently when asked twice. images: [N, 3, H, W] in [0,1]."""
+    with reseeded(model, 0):
+        first, second = model(images), model(images)
+    return not torch.allclose(first, second, rtol=1e-4, atol=1e-5)

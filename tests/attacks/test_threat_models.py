@@ -1,0 +1,192 @@
+"""Each threat model gives the attacker exactly what it says: gradients, their stand-ins, expectations, or answers."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from maep.attacks.autoattack import Battery, autoattack
+from maep.attacks.named import NamedAttack
+from maep.attacks.randomness import is_random, reseed, reseeded
+from maep.attacks.state import AttackState
+from maep.attacks.threat_models import threat_model
+from maep.errors import UserError
+from maep.models.masked_autoencoder import MaskedAutoencoder
+from maep.purifiers import MAEPurifier
+from maep.settings import ModelSettings, PurifySettings
+from tests.small import Blur, digits, train_small
+
+
+def random_purifier(**how: float) -> MAEPurifier:
+    """A real purifier of random weights for 16×16 images that draws noise or masks."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = MaskedAutoencoder(
+            ModelSettings(image_size=16, patch_size=4, encoder_width=16, encoder_depth=1, encoder_heads=2,
+                          decoder_width=16, decoder_depth=1, decoder_heads=2, prediction="residual",
+                          refine_width=4, refine_depth=1)
+        )  # fmt: skip
+    return MAEPurifier(model, PurifySettings(**how)).eval().requires_grad_(False)  # type: ignore[arg-type]
+
+
+def gradient(model: nn.Module, images: Tensor) -> Tensor:
+    images = images.clone().requires_grad_()
+    return torch.autograd.grad(model(images).logsumexp(1).sum(), images)[0]
+
+
+def test_oblivious_sees_the_classifier_alone() -> None:
+    """Its target is the classifier itself."""
+    classifier = train_small()
+    assert threat_model("oblivious").target(Blur(), classifier, 1) is classifier
+
+
+@pytest.mark.parametrize("name", ["adaptive", "adaptive-eot", "blackbox"])
+def test_the_whole_with_its_exact_gradient(name: str) -> None:
+    """Adaptive attackers see f∘P and its gradient; of a purifier that draws nothing, EOT's is the same."""
+    classifier, purifier, (images, _) = train_small(), Blur().requires_grad_(False), digits()
+    whole = threat_model(name).target(purifier, classifier, 1)
+    expected = gradient(nn.Sequential(purifier, classifier), images[:4])
+    assert torch.equal(gradient(whole, images[:4]), expected)
+    assert not whole.training
+
+
+def test_bpda_takes_the_purifier_for_the_identity_backward() -> None:
+    """Forward f(P(x)), backward the gradient of f at P(x), though P has none of its own."""
+
+    class Rounded(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return (images * 4).round() / 4
+
+    classifier, (images, _) = train_small(), digits()
+    target = threat_model("bpda").target(Rounded(), classifier, 1)
+    purified = Rounded()(images[:4])
+    assert torch.equal(target(images[:4]), classifier(purified))
+    assert torch.equal(gradient(target, images[:4]), gradient(classifier, purified))
+    assert not gradient(nn.Sequential(Rounded(), classifier), images[:4]).any()
+
+
+def test_eot_is_the_mean_over_draws() -> None:
+    """Logits and gradients of the EOT target are means over the draws that its key stands for."""
+    classifier, purifier, (images, _) = train_small(), random_purifier(noise=0.2), digits()
+    whole, target = nn.Sequential(purifier, classifier), threat_model("adaptive-eot").target(purifier, classifier, 3)
+    reseed(target, 7)
+    expected = []
+    for number in range(3):
+        reseed(whole, 7, 1, number)
+        expected.append(whole(images[:4]))
+    mean = torch.stack(expected).mean(0)
+    assert torch.equal(target(images[:4]), mean)
+    assert expected[0].ne(expected[1]).any()
+    reseed(target, 7)
+    found = images[:4].clone().requires_grad_()
+    (grad,) = torch.autograd.grad(target(found).logsumexp(1).sum(), found)
+    other = images[:4].clone().requires_grad_()
+    answers = []
+    for number in range(3):
+        reseed(whole, 7, 1, number)
+        answers.append(whole(other))
+    (direct,) = torch.autograd.grad(torch.stack(answers).mean(0).logsumexp(1).sum(), other)
+    assert torch.allclose(grad, direct, atol=1e-6), "activations were computed again with the same draws"
+
+
+@pytest.mark.parametrize("how", [{"noise": 0.1}, {"mask_ratio": 0.5}, {"noise": 0.1, "mask_ratio": 0.25, "passes": 2}])
+def test_random_purifiers_are_keyed(how: dict[str, float]) -> None:
+    """Two calls differ; the same key gives the same images; without noise and masks nothing is drawn."""
+    purifier, (images, _) = random_purifier(**how), digits()
+    reseed(purifier, 3)
+    first, second = purifier(images[:4]), purifier(images[:4])
+    assert first.ne(second).any()
+    reseed(purifier, 3)
+    assert torch.equal(purifier(images[:4]), first)
+    assert is_random(purifier, images[:4])
+    assert not is_random(random_purifier(), images[:4])
+
+
+def test_random_masks_hide_their_share() -> None:
+    """Each image has its own mask, with exactly the share of patches hidden."""
+    purifier = random_purifier(mask_ratio=0.25)
+    visible = purifier._visible(torch.zeros(5, 3, 16, 16))
+    assert visible is not None
+    assert visible.sum(1).tolist() == [12] * 5
+    assert len({tuple(row) for row in visible.tolist()}) > 1
+
+
+def test_tiles_computed_again_have_the_same_draws() -> None:
+    """A gradient through random masks and tiles in several batches is that of one batch."""
+    images = digits()[0][:3].repeat(1, 1, 2, 2)
+    gradients = []
+    for batch_tiles in (2, 100):
+        purifier = random_purifier(mask_ratio=0.5, noise=0.1)
+        purifier.settings.batch_tiles = batch_tiles
+        reseed(purifier, 5)
+        gradients.append(gradient(nn.Sequential(purifier, nn.Flatten()), images))
+    assert torch.allclose(*gradients, atol=1e-6)
+
+
+def test_attacks_on_random_models_resume_exactly() -> None:
+    """Stopped between two attacks and continued elsewhere, an attack on a random purifier ends with the same images."""
+    classifier, (images, labels) = train_small(), digits()
+    images, labels = images[:6], labels[:6]
+    battery = Battery("custom", ("apgd-ce", "square"))
+    how = {"norm": "Linf", "eps": 0.05, "seed": 1, "batch_size": 4, "battery": battery}
+    states: list[AttackState] = []
+
+    def keep(state: AttackState) -> None:
+        states.append(AttackState(state.images.clone(), state.predictions.clone(), state.robust.clone(),
+                                  dict(state.survivors)))  # fmt: skip
+
+    def target() -> nn.Module:
+        return threat_model("adaptive-eot").target(random_purifier(noise=0.1), classifier, 2)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Battery, "attacker", _quick(Battery.attacker))
+        whole = autoattack(target(), images, labels, **how, saved=keep)  # type: ignore[arg-type]
+        torch.rand(5)
+        resumed = autoattack(target(), images, labels, **how, state=states[1])  # type: ignore[arg-type]
+    assert list(states[1].survivors) == ["clean", "apgd-ce"]
+    assert torch.equal(resumed.images, whole.images)
+    assert resumed.survivors == whole.survivors
+    assert whole.images.ne(images).any()
+
+
+def _quick(original):  # type: ignore[no-untyped-def]
+    def attacker(self, *arguments, **options):  # type: ignore[no-untyped-def]
+        made = original(self, *arguments, **options)
+        made.apgd.n_restarts, made.apgd.n_iter, made.square.n_queries = 1, 10, 20
+        return made
+
+    return attacker
+
+
+def test_torch_randomness_is_keyed_and_restored() -> None:
+    """What a foreign module draws from torch depends on the key alone, and torch's own state is as before."""
+    torch.manual_seed(4)
+    before = torch.get_rng_state()
+    with reseeded(nn.Identity(), 1, 2):
+        first = torch.rand(3)
+    with reseeded(nn.Identity(), 1, 2):
+        assert torch.equal(torch.rand(3), first)
+    with reseeded(nn.Identity(), 1, 3):
+        assert torch.rand(3).ne(first).all()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_square_needs_no_gradient() -> None:
+    """The black-box attack works where autograd is off altogether."""
+
+    class NoGradient(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            with torch.no_grad():
+                return Blur()(images)
+
+    classifier, (images, labels) = train_small(), digits()
+    target = threat_model("blackbox").target(NoGradient(), classifier, 1)
+    made = NamedAttack("square-200", "Linf", 0.2).run(
+        target, images[:8], labels[:8], keys=range(8), seed=0, batch_size=8
+    )
+    assert made.survivors["square"] < made.survivors["clean"]
+
+
+def test_unknown_threat_model() -> None:
+    """An unknown threat model ends in one line with the valid ones."""
+    with pytest.raises(UserError, match="choose one of oblivious, bpda, adaptive, adaptive-eot, blackbox"):
+        threat_model("whitebox")

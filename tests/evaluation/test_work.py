@@ -1,0 +1,144 @@
+"""Any number of workers, killed anywhere, give what one gives, image by image, and attack no chunk twice."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pyautoattack import AutoAttack
+
+from maep.data.shards import ShardSet
+from maep.errors import UserError
+from maep.evaluation.work import evaluate_all
+from tests.evaluation.subject import (
+    IMAGES,
+    SHARED_RUN,
+    contents,
+    images_made,
+    settings_for,
+    shorten_autoattack,
+    two_purifiers,
+)
+from tests.small import write_shards
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ATTACKED = re.compile(r"(\w+ · .*: chunk \d+) attacked")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def test_set(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    return write_shards(tmp_path_factory.mktemp("shards") / "test", IMAGES)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, test_set: ShardSet) -> Path:
+    """The evaluation of two purifiers by one worker that was left alone."""
+    directory = tmp_path_factory.mktemp("alone")
+    before = AutoAttack._set_version
+    shorten_autoattack()
+    try:
+        assert evaluate_all(two_purifiers(settings_for(directory, **SHARED_RUN), test_set))
+    finally:
+        AutoAttack._set_version = before
+    return directory
+
+
+def _workers(directory: Path, test: ShardSet, count: int) -> list[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "tests.evaluation.subject", str(directory), str(test.path)]
+    how: dict[str, Any] = {"cwd": REPOSITORY, "env": {**os.environ, "OMP_NUM_THREADS": "1"}, "text": True}
+    return [
+        subprocess.Popen([*command, str(number), str(count)], stdout=subprocess.PIPE, **how) for number in range(count)
+    ]
+
+
+def _finish(workers: list[subprocess.Popen[str]]) -> str:
+    """What the workers said, after all ended well."""
+    said = [worker.communicate(timeout=300)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0] * len(workers), said
+    return "".join(said)
+
+
+def _assert_same(directory: Path, alone: Path) -> None:
+    ours, theirs = (settings_for(place, **SHARED_RUN) for place in (directory, alone))
+    for purifier in ("pretrained", "lora"):
+        assert contents(ours, purifier) == contents(theirs, purifier)
+    assert images_made(directory) == images_made(alone)
+    assert not list(directory.rglob("*.partial.safetensors"))
+    assert not list(directory.rglob("*.claim-*"))
+
+
+def test_two_workers(tmp_path: Path, test_set: ShardSet, alone: Path) -> None:
+    """Two workers attack each chunk once, oblivious ones for both purifiers together, and end with the same records."""
+    said = _finish(_workers(tmp_path, test_set, 2))
+    assert said.count("finished\n") >= 1
+    attacked = Counter(ATTACKED.findall(said))
+    assert len(attacked) == 5 + 2
+    assert sum(attacked.values()) == 5 + 2 * 2, "five oblivious chunks, two adaptive ones of each purifier"
+    _assert_same(tmp_path, alone)
+
+
+def test_four_workers_one_killed(tmp_path: Path, test_set: ShardSet, alone: Path) -> None:
+    """Of four workers one is killed while it attacks; the others take its chunk over and finish everything."""
+    workers = _workers(tmp_path, test_set, 4)
+    victim = workers[2]
+    _kill_attacking(victim, tmp_path)
+    said = _finish([worker for worker in workers if worker is not victim])
+    assert "taken over" in said
+    assert said.count("finished\n") >= 1
+    _assert_same(tmp_path, alone)
+
+
+def _kill_attacking(worker: subprocess.Popen[str], directory: Path) -> None:
+    """SIGKILL as soon as the worker has claimed an attack."""
+    claims, deadline = directory / "cache" / "attacked" / ".claims", time.monotonic() + 100
+    while time.monotonic() < deadline and worker.poll() is None:
+        for claim in claims.glob("attack-*.claim-*"):
+            if f"process {worker.pid} " in _text(claim):
+                worker.send_signal(signal.SIGKILL)
+                worker.communicate()
+                return
+        time.sleep(0.002)
+    pytest.fail("never saw the worker attack")
+
+
+def _text(claim: Path) -> str:
+    try:
+        return claim.read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def test_a_missing_chunk_is_named_until_it_is_there(tmp_path: Path, test_set: ShardSet) -> None:
+    """While another living worker has a chunk, a worker does all the rest, says so, and the merge names the chunk."""
+    from maep.claims import Claims
+
+    settings = settings_for(tmp_path, attacks=["fgsm"], threat_models=["oblivious"])
+    evaluations = two_purifiers(settings, test_set)
+    unit = evaluations[0].attack_alone(evaluations[0].prepare()[1])
+    settings.compute.claim_timeout = 2.0
+    with (
+        Claims(tmp_path / "cache" / "attacked" / ".claims", 2.0, "another") as other,
+        other.hold(f"attack-{unit.identity[:24]}") as mine,
+    ):
+        assert mine
+        assert not evaluate_all(evaluations)
+        with pytest.raises(UserError, match=r"oblivious/fgsm-Linf-0.1/chunk-0001.json: this chunk has not been"):
+            contents(settings)
+    assert evaluate_all(evaluations)
+    assert len(contents(settings)) == len(contents(settings, "lora")) == 3

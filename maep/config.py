@@ -22,6 +22,8 @@ from maep.settings import Settings
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 WHOLE_IMAGE_OBJECTIVES = ("purification", "reconstruction", "trades_pixel", "trades_latent")
+# Short names of settings on the command line.
+ALIASES = {"purifier": "evaluation.purifier"}
 FRACTION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
 
 
@@ -182,7 +184,7 @@ def load_settings(
             value = yaml.safe_load(text) if text else None
         except yaml.YAMLError:
             fail(f"{key} (argument {argument!r}): the value is not YAML")
-        _apply(config, key, value, f"argument {argument!r}")
+        _apply(config, ALIASES.get(key, key), value, f"argument {argument!r}")
     settings: Settings = OmegaConf.to_object(config)  # type: ignore[assignment]
     _check_together(settings)
     return settings

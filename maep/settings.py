@@ -272,6 +272,11 @@ class EvaluationSettings:
     purifiers: str = setting(
         "both", "which of the run's purifiers to judge", choices=("both", "pretrained", "finetuned")
     )
+    purifier: str | None = setting(
+        None,
+        "run, purifier/ or checkpoint to judge instead of the run's own, without training one; also purifier=PATH",
+        unit="path",
+    )
     figure_images: int = setting(8, "images in the report's figure", unit="images", low=1)
 
 

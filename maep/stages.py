@@ -19,7 +19,7 @@ from maep.data.shards import ShardSet
 from maep.data.storage import Reading, open_storage
 from maep.errors import UserError, fail
 from maep.evaluation.report import build_report, write_environment
-from maep.evaluation.stage import evaluate_run
+from maep.evaluation.stage import evaluate_run, given_identity
 from maep.files import MANIFEST, atomic_file, digest, one_at_a_time, read_json, run_lock, sha256_file, write_json
 from maep.models.classifiers import classifier_identity
 from maep.progress import say
@@ -143,6 +143,10 @@ def _evaluate(settings: Settings, _launch: Launcher) -> None:
     _to_the_end(evaluate_run, settings)
 
 
+def _evaluate_share(settings: Settings, worker: tuple[int, int]) -> bool:
+    return evaluate_run(settings, worker)
+
+
 def _records_identity(settings: Settings) -> str:
     records = sorted((Path(settings.run.dir) / "evaluation").rglob("*.json"))
     return digest([sha256_file(path) for path in records])
@@ -187,6 +191,23 @@ STAGES = {
 }  # fmt: skip
 
 
+def needs_of(stage: Stage, settings: Settings) -> tuple[str, ...]:
+    """The stages before one; a purifier that is given (evaluation.purifier) is judged without training one."""
+    if stage.name == "evaluate" and settings.evaluation.purifier:
+        return ("shards", "classifier")
+    return stage.needs
+
+
+def stages_of(settings: Settings) -> list[str]:
+    """The stages of the whole pipeline for these settings, in order: the report and all that it needs."""
+    needed, rest = set[str](), ["report"]
+    while rest:
+        name = rest.pop()
+        needed.add(name)
+        rest += needs_of(STAGES[name], settings)
+    return [name for name in STAGES if name in needed]
+
+
 def settings_read(stage: Stage, settings: Settings) -> dict[str, Any]:
     """`{key: value}` of the settings that determine the stage's result."""
     return decisive_settings(settings, [k for k in LEAVES if k in stage.reads or k.split(".")[0] in stage.reads])
@@ -213,7 +234,9 @@ def _record(settings: Settings, name: str) -> dict[str, Any]:
 
 def _wanted(stage: Stage, settings: Settings) -> dict[str, Any]:
     """What the stage would run for now: its settings and the identities of its inputs."""
-    inputs = {name: _record(settings, name).get("identity", "") for name in stage.needs}
+    inputs = {name: _record(settings, name).get("identity", "") for name in needs_of(stage, settings)}
+    if stage.name == "evaluate" and settings.evaluation.purifier:
+        inputs["evaluation.purifier"] = given_identity(settings.evaluation.purifier)
     return {"settings": settings_read(stage, settings), "inputs": inputs}
 
 
@@ -263,8 +286,9 @@ def why_unfinished(stage: Stage, settings: Settings) -> list[str]:
 def unfinished_stages(settings: Settings) -> dict[str, list[str]]:
     """`{name: why}` of the stages that a run of the whole pipeline would run, in order."""
     found: dict[str, list[str]] = {}
-    for name, stage in STAGES.items():
-        before = [needed for needed in stage.needs if needed in found]
+    for name in stages_of(settings):
+        stage = STAGES[name]
+        before = [needed for needed in needs_of(stage, settings) if needed in found]
         told = [f"{needed} runs before it" for needed in before] or why_unfinished(stage, settings)
         if told:
             found[name] = told
@@ -314,7 +338,7 @@ def _nothing_to_launch(name: str, _settings: Settings) -> None:
 
 def _require_needs(name: str, settings: Settings) -> None:
     """Raise UserError unless all that a stage needs is finished; needs without work to do are recorded here."""
-    for needed in STAGES[name].needs:
+    for needed in needs_of(STAGES[name], settings):
         _require_needs(needed, settings)
         stage, record = STAGES[needed], _record(settings, needed)
         told = changes(record, _wanted(stage, settings)) if record else ["it has not run"]
@@ -358,17 +382,21 @@ def run_pipeline(settings: Settings, wanted: str, launch: Launcher) -> None:
     """Run one stage, or all in order, in a run directory that is locked meanwhile.
 
     launch: runs the function of a training stage on the processes asked for.
+    Evaluating a purifier that is given takes the images and the classifier with it, and ends with its report.
     Raises UserError for an unknown stage, a stage whose needs are not finished, or a run directory in use.
     """
     check_stage(wanted)
     directory = Path(settings.run.dir)
+    if settings.evaluation.purifier:
+        given_identity(settings.evaluation.purifier)
+        wanted = "all" if wanted == "evaluate" else wanted
     with run_lock(directory):
         if wanted != "all":
             _require_needs(wanted, settings)
         with atomic_file(directory / "config.yaml") as temporary:
             temporary.write_text(to_yaml(settings))
         write_environment(directory, sys.argv)
-        for name in STAGES if wanted == "all" else [wanted]:
+        for name in stages_of(settings) if wanted == "all" else [wanted]:
             run_stage(STAGES[name], settings, launch)
 
 

@@ -51,18 +51,19 @@ class AttackState:
         return cls(images, predictions, robust, **facts)
 
 
-def _sha256(tensors: Mapping[str, Tensor]) -> str:
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values, in the order of the names, as 64 hex digits."""
     hasher = hashlib.sha256()
     for name in sorted(tensors):
         hasher.update(f"{name}:{tensors[name].dtype}:{tuple(tensors[name].shape)}".encode())
-        hasher.update(tensors[name].numpy().tobytes())
+        hasher.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
     return hasher.hexdigest()
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: dict[str, Any], identity: str) -> None:
     """Commit tensors and JSON-able facts as one safetensors file that carries its own checksum."""
     host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"identity": identity, "facts": json.dumps(facts), "sha256": _sha256(host)}
+    metadata = {"identity": identity, "facts": json.dumps(facts), "sha256": tensors_sha256(host)}
     with atomic_file(path) as temporary:
         save_file(host, temporary, metadata=metadata)
 
@@ -89,7 +90,7 @@ def load_tensors(path: Path, identity: str | None = None) -> tuple[dict[str, Ten
             if identity is not None and metadata.get("identity") != identity:
                 return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if metadata["sha256"] != _sha256(tensors):
+        if metadata["sha256"] != tensors_sha256(tensors):
             raise ValueError("its SHA-256 differs")
         return tensors, json.loads(metadata["facts"])
     except (SafetensorError, OSError, ValueError, KeyError) as error:

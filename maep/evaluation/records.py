@@ -26,6 +26,8 @@ SAMPLES = "samples.safetensors"
 # Of adversarial images, and of what a record holds: raising the second keeps the images.
 VERSION, RECORD_VERSION = 1, 2
 
+NOT_DECIDING = ("figure_images", "purifiers", "purifier")
+
 
 @dataclass(frozen=True)
 class Task:
@@ -121,7 +123,7 @@ def plan_tasks(settings: EvaluationSettings, available: int) -> list[Task]:
 def plan_digest(settings: Settings) -> str:
     """Identity of the settings that decide what an evaluation consists of."""
     evaluation = asdict(settings.evaluation)
-    decides = {key: value for key, value in evaluation.items() if key not in ("figure_images", "purifiers")}
+    decides = {key: value for key, value in evaluation.items() if key not in NOT_DECIDING}
     return digest({"evaluation": decides, "seed": settings.run.seed, "purify": purify_facts(settings.purify)})
 
 

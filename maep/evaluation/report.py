@@ -54,7 +54,12 @@ def build_report(settings: Settings, directory: Path) -> dict[str, Any]:
 
 
 def purifier_name(settings: Settings, label: str) -> str:
-    """As in reports: the objective it was trained with, and how it was finetuned, such as `maep+lora`."""
+    """As in reports: the objective it was trained with, and how it was finetuned, such as `maep+lora`.
+
+    One from elsewhere is known by its label alone.
+    """
+    if settings.evaluation.purifier:
+        return label
     return settings.objective.name if label == "pretrained" else f"{settings.objective.name}+{label}"
 
 

@@ -1,7 +1,10 @@
-"""The evaluate stage of a run: its purifiers, as pretrained and as finetuned, before its classifier."""
+"""The evaluate stage of a run: its purifiers, or one from elsewhere, before its classifier."""
 
+from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
+from maep.attacks.state import tensors_sha256
 from maep.data.build import clean_split
 from maep.errors import fail
 from maep.evaluation.records import purify_facts
@@ -10,7 +13,7 @@ from maep.evaluation.work import evaluate_all
 from maep.files import digest, sha256_file
 from maep.host import prepare_device
 from maep.models.classifiers import classifier_identity, load_classifier
-from maep.purifiers import load_purifier
+from maep.purifiers import MAEPurifier, load_purifier
 from maep.settings import Settings
 from maep.training.classifier import classifier_weights
 
@@ -19,10 +22,14 @@ FINETUNED = {"lora": ADAPTER, "dora": ADAPTER, "ia3": ADAPTER, "full": "finetune
 
 
 def purifiers_of(settings: Settings) -> dict[str, Path]:
-    """`{label: what load_purifier takes}` of the purifiers that the run evaluates.
+    """`{label: what load_purifier takes}` of the purifiers that are judged.
 
-    `pretrained` is the paper's MAEP, the method's name, such as `lora`, the finetuned one (Table 13).
+    The one that is given (evaluation.purifier), by its own name; or the run's: `pretrained` is the paper's MAEP, the
+    method's name, such as `lora`, the finetuned one (Table 13).
     """
+    if settings.evaluation.purifier:
+        path = Path(settings.evaluation.purifier)
+        return {given_name(path): path}
     run = Path(settings.run.dir)
     every = {"pretrained": run / "purifier"}
     if settings.finetune.method != "none":
@@ -35,11 +42,33 @@ def purifiers_of(settings: Settings) -> dict[str, Path]:
     }
 
 
+def given_name(path: Path) -> str:
+    """A purifier from elsewhere by the name of its run: `cifar10`, `cifar10-step-000200`."""
+    *_, run, folder, name = ("", "", *path.resolve().parts)
+    if name.startswith("step-"):
+        return f"{run}-{name}"
+    return folder if name in ("purifier", "finetuned") else name
+
+
 def purifier_identity(settings: Settings, label: str) -> str:
     """Digest of everything the purifier's output depends on."""
+    use = purify_facts(settings.purify)
+    if settings.evaluation.purifier:
+        return digest([given_identity(settings.evaluation.purifier), use])
     run = Path(settings.run.dir)
     names = ["purifier/model.safetensors"] + ([FINETUNED[label]] if label in FINETUNED else [])
-    return digest([[sha256_file(run / name) for name in names], purify_facts(settings.purify)])
+    return digest([[sha256_file(run / name) for name in names], use])
+
+
+@cache
+def given_identity(path: str) -> str:
+    """Digest of a purifier's model and weights, wherever it lies and however it is stored.
+
+    Raises UserError if there is none.
+    """
+    purifier = load_purifier(path)
+    config = asdict(purifier.model.config) if isinstance(purifier, MAEPurifier) else type(purifier).__name__
+    return digest([config, tensors_sha256(purifier.state_dict())])
 
 
 def evaluate_run(settings: Settings, worker: tuple[int, int] = (0, 1)) -> bool:

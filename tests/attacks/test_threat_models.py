@@ -140,9 +140,9 @@ def test_attacks_on_random_models_resume_exactly() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Battery, "attacker", _quick(Battery.attacker))
         whole = autoattack(target(), images, labels, **how, saved=keep)  # type: ignore[arg-type]
+        assert list(states[1].survivors) == ["clean", "apgd-ce"]
         torch.rand(5)
         resumed = autoattack(target(), images, labels, **how, state=states[1])  # type: ignore[arg-type]
-    assert list(states[1].survivors) == ["clean", "apgd-ce"]
     assert torch.equal(resumed.images, whole.images)
     assert resumed.survivors == whole.survivors
     assert whole.images.ne(images).any()

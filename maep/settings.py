@@ -277,6 +277,9 @@ class EvaluationSettings:
         "run, purifier/ or checkpoint to judge instead of the run's own, without training one; also purifier=PATH",
         unit="path",
     )
+    check_images: int = setting(
+        16, "images on which the defence itself is checked for masked gradients", unit="images", low=1
+    )
     figure_images: int = setting(8, "images in the report's figure", unit="images", low=1)
 
 

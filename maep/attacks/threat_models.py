@@ -128,6 +128,21 @@ class _IdentityBackward(torch.autograd.Function):
         return gradient, None
 
 
+class ZeroGradient(nn.Module):
+    """A model that autograd cannot see through, with a gradient of zeros in place of none."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [N, C]."""
+        logits = self.model(images)
+        if images.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
+            logits = logits + 0 * images.flatten(1).sum(1, keepdim=True)
+        return logits
+
+
 class Expectation(nn.Module):
     """Mean logits over `draws` answers of a random model; each answer's activations are computed again backward.
 

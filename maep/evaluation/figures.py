@@ -18,6 +18,7 @@ from maep.files import atomic_file
 
 INK = "#1f2430"
 BLUE, ORANGE, GREY = "#3b78d8", "#e0802b", "#9aa3b2"
+COLOURS = (BLUE, ORANGE, "#3f9e5f", "#b0479a", "#c0392b", "#2aa5b8", "#8a6d3b", GREY)
 ROWS = ("clean", "adversarial", "perturbation × 10", "purified", "residual × 10")
 
 
@@ -76,6 +77,52 @@ def curve_figure(lines: Sequence[dict[str, Any]], ink: str = INK) -> Figure:
     return figure
 
 
+def checks_figure(checks: dict[str, Any], ink: str = INK) -> Figure:
+    """The attack's loss and the accuracy left, against budget and against steps. checks: checks.json."""
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    grid = figure.subplots(2, 2, sharex="col")
+    for column, (name, key) in enumerate((("against_eps", "eps"), ("against_steps", "steps"))):
+        points = checks[name]
+        places = [point[key] for point in points]
+        for axes, value, colour in zip(grid[:, column], ("loss", "accuracy"), (ORANGE, BLUE), strict=True):
+            axes.plot(places, [point[value] for point in points], color=colour, marker="o", markersize=4)
+            axes.set_ylim(bottom=0)
+            _style(axes, ink)
+        if key == "eps":
+            for axes in grid[:, column]:
+                axes.axvline(checks["eps"], color=ink, linewidth=1, linestyle=":")
+        else:
+            grid[1, column].set_xscale("log")
+        grid[1, column].set_xlabel("ε of PGD-20" if key == "eps" else f"steps of PGD, ε = {eps_text(checks['eps'])}")
+    grid[0, 0].set_ylabel("loss of the attack")
+    grid[1, 0].set_ylabel("accuracy in %")
+    return figure
+
+
+def eps_figure(curves: Sequence[Sequence[Combination]], ink: str = INK) -> Figure:
+    """Robust accuracy with its interval against the budget, from the clean accuracy at 0 on.
+
+    curves: rows that differ in nothing but their budget.
+    """
+    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for number, curve in enumerate(curves):
+        rows = sorted((row.result for row in curve), key=lambda result: result["eps"])
+        first = rows[0]
+        points = [(0.0, first["clean_accuracy"], first["clean_ci95"])]
+        points += [(result["eps"], result["robust_accuracy"], result["robust_ci95"]) for result in rows]
+        eps, values, intervals = zip(*points, strict=True)
+        low, high = zip(*intervals, strict=True)
+        colour = COLOURS[number % len(COLOURS)]
+        label = "{purifier}, {threat_model}, {attack}".format(**first).replace("autoattack-standard", "AutoAttack")
+        axes.plot(eps, values, color=colour, marker="o", markersize=4, label=label)
+        axes.fill_between(eps, low, high, color=colour, alpha=0.12, linewidth=0)
+    axes.set(ylim=(0, 100), xlim=(0, None), xlabel="ε", ylabel="accuracy in %")
+    _style(axes, ink)
+    figure.legend(loc="outside upper left", ncols=1, frameon=False, fontsize=8, labelcolor=ink)
+    return figure
+
+
 def accuracy_figure(rows: Sequence[Combination], ink: str = INK) -> Figure:
     """Robust accuracy with its 95 % interval, classifier alone and purified, and clean accuracy as a mark."""
     figure = Figure(figsize=(5.6, 0.9 + 0.62 * len(rows)), layout="constrained")
@@ -128,11 +175,15 @@ def _enlarged(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def verdicts(samples: Samples, row: str) -> list[tuple[str, bool]] | None:
-    """For each image of a row of `ROWS`, the class the classifier sees and whether it is right."""
+    """For each image of a row of `ROWS`, the class the classifier sees with its confidence, and whether it is right."""
     if row not in samples.tensors:
         return None
     predictions, labels = samples.tensors[f"{row}_prediction"].tolist(), samples.tensors["labels"].tolist()
-    return [(samples.classes[p], p == label) for p, label in zip(predictions, labels, strict=True)]
+    sure = samples.tensors[f"{row}_confidence"].tolist()
+    return [
+        (f"{samples.classes[p]} {100 * share:.0f} %", p == label)
+        for p, label, share in zip(predictions, labels, sure, strict=True)
+    ]
 
 
 def samples_figure(samples: Samples) -> Figure:

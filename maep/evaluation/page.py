@@ -13,7 +13,17 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from maep.attacks.threat_models import threat_model
-from maep.evaluation.figures import ROWS, accuracy_figure, curve_figure, png_bytes, sample_images, verdicts
+from maep.evaluation.figures import (
+    ROWS,
+    accuracy_figure,
+    checks_figure,
+    curve_figure,
+    eps_figure,
+    png_bytes,
+    sample_images,
+    verdicts,
+)
+from maep.evaluation.honesty import Judged, worst_case
 from maep.evaluation.records import eps_text
 from maep.evaluation.results import Combination, Samples, headlines
 from maep.settings import Settings
@@ -24,13 +34,16 @@ SMALL = 96
 
 def render_page(
     settings: Settings,
+    judged: Sequence[Judged],
     rows: Sequence[Combination],
     curves: dict[str, list[dict[str, Any]]],
     notes: Sequence[str],
     environment: dict[str, Any],
     configuration: str,
 ) -> str:
-    """The page as HTML. curves: lines of metrics.jsonl by name of the stage. configuration: YAML."""
+    """The page as HTML. rows: of all that were judged, side by side. curves: lines of metrics.jsonl by name of the
+    stage. configuration: YAML.
+    """
     engine = Environment(
         loader=PackageLoader("maep.evaluation", "."), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -40,6 +53,8 @@ def render_page(
         title=f"{settings.run.name}: {settings.data.name}, {settings.classifier.arch}",
         settings=settings,
         tiles=_tiles(rows),
+        honesty=[_honesty(one) for one in judged],
+        against_eps=_against_eps(rows),
         sections=_sections(rows),
         overview=_picture(lambda ink: accuracy_figure(headlines(rows), ink), "accuracy in each threat model"),
         curves={name: _curve(name, lines) for name, lines in curves.items()},
@@ -81,8 +96,32 @@ def _tile(name: str, what: str, result: dict[str, Any], kind: str) -> dict[str, 
     }
 
 
+def _honesty(one: Judged) -> dict[str, Any]:
+    """The findings on a purifier and the curves behind them."""
+    return {
+        "name": one.name,
+        "findings": one.findings,
+        "worst_case": worst_case(one.rows),
+        "images": one.checks["images"],
+        "picture": _picture(lambda ink: checks_figure(one.checks, ink), "loss and accuracy against ε and steps"),
+    }
+
+
+def _against_eps(rows: Sequence[Combination]) -> Markup | None:
+    """Robust accuracy against the budget, where there are several."""
+    shown = headlines(rows)
+    curves = [[row for row in rows if _same_but_eps(row, first)] for first in shown]
+    if max(len(curve) for curve in curves) < 2:
+        return None
+    return _picture(lambda ink: eps_figure(curves, ink), "robust accuracy against ε")
+
+
+def _same_but_eps(row: Combination, other: Combination) -> bool:
+    return all(row.result[key] == other.result[key] for key in ("purifier", "threat_model", "attack", "norm"))
+
+
 def _sections(rows: Sequence[Combination]) -> list[dict[str, Any]]:
-    """One section a threat model: what it means, its table, and images of the last, finetuned purifier."""
+    """One section a threat model: what it means, its table, and classes and images of the last, finetuned purifier."""
     shown = {row.result["threat_model"]: row for row in headlines(rows)}
     return [
         {
@@ -97,6 +136,7 @@ def _sections(rows: Sequence[Combination]) -> list[dict[str, Any]]:
             "gallery": _gallery(row.samples) if row.samples else None,
             "shown": "{attack}, {norm} ".format(**row.result) + eps_text(row.result["eps"]),
             "purifier": row.result["purifier"],
+            "per_class": row.result["per_class"],
         }
         for name, row in shown.items()
     ]
@@ -114,7 +154,7 @@ def _course(row: Combination) -> str:
 
 
 def _gallery(samples: Samples) -> dict[str, Any]:
-    """Column heads and cells (image, verdict, right) of the picture table: one row of it an image."""
+    """Column heads and cells (image, verdict, right) of the picture table: one row of it an image, saved or lost."""
     images = sample_images(samples)
     answers = {name: verdicts(samples, name) for name in ROWS}
     lines = []
@@ -124,7 +164,13 @@ def _gallery(samples: Samples) -> dict[str, Any]:
             answer = answers[name]
             text, right = answer[number] if answer else ("", True)
             cells.append({"source": _image_source(images[name][number]), "name": name, "verdict": text, "right": right})
-        lines.append({"label": samples.classes[label], "cells": cells})
+        saved = cells[ROWS.index("purified")]["right"]
+        lines.append({
+            "label": samples.classes[label],
+            "id": int(samples.tensors["ids"][number]),
+            "kind": "saved" if saved else "lost",
+            "cells": cells,
+        })  # fmt: skip
     return {"heads": ROWS, "lines": lines, "large": max(images[ROWS[0]].shape[1:3]) > SMALL}
 
 

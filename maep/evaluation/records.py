@@ -3,6 +3,7 @@
 Below run.dir/evaluation/{purifier}/:
 
     plan.json                                                   what belongs to this evaluation
+    checks.json                                                 what the defence itself answered when checked
     {threat model}/{attack}-{norm}-{eps}/
         chunk-0000.json                                         a record: one chunk of images, judged
         chunk-0000.safetensors                                  its adversarial images (adaptive attacks)
@@ -21,12 +22,12 @@ from maep.files import digest, read_json
 from maep.keyed import keyed_rng
 from maep.settings import EvaluationSettings, PurifySettings, Settings
 
-PLAN = "plan.json"
+PLAN, CHECKS = "plan.json", "checks.json"
 SAMPLES = "samples.safetensors"
 # Of adversarial images, and of what a record holds: raising the second keeps the images.
 VERSION, RECORD_VERSION = 1, 2
 
-NOT_DECIDING = ("figure_images", "purifiers", "purifier")
+NOT_DECIDING = ("figure_images", "check_images", "purifiers", "purifier")
 
 
 @dataclass(frozen=True)
@@ -181,3 +182,12 @@ def read_records(plan: dict[str, Any], directory: Path) -> dict[Path, list[dict[
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         fail(f"{missing[0]}{more}: this chunk has not been evaluated; run stage=evaluate to complete it")
     return folders
+
+
+def read_checks(plan: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """checks.json of `directory`. Raises UserError when it is missing or of another classifier or purifier."""
+    path = directory / CHECKS
+    checks = read_json(path) if path.is_file() else {}
+    if [checks.get(name) for name in ("classifier", "purifier")] != [plan["classifier"], plan["purifier"]]:
+        fail(f"{path}: the defence has not been checked; run stage=evaluate to complete it")
+    return dict(checks)

@@ -7,15 +7,17 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from maep.attacks.named import is_autoattack
-from maep.attacks.threat_models import threat_model
+from maep.attacks.threat_models import AdaptiveEot, threat_model
 from maep.config import to_yaml
 from maep.errors import fail
 from maep.evaluation.environment import ENVIRONMENT, write_environment
-from maep.evaluation.figures import accuracy_figure, curve_figure, samples_figure, save_figure
+from maep.evaluation.figures import accuracy_figure, checks_figure, curve_figure, samples_figure, save_figure
+from maep.evaluation.honesty import ALARM, PASSED, WARNING, Judged, side_by_side
 from maep.evaluation.page import render_page
-from maep.evaluation.records import eps_text, read_plan, read_records
+from maep.evaluation.records import eps_text, read_checks, read_plan, read_records
 from maep.evaluation.results import Combination, combine, headlines
 from maep.evaluation.stage import purifiers_of
 from maep.files import atomic_file, read_json, write_json
@@ -34,23 +36,43 @@ def build_report(settings: Settings, directory: Path) -> dict[str, Any]:
     directory: run.dir, with evaluation/ and environment.json, and metrics.jsonl where something was trained.
     Raises UserError, naming the first chunk that is missing, when the evaluation is not complete.
     """
-    rows, warnings = read_results(settings, directory / "evaluation")
+    judged = read_results(settings, directory / "evaluation")
+    rows = side_by_side(judged)
     environment = read_json(directory / ENVIRONMENT)
-    report = {"schema": SCHEMA, "environment": environment, "results": [row.result for row in rows]}
+    report = {
+        "schema": SCHEMA,
+        "environment": environment,
+        "results": [row.result for row in rows],
+        "honesty": {one.name: one.honesty() for one in judged},
+    }
     curves = {name: read_metrics(directory / file) for file, name in CURVES.items()}
     curves = {name: lines for name, lines in curves.items() if lines}
-    notes = honest_notes(settings, warnings, rows)
-    _write_figures(directory / "figures", rows, curves)
-    page = render_page(settings, rows, curves, notes, environment, to_yaml(settings))
+    notes = honest_notes(settings, judged)
+    _write_figures(directory / "figures", rows, curves, judged)
+    page = render_page(settings, judged, rows, curves, notes, environment, to_yaml(settings))
     with atomic_file(directory / "report.html") as temporary:
         temporary.write_text(page)
     write_json(directory / "report.json", report)
     for threat in dict.fromkeys(row.result["threat_model"] for row in rows):
         console.print(terminal_table([row for row in rows if row.result["threat_model"] == threat]))
+    _say_findings(judged)
     for note in notes:
         say(f"note: {note}")
     say(f"report: {directory / 'report.html'}")
     return report
+
+
+def _say_findings(judged: Sequence[Judged]) -> None:
+    """Alarms in red, warnings in yellow, and how many checks passed."""
+    for one in judged:
+        found = one.findings
+        for level, colour in ((ALARM, "bold red"), (WARNING, "yellow")):
+            for finding in found:
+                if finding.level == level:
+                    line = Text(f"{one.name}: {finding.check}: {finding.text}", style=colour)
+                    console.print(line, soft_wrap=True, highlight=False)
+        passed = sum(finding.level == PASSED for finding in found)
+        say(f"{one.name}: {passed} of {len(found)} honesty checks passed")
 
 
 def purifier_name(settings: Settings, label: str) -> str:
@@ -63,22 +85,21 @@ def purifier_name(settings: Settings, label: str) -> str:
     return settings.objective.name if label == "pretrained" else f"{settings.objective.name}+{label}"
 
 
-def read_results(settings: Settings, directory: Path) -> tuple[list[Combination], list[str]]:
-    """All rows, purifiers of one attack side by side, and the warnings of the checks before the attacks.
+def read_results(settings: Settings, directory: Path) -> list[Judged]:
+    """What was found of each purifier. directory: run.dir/evaluation.
 
-    directory: run.dir/evaluation. Raises UserError, naming the first chunk that is missing.
+    Raises UserError, naming the first chunk that is missing.
     """
-    found: dict[Path, list[Combination]] = {}
-    warnings: list[str] = []
+    judged = []
     for label in purifiers_of(settings):
         plan, name = read_plan(settings, directory / label), purifier_name(settings, label)
-        warnings += [f"{name}: {warning}" for warning in plan["warnings"]]
-        for folder, records in read_records(plan, directory / label).items():
-            row = combine(settings, name, plan, directory / label / folder, records)
-            found.setdefault(folder, []).append(row)
-    if not found:
+        folders = read_records(plan, directory / label)
+        checks = read_checks(plan, directory / label)
+        rows = [combine(settings, name, plan, directory / label / folder, folders[folder]) for folder in folders]
+        judged.append(Judged(name, plan, rows, checks))
+    if not judged:
         fail(f"{directory}: no purifier was evaluated (evaluation.purifiers={settings.evaluation.purifiers})")
-    return [row for rows in found.values() for row in rows], warnings
+    return judged
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -99,17 +120,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [steps[step] for step in sorted(steps)]
 
 
-def honest_notes(settings: Settings, warnings: Sequence[str], rows: Sequence[Combination]) -> list[str]:
-    """What a reader must know before believing the numbers, in plain sentences.
-
-    warnings: of the checks before the attacks.
-    """
-    notes = list(warnings)
+def honest_notes(settings: Settings, judged: Sequence[Judged]) -> list[str]:
+    """What a reader must know before believing the numbers, in plain sentences, beside the findings."""
+    rows = [row for one in judged for row in one.rows]
+    notes = [f"{one.name}: {warning}" for one in judged for warning in one.plan["warnings"]]
     if not any(threat_model(row.result["threat_model"]).knows_purifier for row in rows):
         notes.append(
             "no attacker who knows the purifier was run (adaptive left out): these numbers are no statement about "
             "robustness against one"
         )
+    same = [one.name for one in judged if not one.checks["random"] and _has(one.rows, AdaptiveEot.name)]
+    if same:
+        notes.append(f"{', '.join(same)} draws nothing at random: adaptive-eot is the adaptive attacker there")
     for row in rows:
         what = "{purifier}, {threat_model} {attack} {norm}".format(**row.result) + f" {eps_text(row.result['eps'])}"
         notes += [f"{what}: {warning}" for warning in row.warnings]
@@ -120,8 +142,16 @@ def honest_notes(settings: Settings, warnings: Sequence[str], rows: Sequence[Com
     return notes
 
 
-def _write_figures(folder: Path, rows: Sequence[Combination], curves: dict[str, list[dict[str, Any]]]) -> None:
+def _has(rows: Sequence[Combination], threat: str) -> bool:
+    return any(row.result["threat_model"] == threat for row in rows)
+
+
+def _write_figures(
+    folder: Path, rows: Sequence[Combination], curves: dict[str, list[dict[str, Any]]], judged: Sequence[Judged]
+) -> None:
     save_figure(accuracy_figure(rows), folder / "accuracy.png")
+    for one in judged:
+        save_figure(checks_figure(one.checks), folder / f"checks-{one.name}.png")
     for name, lines in curves.items():
         save_figure(curve_figure(lines), folder / f"{name}.png")
     for row in headlines(rows):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from maep.attacks.autoattack import check_model
 from maep.attacks.randomness import is_random
-from maep.attacks.threat_models import Adaptive, AdaptiveEot, Oblivious, threat_model
+from maep.attacks.threat_models import Adaptive, AdaptiveEot, Oblivious, ZeroGradient, threat_model
 from maep.data.shards import ShardSet, to_float
 from maep.evaluation.adversarial import ChunkAttack
 from maep.evaluation.records import (
@@ -52,6 +52,28 @@ class Evaluation:
     def device(self) -> torch.device:
         """Where the classifier is, and so where everything is computed."""
         return next((p.device for p in self.classifier.parameters()), torch.device("cpu"))
+
+    @cached_property
+    def whole(self) -> nn.Module:
+        """The purified classifier f∘P: [N, 3, H, W] in [0,1] → logits."""
+        return nn.Sequential(self.purifier, self.classifier).eval()
+
+    @cached_property
+    def is_random(self) -> bool:
+        """Whether the purified classifier draws random numbers."""
+        images, _ = self.images(range(min(2, len(self.test))))
+        return is_random(self.whole, images)
+
+    @cached_property
+    def has_gradient(self) -> bool:
+        """Whether the purified classifier's logits depend on the image as far as autograd can tell."""
+        images, _ = self.images(range(1))
+        with torch.enable_grad():
+            return bool(self.whole(images.requires_grad_()).requires_grad)
+
+    def followed(self, model: nn.Module) -> nn.Module:
+        """`model`, with a gradient of zeros where the defence gives none, so that gradient attacks can be run on it."""
+        return model if self.has_gradient else ZeroGradient(model).eval()
 
     def images(self, ids: range) -> tuple[Tensor, Tensor]:
         """Test images [N, 3, H, W] in [0,1] and labels [N], on the device."""
@@ -96,19 +118,12 @@ class Evaluation:
             return known["warnings"]
         count = min(tasks[0].count, self.settings.evaluation.batch_size)
         images, labels = self.images(range(count))
-        model = nn.Sequential(self.purifier, self.classifier).eval()
-        warnings = check_model(model, images, labels, len(self.test.classes))
+        warnings = check_model(self.whole, images, labels, len(self.test.classes))
         for warning in warnings:
             say(f"warning: {warning}")
         return warnings
 
     # identities
-
-    @cached_property
-    def is_random(self) -> bool:
-        """Whether the purified classifier draws random numbers."""
-        images, _ = self.images(range(min(2, len(self.test))))
-        return is_random(nn.Sequential(self.purifier, self.classifier), images)
 
     def attacked_facts(self, task: Task) -> dict[str, Any]:
         """All that a chunk's adversarial images depend on, except which chunk it is."""
@@ -160,13 +175,14 @@ class Evaluation:
         whole = replace(task, threat_model=Oblivious.name, count=min(size, total - task.first))
         facts = self.attacked_facts(whole)
         folder = Path(self.settings.run.cache) / "attacked" / digest(facts)[:16]
-        return ChunkAttack(self.settings, whole, self.classifier, folder, facts)
+        return ChunkAttack(self.settings, whole, self.followed(self.classifier), folder, facts)
 
     def attack_through(self, task: Task) -> ChunkAttack:
         """The attack on what the threat model's attacker sees of purifier and classifier; kept in its folder."""
         task = self._attacked_as(task)
         draws = self.settings.evaluation.draws
         model = threat_model(task.threat_model).target(self.purifier, self.classifier, draws)
+        model = self.followed(model)
         return ChunkAttack(self.settings, task, model, self.directory / task.folder, self.attacked_facts(task))
 
     def attacks_of(self, task: Task) -> list[ChunkAttack]:

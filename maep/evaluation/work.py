@@ -21,6 +21,7 @@ from rich.progress import Progress, TaskID
 from maep.attacks.state import AttackState
 from maep.claims import Claims
 from maep.evaluation.adversarial import ChunkAttack, Saved
+from maep.evaluation.checks import Checks
 from maep.evaluation.judge import Judge
 from maep.evaluation.metrics import count_right
 from maep.evaluation.records import Task
@@ -39,6 +40,7 @@ def evaluate_all(evaluations: Sequence[Evaluation], worker: tuple[int, int] = (0
     Raises UserError when the settings, the models and the test set do not fit.
     """
     units = [Unit(Judge(evaluation), task) for evaluation in evaluations for task in evaluation.prepare()]
+    checks = {f"checks-{check.identity[:24]}": check for check in map(Checks, evaluations)}
     settings = evaluations[0].settings
     if "adaptive" in settings.evaluation.threat_models and not settings.evaluation.adaptive_images:
         say("adaptive threat model left out: evaluation.adaptive_images=0")
@@ -49,7 +51,10 @@ def evaluate_all(evaluations: Sequence[Evaluation], worker: tuple[int, int] = (0
     with stopped_at_once(), progress_bar() as bar, Claims(claims, settings.compute.claim_timeout) as held:
         note = ProgressNote(bar, bar.add_task("evaluate", total=sum(u.task.count for u in pending), note=""))
         _Share(pending, held, note, worker).do()
-    return all(unit.is_done() for unit in pending)
+        for name in held.shared(list(checks), lambda name: checks[name].is_done()):
+            say(f"checks of {checks[name].evaluation.directory.name}: gradients, differences, loss curves")
+            checks[name].run()
+    return all(unit.is_done() for unit in pending) and all(check.is_done() for check in checks.values())
 
 
 @contextmanager

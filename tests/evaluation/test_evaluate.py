@@ -88,7 +88,10 @@ def test_records_say_what_happened(tmp_path: Path, test_set: ShardSet) -> None:
         "undefended_adversarial": classifier(made).argmax(1).tolist(),
         "defended_clean": classifier(purifier(chunk)).argmax(1).tolist(),
         "defended_adversarial": classifier(purifier(made)).argmax(1).tolist(),
+        "defended_adversarial_8bit": classifier(purifier((made * 255).round() / 255)).argmax(1).tolist(),
     }
+    sure = classifier(purifier(made)).softmax(1).amax(1).tolist()
+    assert record["confidences"]["defended_adversarial"] == pytest.approx(sure, abs=1e-4)
     assert record["linf"] == pytest.approx(distances(made, chunk)[0].tolist(), abs=1e-5)
     assert len(record["psnr_clean"]) == len(record["ssim_adversarial"]) == 8
     adaptive = records["adaptive", "fgsm", 0]

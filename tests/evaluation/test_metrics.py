@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from maep.evaluation.metrics import count_right, distances, psnr, ssim, wilson_interval
+from maep.evaluation.metrics import count_right, distances, energies, psnr, ssim, wilson_interval
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 10), (10, 10), (5, 10), (81, 263), (887, 1000), (1, 1), (63, 64)])
@@ -72,3 +72,16 @@ def test_count_right() -> None:
     assert count_right([1, 2, 3], [1, 0, 3]) == 2
     with pytest.raises(ValueError, match="shorter"):
         count_right([1, 2], [1])
+
+
+def test_energies() -> None:
+    """Half of a perturbation's amplitude left is three quarters of its energy gone; what is not along it is added."""
+    clean = torch.full((4, 3, 4, 4), 0.5)
+    attacked, purified = clean.clone(), clean.clone()
+    attacked[:3, 0, 0, 0] += 0.2
+    purified[1, 0, 0, 0] += 0.1
+    purified[2, 1, 1, 1] += 0.1
+    removed, added = energies(purified, attacked, clean)
+    assert removed[:3].tolist() == pytest.approx([1, 0.75, 1], abs=1e-5)
+    assert added[:3].tolist() == pytest.approx([0, 0, 0.25], abs=1e-5)
+    assert removed[3].isnan()

@@ -100,7 +100,7 @@ def test_json_is_the_contract(settings: Settings, reported: dict[str, Any]) -> N
     text = (Path(settings.run.dir) / "report.json").read_text()
     loaded = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert loaded == reported
-    assert list(loaded) == ["schema", "environment", "results"]
+    assert list(loaded) == ["schema", "environment", "results", "honesty"]
     assert loaded["schema"] == 1
     assert loaded["environment"]["command"] == ["maep", "<b>&"]
     for result in loaded["results"]:
@@ -159,14 +159,14 @@ class _Links(HTMLParser):
 
 
 def test_page_needs_no_network(settings: Settings, reported: dict[str, Any]) -> None:
-    """The page refers to nothing outside itself: no address, no script, only inline images; its tags match."""
+    """The page refers to nothing outside itself: no address, no foreign script, only inline images; its tags match."""
     page = _page(settings)
     parser = _Links()
     parser.feed(page)
     assert parser.open == []
     assert parser.links
     assert all(link.startswith("data:image/") for link in parser.links)
-    assert not {"script", "link", "iframe", "object", "base"} & parser.tags
+    assert not {"link", "iframe", "object", "base"} & parser.tags
     without_data = re.sub(r"data:image/\w+;base64,[A-Za-z0-9+/=]+", "", page)
     assert not re.search(r"https?:|//\w|url\(|@import", without_data)
 
@@ -179,6 +179,7 @@ def test_page_tells_the_truth(settings: Settings, reported: dict[str, Any]) -> N
         low, high = result["robust_ci95"]
         assert f"{result['robust_accuracy']:.1f} [{low:.1f}, {high:.1f}]" in flat
         assert f"{eps_text(result['eps'])} Linf {result['n']} " in flat
+        assert f"{result['energy_removed'] * 100:.0f} %, +" in flat
     assert "The attacker knows everything" in flat
     assert "nothing about an attacker who knows the purifier" in flat
     assert "AutoAttack was not run" in flat
@@ -186,19 +187,46 @@ def test_page_tells_the_truth(settings: Settings, reported: dict[str, Any]) -> N
     assert "figure_images: 3" in page
 
 
+def test_honesty_is_in_the_json(reported: dict[str, Any]) -> None:
+    """Each purifier has its findings, the answers behind them, and what stood against every attack together."""
+    assert set(reported["honesty"]) == {"maep", "maep+lora"}
+    for name, honesty in reported["honesty"].items():
+        assert {finding["level"] for finding in honesty["findings"]} <= {"passed", "warning", "alarm"}
+        assert len(honesty["checks"]["against_eps"]) == 7
+        worst = {entry["eps"]: entry["robust_accuracy"] for entry in honesty["worst_case"]}
+        rows = [result for result in reported["results"] if result["purifier"] == name]
+        for eps, value in worst.items():
+            adaptive = [r["robust_accuracy"] for r in rows if r["threat_model"] == "adaptive" and r["eps"] == eps]
+            assert value <= min(adaptive)
+
+
+def test_per_class_adds_up(reported: dict[str, Any]) -> None:
+    """The classes' images and right answers are those of the whole."""
+    for result in reported["results"]:
+        lines = result["per_class"]
+        assert sum(line["n"] for line in lines) == result["n"]
+        for name, total in (
+            ("defended_adversarial", "robust_accuracy"),
+            ("undefended_clean", "undefended_clean_accuracy"),
+        ):
+            right = sum(line["n"] * line[name] for line in lines) / result["n"]
+            assert right == pytest.approx(result[total], abs=0.01)
+
+
 def test_figures(settings: Settings, reported: dict[str, Any]) -> None:
     """Figures are PNG files: accuracies, curves, and images of each purifier and threat model."""
     names = {path.name for path in (Path(settings.run.dir) / "figures").iterdir()}
     assert {"accuracy.png", "pretraining.png", "finetuning.png"} < names
     assert "samples-maep+lora-adaptive-pgd-3-Linf-0.0313725.png" in names
-    assert len(names) == 3 + 4
+    assert {"checks-maep.png", "checks-maep+lora.png"} < names
+    assert len(names) == 3 + 2 + 4
     for path in (Path(settings.run.dir) / "figures").iterdir():
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_terminal_table_fits(settings: Settings, reported: dict[str, Any]) -> None:
     """In 80 columns the widest usual line is neither cut nor wrapped; interval and n stand beside the accuracy."""
-    rows, _ = read_results(settings, Path(settings.run.dir) / "evaluation")
+    rows = read_results(settings, Path(settings.run.dir) / "evaluation")[0].rows
     usual = {"attack": "autoattack-standard", "purifier": "maep+lora", "n": 10000, "robust_accuracy": 88.73,
              "robust_ci95": [88.09, 89.34], "eps": 8 / 255, "clean_accuracy": 92.3}  # fmt: skip
     console = Console(width=80, record=True, file=io.StringIO())

@@ -16,6 +16,7 @@ TINY = [
     "pretrain.batch_size=16", "pretrain.steps=30", "pretrain.save_every=5", "pretrain.log_every=1",
     "pretrain.mask_ratio=0.5", "pretrain.mask_until=0.8", "pretrain.ema=0.9", "pretrain.accumulation=1",
     "finetune.batch_size=16", "finetune.steps=8", "finetune.save_every=3", "finetune.rank=2", "finetune.log_every=1",
+    "evaluation.threat_models=[oblivious,adaptive]", "evaluation.check_images=2",
 ]  # fmt: skip
 
 

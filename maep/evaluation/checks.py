@@ -7,6 +7,7 @@ budget and its steps. `maep.evaluation.honesty` says what the answers mean.
 
 import statistics
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -79,9 +80,10 @@ class Checks:
         write_json(self.evaluation.directory / CHECKS, answers)
 
     def _attacked(self, model: nn.Module, images: Tensor, labels: Tensor, steps: int, eps: float) -> dict[str, float]:
-        """Mean loss and accuracy in percent after PGD of `steps` steps within `eps`."""
+        """Mean loss and accuracy in percent after PGD of `steps` steps of eps/4 within `eps`."""
         spec = gradient_spec(f"pgd-{steps}", self.norm, eps)
         assert spec is not None
+        spec = replace(spec, step=eps / 4)
         attacked = attack(model, images, labels, spec, range(len(images)), self.evaluation.settings.run.seed)
         with torch.no_grad():
             logits = model(attacked)

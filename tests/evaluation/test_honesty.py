@@ -1,0 +1,177 @@
+"""The honesty checks pass an honest defence and catch real ones that hide their gradients."""
+
+import io
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from maep.data.shards import ShardSet, to_uint8
+from maep.evaluation.checks import finite_differences, margin_gradients, margins, median_error
+from maep.evaluation.honesty import ALARM, Judged, findings
+from maep.evaluation.report import read_results
+from maep.evaluation.subject import Evaluation
+from maep.evaluation.work import evaluate_all
+from tests.evaluation.subject import place_of, settings_for
+from tests.small import Blur, digits, train_small, write_shards
+
+QUICK: dict[str, Any] = {
+    "images": 16, "adaptive_images": 16, "chunk_images": 16, "batch_size": 16, "attacks": ["pgd-10"], "eps": [0.15],
+    "threat_models": ["oblivious", "bpda", "adaptive", "blackbox"], "blackbox_attacks": ["square-300"],
+    "check_images": 8,
+}  # fmt: skip
+
+
+class Rounding(nn.Module):
+    """Pixels to the 256 levels of a file: it changes nothing that the eye sees, and has no slope anywhere."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images * 255).round() / 255
+
+
+class Jpeg(nn.Module):
+    """Pixels through a JPEG file, as defences of 2018 did."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.stack([self._through_file(image) for image in images.detach()])
+
+    def _through_file(self, image: Tensor) -> Tensor:
+        buffer = io.BytesIO()
+        Image.fromarray(to_uint8(image).permute(1, 2, 0).numpy()).save(buffer, "JPEG", quality=75)
+        with Image.open(buffer) as decoded:
+            return torch.from_numpy(np.array(decoded)).permute(2, 0, 1).float() / 255
+
+
+class FalseGradient(nn.Module):
+    """Four levels a pixel, with a gradient that pretends to be the identity's."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images + ((images * 3).round() / 3 - images).detach()
+
+
+class Noise(nn.Module):
+    """Noise from torch's own generator."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images + 0.2 * torch.randn_like(images)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def test_set(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    return write_shards(tmp_path_factory.mktemp("shards") / "test", 16)
+
+
+def judged(directory: Path, test: ShardSet, purifier: nn.Module, **how: Any) -> Judged:
+    """A real evaluation of the small classifier behind a purifier."""
+    settings = settings_for(directory, **{**QUICK, **how})
+    evaluation = Evaluation(settings, purifier, train_small(), "small", "it", test, place_of(settings))
+    assert evaluate_all([evaluation])
+    return read_results(settings, Path(settings.run.dir) / "evaluation")[0]
+
+
+def alarms(one: Judged) -> set[str]:
+    return {finding.check for finding in one.findings if finding.level == ALARM}
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory, test_set: ShardSet) -> Judged:
+    return judged(tmp_path_factory.mktemp("honest"), test_set, Blur())
+
+
+def test_an_honest_defence_passes(honest: Judged) -> None:
+    """A purifier with true gradients sets off no alarm; the loss rises and the large budget is enough."""
+    assert alarms(honest) == set()
+    checks = ["randomness", "gradients", "finite differences", "loss against eps", "loss against steps"]
+    checks += ["large budget", "transfer", "bpda", "square", "8-bit budget", "8-bit accuracy"]
+    assert {finding.check for finding in honest.findings} == set(checks)
+
+
+@pytest.mark.parametrize("purifier", [Rounding(), Jpeg()], ids=["8-bit rounding", "JPEG"])
+def test_masked_gradients_are_caught(tmp_path: Path, test_set: ShardSet, purifier: nn.Module) -> None:
+    """8-bit rounding and JPEG: the gradient is missing, and attackers who know less do better than the adaptive one."""
+    one = judged(tmp_path, test_set, purifier)
+    assert {"gradients", "transfer", "bpda", "square", "large budget"} <= alarms(one)
+    rows = {row.result["threat_model"]: row.result["robust_accuracy"] for row in one.rows}
+    assert rows["adaptive"] > 80, "this is the number that would have been believed"
+    assert rows["bpda"] < 20
+    assert [entry["robust_accuracy"] for entry in one.honesty()["worst_case"]] <= [rows["bpda"]]
+
+
+def test_false_gradients_are_caught(tmp_path: Path, test_set: ShardSet) -> None:
+    """A backward pass that is not the forward one's disagrees with finite differences."""
+    assert "finite differences" in alarms(judged(tmp_path, test_set, FalseGradient(), threat_models=["adaptive"]))
+
+
+def test_randomness_is_caught(tmp_path: Path, test_set: ShardSet) -> None:
+    """A random defence is one to average over: without EOT it is an alarm, with it the scores of its draws are told."""
+    how = {"attacks": ["pgd-3"], "images": 4, "draws": 3, "check_images": 2}
+    one = judged(tmp_path / "without", test_set, Noise(), threat_models=["adaptive"], **how)
+    assert "randomness" in alarms(one)
+    again = judged(tmp_path / "again", test_set, Noise(), threat_models=["adaptive"], **how)
+    assert [row.right for row in again.rows] == [row.right for row in one.rows], "random, yet repeatable"
+    one = judged(tmp_path / "with", test_set, Noise(), threat_models=["adaptive", "adaptive-eot"], **how)
+    assert "randomness" not in alarms(one)
+    for row in one.rows:
+        result = row.result
+        assert result["draws"] == 3
+        assert result["robust_worst"] <= result["robust_average"]
+        assert result["robust_worst"] <= result["robust_majority"]
+
+
+def test_rounding_out_of_the_budget_is_told(honest: Judged) -> None:
+    """Stored images that use more than the budget, or that attack less, are told with their numbers."""
+    result = {**honest.rows[0].result, "eps_used_8bit": 0.1529, "robust_accuracy": 10.0, "robust_accuracy_8bit": 30.0}
+    found = findings(honest.checks, [replace(honest.rows[0], result=result)], 10)
+    told = {finding.check: finding for finding in found if finding.level == "warning"}
+    assert "0.1529 of ε = 0.15" in told["8-bit budget"].text
+    assert "+20.0 points" in told["8-bit accuracy"].text
+    assert not any(finding.level == "warning" for finding in honest.findings)
+
+
+def test_falling_loss_is_caught(honest: Judged) -> None:
+    """A loss that falls with the budget or does not rise with the steps is an alarm."""
+    falling = [{**point, "loss": 5 - number} for number, point in enumerate(honest.checks["against_eps"])]
+    flat = [{**point, "loss": 1.0} for point in honest.checks["against_steps"]]
+    changed = replace(honest, checks={**honest.checks, "against_eps": falling, "against_steps": flat})
+    assert alarms(changed) == {"loss against eps", "loss against steps"}
+    assert changed.findings[0].level == ALARM, "alarms come first"
+
+
+def test_transfer_is_compared_image_by_image(honest: Judged) -> None:
+    """The weaker attacker counts on the adaptive one's images alone, all its attacks together."""
+    by_threat = {row.result["threat_model"]: row for row in honest.rows}
+    adaptive, oblivious = by_threat["adaptive"], by_threat["oblivious"]
+    stands = replace(adaptive, right={0: True, 1: False})
+    other = replace(oblivious, right={0: False, 1: True, 2: True, 3: True})
+    found = findings(honest.checks, [stands, other], 10)
+    (transfer,) = [finding for finding in found if finding.check == "transfer"]
+    assert "50.0 % stand against attacks that know only the classifier and 50.0 %" in transfer.text
+    assert transfer.level != ALARM
+    both = findings(honest.checks, [stands, other, replace(oblivious, right={0: True, 1: False})], 10)
+    assert next(finding for finding in both if finding.check == "transfer").level == ALARM
+
+
+def test_margin_and_its_differences() -> None:
+    """The margin is the best other logit minus the label's; its differences are those of a linear model exactly."""
+    logits = torch.tensor([[1.0, 5.0, 2.0], [4.0, 0.0, 1.0]])
+    assert margins(nn.Identity(), logits, torch.tensor([1, 1])).tolist() == [-3.0, 4.0]
+    images, labels = digits()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        linear = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10))
+    assert median_error(list(finite_differences(linear, images[:4], labels[:4], 0))) < 0.01
+    assert not margin_gradients(nn.Sequential(Jpeg(), linear), images[:2], labels[:2]).any()

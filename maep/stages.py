@@ -143,10 +143,6 @@ def _evaluate(settings: Settings, _launch: Launcher) -> None:
     _to_the_end(evaluate_run, settings)
 
 
-def _evaluate_share(settings: Settings, worker: tuple[int, int]) -> bool:
-    return evaluate_run(settings, worker)
-
-
 def _records_identity(settings: Settings) -> str:
     records = sorted((Path(settings.run.dir) / "evaluation").rglob("*.json"))
     return digest([sha256_file(path) for path in records])

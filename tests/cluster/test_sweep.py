@@ -57,9 +57,14 @@ class Swept:
 
 @pytest.mark.slow
 def test_node_loss_in_a_sweep(
-    cluster: Cluster, problem: Problem, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cluster: Cluster,
+    problem: Problem,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Three points on as many nodes, one of which loses power: each point is there once, with the same bits."""
+    monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
     calm = Swept(cluster, problem, tmp_path / "calm")
     calm.finish()
     swept = Swept(cluster, problem, tmp_path / "swept")
@@ -73,4 +78,4 @@ def test_node_loss_in_a_sweep(
     assert swept.weights() == calm.weights()
     assert [read_record(point).state for point in swept.points] == ["finished"] * 3
     print_sweep(swept.directory)
-    assert "3 finished" in capsys.readouterr().out
+    assert "3 finished" in " ".join(capsys.readouterr().out.split())

@@ -111,10 +111,11 @@ class MAEPurifier(Purifier):
 
     def _tiles(self, tiles: Tensor) -> Tensor:
         """Drawn before the batches, masks are the same when activations are computed again."""
+        parts: list[tuple[Tensor, ...]] = [(batch,) for batch in tiles.split(self.settings.batch_tiles)]
         visible = self._visible(tiles)
-        batches = tiles.split(self.settings.batch_tiles)
-        masks = visible.split(self.settings.batch_tiles) if visible is not None else [None] * len(batches)
-        pairs = list(zip(batches, masks, strict=True))
-        if len(pairs) > 1 and torch.is_grad_enabled() and tiles.requires_grad:
-            return torch.cat([checkpoint(self.model, *pair, use_reentrant=False) for pair in pairs])
-        return torch.cat([self.model(*pair) for pair in pairs])
+        if visible is not None:
+            masks = visible.split(self.settings.batch_tiles)
+            parts = [(*part, mask) for part, mask in zip(parts, masks, strict=True)]
+        if len(parts) > 1 and torch.is_grad_enabled() and tiles.requires_grad:
+            return torch.cat([checkpoint(self.model, *part, use_reentrant=False) for part in parts])
+        return torch.cat([self.model(*part) for part in parts])

@@ -1,6 +1,6 @@
 """Which jobs a run needs: one a stage, each waiting for those before it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from launch.cluster import Cluster, ClusterSettings
@@ -74,12 +74,16 @@ def job_of(stage: str, cluster: Cluster, needs: Sequence[str]) -> Job:
     return Job(stage, kind, asked, (1, 1), 1, alone, workers, tuple(needs))
 
 
-def job_graph(stages: Sequence[str], cluster: Cluster, needs: Mapping[str, Sequence[str]]) -> list[Job]:
+def job_graph(
+    stages: Sequence[str], cluster: Cluster, needs: Mapping[str, Sequence[str]], under_way: Collection[str] = ()
+) -> list[Job]:
     """The jobs of these stages, in order; each waits for those of the stages it needs.
 
     needs: the stages that each one's result depends on, those without work of their own replaced by theirs.
+    under_way: stages whose jobs were submitted before; they are waited for too.
     """
-    return [job_of(name, cluster, [before for before in needs[name] if before in stages]) for name in stages]
+    there = {*stages, *under_way}
+    return [job_of(name, cluster, [before for before in needs[name] if before in there]) for name in stages]
 
 
 def check_batch(settings: Settings, jobs: Sequence[Job]) -> None:

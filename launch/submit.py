@@ -56,7 +56,8 @@ def plan_jobs(settings: Settings, cluster: Cluster, wanted: str, live: dict[str,
         for before in needs[name]:
             if before in left and before not in stages and before not in live:
                 fail(f"stage={name}: needs stage {before}, not finished ({left[before][0]}); submit it, or stage=all")
-    return Plan(job_graph(stages, cluster, needs), {name: jobs for name, jobs in live.items() if name not in stages})
+    others = {name: jobs for name, jobs in live.items() if name not in stages}
+    return Plan(job_graph(stages, cluster, needs, others), others)
 
 
 def real_needs(settings: Settings) -> dict[str, list[str]]:

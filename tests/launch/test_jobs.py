@@ -1,12 +1,13 @@
 """The job graph: sizes, dependencies, hours."""
 
 import argparse
+from pathlib import Path
 
 import pytest
 
 from launch.cluster import Cluster, add_options, read_cluster
 from launch.jobs import KINDS, check_batch, job_graph, job_of
-from launch.submit import real_needs
+from launch.submit import plan_jobs, real_needs
 from maep.config import load_settings
 from maep.errors import UserError
 
@@ -39,6 +40,23 @@ def test_finished_stages_are_not_waited_for() -> None:
     """Only jobs of this submission are dependencies."""
     jobs = job_graph(["finetune", "evaluate"], cluster(), real_needs(load_settings("digits")))
     assert [job.needs for job in jobs] == [(), ("finetune",)]
+
+
+def test_stages_under_way_are_waited_for() -> None:
+    """A stage submitted alone waits for jobs of an earlier submission, and for those it needs only."""
+    needs = real_needs(load_settings("digits"))
+    (job,) = job_graph(["evaluate"], cluster(), needs, ["attack", "pretrain", "report"])
+    assert job.needs == ("pretrain",)
+
+
+def test_plan_passes_on_what_is_under_way(tmp_path: Path) -> None:
+    """The submission's own plan keeps the jobs that a stage has to wait for, and does not wait for its own array."""
+    settings = load_settings("digits", [f"run.dir={tmp_path}/run", f"run.cache={tmp_path}/cache"])
+    live = {stage: [str(i)] for i, stage in enumerate(KINDS)}
+    plan = plan_jobs(settings, cluster(), "evaluate", live)
+    assert [job.needs for job in plan.jobs] == [("shards", "classifier", "pretrain", "finetune")]
+    assert "evaluate" not in plan.waits
+    assert plan.waits["pretrain"] == live["pretrain"]
 
 
 def test_sizes() -> None:

@@ -1,0 +1,17 @@
+"""Evaluation: any model judged, resumable and on any number of workers, and told honestly."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from maep.evaluation.callables import evaluate
+
+__all__ = ["evaluate"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the entry point when it is asked for: parts of this package are imported by what it imports."""
+    if name == "evaluate":
+        from maep.evaluation.callables import evaluate
+
+        return evaluate
+    raise AttributeError(f"module 'maep.evaluation' has no attribute {name!r}")

@@ -30,13 +30,14 @@ SCHEMA = 1
 CURVES = {"metrics.jsonl": "pretraining", "metrics-finetune.jsonl": "finetuning"}
 
 
-def build_report(settings: Settings, directory: Path) -> dict[str, Any]:
+def build_report(settings: Settings, directory: Path, names: dict[str, str] | None = None) -> dict[str, Any]:
     """Write report.json, report.html and figures/ into the run directory, print the table, return the JSON.
 
     directory: run.dir, with evaluation/ and environment.json, and metrics.jsonl where something was trained.
+    names: `{directory below evaluation/: name in reports}` of what was judged; default: the run's purifiers.
     Raises UserError, naming the first chunk that is missing, when the evaluation is not complete.
     """
-    judged = read_results(settings, directory / "evaluation")
+    judged = read_results(settings, directory / "evaluation", names)
     rows = side_by_side(judged)
     environment = read_json(directory / ENVIRONMENT)
     report = {
@@ -85,14 +86,16 @@ def purifier_name(settings: Settings, label: str) -> str:
     return settings.objective.name if label == "pretrained" else f"{settings.objective.name}+{label}"
 
 
-def read_results(settings: Settings, directory: Path) -> list[Judged]:
-    """What was found of each purifier. directory: run.dir/evaluation.
+def read_results(settings: Settings, directory: Path, names: dict[str, str] | None = None) -> list[Judged]:
+    """What was found of each purifier. directory: run.dir/evaluation. names: as `build_report`'s.
 
     Raises UserError, naming the first chunk that is missing.
     """
     judged = []
-    for label in purifiers_of(settings):
-        plan, name = read_plan(settings, directory / label), purifier_name(settings, label)
+    if names is None:
+        names = {label: purifier_name(settings, label) for label in purifiers_of(settings)}
+    for label, name in names.items():
+        plan = read_plan(settings, directory / label)
         folders = read_records(plan, directory / label)
         checks = read_checks(plan, directory / label)
         rows = [combine(settings, name, plan, directory / label / folder, folders[folder]) for folder in folders]

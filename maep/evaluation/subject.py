@@ -1,17 +1,18 @@
 """Who is judged, on what, under which settings; and the identities of everything that is made of it."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from maep.attacks.autoattack import check_model
 from maep.attacks.randomness import is_random
-from maep.attacks.threat_models import Adaptive, AdaptiveEot, Oblivious, ZeroGradient, threat_model
-from maep.data.shards import ShardSet, to_float
+from maep.attacks.threat_models import Adaptive, AdaptiveEot, BlackBox, Oblivious, ZeroGradient, threat_model
+from maep.data.shards import to_float
 from maep.evaluation.adversarial import ChunkAttack
 from maep.evaluation.records import (
     PLAN,
@@ -28,12 +29,32 @@ from maep.progress import say
 from maep.settings import Settings
 
 
+class Images(Protocol):
+    """Images to judge on: a shard set, or the like in memory."""
+
+    @property
+    def identity(self) -> str:
+        """64 hex digits that name the samples."""
+        ...
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names, by label."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Images [N, 3, H, W], uint8 or float in [0, 1], and labels int64 [N] of some samples."""
+        ...
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """A purifier before a classifier, to be judged on a test set; they are frozen and set to eval mode.
 
     purifier, classifier: modules on the device to compute on. The identities are digests of all that the modules'
-    outputs depend on. test: clean test shards. directory: where records go.
+    outputs depend on. test: clean test shards, or images like them. directory: where records go.
     """
 
     settings: Settings
@@ -41,7 +62,7 @@ class Evaluation:
     classifier: nn.Module
     classifier_identity: str
     purifier_identity: str
-    test: ShardSet
+    test: Images
     directory: Path
 
     def __post_init__(self) -> None:
@@ -78,7 +99,8 @@ class Evaluation:
     def images(self, ids: range) -> tuple[Tensor, Tensor]:
         """Test images [N, 3, H, W] in [0,1] and labels [N], on the device."""
         images, labels = self.test.batch(ids)
-        return to_float(images).to(self.device), labels.to(self.device)
+        images = images if images.is_floating_point() else to_float(images)
+        return images.to(self.device), labels.to(self.device)
 
     # the plan
 
@@ -160,10 +182,15 @@ class Evaluation:
     # attacks
 
     def _attacked_as(self, task: Task) -> Task:
-        """The task whose adversarial images a task uses: without randomness, EOT's are the adaptive ones."""
-        if task.threat_model == AdaptiveEot.name and not self.is_random:
-            return replace(task, threat_model=Adaptive.name)
-        return task
+        """The task whose adversarial images a task uses: without randomness, EOT's are the adaptive ones; without a
+        purifier, what attacks the whole attacks the classifier alone.
+        """
+        threat = task.threat_model
+        if threat == AdaptiveEot.name and not self.is_random:
+            threat = Adaptive.name
+        if threat in (Adaptive.name, BlackBox.name) and isinstance(self.purifier, nn.Identity):
+            threat = Oblivious.name
+        return replace(task, threat_model=threat)
 
     def attack_alone(self, task: Task) -> ChunkAttack:
         """The attack on a task's whole chunk through the classifier alone: once for all purifiers, in the cache.
@@ -187,5 +214,5 @@ class Evaluation:
 
     def attacks_of(self, task: Task) -> list[ChunkAttack]:
         """The attacks that a task's record is made of: the one on the classifier alone first, its own last."""
-        alone = self.attack_alone(task)
-        return [alone, self.attack_through(task)] if threat_model(task.threat_model).uses_purifier else [alone]
+        own = threat_model(self._attacked_as(task).threat_model)
+        return [self.attack_alone(task), *([self.attack_through(task)] if own.uses_purifier else [])]

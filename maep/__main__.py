@@ -10,6 +10,7 @@ from maep.errors import exit_code, fail
 VERBS = {
     "purify": "purify an image, a folder or a shard: maep purify IN OUT run.dir=…",
     "evaluate": "judge any classifier or defence: maep evaluate --model MODULE:FUNCTION --data SHARDS",
+    "compare": "one table and figure over several reports: maep compare RUN RUN …",
     "paper": "one page over all tables of the paper, from the sweeps run: maep paper [DIRECTORY]",
     "checkpoint": "list, verify, export or convert checkpoints: maep checkpoint list RUN",
 }

@@ -35,7 +35,8 @@ def png_bytes(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _style(axes: Axes, ink: str) -> None:
+def style_axes(axes: Axes, ink: str) -> None:
+    """The look of all figures: no frame, a faint grid, everything in `ink`."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(ink)
     axes.tick_params(colors=ink, labelsize=9)
@@ -71,7 +72,7 @@ def curve_figure(lines: Sequence[dict[str, Any]], ink: str = INK) -> Figure:
     bottom.ticklabel_format(axis="y", scilimits=(-2, 3))
     bottom.yaxis.offsetText.set(color=ink, size=8)
     for axes in (top, bottom):
-        _style(axes, ink)
+        style_axes(axes, ink)
         axes.tick_params(which="minor", colors=ink, labelsize=8)
     figure.align_ylabels([top, bottom])
     return figure
@@ -87,7 +88,7 @@ def checks_figure(checks: dict[str, Any], ink: str = INK) -> Figure:
         for axes, value, colour in zip(grid[:, column], ("loss", "accuracy"), (ORANGE, BLUE), strict=True):
             axes.plot(places, [point[value] for point in points], color=colour, marker="o", markersize=4)
             axes.set_ylim(bottom=0)
-            _style(axes, ink)
+            style_axes(axes, ink)
         if key == "eps":
             for axes in grid[:, column]:
                 axes.axvline(checks["eps"], color=ink, linewidth=1, linestyle=":")
@@ -118,7 +119,7 @@ def eps_figure(curves: Sequence[Sequence[Combination]], ink: str = INK) -> Figur
         axes.plot(eps, values, color=colour, marker="o", markersize=4, label=label)
         axes.fill_between(eps, low, high, color=colour, alpha=0.12, linewidth=0)
     axes.set(ylim=(0, 100), xlim=(0, None), xlabel="ε", ylabel="accuracy in %")
-    _style(axes, ink)
+    style_axes(axes, ink)
     figure.legend(loc="outside upper left", ncols=1, frameon=False, fontsize=8, labelcolor=ink)
     return figure
 
@@ -142,7 +143,7 @@ def accuracy_figure(rows: Sequence[Combination], ink: str = INK) -> Figure:
     axes.set_yticks(places, [_row_label(row.result) for row in rows])
     axes.set_xlim(0, 100)
     axes.set_xlabel("accuracy in %")
-    _style(axes, ink)
+    style_axes(axes, ink)
     axes.grid(visible=False, axis="y")
     handles: list[Artist] = [Patch(color=GREY), Patch(color=BLUE), Line2D([], [], color=ORANGE, lw=2.5)]
     names = ["classifier alone, attacked", "purified, attacked", "purified, clean"]

@@ -124,6 +124,7 @@ def combine(
         "seconds_purify": round(purify / 2, 6),
         "seconds_classify": round(classify / 2, 6),
         "image_set": plan["images"][:16],
+        "records": str(Path(folder.parents[1].name) / folder.parents[0].name / folder.name),
         "per_class": _per_class(records, labels, classes),
     }
     survivors = {name: sum(r["survivors"].get(name, 0) for r in records) for name in _attack_names(records)}

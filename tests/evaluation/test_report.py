@@ -59,6 +59,7 @@ MORE = {
     "seconds_purify",
     "seconds_classify",
     "image_set",
+    "records",
     "per_class",
 }
 

@@ -1,0 +1,46 @@
+"""`maep compare RUN RUN … [--out DIRECTORY]`: one table and one figure over several reports.
+
+A column holds one threat model, attack, budget and image set; runs that share none are refused. Each row is tested
+against the first of its column, image by image (McNemar). Writes compare.json and compare.png.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from maep.errors import fail
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb. Raises UserError for runs that cannot be compared, before anything is written."""
+    parser = argparse.ArgumentParser(prog="maep compare", description=__doc__, exit_on_error=False)
+    parser.add_argument("runs", metavar="RUN", nargs="*", type=Path, help="run directory with a report.json")
+    parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="where to write (default runs/compare)")
+    try:
+        given, unknown = parser.parse_known_args(list(arguments))
+    except argparse.ArgumentError as error:
+        fail(f"compare: {error}")
+    if unknown:
+        fail(f"compare: {unknown[0]}: unknown argument; expected RUN RUN … [--out DIRECTORY]")
+    runs = list(dict.fromkeys(given.runs))
+    if len(runs) < 2:
+        fail("compare: give at least two different runs, such as: maep compare runs/cifar10 runs/cifar10_cpu")
+
+    from maep.evaluation.compare import (
+        comparison,
+        comparison_figure,
+        comparison_table,
+        read_judgements,
+        shared_columns,
+    )
+    from maep.evaluation.figures import save_figure
+    from maep.files import write_json
+    from maep.progress import console, say
+
+    judgements = [one for run in runs for one in read_judgements(run)]
+    compared = comparison(judgements, shared_columns(judgements))
+    save_figure(comparison_figure(judgements, compared), given.out / "compare.png")
+    write_json(given.out / "compare.json", compared)
+    console.print(comparison_table(judgements, compared))
+    say(f"compare: {given.out / 'compare.json'}, {given.out / 'compare.png'}")
+    return 0

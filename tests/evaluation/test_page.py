@@ -44,8 +44,9 @@ def in_browser(page: Path, script: str, width: int = 1200) -> Any:
     listener = "addEventListener('message', event => { document.getElementById('answer').textContent = event.data; });"
     frame = f"<iframe src=tested.html style='width:{width}px;height:900px'></iframe>"
     outer.write_text(f"<body><pre id=answer></pre><script>{listener}</script>{frame}")
-    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files",
-               "--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=4000", "--dump-dom", outer.as_uri()]  # fmt: skip
+    options = ["--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--virtual-time-budget=4000"]
+    offline = "--host-resolver-rules=MAP * ~NOTFOUND"
+    command = [str(CHROMIUM), "--headless", *options, offline, "--dump-dom", outer.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     found = re.search(r"<pre id=\"answer\">(.*?)</pre>", done.stdout, re.DOTALL)
     assert found, done.stderr[-500:]

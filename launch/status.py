@@ -186,7 +186,7 @@ def render(run: Path, rows: Sequence[StageStatus]) -> RenderableType:
             str(row.progress or ""), duration(left) if left is not None else "",
         )  # fmt: skip
     waits = {f"{row.stage}: {state.waits}": None for row in rows for state in row.states if state.waits}
-    errors = [error for row in rows if not (row.finished and row.ended) for error in row.errors]
+    errors = [error for row in rows if row.failed or not row.finished for error in row.errors]
     return Group(table, *map(Text, [*waits, *errors]))
 
 

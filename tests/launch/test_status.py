@@ -1,17 +1,19 @@
 """What is read from Slurm's answers and from the run directory."""
 
+import io
 import json
 import os
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from launch.ends import CRASHED, FINAL, LOST, STOPPED
 from launch.logs import show_logs
 from launch.progress import last_lines, progress_of
 from launch.records import JobRecord, find_run, read_records, write_record
 from launch.scheduler import JobState, fields_of, seconds_of
-from launch.status import StageStatus, _errors, _restarts, duration, first_killed, shorten
+from launch.status import StageStatus, _errors, _restarts, duration, first_killed, render, shorten
 from maep.config import load_settings
 from maep.errors import UserError
 
@@ -132,6 +134,19 @@ def test_workers_are_counted_by_state(record: JobRecord) -> None:
     row = StageStatus("attack", False, record, states, None, "", [])
     assert row.state == "2 RUNNING, 1 FAILED"
     assert (row.ended, row.failed) == (False, False)
+
+
+@pytest.mark.parametrize(("state", "shown"), [("FAILED", True), ("COMPLETED", False)])
+def test_errors_of_a_failed_job_are_shown_though_an_older_one_finished(
+    tmp_path: Path, record: JobRecord, state: str, shown: bool
+) -> None:
+    """An older record may say finished; what ended the newest job is told, unless that went well in the end."""
+    row = StageStatus(
+        "pretrain", True, record, [JobState("77", state, "", "n3", "66:0", 0, 1)], None, "", ["the error"]
+    )
+    page = Console(file=io.StringIO(), width=100)
+    page.print(render(tmp_path, [row]))
+    assert ("the error" in page.file.getvalue()) is shown  # type: ignore[attr-defined]
 
 
 def test_progress_of_a_training(tmp_path: Path, problem: object) -> None:

@@ -21,7 +21,7 @@ from maep.errors import fail
 from maep.files import atomic_file
 from maep.progress import say
 from maep.settings import Settings
-from maep.stages import STAGES, check_stage, unfinished_stages
+from maep.stages import STAGES, check_stage, needs_of, stages_of, unfinished_stages
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,13 @@ def plan_jobs(settings: Settings, cluster: Cluster, wanted: str, live: dict[str,
     """
     check_stage(wanted)
     left, needs = unfinished_stages(settings), real_needs(settings)
-    for name, stage in STAGES.items():
-        if name not in left and wanted in ("all", name):
+    names = [name for name in stages_of(settings) if wanted in ("all", name)]
+    for name in names:
+        if name not in left:
             say(f"{name}: finished, not submitted")
-        elif stage.idle(settings) and wanted in ("all", name):
-            say(f"{name}: nothing to do, {stage.idle(settings)}")
-    stages = [name for name in left if not STAGES[name].idle(settings) and wanted in ("all", name)]
+        elif idle := STAGES[name].idle(settings):
+            say(f"{name}: nothing to do, {idle}")
+    stages = [name for name in names if name in left and not STAGES[name].idle(settings)]
     for name in [name for name in stages if name in live]:
         if wanted == name and STAGES[name].share is not None:
             say(f"{name}: its workers join those of job {', '.join(live[name])}")
@@ -64,7 +65,7 @@ def real_needs(settings: Settings) -> dict[str, list[str]]:
     """`{stage: stages it needs}`, those with nothing to do replaced by what they need."""
     found: dict[str, list[str]] = {}
     for name, stage in STAGES.items():
-        direct = [found[need] if STAGES[need].idle(settings) else [need] for need in stage.needs]
+        direct = [found[need] if STAGES[need].idle(settings) else [need] for need in needs_of(stage, settings)]
         found[name] = list(dict.fromkeys(need for part in direct for need in part))
     return found
 

@@ -4,11 +4,13 @@
     <directory>/UNIT.claim-1    taken over from a worker that refreshed claim-0 no more
 
 A claim is made with O_EXCL, and a takeover makes the next number, so of two takers one fails. The highest number
-counts. Times are compared on the file system's clock, never on a host's. A frozen worker that wakes up after a
+counts. Times are compared on the file system's clock, never on a host's. A process that has ended on the same host is
+known to be dead at once. A frozen worker that wakes up after a
 takeover does its unit twice over: work that is claimed must be deterministic and committed atomically.
 """
 
 import os
+import re
 import socket
 import threading
 import time
@@ -22,12 +24,21 @@ from maep.files import remove_temporaries, temporary_name
 from maep.progress import say
 
 REFRESHES = 4
+OWNER = re.compile(r"process (?P<process>\d+) on (?P<host>[^,]+)")
 
 
 def this_worker() -> str:
     """Host, process and job of this process, in words."""
     job = os.environ.get("SLURM_JOB_ID")
     return f"process {os.getpid()} on {socket.gethostname()}" + (f", job {job}" if job else "")
+
+
+def _has_ended(owner: str | None) -> bool:
+    """Whether an owner, as `this_worker` names it, was a process of this host and is no more."""
+    named = OWNER.match(owner or "")
+    if named is None or named["host"] != socket.gethostname():
+        return False
+    return not Path(f"/proc/{named['process']}").exists()
 
 
 class Claims:
@@ -78,8 +89,11 @@ class Claims:
     def holder(self, unit: str) -> str | None:
         """Who has the unit, dead or alive; None if nobody has."""
         path = self._newest(unit)
+        return self._text(path) if path else None
+
+    def _text(self, claim: Path) -> str | None:
         with suppress(FileNotFoundError):
-            return path.read_text() if path else None
+            return claim.read_text()
         return None
 
     def shared(self, units: Sequence[str], is_done: Callable[[str], bool]) -> Iterator[str]:
@@ -129,7 +143,7 @@ class Claims:
         sight = self._sight(unit)
         number = 0
         if sight is not None:
-            if self._now() - sight[1] < self.timeout:
+            if self._now() - sight[1] < self.timeout and not _has_ended(self._text(sight[0])):
                 return None
             number = int(sight[0].name.rpartition("-")[2]) + 1
         path = self.directory / f"{unit}.claim-{number}"
@@ -141,7 +155,7 @@ class Claims:
         except OSError as error:
             raise UserError(f"{path}: cannot be written: {error.strerror}") from error
         if number:
-            say(f"{unit}: taken over; not refreshed for {self.timeout:.0f} s")
+            say(f"{unit}: taken over; its worker has ended or has not refreshed it for {self.timeout:.0f} s")
         self._mine.add(path)
         if self._newest(unit) != path:  # this worker slept between looking and claiming, and others came and went
             self._release(path)

@@ -53,6 +53,25 @@ def test_a_living_holder_keeps_its_unit_and_a_killed_one_loses_it(tmp_path: Path
     assert list(tmp_path.glob("a*")) == []
 
 
+def hold_for_long(directory: Path) -> None:
+    with Claims(directory, 600.0) as claims, claims.hold("a") as mine:
+        (directory / "holds").write_text(str(mine))
+        signal.pause()
+
+
+def test_a_unit_of_a_process_that_ended_on_this_host_is_free_at_once(tmp_path: Path) -> None:
+    """However long the timeout: the command started again after a SIGKILL need not wait for it."""
+    process = started(hold_for_long, tmp_path)
+    wait_for(tmp_path / "holds")
+    with Claims(tmp_path, 600.0) as claims:
+        with claims.hold("a") as mine:
+            assert not mine
+        os.kill(process.pid or 0, signal.SIGKILL)
+        process.join()
+        with claims.hold("a") as mine:
+            assert mine
+
+
 def take(directory: Path, name: str, barrier: object, answers: object) -> None:
     with Claims(directory, TIMEOUT, name) as claims:
         for number in range(20):

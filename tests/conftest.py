@@ -20,12 +20,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, help="repeat the random schedule of this seed")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With -n, a file's tests run on one worker and share its fixtures; so do all that use the Slurm cluster."""
+    """Leave the long fault cases out unless they are asked for."""
     for item in items:
-        relative = item.path.relative_to(REPOSITORY)
-        item.add_marker(pytest.mark.xdist_group("cluster" if "cluster" in relative.parts else str(relative)))
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="slow: runs with --slow"))
 

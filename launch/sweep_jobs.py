@@ -6,7 +6,6 @@ run.dir/sweep.json    what was asked: cfg, scale, words, command; a later submis
 import argparse
 import shlex
 import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,15 +27,12 @@ from launch.status import duration, screen
 from launch.submit import submission_of, submit_one
 from maep.ablation.points import Point
 from maep.ablation.records import is_finished, read_record
-from maep.ablation.run import run_points
-from maep.ablation.study import Study, prepare
+from maep.ablation.study import SPEC, Study, prepare, read_study
 from maep.ablation.summary import write_summary
 from maep.config import to_yaml
 from maep.files import atomic_file, read_json, write_json
 from maep.progress import say
 from maep.settings import Settings
-
-SPEC = "sweep.json"
 
 
 def sweep_settings(study: Study) -> Settings:
@@ -72,24 +68,6 @@ def submit_sweep(namespace: argparse.Namespace, words: Sequence[str], cluster: C
     with atomic_file(made.config) as temporary:
         temporary.write_text(to_yaml(settings))
     return [submit_one(made, job, {})]
-
-
-def read_study(directory: Path) -> tuple[Study, list[str]]:
-    """The sweep that was submitted in a directory, and the command that did it."""
-    spec: dict[str, Any] = read_json(directory / SPEC)
-    return prepare(spec["cfg"], spec["scale"], spec["words"]), spec["command"]
-
-
-def work_on_points(directory: Path) -> None:
-    """What a worker of the array does: take points until none is left for it, then write the table as it stands."""
-    from maep.training.worker import run_training
-
-    study, command = read_study(directory)
-    started = time.time()
-    try:
-        run_points(study.points, run_training)
-    finally:
-        write_summary(study.sweep, study.points, study.directory, command, time.time() - started)
 
 
 def print_sweep(directory: Path) -> None:

@@ -70,7 +70,7 @@ class Task:
         except OSError as error:
             fail(f"{self.place}: not visible on node {node} ({error.strerror}); choose one that all nodes share")
         if self.stage == POINTS:
-            from launch.sweep_jobs import work_on_points
+            from launch.sweeps import work_on_points
 
             work_on_points(Path(settings.run.dir))
         elif self.kind == ARRAY:

@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from maep.ablation.points import Point, expand
 from maep.ablation.summary import check_directory
 from maep.ablation.sweep import Sweep, read_sweep
+from maep.files import read_json
 
+SPEC = "sweep.json"
 AXIS_WORDS = ("grid.", "zip.", "seeds=")
 DIRECTORY_WORD = "run.dir="
 
@@ -35,3 +38,9 @@ def prepare(name: str, scale: str | None, words: Sequence[str]) -> Study:
     directory = Path(places[-1]) if places else sweep.directory
     check_directory(sweep, directory)
     return Study(sweep, expand(sweep, rest), directory)
+
+
+def read_study(directory: Path) -> tuple[Study, list[str]]:
+    """The sweep that was submitted in a directory, and the command that did it."""
+    spec: dict[str, Any] = read_json(directory / SPEC)
+    return prepare(spec["cfg"], spec["scale"], spec["words"]), spec["command"]

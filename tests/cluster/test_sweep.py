@@ -11,9 +11,10 @@ import pytest
 from launch.cluster import Cluster as Asked
 from launch.cluster import ClusterSettings
 from launch.scheduler import job_states
-from launch.sweep_jobs import print_sweep, read_study, submit_sweep
+from launch.sweep_jobs import print_sweep, submit_sweep
 from maep.ablation.points import Point
 from maep.ablation.records import read_record
+from maep.ablation.study import read_study
 from tests.ablation.sweeps import QUICK, nested, write
 from tests.cluster.cluster import Cluster
 from tests.tiny import Problem

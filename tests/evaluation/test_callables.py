@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,6 @@ QUICK: dict[str, Any] = {
     "images": 12, "adaptive_images": 6, "chunk_images": 6, "batch_size": 6, "attacks": ["pgd-3"], "eps": [0.1],
     "blackbox_attacks": ["square-20"], "check_images": 2, "figure_images": 2,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,9 @@
 """Reports are compared column by column, never across threat models, budgets or images, with a paired test."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from scipy.stats import binom
 
 from maep.compare import main
@@ -16,14 +14,6 @@ from maep.evaluation.compare import mcnemar
 from maep.models.purified import PurifiedClassifier
 from tests.evaluation.test_callables import QUICK
 from tests.small import Blur, train_small, write_shards
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """The honesty checks pass an honest defence and catch real ones that hide their gradients."""
 
 import io
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,14 +59,6 @@ class Noise(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return images + 0.2 * torch.randn_like(images)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

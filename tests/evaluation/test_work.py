@@ -8,12 +8,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from pyautoattack import AutoAttack
 
 from maep.data.shards import ShardSet
@@ -32,14 +30,6 @@ from tests.small import write_shards
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ATTACKED = re.compile(r"(\w+ · .*: chunk \d+) attacked")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

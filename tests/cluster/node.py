@@ -43,15 +43,20 @@ class Node:
 
     def ranks(self) -> list[int]:
         """The ids, outside, of the training or worker processes that jobs run on the node."""
-        return [pid for pid in self.processes() if b"submitit.core._submit" in _command_line(pid)]
+        return [pid for pid in self.processes() if _is_rank(_command_line(pid))]
 
     def processes(self) -> list[int]:
         """The ids, outside, of the processes on the node; none when it is off."""
         return self._namespace.processes()
 
 
-def _command_line(pid: int) -> bytes:
+def _command_line(pid: int) -> list[bytes]:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
-        return b""
+        return []
+
+
+def _is_rank(words: list[bytes]) -> bool:
+    """Submitit's task; not srun, which names it too."""
+    return b"submitit.core._submit" in words and b"python" in words[0].rpartition(b"/")[2]

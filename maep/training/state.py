@@ -43,7 +43,7 @@ class TrainingState:
         return mine
 
     def _held(self) -> Iterator[tuple[Piece, bool]]:
-        """Everything that this rank holds, and whether all others hold the same."""
+        """Everything that this rank holds, and whether all others hold the same; in the same order on every rank."""
         places = zero_places(self.optimizer)
         for name, parameter in self.parameters.items():
             start, count = owned(parameter)
@@ -56,11 +56,11 @@ class TrainingState:
             if parameter in places:
                 yield from self._held_by_zero(name, shape, places[parameter])
             else:
-                for key, value in self.optimizer.state.get(parameter, {}).items():
+                for key, value in sorted(self.optimizer.state.get(parameter, {}).items()):
                     yield Piece(f"optimizer/{key}/{name}", value.detach(), tuple(value.shape)), True
 
     def _held_by_zero(self, name: str, shape: tuple[int, ...], place: Place) -> Iterator[tuple[Piece, bool]]:
-        for key, value in state_of(self.optimizer, place).items():
+        for key, value in sorted(state_of(self.optimizer, place).items()):
             if value.dim() == 0:
                 yield Piece(f"optimizer/{key}/{name}", value.detach(), ()), True
             else:
@@ -95,7 +95,7 @@ class TrainingState:
             fail(f"{saved.directory}: holds no averaged weights; set ema=0 as when it was saved")
 
     def _load_optimizer(self, saved: ShardedTensors, places: dict[Any, Place]) -> None:
-        kinds = {name.split("/")[1] for name in saved.names("optimizer/")}
+        kinds = {name.split("/")[1] for name in saved.names("optimizer/")}  # in no order: it differs between processes
         if places:
             new_state(self.optimizer, places, kinds & {"step"}, kinds - {"step"})
         for name, parameter in self.parameters.items():

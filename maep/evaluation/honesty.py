@@ -87,14 +87,14 @@ def _finite_differences(checks: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _rising(curve: Sequence[dict[str, float]], what: str, eps: float) -> Iterator[Finding]:
-    """The attack's loss must rise with its budget, and with its steps."""
+    """The attack's loss must rise with its budget, and with its steps, as long as images stand."""
     name, of = f"loss against {what}", {"eps": "ε", "steps": "steps"}[what]
     if not eps:
         return
     falls = [
         later
         for number, later in enumerate(curve[1:], 1)
-        if later["loss"] < (1 - FALLING) * max(point["loss"] for point in curve[:number]) - 1e-3
+        if later["accuracy"] and later["loss"] < (1 - FALLING) * max(point["loss"] for point in curve[:number]) - 1e-3
     ]
     first, last = curve[0]["loss"], curve[-1]["loss"]
     if falls:

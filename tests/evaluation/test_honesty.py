@@ -135,11 +135,15 @@ def test_rounding_out_of_the_budget_is_told(honest: Judged) -> None:
 
 def test_falling_loss_is_caught(honest: Judged) -> None:
     """A loss that falls with the budget or does not rise with the steps is an alarm."""
-    falling = [{**point, "loss": 5 - number} for number, point in enumerate(honest.checks["against_eps"])]
+    falling = [{**point, "loss": 9 - number} for number, point in enumerate(honest.checks["against_eps"])]
+    falling[1]["accuracy"] = 50.0
     flat = [{**point, "loss": 1.0} for point in honest.checks["against_steps"]]
     changed = replace(honest, checks={**honest.checks, "against_eps": falling, "against_steps": flat})
     assert alarms(changed) == {"loss against eps", "loss against steps"}
     assert changed.findings[0].level == ALARM, "alarms come first"
+    broken = [{**point, "accuracy": 0.0} for point in falling[1:]]
+    changed = replace(honest, checks={**honest.checks, "against_eps": [{**falling[0], "loss": 0.1}, *broken]})
+    assert alarms(changed) == set(), "no image stands any more: how wrongly they are classified says nothing"
 
 
 def test_transfer_is_compared_image_by_image(honest: Judged) -> None:
@@ -166,3 +170,15 @@ def test_margin_and_its_differences() -> None:
         linear = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10))
     assert median_error(list(finite_differences(linear, images[:4], labels[:4], 0))) < 0.01
     assert not margin_gradients(nn.Sequential(Jpeg(), linear), images[:2], labels[:2]).any()
+
+
+def test_differences_of_a_curved_margin() -> None:
+    """The margin of a large image bends within a thousandth of a pixel's range; shorter steps follow it."""
+
+    class Curved(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            total = images.flatten(1).sum(1)
+            return torch.stack([torch.zeros_like(total), torch.sin(total)], dim=1)
+
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) / 100
+    assert median_error(list(finite_differences(Curved(), images, torch.tensor([0, 1]), 0))) < 0.01

@@ -54,7 +54,7 @@ def submit_sweep(namespace: argparse.Namespace, words: Sequence[str], cluster: C
     settings, job = sweep_settings(study), points_job(study, cluster)
     if not job.workers:
         say(f"{study.sweep.name}: all {len(study.points)} points are finished, nothing submitted")
-        write_summary(study.sweep, study.points, study.directory, sys.argv, 0.0)
+        write_summary(study.sweep, study.points, study.directory, sys.argv)
         return []
     made = submission_of(settings)
     if POINTS in live_jobs(made.run):

@@ -6,11 +6,11 @@
 import argparse
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from maep.ablation.run import parse_only, run_points
+from maep.ablation.spent import Spent
 from maep.ablation.study import Study, prepare, read_study
 from maep.ablation.summary import SUMMARY, write_summary
 from maep.progress import say
@@ -27,27 +27,27 @@ def run_sweep(namespace: argparse.Namespace, words: Sequence[str], launch: Launc
     study = prepare(namespace.cfg, namespace.scale, words)
     only = parse_only(namespace.only, len(study.points))
     said: list[bool] = []
-    started = time.time()
     try:
-        code = stopped_code(lambda: said.append(run_points(study.points, launch, only)))
+        with Spent(study.directory) as spent:
+            code = stopped_code(lambda: said.append(run_points(study.points, launch, spent, only)))
     finally:
-        _write(study, time.time() - started)
+        _write(study)
     return code or int(not said[0])
 
 
 def work_on_points(directory: Path) -> None:
     """What a worker of the array does: take points until none is left for it, then write the table as it stands."""
     study, command = read_study(directory)
-    started = time.time()
     try:
-        run_points(study.points, run_training)
+        with Spent(study.directory) as spent:
+            run_points(study.points, run_training, spent)
     finally:
-        write_summary(study.sweep, study.points, study.directory, command, time.time() - started)
+        write_summary(study.sweep, study.points, study.directory, command)
 
 
-def _write(study: Study, seconds: float) -> None:
+def _write(study: Study) -> None:
     command = ["python", *sys.argv]
-    summary = write_summary(study.sweep, study.points, study.directory, command, seconds)
+    summary = write_summary(study.sweep, study.points, study.directory, command)
     print((study.directory / "table.md").read_text())
     for point in summary["points"]:
         if point["state"] == "failed":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from maep.ablation.sweep import Sweep
-from maep.config import LEAVES, load_settings
+from maep.config import LEAVES, load_settings, setting_value
 from maep.errors import UserError, fail
 from maep.files import digest
 from maep.settings import DataSettings, Settings
@@ -19,6 +19,8 @@ from maep.training.source import source_facts
 
 BASE = "base"
 PLACES = ("run.name", "run.dir", "run.cache")
+CONFIGURATIONS = (BASE, "pretrain.source", "finetune.source")
+LENGTHS = tuple(f"{stage}.{key}" for stage in ("pretrain", "finetune") for key in ("epochs", "steps", "batch_size"))
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,15 @@ def expand(sweep: Sweep, overrides: Sequence[str] = ()) -> list[Point]:
 
     overrides: `section.key=value` for every point, or `BASE:section.key=value` for those on that configuration and
     for trainings that take their pairs from it. Raises UserError, naming the point, for bad settings, for two
-    points with the same resolved settings, and for a data set that is not there.
+    points with the same resolved settings, for configurations of different scales, and
+    for a data set that is not there.
     """
     for argument in overrides:
         key = argument.partition("=")[0]
         for axis in sweep.axes:
             if any(key in choice for choice in axis.choices):
                 fail(f"{key} (argument {argument!r}): {sweep.file} varies it; write grid.{key}=[…] or zip.{key}=[…]")
+    _check_scale(sweep)
     points = [_point(sweep, *parts, overrides) for parts in _combinations(sweep)]
     seen: dict[str, Point] = {}
     for point in points:
@@ -67,6 +71,24 @@ def expand(sweep: Sweep, overrides: Sequence[str] = ()) -> list[Point]:
         for settings in (point.settings, *source_facts(point.settings).values()):
             _check_data(sweep, point, settings.data)
     return points
+
+
+def _check_scale(sweep: Sweep) -> None:
+    """Raise UserError if configurations of a sweep differ in size or training length, which none of its axes varies."""
+    varied = {key for axis in sweep.axes for choice in axis.choices for key in choice}
+    others = (choice.get(key) for axis in sweep.axes for choice in axis.choices for key in CONFIGURATIONS)
+    bases = [] if BASE in varied else [sweep.base]
+    names = list(dict.fromkeys([*bases, *filter(None, others)]))
+    first, *rest = [load_settings(str(name)) for name in names]
+    keys = [key for key in LEAVES if key.startswith("model.") or key in LENGTHS]
+    for name, settings in zip(names[1:], rest, strict=True):
+        for key in keys:
+            one, other = setting_value(first, key), setting_value(settings, key)
+            if one != other and key not in varied:
+                fail(
+                    f"{sweep.file}: scale {sweep.scale}: {names[0]} has {key}={one} and {name} {other}; a table has "
+                    f"one scale: choose configurations of the same, or vary {key}"
+                )
 
 
 def _combinations(sweep: Sweep) -> Iterator[tuple[tuple[str, ...], dict[str, Any], int]]:

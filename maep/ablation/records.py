@@ -69,5 +69,13 @@ def attacks_since(before: dict[str, dict[str, int]], settings: Settings) -> dict
 
 def stage_seconds(point: Point) -> dict[str, float]:
     """`{stage: seconds}` of a point's finished stages."""
-    found: dict[str, Any] = {path.stem: read_json(path) for path in (point.directory / "stages").glob("*.json")}
-    return {name: record["seconds"] for name, record in found.items() if record["finished"]}
+    return {name: record["seconds"] for name, record in _stage_records(point).items() if record["finished"]}
+
+
+def recorded_seconds(point: Point) -> dict[str, float]:
+    """`{stage: seconds}` of a point's stages as far as they are, over all their lives."""
+    return {name: record["seconds"] for name, record in _stage_records(point).items()}
+
+
+def _stage_records(point: Point) -> dict[str, Any]:
+    return {path.stem: read_json(path) for path in (point.directory / "stages").glob("*.json")}

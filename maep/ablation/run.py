@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from maep.ablation.points import Point
 from maep.ablation.records import RECORD, PointRecord, attacked_files, attacks_since, is_finished, read_record
+from maep.ablation.spent import Spent
 from maep.claims import Claims
 from maep.errors import UserError, fail
 from maep.files import atomic_file
@@ -22,11 +23,11 @@ from maep.training.signals import Stopped
 TRACEBACK = "failure.txt"
 
 
-def run_points(points: Sequence[Point], launch: Launcher, only: Sequence[int] = ()) -> bool:
+def run_points(points: Sequence[Point], launch: Launcher, spent: Spent, only: Sequence[int] = ()) -> bool:
     """Run what is not finished; a point that fails is recorded with its reason and the others go on.
 
-    only: indices of the points to run, all if empty. Returns whether none of them has failed, once every point is
-    finished, failed or in the hands of another living worker.
+    spent: where this worker's time is written down. only: indices of the points to run, all if empty. Returns
+    whether none of them has failed, once every point is finished, failed or in the hands of another living worker.
     Raises Stopped or KeyboardInterrupt when the sweep itself is stopped; the same call goes on.
     """
     chosen = [points[index] for index in only] or list(points)
@@ -41,7 +42,8 @@ def run_points(points: Sequence[Point], launch: Launcher, only: Sequence[int] = 
         for unit in claims.shared(list(units), is_done):
             point = units[unit]
             say(f"point {chosen.index(point) + 1} of {len(chosen)}: {point.label} ({point.directory})")
-            run_point(point, launch)
+            with spent.on(point):
+                run_point(point, launch)
     return all(read_record(point).state != "failed" for point in chosen)
 
 

@@ -12,11 +12,12 @@ from maep.ablation.cells import Cell, read_cells
 from maep.ablation.figures import draw_figures
 from maep.ablation.points import Point
 from maep.ablation.records import read_record
+from maep.ablation.spent import seconds_spent
 from maep.ablation.sweep import Sweep
 from maep.ablation.tables import latex_table, markdown_table
 from maep.errors import fail
 from maep.evaluation.environment import environment
-from maep.files import atomic_file, read_json, write_json
+from maep.files import atomic_file, one_at_a_time, read_json, write_json
 
 SUMMARY = "ablation.json"
 SCHEMA = 1
@@ -33,18 +34,27 @@ def check_directory(sweep: Sweep, directory: Path) -> None:
             fail(f"run.dir={directory}: holds the table of {name} {known[name]}, not {wanted}; choose another run.dir")
 
 
-def write_summary(
-    sweep: Sweep, points: Sequence[Point], directory: Path, command: Sequence[str], seconds: float
-) -> dict[str, Any]:
+def write_summary(sweep: Sweep, points: Sequence[Point], directory: Path, command: Sequence[str]) -> dict[str, Any]:
     """Write ablation.json, both tables and the figures; returns the JSON.
 
-    command: how to make it again. seconds: that this call of the sweep took in all.
+    command: how to make it again. Of workers that end together one writes after the other, so the last sees all.
     """
-    cells = read_cells(sweep, points)
+    with one_at_a_time(directory):
+        cells = read_cells(sweep, points)
+        summary = _summary(sweep, points, directory, command, cells)
+        for name, text in (("table.md", markdown_table(sweep, cells)), ("table.tex", latex_table(sweep, cells))):
+            with atomic_file(directory / name) as temporary:
+                temporary.write_text(text)
+        draw_figures(sweep, cells, directory / "figures")
+        write_json(directory / SUMMARY, summary)
+    return summary
+
+
+def _summary(
+    sweep: Sweep, points: Sequence[Point], directory: Path, command: Sequence[str], cells: Sequence[Cell]
+) -> dict[str, Any]:
     records = [(point, read_record(point)) for point in points]
-    path = directory / SUMMARY
-    before = read_json(path)["seconds"]["sweep"] if path.is_file() else 0.0
-    summary = {
+    return {
         "schema": SCHEMA,
         "name": sweep.name,
         "table": sweep.table,
@@ -58,7 +68,7 @@ def write_summary(
         "readings": sweep.readings,
         "values": list(sweep.values),
         "attacked": attack_counts(points),
-        "seconds": {"sweep": before + seconds, "points": sum(record.seconds for _, record in records)},
+        "seconds": {**seconds_spent(directory), "points": sum(record.seconds for _, record in records)},
         "points": [
             {
                 "names": list(point.names), "seed": point.seed, "identity": point.identity,
@@ -69,12 +79,6 @@ def write_summary(
         ],
         "cells": [cell_json(cell) for cell in cells],
     }  # fmt: skip
-    for name, text in (("table.md", markdown_table(sweep, cells)), ("table.tex", latex_table(sweep, cells))):
-        with atomic_file(directory / name) as temporary:
-            temporary.write_text(text)
-    draw_figures(sweep, cells, directory / "figures")
-    write_json(path, summary)
-    return summary
 
 
 def cell_json(cell: Cell) -> dict[str, Any]:

@@ -53,6 +53,19 @@ def test_the_attack_runs_once_for_all_points(swept: tuple[Path, dict[str, Any]])
     assert attacked["training"] == {"attacks": 2, "pieces": 2, "sets": 1}
 
 
+def test_the_sweeps_own_time_is_told(swept: tuple[Path, dict[str, Any]]) -> None:
+    """All of it, the part that its points' stages took, and the rest beside the trainings; one worker's file."""
+    seconds = swept[1]["seconds"]
+    assert seconds["workers"] == 1
+    assert 0 < seconds["trainings"] == seconds["stages"]["pretrain"] + seconds["stages"]["finetune"]
+    assert seconds["overhead"] == pytest.approx(seconds["sweep"] - sum(seconds["stages"].values()))
+    assert 0 < seconds["overhead"] < seconds["sweep"]
+    assert seconds["overhead_percent"] == pytest.approx(100 * seconds["overhead"] / seconds["trainings"])
+    done = [point["seconds"] for point in swept[1]["points"] if point["state"] == "finished"]
+    assert sum(seconds["stages"].values()) == pytest.approx(seconds["points"], rel=0.2)
+    assert all(0 < one < seconds["sweep"] for one in done)
+
+
 def test_cells_stand_beside_the_papers(swept: tuple[Path, dict[str, Any]]) -> None:
     """Ours with its interval, the paper's, the difference; the cell of the failed point is visibly empty."""
     base, summary = swept

@@ -65,6 +65,14 @@ def test_missing_data(tmp_path: Path) -> None:
     assert "no such file or directory" in refusal(tmp_path, f"data.root={tmp_path}/none", scales=scales)
 
 
+def test_mixed_scales(tmp_path: Path) -> None:
+    """Another data set's configuration, as the tested one or as the source of pairs, must be of the same scale."""
+    for key in ("base", "pretrain.source"):
+        axes = {key: ["digits_small", "cifar10"], "run.seed": [0, 1]}
+        told = refusal(tmp_path, grid={}, zip=axes, paper=None, scales={"cpu": {"base": "digits_small"}})
+        assert "digits_small has model.patch_size=4 and cifar10 2; a table has one scale" in told
+
+
 def test_arguments(tmp_path: Path) -> None:
     """A key of the grid is set as grid.KEY; an unknown scale names those there are."""
     assert "write grid.objective.distance=" in refusal(tmp_path, "objective.distance=mse")

@@ -4,7 +4,6 @@ Write under a temporary name beside it, fsync, (manifest with sizes and SHA-256,
 Temporary names start with `.tmp-`; a crash leaves only those, and the next writer removes them.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -151,43 +150,3 @@ def remove_temporaries(directory: Path) -> None:
         if writer != os.getpid() and Path(f"/proc/{writer}").exists():
             continue
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-@contextmanager
-def run_lock(directory: Path) -> Iterator[None]:
-    """Hold the run directory for this process; a second run in it is refused, naming the first.
-
-    The lock is the kernel's (flock), so it goes when its holder dies, however it dies.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        file = (directory / ".lock").open("a+")
-    except OSError as error:
-        raise UserError(f"run.dir={directory}: cannot be written: {error.strerror}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            fail(f"run.dir={directory}: in use by {file.read().strip() or 'another process'}; choose another run.dir")
-        file.seek(0)
-        file.truncate()
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
-
-
-@contextmanager
-def one_at_a_time(directory: Path) -> Iterator[None]:
-    """Hold `directory` while something that several runs share is made in it; others wait and then find it made.
-
-    Raises UserError when the directory cannot be written.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        file = (directory / ".lock").open("a")
-    except OSError as error:
-        raise UserError(f"{directory}: cannot be written: {error.strerror}") from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

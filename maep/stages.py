@@ -20,7 +20,8 @@ from maep.data.storage import Reading, open_storage
 from maep.errors import UserError, fail
 from maep.evaluation.report import build_report, write_environment
 from maep.evaluation.stage import evaluate_run, given_identity
-from maep.files import MANIFEST, atomic_file, digest, one_at_a_time, read_json, run_lock, sha256_file, write_json
+from maep.files import MANIFEST, atomic_file, digest, read_json, sha256_file, write_json
+from maep.locks import Lock, one_at_a_time, run_lock
 from maep.models.classifiers import classifier_identity
 from maep.progress import say
 from maep.settings import Settings, TrainSettings
@@ -310,8 +311,11 @@ def _write_record(stage: Stage, settings: Settings, seconds: float, *, finished:
     write_json(_record_path(settings, stage.name), record)
 
 
-def run_stage(stage: Stage, settings: Settings, launch: Launcher) -> None:
-    """Run a stage unless it is finished for these settings and inputs; says what it does and why."""
+def run_stage(stage: Stage, settings: Settings, launch: Launcher, lock: Lock | None = None) -> None:
+    """Run a stage unless it is finished for these settings and inputs; says what it does and why.
+
+    lock: of the run directory; once a later life of the job has it, this one leaves the stage's record alone.
+    """
     told = why_unfinished(stage, settings)
     if not told:
         say(f"{stage.name}: finished before ({_record(settings, stage.name)['seconds']:.0f} s)")
@@ -323,7 +327,8 @@ def run_stage(stage: Stage, settings: Settings, launch: Launcher) -> None:
             stage.run(settings, launch)
     finally:
         seconds = spent + time.time() - started
-        _write_record(stage, settings, seconds)
+        if lock is None or lock.is_held():
+            _write_record(stage, settings, seconds)
     _write_record(stage, settings, seconds, finished=True)
     say(f"{stage.name}: finished ({seconds:.0f} s)")
 
@@ -386,14 +391,14 @@ def run_pipeline(settings: Settings, wanted: str, launch: Launcher) -> None:
     if settings.evaluation.purifier:
         given_identity(settings.evaluation.purifier)
         wanted = "all" if wanted == "evaluate" else wanted
-    with run_lock(directory):
+    with run_lock(directory) as lock:
         if wanted != "all":
             _require_needs(wanted, settings)
         with atomic_file(directory / "config.yaml") as temporary:
             temporary.write_text(to_yaml(settings))
         write_environment(directory, sys.argv)
         for name in stages_of(settings) if wanted == "all" else [wanted]:
-            run_stage(STAGES[name], settings, launch)
+            run_stage(STAGES[name], settings, launch, lock)
 
 
 def check_stage(wanted: str) -> None:

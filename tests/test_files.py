@@ -8,13 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from maep.errors import UserError
 from maep.files import (
     atomic_directory,
     atomic_file,
     problem_with,
     remove_temporaries,
-    run_lock,
     write_json,
 )
 
@@ -67,28 +65,6 @@ def test_damage_in_a_sealed_directory_is_named(tmp_path: Path, damage: str) -> N
     problem = problem_with(directory)
     assert problem
     assert str(path) in problem
-
-
-def test_second_run_is_refused_naming_the_first(tmp_path: Path) -> None:
-    """Two runs cannot share a run directory; the lock goes with its holder."""
-    code = (
-        "import sys; from pathlib import Path; from maep.files import run_lock\n"
-        "with run_lock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
-    )
-    holder = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match=f"process {holder.pid}"), run_lock(tmp_path):
-        pass
-    holder.kill()
-    holder.communicate()
-    with run_lock(tmp_path):
-        pass
 
 
 def test_temporaries_of_dead_writers_are_removed(tmp_path: Path) -> None:

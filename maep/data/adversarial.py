@@ -25,8 +25,9 @@ from maep.data.build import clean_split
 from maep.data.shards import ShardSet, ShardWriter, index_of, seal_shard_set, to_float
 from maep.data.storage import Location, Reading, location
 from maep.errors import UserError, fail
-from maep.files import MANIFEST, digest, one_at_a_time, read_json, remove_temporaries, sha256_file, write_json
+from maep.files import MANIFEST, digest, read_json, remove_temporaries, sha256_file, write_json
 from maep.host import prepare_device
+from maep.locks import one_at_a_time
 from maep.models.classifiers import classifier_identity, load_classifier
 from maep.progress import progress_bar, say
 from maep.settings import AttackSettings, Settings

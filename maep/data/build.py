@@ -7,14 +7,12 @@
 A directory gets its final name when it is whole; a build that was killed goes on with the shards it lacks.
 """
 
-import fcntl
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from multiprocessing import connection, get_context, parent_process
@@ -30,6 +28,7 @@ from maep.data.sources import Item, Source, corrupt_reason, open_source
 from maep.data.storage import Location, Reading, location, open_storage
 from maep.errors import UserError, fail
 from maep.files import MANIFEST, digest, read_json, remove_temporaries, write_json
+from maep.locks import one_at_a_time
 from maep.progress import progress_bar, say
 from maep.settings import DataSettings, Settings
 
@@ -87,7 +86,7 @@ def build_shards(settings: Settings) -> Location:
     if settings.data.shards:
         return _check_given(settings)
     path = _built_path(settings)
-    with _exclusive(path):
+    with one_at_a_time(path):
         if not all((path / split).exists() for split in SPLITS):
             source, splits = open_source(settings.data)
             for split, items in splits.items():
@@ -107,23 +106,6 @@ def _check_given(settings: Settings) -> Location:
         if size != settings.data.image_size:
             fail(f"{shards.path}: its images are {size} pixels wide, data.image_size={settings.data.image_size}")
     return path
-
-
-@contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
-    """One builder at a time; a second waits for the first and then finds its work done."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = (path / ".lock").open("a")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"waiting for another process that builds {path}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 # --- one split ---

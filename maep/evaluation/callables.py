@@ -20,7 +20,8 @@ from maep.evaluation.report import build_report
 from maep.evaluation.robustbench import write_model_info
 from maep.evaluation.subject import Evaluation
 from maep.evaluation.work import evaluate_all
-from maep.files import atomic_file, digest, read_json, run_lock
+from maep.files import atomic_file, digest, read_json
+from maep.locks import run_lock
 from maep.settings import Settings
 
 PROBES = 64

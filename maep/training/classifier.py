@@ -27,9 +27,10 @@ from maep.data.order import batch_at
 from maep.data.pairs import ignore_signals
 from maep.data.shards import ShardSet, to_float
 from maep.errors import fail
-from maep.files import MANIFEST, atomic_directory, digest, one_at_a_time, problem_with, read_json
+from maep.files import MANIFEST, atomic_directory, digest, problem_with, read_json
 from maep.host import prepare_device
 from maep.keyed import keyed_rng
+from maep.locks import one_at_a_time
 from maep.models.classifiers import Normalized, build_classifier
 from maep.progress import progress_bar, say
 from maep.settings import ClassifierSettings, Settings

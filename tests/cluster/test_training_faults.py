@@ -47,7 +47,7 @@ def test_preempted_by_a_higher_partition(
 @pytest.mark.slow
 def test_time_limit(new_run: NewRun) -> None:
     """A job that its time limit ends has saved before, and goes on in another life."""
-    long = ["pretrain.steps=3000", "pretrain.save_every=1000", "compute.grace=5"]
+    long = ["pretrain.steps=1500", "pretrain.save_every=500", "compute.grace=5"]
     whole = new_run(*long, name="whole").submit(NODES).finish()
     run = new_run(*long).submit(NODES, minutes=1).finish()
     assert run.state().restarts >= 1
@@ -106,6 +106,7 @@ def test_power_loss_in_an_all_reduce(new_run: NewRun, undisturbed_on_four: Clust
     lost.power_off()
     os.kill(rank, signal.SIGCONT)
     assert run.requeued() == before
+    lost.power_on()
     goes_on(run, undisturbed_on_four, repeats=2 * SAVE_EVERY)
 
 

@@ -1,0 +1,87 @@
+"""Directories that one process at a time may work in."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from maep.errors import UserError
+from maep.locks import one_at_a_time, run_lock
+
+HOLD = """
+import sys
+from pathlib import Path
+from maep.locks import run_lock
+with run_lock(Path(sys.argv[1])) as lock:
+    print("held", flush=True)
+    sys.stdin.readline()
+    print(lock.is_held(), flush=True)
+"""
+
+
+@contextmanager
+def held_by_another(directory: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A process, of this one's SLURM job if there is one, that holds a directory until it is killed or told."""
+    command = [sys.executable, "-c", HOLD, str(directory)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        yield holder
+        holder.kill()
+
+
+@pytest.fixture
+def job(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """This process is in the first life of a SLURM job."""
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    return monkeypatch
+
+
+def test_second_run_is_refused_naming_the_first(tmp_path: Path) -> None:
+    """Two runs cannot share a run directory; the lock goes with its holder."""
+    with held_by_another(tmp_path) as holder:
+        with pytest.raises(UserError, match=f"process {holder.pid}"), run_lock(tmp_path):
+            pass
+        holder.kill()
+        holder.wait()
+        with run_lock(tmp_path) as lock:
+            assert lock.is_held()
+
+
+def test_later_life_takes_over(tmp_path: Path, job: pytest.MonkeyPatch) -> None:
+    """A frozen process of the same job's earlier life does not keep the directory, and knows when it wakes up."""
+    with held_by_another(tmp_path) as holder:
+        with pytest.raises(UserError), run_lock(tmp_path):
+            pass
+        job.setenv("SLURM_RESTART_COUNT", "1")
+        with run_lock(tmp_path) as lock:
+            assert lock.is_held()
+            answer, _ = holder.communicate("\n")
+            assert answer == "False\n"
+        with run_lock(tmp_path):
+            pass
+
+
+@pytest.mark.parametrize("job_id", ["18", None])
+def test_other_jobs_do_not_take_over(tmp_path: Path, job: pytest.MonkeyPatch, job_id: str | None) -> None:
+    """Neither a later life of another job nor a run without SLURM."""
+    with held_by_another(tmp_path):
+        job.setenv("SLURM_RESTART_COUNT", "1")
+        if job_id:
+            job.setenv("SLURM_JOB_ID", job_id)
+        else:
+            job.delenv("SLURM_JOB_ID")
+        with pytest.raises(UserError, match="in use by"), run_lock(tmp_path):
+            pass
+
+
+def test_maker_of_something_shared_takes_over(tmp_path: Path, job: pytest.MonkeyPatch) -> None:
+    """Nor is a frozen earlier life waited for by the next."""
+    with held_by_another(tmp_path):
+        job.setenv("SLURM_RESTART_COUNT", "1")
+        with one_at_a_time(tmp_path):
+            pass

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from maep.training.checkpoint import newest_whole
+from maep.training.checkpoint import newest_whole, step_of
 from tests.cluster.cluster import Cluster
 from tests.cluster.conftest import NewRun
 from tests.cluster.runs import LIFE, SAVE_EVERY, ClusterRun, assert_same
@@ -17,9 +17,14 @@ MIDDLE, LAST_SAVE = 25, 80
 
 
 def goes_on(run: ClusterRun, undisturbed: ClusterRun, *, repeats: int) -> None:
-    """The run is requeued, repeats at most so many steps, and ends as if nothing had been."""
+    """The run is requeued, goes on from the newest whole checkpoint, and ends as if nothing had been.
+
+    repeats: at most so many steps. A checkpoint counts from its commit, up to an interval after its step.
+    """
     reached = run.requeued()
+    newest = latest_checkpoint(run)
     resumed, *_ = run.finish().resumed_from()
+    assert resumed == step_of(newest)
     assert 0 <= reached - resumed <= repeats
     assert_same(run, undisturbed)
 
@@ -128,9 +133,11 @@ def test_frozen_node(new_run: NewRun, undisturbed: ClusterRun, cluster: Cluster,
     node = cluster.nodes[run.nodes()[rank]]
     node.freeze()
     reached = run.requeued(frozen=node.name)
+    newest = latest_checkpoint(run)
     run.reach(reached + 5)
     node.thaw()
     resumed, *_ = run.finish().resumed_from()
+    assert resumed == step_of(newest)
     assert 0 <= reached - resumed <= 2 * SAVE_EVERY
     assert_same(run, undisturbed)
 
@@ -171,7 +178,7 @@ def test_disk_full_in_a_save(new_run: NewRun, undisturbed: ClusterRun, cluster: 
         whole = newest_whole(seen)
         assert whole is not None
         cluster.grow_disk(run.directory / "checkpoints", 10 * size)
-        assert run.submit(NODES).finish().resumed_from() == [int(whole.name[len("step-") :])]
+        assert run.submit(NODES).finish().resumed_from() == [step_of(whole)]
     assert_same(run, undisturbed)
 
 

@@ -17,7 +17,8 @@ from maep.ablation.sweep import Sweep
 from maep.ablation.tables import latex_table, markdown_table
 from maep.errors import fail
 from maep.evaluation.environment import environment
-from maep.files import atomic_file, one_at_a_time, read_json, write_json
+from maep.files import atomic_file, read_json, write_json
+from maep.locks import one_at_a_time
 
 SUMMARY = "ablation.json"
 SCHEMA = 1

@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from maep.errors import UserError
 from maep.files import seal_directory
-from maep.sharded import HostBuffer, Piece
+from maep.sharded import HostBuffer
 from maep.training.checkpoint import Retention, checkpoint_path, prune
 from maep.training.distributed import PeerLost, world
 from maep.training.state import TrainingState
@@ -70,10 +70,9 @@ class Saver:
         if not self.finish(within):
             return False
         save = Save(checkpoint_path(self.directory, step), facts)
-        pieces = self.state.pieces(world().rank, world().size)
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream())
-        save.thread = threading.Thread(target=self._work, args=(save, pieces), name="save", daemon=True)
+        save.thread = threading.Thread(target=self._work, args=(save,), name="save", daemon=True)
         save.thread.start()
         self._now = save
         save.blocked = time.perf_counter() - started
@@ -122,11 +121,11 @@ class Saver:
 
     # in the background
 
-    def _work(self, save: Save, pieces: list[Piece]) -> None:
+    def _work(self, save: Save) -> None:
         started = time.perf_counter()
         try:
             with torch.cuda.stream(self._stream) if self._stream else nullcontext():
-                self._buffer.fill(pieces)
+                self._buffer.fill(self.state.pieces(world().rank, world().size))
             save.copied.set()
             save.problem = self._write(save)
         except BaseException as error:  # noqa: BLE001 (raised by `finish`, in the training's own thread)

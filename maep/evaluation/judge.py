@@ -13,7 +13,7 @@ from maep.attacks.randomness import reseeded
 from maep.attacks.state import AttackState, load_tensors, save_tensors
 from maep.data.shards import to_float, to_uint8
 from maep.evaluation.adversarial import ChunkAttack, Saved
-from maep.evaluation.metrics import distances, energies, psnr, ssim
+from maep.evaluation.metrics import directions_cosine, distances, energies, psnr, purified_distances, ssim
 from maep.evaluation.records import SAMPLES, Task, record_path
 from maep.evaluation.subject import Evaluation
 from maep.files import digest, write_json
@@ -169,6 +169,7 @@ def _distances(
     linf, l2 = distances(attacked, images)
     linf_8bit, l2_8bit = distances(rounded, images)
     removed, added = energies(adversarial, attacked, images)
+    distance_clean, distance_adversarial = purified_distances(clean, adversarial, images)
     values = {
         "linf": linf,
         "l2": l2,
@@ -178,6 +179,9 @@ def _distances(
         "psnr_adversarial": psnr(adversarial, images),
         "ssim_clean": ssim(clean, images),
         "ssim_adversarial": ssim(adversarial, images),
+        "distance_clean": distance_clean,
+        "distance_adversarial": distance_adversarial,
+        "direction_cosine": directions_cosine(clean, adversarial, images, attacked),
         "energy_removed": removed,
         "energy_added": added,
     }

@@ -76,3 +76,22 @@ def energies(purified: Tensor, attacked: Tensor, clean: Tensor) -> tuple[Tensor,
     energy = delta.square().sum(1)
     along = (left * delta).sum(1) / energy
     return 1 - along.square(), (left - along[:, None] * delta).square().sum(1) / energy
+
+
+def purified_distances(clean: Tensor, adversarial: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """‖P(x) − x‖ and ‖P(x_a) − x‖ of each image: mean absolute difference in [0,1] pixels, ([N], [N]) (Sec. 4.2).
+
+    clean, adversarial: P(x) and P(x_a), images: x, all [N, 3, H, W] in [0,1].
+    """
+    first, second = ((purified - images).abs().flatten(1).mean(1) for purified in (clean, adversarial))
+    return first, second
+
+
+def directions_cosine(clean: Tensor, adversarial: Tensor, images: Tensor, attacked: Tensor) -> Tensor:
+    """Cosine between the ways that a clean image and its adversarial one are moved, P(x) − x and P(x_a) − x_a: [N].
+
+    The first decides on clean, the second on robust accuracy (Sec. 4.2). NaN where either is not moved at all.
+    clean, adversarial: P(x) and P(x_a), images: x, attacked: x_a, all [N, 3, H, W] in [0,1].
+    """
+    first, second = (clean - images).flatten(1).double(), (adversarial - attacked).flatten(1).double()
+    return (first * second).sum(1) / (first.norm(dim=1) * second.norm(dim=1))

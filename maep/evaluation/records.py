@@ -25,7 +25,7 @@ from maep.settings import EvaluationSettings, PurifySettings, Settings
 PLAN, CHECKS = "plan.json", "checks.json"
 SAMPLES = "samples.safetensors"
 # Of adversarial images, and of what a record holds: raising the second keeps the images.
-VERSION, RECORD_VERSION = 1, 2
+VERSION, RECORD_VERSION = 1, 3
 
 NOT_DECIDING = ("figure_images", "check_images", "purifiers", "purifier")
 

@@ -119,6 +119,7 @@ def combine(
         "robust_accuracy_8bit": accuracies["defended_adversarial_8bit"][0],
         **_budget_used(records),
         **_energies(records),
+        **_of_purification(records),
         **_scores_of_draws(records, labels),
         "seconds_attack": round(attack, 6),
         "seconds_purify": round(purify / 2, 6),
@@ -158,6 +159,13 @@ def _energies(records: Sequence[dict[str, Any]]) -> dict[str, float | None]:
         for name in ("energy_removed", "energy_added")
     }
     return {name: round(median(values), 4) if values else None for name, values in found.items()}
+
+
+def _of_purification(records: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """Means of how far purified images are from the clean ones, and of how alike both ways there are (Sec. 4.2)."""
+    names = ("distance_clean", "distance_adversarial", "direction_cosine")
+    found = {name: [value for value in _joined(records, name) if value is not None] for name in names}
+    return {name: round(fmean(values), 6) if values else None for name, values in found.items()}
 
 
 def _scores_of_draws(records: Sequence[dict[str, Any]], labels: Sequence[int]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from maep.config import CONFIGS, sweep_names
 
 CASES = [(name, scale) for name in sweep_names() for scale in ("paper", "cpu")]
 WITHOUT_CPU = {"ablation/table08"}
-TABLES = {2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18}
+TABLES = {2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18}
 
 
 def resolved(name: str, scale: str, data: Path) -> tuple[Sweep, list[Point]]:
@@ -79,5 +79,7 @@ def test_published_numbers_are_the_papers(name: str) -> None:
     if sweep.table == "Table 10":
         pytest.skip("Table 10 says about a day and about ten minutes")
     for names, numbers in sweep.paper.items():
-        width = len(numbers)
-        assert any(row[i : i + width] == list(numbers) for row in rows for i in range(len(row))), (names, numbers)
+        known = [number for number in numbers if number is not None]
+        width = len(known)
+        assert width
+        assert any(row[i : i + width] == known for row in rows for i in range(len(row))), (names, numbers)

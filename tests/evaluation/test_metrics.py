@@ -6,7 +6,16 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from maep.evaluation.metrics import count_right, distances, energies, psnr, ssim, wilson_interval
+from maep.evaluation.metrics import (
+    count_right,
+    directions_cosine,
+    distances,
+    energies,
+    psnr,
+    purified_distances,
+    ssim,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 10), (10, 10), (5, 10), (81, 263), (887, 1000), (1, 1), (63, 64)])
@@ -85,3 +94,28 @@ def test_energies() -> None:
     assert removed[:3].tolist() == pytest.approx([1, 0.75, 1], abs=1e-5)
     assert added[:3].tolist() == pytest.approx([0, 0, 0.25], abs=1e-5)
     assert removed[3].isnan()
+
+
+def test_purified_distances() -> None:
+    """Mean absolute differences from the clean image, of what became of it and of its adversarial one."""
+    images = torch.full((2, 3, 4, 4), 0.5)
+    clean, adversarial = images.clone(), images.clone()
+    clean[0, 0] -= 0.3
+    adversarial[1] += 0.2
+    first, second = purified_distances(clean, adversarial, images)
+    assert first.tolist() == pytest.approx([0.1, 0])
+    assert second.tolist() == pytest.approx([0, 0.2])
+
+
+def test_directions_cosine() -> None:
+    """1 where both images are moved alike, -1 where oppositely, 0 across, none where one is not moved."""
+    images = torch.full((4, 3, 4, 4), 0.5)
+    attacked = images + 0.1
+    clean, adversarial = images.clone(), attacked.clone()
+    clean[:3, 0, 0, 0] += 0.1
+    adversarial[0, 0, 0, 0] += 0.3
+    adversarial[1, 0, 0, 0] -= 0.2
+    adversarial[2:, 1, 0, 0] += 0.2
+    cosine = directions_cosine(clean, adversarial, images, attacked)
+    assert cosine[:3].tolist() == pytest.approx([1, -1, 0], abs=1e-5)
+    assert cosine[3].isnan()

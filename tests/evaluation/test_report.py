@@ -55,6 +55,9 @@ MORE = {
     "eps_used_8bit",
     "energy_removed",
     "energy_added",
+    "distance_clean",
+    "distance_adversarial",
+    "direction_cosine",
     "seconds_attack",
     "seconds_purify",
     "seconds_classify",
@@ -134,8 +137,11 @@ def test_numbers_are_those_of_the_records(settings: Settings, reported: dict[str
     low, high = wilson_interval(right, 20)
     assert result["robust_ci95"] == pytest.approx([100 * low, 100 * high], abs=1e-3)
     assert result["average_accuracy"] == (result["clean_accuracy"] + result["robust_accuracy"]) / 2
-    values = [value for record in records for value in record["psnr_adversarial"]]
-    assert result["psnr_adversarial"] == pytest.approx(sum(values) / 20, abs=1e-3)
+    for name in ("psnr_adversarial", "distance_clean", "distance_adversarial", "direction_cosine"):
+        values = [value for record in records for value in record[name]]
+        assert result[name] == pytest.approx(sum(values) / 20, abs=1e-3)
+        assert result[name] > 0
+    assert result["distance_adversarial"] != result["distance_clean"]
     spent = sum(record["seconds"][what] for record in records for what in ("purify", "classify"))
     assert result["seconds_per_image"] == pytest.approx(spent / 40, abs=1e-5)
 

@@ -9,21 +9,17 @@ standard library, since the grace time may be nearly over.
 
 import os
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch import ends
+from launch import controller, ends
 from launch.ends import CRASHED, FINAL, LOST, NODE, STOPPED, TAKEN, WELL
 
 ASKED = tuple(128 + signum for signum in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT))
 OURS = ("RUNNING", "TIMEOUT", "")
 UNSEEN = 66
-ATTEMPTS = 10
-PAUSE = 3.0
 
 
 @dataclass(frozen=True)
@@ -62,69 +58,39 @@ def decide(
     return Decision(True, CRASHED, f"{how}; crash {crashes + 1} of at most {max_crashes} that begin again")
 
 
-def _slurm(*words: str) -> str | None:
-    """What a Slurm command answers; None, and its complaint in the log, if it fails or is not there."""
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-    except OSError as error:
-        print(f"{words[0]}: {error.strerror}", file=sys.stderr, flush=True)
-        return None
-    if done.returncode:
-        print(f"{' '.join(words)}: {done.stderr.strip()}", file=sys.stderr, flush=True)
-        return None
-    return done.stdout
-
-
-def _state(job: str) -> str:
-    """RUNNING, TIMEOUT, or what else Slurm says; in COMPLETING it hides why."""
-    answer = _slurm("scontrol", "--oneliner", "show", "job", job) or ""
-    fields = dict(word.split("=", 1) for word in answer.split() if "=" in word)
-    state = fields.get("JobState", "")
-    if state == "COMPLETING" and _seconds(fields["RunTime"]) >= _seconds(fields["TimeLimit"]):
-        return "TIMEOUT"
-    return state
-
-
-def _seconds(text: str) -> float:
-    """Seconds of Slurm's [D-]H:M:S; endless for UNLIMITED."""
-    days, _, clock = text.rpartition("-")
-    if not clock[:1].isdigit():
-        return float("inf")
-    hours, minutes, seconds = (int(part) for part in clock.split(":"))
-    return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
-
-
-def _down_nodes() -> list[str]:
-    nodes = os.environ.get("SLURM_JOB_NODELIST", "")
-    answer = _slurm("sinfo", "--noheader", "--Node", f"--nodes={nodes}", "--format=%N %T") if nodes else None
-    pairs = [line.split() for line in (answer or "").splitlines()]
-    return sorted({name for name, state in pairs if state.endswith("*") or state.startswith(("down", "fail"))})
-
-
-def _requeue(job: str) -> bool:
-    """Ask until Slurm has it, for half a minute: its controller may be restarting."""
-    for _ in range(ATTEMPTS):
-        if _slurm("scontrol", "requeue", job) is not None:
-            return True
-        time.sleep(PAUSE)
-    return False
-
-
 def main(words: Sequence[str]) -> None:
     """Decide, write it down, requeue."""
     directory, max_crashes, code, unseen = Path(words[0]) / ends.job_now(), int(words[1]), int(words[2]), words[3]
     job, name = os.environ["SLURM_JOB_ID"], f"job {ends.job_now()}, life {ends.life_now()}"
-    kinds = [facts["kind"] for _, facts in ends.read_ends(directory, ends.life_now())]
+    told = [facts for _, facts in ends.read_ends(directory, ends.life_now())]
+    kinds = [facts["kind"] for facts in told]
     crashes = sum(life["kind"] == CRASHED for life in ends.read_lives(directory))
-    decision = decide(code, _state(job) if code else "", kinds, crashes, max_crashes, _down_nodes() if code else ())
+    decision = decide(code, controller.state(job) if code else "", kinds, crashes, max_crashes)
+    if decision.kind == CRASHED:
+        lost = _lost_nodes(job, {facts["node"] for facts in told})
+        decision = decide(code, controller.state(job), kinds, crashes, max_crashes, lost)
     reason = unseen if code == UNSEEN and unseen else decision.reason
     facts = {"code": code, "requeued": decision.requeue, "kind": decision.kind, "reason": reason}
     ends.write_life(directory, facts)
     if code:
         verb = "begins again" if decision.requeue else "does not begin again"
         print(f"{name}: {verb}: {reason}", file=sys.stderr, flush=True)
-    if decision.requeue and not _requeue(job):
+    if decision.requeue and not controller.requeue(job):
         print(f"{name}: Slurm does not requeue it; the same launch/slurm.py command goes on", file=sys.stderr)
+
+
+def _lost_nodes(job: str, heard: set[str]) -> list[str]:
+    """Nodes of the job that are lost. heard: where a rank said how it ended.
+
+    A node dies minutes before Slurm takes it out, and until then a requeued job may be put on it again, and fail
+    again: Slurm is waited for, which then ends this script and requeues the job itself.
+    """
+    nodes = controller.job_nodes()
+    lost = controller.down(nodes) or controller.unreachable([node for node in nodes if node not in heard])
+    if lost:
+        print(f"node {', '.join(lost)} does not answer: waiting for Slurm to take it out", file=sys.stderr, flush=True)
+        controller.wait_until_out(job, lost)
+    return lost
 
 
 if __name__ == "__main__":

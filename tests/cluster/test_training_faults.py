@@ -69,8 +69,11 @@ def test_node_set_down(new_run: NewRun, undisturbed: ClusterRun, cluster: Cluste
 
 @pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_power_loss_in_training(new_run: NewRun, undisturbed: ClusterRun, cluster: Cluster, rank: int) -> None:
-    """A node loses power in the middle of training: the first one, which runs the batch script, or the last."""
-    run = new_run().submit(NODES)
+    """A node loses power in the middle of training: the first one, which runs the batch script, or the last.
+
+    No crash is allowed here, so a lost node must not count as one.
+    """
+    run = new_run().submit(NODES, max_crashes=0)
     run.reach(MIDDLE)
     cluster.nodes[run.nodes()[rank]].power_off()
     goes_on(run, undisturbed, repeats=2 * SAVE_EVERY)
@@ -78,7 +81,7 @@ def test_power_loss_in_training(new_run: NewRun, undisturbed: ClusterRun, cluste
 
 def test_power_loss_in_a_checkpoint_write(new_run: NewRun, undisturbed: ClusterRun, cluster: Cluster) -> None:
     """A node loses power while a checkpoint is half written; that checkpoint is not used."""
-    run = new_run().submit(NODES)
+    run = new_run().submit(NODES, max_crashes=0)
     run.reach(SAVE_EVERY + 2)
     node = cluster.nodes[run.nodes()[1]]
     stop_in_a_save(run, node.ranks()[0])

@@ -1,0 +1,91 @@
+"""What the batch script of a job asks of Slurm. Only the standard library, as in launch.requeue."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+ATTEMPTS = 10
+PAUSE = 3.0
+PROBE = 30.0  # seconds in which a node that lives starts a command
+PATIENCE = 900.0  # seconds for Slurm to take a dead node out: SlurmdTimeout is 300 by default
+
+
+def slurm(*words: str) -> str | None:
+    """What a Slurm command answers; None, and its complaint in the log, if it fails or is not there."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+    except OSError as error:
+        print(f"{words[0]}: {error.strerror}", file=sys.stderr, flush=True)
+        return None
+    if done.returncode:
+        print(f"{' '.join(words)}: {done.stderr.strip()}", file=sys.stderr, flush=True)
+        return None
+    return done.stdout
+
+
+def state(job: str) -> str:
+    """RUNNING, TIMEOUT, or what else Slurm says; in COMPLETING it hides why."""
+    answer = slurm("scontrol", "--oneliner", "show", "job", job) or ""
+    fields = dict(word.split("=", 1) for word in answer.split() if "=" in word)
+    found = fields.get("JobState", "")
+    if found == "COMPLETING" and _seconds(fields["RunTime"]) >= _seconds(fields["TimeLimit"]):
+        return "TIMEOUT"
+    return found
+
+
+def _seconds(text: str) -> float:
+    """Seconds of Slurm's [D-]H:M:S; endless for UNLIMITED."""
+    days, _, clock = text.rpartition("-")
+    if not clock[:1].isdigit():
+        return float("inf")
+    hours, minutes, seconds = (int(part) for part in clock.split(":"))
+    return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
+
+
+def job_nodes() -> list[str]:
+    """The nodes of this job."""
+    nodes = os.environ.get("SLURM_JOB_NODELIST", "")
+    return (slurm("scontrol", "show", "hostnames", nodes) or "").split() if nodes else []
+
+
+def down(nodes: Sequence[str]) -> list[str]:
+    """Those that Slurm knows to be down, or that do not answer it."""
+    answer = slurm("sinfo", "--noheader", "--Node", f"--nodes={','.join(nodes)}", "--format=%N %T") if nodes else None
+    pairs = [line.split() for line in (answer or "").splitlines()]
+    return sorted({name for name, word in pairs if word.endswith("*") or word.startswith(("down", "fail"))})
+
+
+def unreachable(nodes: Sequence[str]) -> list[str]:
+    """Those, other than this one, on which no command can be started within `PROBE` seconds."""
+    others = [node for node in nodes if node != os.environ.get("SLURMD_NODENAME")]
+    words = ["srun", "--overlap", "--nodes=1", "--ntasks=1", "--cpus-per-task=1", "--mem=0", "--quiet"]
+    probes = {node: subprocess.Popen([*words, f"--nodelist={node}", "true"]) for node in others}
+    deadline = time.monotonic() + PROBE
+    return [node for node, probe in probes.items() if not _succeeds(probe, deadline - time.monotonic())]
+
+
+def _succeeds(probe: "subprocess.Popen[bytes]", seconds: float) -> bool:
+    try:
+        return probe.wait(max(0.0, seconds)) == 0
+    except subprocess.TimeoutExpired:
+        probe.kill()
+        probe.wait()
+        return False
+
+
+def wait_until_out(job: str, nodes: Sequence[str]) -> None:
+    """Wait until Slurm has taken the nodes out, or the job from them, for at most `PATIENCE` seconds."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and state(job) == "RUNNING" and not set(nodes) <= set(down(nodes)):
+        time.sleep(PAUSE)
+
+
+def requeue(job: str) -> bool:
+    """Ask until Slurm has it, for half a minute: its controller may be restarting."""
+    for _ in range(ATTEMPTS):
+        if slurm("scontrol", "requeue", job) is not None:
+            return True
+        time.sleep(PAUSE)
+    return False

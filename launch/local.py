@@ -1,6 +1,6 @@
 """Run the pipeline on this machine: `python launch/local.py cfg=digits [stage=…] [--nproc N]`.
 
-A sweep is run point by point: `python launch/local.py cfg=ablation/table15 --scale cpu [--only 0,3-5]`.
+A sweep is run point by point: `python launch/local.py cfg=ablation/table15 --scale cpu [--only 0,3-5] [--dry-run]`.
 """
 
 import argparse
@@ -91,6 +91,7 @@ def main() -> int:
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument("--nproc", type=int, default=1, help="processes of the training stages on this machine")
     options.add_argument("--scale", help="of a sweep: paper, or cpu for a small version of the table")
+    options.add_argument("--dry-run", action="store_true", help="of a sweep: show its points and what they share")
     options.add_argument("--only", default="", metavar="I,J-K", help="of a sweep: only these points, counted from 0")
     arguments = [word for word in sys.argv[1:] if not word.startswith("stage=")]
     stages = [word.partition("=")[2] for word in sys.argv[1:] if word.startswith("stage=")]
@@ -103,9 +104,9 @@ def main() -> int:
         if stages:
             fail(f"stage={stages[-1]}: a sweep runs every stage of its points; leave it out")
         return _run_sweep(namespace, overrides)
-    for option in ("scale", "only"):
+    for option in ("scale", "only", "dry_run"):
         if getattr(namespace, option):
-            fail(f"--{option}: {namespace.cfg} is no sweep; choose one of {', '.join(sweep_names())}")
+            fail(f"--{option.replace('_', '-')}: {namespace.cfg} is no sweep; choose one of {', '.join(sweep_names())}")
     return _run(namespace, load_settings(namespace.cfg, overrides), stages[-1] if stages else "all")
 
 
@@ -118,7 +119,10 @@ def _run(namespace: argparse.Namespace, settings: Settings, wanted: str) -> int:
 
 
 def _run_sweep(namespace: argparse.Namespace, overrides: list[str]) -> int:
-    from launch.sweeps import run_sweep
+    from launch.sweeps import run_sweep, show_sweep
+
+    if namespace.dry_run:
+        return show_sweep(namespace, overrides)
 
     return run_sweep(namespace, overrides, _launcher(namespace.nproc))
 

@@ -3,7 +3,8 @@
     python launch/slurm.py --nodes 4 cfg=imagenet [stage=…]    submit what is left to do, and return
     python launch/slurm.py --dry-run --nodes 4 cfg=imagenet    print the batch scripts and what they may cost
     python launch/slurm.py --plan --nodes 1,4,16 cfg=imagenet  what a training would take, on paper
-    python launch/slurm.py cfg=ablation/table15 [--scale cpu]  a sweep: an array of workers that share its points
+    python launch/slurm.py cfg=ablation/table15 [--scale cpu]  a sweep: an array of workers that share its points;
+                                                               --dry-run shows them, and what they share
     python launch/slurm.py status|cancel|logs RUN              RUN: a run directory, or a name below runs/
 
 What it adds to the run directory:
@@ -94,13 +95,15 @@ def _launch(words: Sequence[str]) -> int:
 
 
 def _launch_sweep(namespace: argparse.Namespace, words: list[str], stages: Sequence[str]) -> int:
-    """Submit what is left of a sweep."""
-    for given, name in ((stages, "stage="), (namespace.dry_run, "--dry-run")):
-        if given:
-            fail(f"{name}: not for a sweep, whose points run every stage; leave it out")
-    from launch.sweep_jobs import print_sweep, submit_sweep
+    """Submit what is left of a sweep, or with --dry-run show it."""
+    if stages:
+        fail("stage=: not for a sweep, whose points run every stage; leave it out")
+    from launch.sweep_jobs import preview_sweep, print_sweep, submit_sweep
 
     cluster = read_cluster(namespace, [*KINDS, POINTS])
+    if namespace.dry_run:
+        scripts = preview_sweep(namespace, words, cluster)
+        return _print_scripts(scripts) if scripts else 0
     require_slurm()
     records = submit_sweep(namespace, words, cluster)
     if not records:

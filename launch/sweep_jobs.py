@@ -19,6 +19,7 @@ from rich.text import Text
 
 from launch.cluster import Cluster
 from launch.jobs import ARRAY, POINTS, Job
+from launch.preview import print_preview
 from launch.progress import progress_of
 from launch.records import JobRecord, live_jobs
 from launch.refusals import check_run, check_with_slurm
@@ -45,6 +46,17 @@ def points_job(study: Study, cluster: Cluster) -> Job:
     """An array with a worker for every point that is not finished, `array_parallelism` of them at a time."""
     asked, left = cluster.of(POINTS), [point for point in study.points if not is_finished(point)]
     return Job(POINTS, ARRAY, asked, (1, 1), 1, min(asked.gpus_per_node, 1), len(left), ())
+
+
+def preview_sweep(namespace: argparse.Namespace, words: Sequence[str], cluster: Cluster) -> list[tuple[Job, str]]:
+    """Print what would be submitted, and return the array with its batch script; [] if nothing is left.
+
+    Needs no Slurm, and writes nothing.
+    """
+    study = prepare(namespace.cfg, namespace.scale, words)
+    settings, job = sweep_settings(study), points_job(study, cluster)
+    print_preview(study)
+    return [(job, submission_of(settings).script(job, []))] if job.workers else []
 
 
 def submit_sweep(namespace: argparse.Namespace, words: Sequence[str], cluster: Cluster) -> list[JobRecord]:

@@ -35,6 +35,16 @@ def run_sweep(namespace: argparse.Namespace, words: Sequence[str], launch: Launc
     return code or int(not said[0])
 
 
+def show_sweep(namespace: argparse.Namespace, words: Sequence[str]) -> int:
+    """Print the points of a sweep, what they share and what is finished; runs and writes nothing."""
+    from launch.preview import print_preview
+
+    study = prepare(namespace.cfg, namespace.scale, words)
+    parse_only(namespace.only, len(study.points))
+    print_preview(study)
+    return 0
+
+
 def work_on_points(directory: Path) -> None:
     """What a worker of the array does: take points until none is left for it, then write the table as it stands."""
     study, command = read_study(directory)

@@ -1,12 +1,16 @@
 """A real sweep on digits: shared work is done once, failures stay alone, finished points are not run again."""
 
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from launch.sweeps import show_sweep
 from maep.__main__ import run as main
+from maep.ablation.records import is_finished
+from maep.ablation.study import prepare
 from maep.ablation.sweep import read_sweep
 from maep.config import sweep_names
 from tests.ablation.sweeps import run, write
@@ -122,6 +126,22 @@ def test_only_new_points_run(problem: Problem, swept: tuple[Path, dict[str, Any]
     assert {path: after[path] for path in before} == before
     assert len({path.parts[-3] for path in after.keys() - before.keys()}) == 1
     assert summary["attacked"]["test"] == {"attacks": 2, "pieces": 2, "sets": 1}
+
+
+def test_dry_run_tells_what_is_finished(
+    problem: Problem, swept: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of three points those that other sweeps have finished are; nothing is written."""
+    base = swept[0]
+    sweep = write(base / "more.yaml", paper=None, grid={"objective.distance": ["l1", "mse", "smooth_l1"]})
+    words = [f"run.dir={base / 'more'}", f"run.cache={problem.cache}", "pretrain.lr=1e-3"]
+    assert show_sweep(Namespace(cfg=str(sweep), scale=None, only=""), words) == 0
+    told = capsys.readouterr().out
+    finished = sum(is_finished(point) for point in prepare(str(sweep), None, words).points)
+    assert finished >= 2
+    assert f"3 points, {finished} finished, {3 - finished} to run" in told
+    assert told.count("finished") == finished + 1
+    assert not (base / "more").exists()
 
 
 def test_another_table_in_the_directory_is_refused(problem: Problem, swept: tuple[Path, dict[str, Any]]) -> None:

@@ -1,0 +1,40 @@
+"""A sweep on paper: points, what they share, the batch script and the hours; nothing is written."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from maep.ablation.sharing import Shared, shared_work
+from maep.ablation.study import prepare
+from tests.ablation.sweeps import write
+from tests.tiny import ROOT
+
+
+def test_what_is_shared(tmp_path: Path) -> None:
+    """By hand: own pairs and those of a smaller set, each purifier finetuned on its own set in two ways."""
+    zipped = {"pretrain.source": [None, "digits"], "pretrain.source_set": [[], ["data.train_limit=60"]]}
+    grid = {"finetune.method": ["lora", "full"]}
+    sweep = write(tmp_path / "sweep.yaml", grid=grid, zip=zipped, names={"zip": ["own", "other"]}, paper=None)
+    assert shared_work(prepare(str(sweep), None, []).points) == [
+        Shared("clean shards", 6, 2),
+        Shared("classifiers trained", 6, 2),
+        Shared("training images attacked", 6, 2),
+        Shared("test images attacked", 4, 1),
+        Shared("pretrainings", 4, 2),
+    ]
+
+
+def test_slurm(tmp_path: Path) -> None:
+    """The array's script has a worker a point; where there is no Slurm, and without a trace."""
+    sweep = write(tmp_path / "sweep.yaml")
+    command = [sys.executable, ROOT / "launch" / "slurm.py", f"cfg={sweep}", "--dry-run", "--time", "90"]
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
+    (tmp_path / "place").mkdir()
+    done = subprocess.run(
+        command, cwd=tmp_path / "place", capture_output=True, text=True, check=True, env=environment, timeout=120
+    )
+    assert "2 points, 0 finished, 2 to run" in done.stdout
+    assert "#SBATCH --array=0-1%" in done.stdout
+    assert "training images attacked   2        1" in done.stdout
+    assert "3.0" in done.stdout.splitlines()[-2]
+    assert list((tmp_path / "place").iterdir()) == []

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,21 @@ def result_line(result: dict[str, Any]) -> str:
 def bench_line(row: dict[str, Any]) -> str:
     """One row of the benchmark table."""
     return f"| {row['name']} | {row['rate']:.1f} {row['unit']} | {row['limit']} | {row['ratio']:.2f} |"
+
+
+def recovery_line(row: dict[str, Any]) -> str:
+    """One row of the recovery table."""
+    return (
+        f"| {row['after']} | {row['seconds']:.1f} s | {row['until_all_ended']:.1f} s | {row['slurm_seconds']:.1f} s "
+        f"| {row['start_seconds']:.1f} s | {row['most_steps_repeated']} | {row['samples_lost']} / "
+        f"{row['samples_repeated']} |"
+    )
+
+
+def scaling_line(row: dict[str, Any]) -> str:
+    """One row of the scaling table."""
+    share = 100 * row["communication_share"]
+    return f"| {row['processes']} | {row['images_per_second']:.0f} | {share:.0f} % |"
 
 
 def table(name: str) -> list[str]:
@@ -64,6 +80,14 @@ def test_benchmark_table_is_the_committed_one() -> None:
     """So do the benchmark's table and its file."""
     rows = json.loads((ROOT / "tests" / "reports" / "bench.json").read_text())["rows"]
     assert table("bench") == [bench_line(row) for row in rows]
+
+
+@pytest.mark.parametrize(("name", "line"), [("recovery", recovery_line), ("scaling", scaling_line)])
+def test_cluster_tables_are_the_committed_ones(name: str, line: Callable[[dict[str, Any]], str]) -> None:
+    """So do what was measured on the Slurm of tests/cluster and its file, made from a clean checkout."""
+    report = json.loads((ROOT / "tests" / "reports" / "cluster.json").read_text())
+    assert report["environment"]["dirty"] is False
+    assert table(name) == [line(row) for row in report[name]]
 
 
 @pytest.mark.parametrize("name", ["cifar10_cpu", "digits"])

@@ -21,7 +21,7 @@ from maep.errors import fail
 from maep.files import atomic_file
 from maep.progress import say
 from maep.settings import Settings
-from maep.stages import STAGES, check_stage, needs_of, stages_of, unfinished_stages
+from maep.stages import STAGES, needs_of, unfinished_stages, wanted_stages
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,8 @@ def plan_jobs(settings: Settings, cluster: Cluster, wanted: str, live: dict[str,
     wanted: a stage or all. live: `{stage: jobs}` that are queued or running for this run.
     Raises UserError if the stage wanted needs one that is neither finished nor under way.
     """
-    check_stage(wanted)
+    names = wanted_stages(settings, wanted)
     left, needs = unfinished_stages(settings), real_needs(settings)
-    names = [name for name in stages_of(settings) if wanted in ("all", name)]
     for name in names:
         if name not in left:
             say(f"{name}: finished, not submitted")

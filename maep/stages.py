@@ -205,6 +205,27 @@ def stages_of(settings: Settings) -> list[str]:
     return [name for name in STAGES if name in needed]
 
 
+def wanted_stages(settings: Settings, wanted: str) -> list[str]:
+    """The stages that asking for one of them, or for all, means, in order.
+
+    Evaluating a purifier that is given takes the images and the classifier with it, and ends with its report.
+    Raises UserError for an unknown stage, one that judging a given purifier does not need, or a purifier that cannot be
+    read.
+    """
+    if wanted != "all" and wanted not in STAGES:
+        fail(f"stage={wanted}: choose one of {', '.join([*STAGES, 'all'])}")
+    every, given = stages_of(settings), settings.evaluation.purifier
+    if given:
+        given_identity(given)
+    if wanted == "all" or (wanted == "evaluate" and given):
+        return every
+    if wanted not in every:
+        fail(
+            f"stage={wanted}: judging a given purifier needs none (evaluation.purifier={given}); leave one of them out"
+        )
+    return [wanted]
+
+
 def settings_read(stage: Stage, settings: Settings) -> dict[str, Any]:
     """`{key: value}` of the settings that determine the stage's result."""
     return decisive_settings(settings, [k for k in LEAVES if k in stage.reads or k.split(".")[0] in stage.reads])
@@ -380,28 +401,17 @@ def work_on_stage(name: str, settings: Settings, worker: tuple[int, int] = (0, 1
 
 
 def run_pipeline(settings: Settings, wanted: str, launch: Launcher) -> None:
-    """Run one stage, or all in order, in a run directory that is locked meanwhile.
+    """Run what `wanted_stages` names, in order, in a run directory that is locked meanwhile.
 
     launch: runs the function of a training stage on the processes asked for.
-    Evaluating a purifier that is given takes the images and the classifier with it, and ends with its report.
     Raises UserError for an unknown stage, a stage whose needs are not finished, or a run directory in use.
     """
-    check_stage(wanted)
+    names = wanted_stages(settings, wanted)
     directory = Path(settings.run.dir)
-    if settings.evaluation.purifier:
-        given_identity(settings.evaluation.purifier)
-        wanted = "all" if wanted == "evaluate" else wanted
     with run_lock(directory) as lock:
-        if wanted != "all":
-            _require_needs(wanted, settings)
+        _require_needs(names[0], settings)
         with atomic_file(directory / "config.yaml") as temporary:
             temporary.write_text(to_yaml(settings))
         write_environment(directory, sys.argv)
-        for name in stages_of(settings) if wanted == "all" else [wanted]:
+        for name in names:
             run_stage(STAGES[name], settings, launch, lock)
-
-
-def check_stage(wanted: str) -> None:
-    """Raise UserError, with the stages there are, unless `wanted` is one of them or all."""
-    if wanted != "all" and wanted not in STAGES:
-        fail(f"stage={wanted}: choose one of {', '.join([*STAGES, 'all'])}")

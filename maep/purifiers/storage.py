@@ -59,8 +59,10 @@ def load_purifier(
         model, saved = _read_checkpoint(path)
     else:
         model, saved = _read_run(path)
-    purifier = MAEPurifier(model.requires_grad_(False), settings or saved)
-    return purifier.to(device).eval()
+    use, size = settings or saved, model.config.image_size
+    if use.overlap >= size:
+        fail(f"purify.overlap={use.overlap}: must be below the side of the tiles of {path}, {size}")
+    return MAEPurifier(model.requires_grad_(False), use).to(device).eval()
 
 
 def read_purifier(directory: Path) -> MaskedAutoencoder:

@@ -30,10 +30,12 @@ def _free_port() -> int:
 def spawn(name: str, settings: Settings, processes: int) -> None:
     """Run a training stage on several processes of this machine; ends them all when one fails.
 
-    Signals to the launcher are passed on, so that every rank saves. Raises Stopped, PeerLost when a process was killed
-    or does not answer, or UserError with the code of the first process that failed.
+    Signals to the launcher are passed on, so that every rank saves. Raises Stopped, Paused, PeerLost when a process was
+    killed or does not answer, or UserError with the code of the first process that failed.
     """
     from maep.training.distributed import PEER_LOST, PeerLost
+    from maep.training.loop import Paused
+    from maep.training.worker import PAUSED
 
     port = _free_port()
     threads = str(settings.compute.threads or max(1, (os.cpu_count() or 1) // processes))
@@ -64,6 +66,8 @@ def spawn(name: str, settings: Settings, processes: int) -> None:
     if code < 0 or code == PEER_LOST:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else "lost another; its message is above"
         raise PeerLost(f"{name}: one of its {processes} processes {how}")
+    if code == PAUSED:
+        raise Paused(name, getattr(settings, name).pause_at)
     if code:
         fail(f"{name}: one of its {processes} processes ended with code {code}; its message is above")
 

@@ -7,7 +7,8 @@ from rich.table import Table
 
 from launch.status import screen
 from maep.ablation.points import Point
-from maep.ablation.records import is_finished, read_record
+from maep.ablation.records import is_finished
+from maep.ablation.rungs import Stop, standing, state_of
 from maep.ablation.sharing import shared_work
 from maep.ablation.study import Study
 
@@ -17,9 +18,10 @@ FINISHED = "finished"
 def print_preview(study: Study) -> None:
     """Print every point with its state and directory, then how much work is shared between all of them."""
     sweep = study.sweep
-    states = [_state(point) for point in study.points]
+    stopped = standing(sweep, study.points).stopped
+    states = [_state(point, stopped) for point in study.points]
     counts = Counter(states)
-    left = len(states) - counts[FINISHED]
+    left = len(states) - counts[FINISHED] - len(stopped)
     title = f"{sweep.file}, scale {sweep.scale}: {len(states)} points, {counts[FINISHED]} finished, {left} to run"
     table = Table(box=SIMPLE_HEAD)
     for name in ("point", *(axis.title for axis in sweep.axes), "seed", "state", "run directory"):
@@ -35,9 +37,9 @@ def print_preview(study: Study) -> None:
     screen().print(table, shared, highlight=False)
 
 
-def _state(point: Point) -> str:
+def _state(point: Point, stopped: dict[str, Stop]) -> str:
     """As it is now: a point whose files were altered or removed since it was finished is not."""
     if is_finished(point):
         return FINISHED
-    state = read_record(point).state
+    state = state_of(point, stopped)
     return "waiting" if state == FINISHED else state

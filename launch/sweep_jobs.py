@@ -28,6 +28,7 @@ from launch.status import duration, screen
 from launch.submit import submission_of, submit_one
 from maep.ablation.points import Point
 from maep.ablation.records import is_finished, read_record
+from maep.ablation.rungs import standing, state_of
 from maep.ablation.study import SPEC, Study, prepare, read_study
 from maep.ablation.summary import write_summary
 from maep.config import to_yaml
@@ -43,8 +44,9 @@ def sweep_settings(study: Study) -> Settings:
 
 
 def points_job(study: Study, cluster: Cluster) -> Job:
-    """An array with a worker for every point that is not finished, `array_parallelism` of them at a time."""
-    asked, left = cluster.of(POINTS), [point for point in study.points if not is_finished(point)]
+    """An array of a worker for each point neither finished nor stopped, `array_parallelism` of them at a time."""
+    asked, going = cluster.of(POINTS), standing(study.sweep, study.points).left
+    left = [point for point in going if not is_finished(point)]
     return Job(POINTS, ARRAY, asked, (1, 1), 1, min(asked.gpus_per_node, 1), len(left), ())
 
 
@@ -65,7 +67,7 @@ def submit_sweep(namespace: argparse.Namespace, words: Sequence[str], cluster: C
     spec = {"cfg": namespace.cfg, "scale": study.sweep.scale, "words": list(words), "command": sys.argv}
     settings, job = sweep_settings(study), points_job(study, cluster)
     if not job.workers:
-        say(f"{study.sweep.name}: all {len(study.points)} points are finished, nothing submitted")
+        say(f"{study.sweep.name}: all {len(study.points)} points are finished or stopped, nothing submitted")
         write_summary(study.sweep, study.points, study.directory, sys.argv)
         return []
     made = submission_of(settings)
@@ -85,8 +87,11 @@ def submit_sweep(namespace: argparse.Namespace, words: Sequence[str], cluster: C
 def print_sweep(directory: Path) -> None:
     """Print how every point stands: finished, running with the time left, waiting, or failed and why."""
     study, command = read_study(directory)
-    records = [(point, read_record(point)) for point in study.points]
-    counts = Counter(record.state for _, record in records)
+    records, stopped = (
+        [(point, read_record(point)) for point in study.points],
+        standing(study.sweep, study.points).stopped,
+    )
+    counts = Counter(state_of(point, stopped).split(" (")[0] for point, _ in records)
     title = f"{directory}: " + ", ".join(f"{count} {state}" for state, count in counts.items())
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for name in ("point", *(axis.title for axis in study.sweep.axes), "seed", "state", "time", "progress", "left"):
@@ -96,7 +101,7 @@ def print_sweep(directory: Path) -> None:
         left = duration(progress.left) if progress and progress.left is not None else ""
         spent = duration(record.seconds) if record.seconds else ""
         done = f"{stage} {progress or ''}".strip()
-        table.add_row(str(number), *point.names, str(point.seed), record.state, spent, done, left)
+        table.add_row(str(number), *point.names, str(point.seed), state_of(point, stopped), spent, done, left)
     failed = [f"point {n}: {r.reason}" for n, (_, r) in enumerate(records) if r.state == "failed"]
     again = [f"failed points run again with: {shlex.join(command)}"] if failed else []
     screen().print(Group(table, *map(Text, [*failed, *again])), highlight=False)

@@ -29,7 +29,7 @@ def run_sweep(namespace: argparse.Namespace, words: Sequence[str], launch: Launc
     said: list[bool] = []
     try:
         with Spent(study.directory) as spent:
-            code = stopped_code(lambda: said.append(run_points(study.points, launch, spent, only)))
+            code = stopped_code(lambda: said.append(run_points(study.sweep, study.points, launch, spent, only)))
     finally:
         _write(study)
     return code or int(not said[0])
@@ -50,7 +50,7 @@ def work_on_points(directory: Path) -> None:
     study, command = read_study(directory)
     try:
         with Spent(study.directory) as spent:
-            run_points(study.points, run_training, spent)
+            run_points(study.sweep, study.points, run_training, spent)
     finally:
         write_summary(study.sweep, study.points, study.directory, command)
 

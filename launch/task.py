@@ -110,7 +110,7 @@ class Task:
 def how_it_ended(error: BaseException) -> tuple[str, int]:
     """(kind of launch.ends, exit code) of what ended a rank; the codes are those of maep.training.worker."""
     from maep.training.distributed import PeerLost
-    from maep.training.loop import NonFiniteLoss
+    from maep.training.loop import NonFiniteLoss, Paused
 
     match error:
         case Stopped():
@@ -121,6 +121,8 @@ def how_it_ended(error: BaseException) -> tuple[str, int]:
             return FINAL, 2
         case NonFiniteLoss():
             return FINAL, 1
+        case Paused():
+            return FINAL, 4
         case PeerLost():
             return LOST, PEER_LOST
         case RuntimeError() if PEERS.search(str(error)):

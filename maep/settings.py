@@ -184,6 +184,9 @@ class TrainSettings:
         None, "configuration whose images, classifier and attack make the training pairs; unset: the run's own"
     )
     source_set: list[str] = setting([], "key=value words on top of that configuration, such as data.root=PATH")
+    pause_at: int | None = setting(
+        None, "step after which the training is saved and left, to go on another time", unit="steps", low=1
+    )
     keep_last: int = setting(3, "newest checkpoints kept", low=2)
     keep_every: int = setting(0, "checkpoints of every so many steps kept besides; 0: none", unit="steps", low=0)
     keep_best: int = setting(0, "checkpoints kept besides for the lowest mean loss since the one before", low=0)

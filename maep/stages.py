@@ -35,7 +35,7 @@ LOOK_AGAIN = 2.0  # seconds
 HOW_NOT_WHAT = (
     ".workers", ".log_every", ".save_every", ".keep_last", ".device", ".threads", ".on_error", ".claim_timeout",
     ".zero_stage", ".join_timeout", ".stall_timeout", ".grace", ".keep_every", ".keep_best", ".log_samples",
-    ".read_timeout", ".read_attempts", ".read_backoff", ".cache_dir", ".cache_bytes", ".cache_block",
+    ".pause_at", ".read_timeout", ".read_attempts", ".read_backoff", ".cache_dir", ".cache_bytes", ".cache_block",
 )  # fmt: skip
 
 

@@ -7,11 +7,11 @@ from statistics import fmean, stdev
 from typing import Any
 
 from maep.ablation.points import Point
-from maep.ablation.records import read_record, stage_seconds
+from maep.ablation.readings import row_of
+from maep.ablation.records import stage_seconds
+from maep.ablation.rungs import standing, state_of
 from maep.ablation.sweep import Sweep
-from maep.config import FRACTION
 from maep.errors import fail
-from maep.files import read_json
 
 INTERVALS = {"clean_accuracy": "clean_ci95", "robust_accuracy": "robust_ci95"}
 MINUTES = {"pretrain_minutes": "pretrain", "finetune_minutes": "finetune"}
@@ -53,10 +53,10 @@ def read_cells(sweep: Sweep, points: Sequence[Point]) -> list[Cell]:
 
     Raises UserError, naming point and reading, when a finished point's report lacks what the table reads.
     """
-    cells = []
+    cells, stopped = [], standing(sweep, points).stopped
     for names in product(*(axis.names for axis in sweep.axes)):
         own = [point for point in points if point.names == names]
-        states = [read_record(point).state for point in own]
+        states = [state_of(point, stopped) for point in own]
         finished = [point for point, state in zip(own, states, strict=True) if state == "finished"]
         for reading in sweep.readings:
             rows = [_row(sweep, point, reading) for point in finished]
@@ -74,13 +74,13 @@ def _told(states: list[str]) -> str:
 def _row(sweep: Sweep, point: Point, reading: str) -> dict[str, Any]:
     """The row of a point's report that a reading names, with the minutes of its trainings."""
     wanted = sweep.readings[reading]
-    rows = [row for row in read_json(point.directory / "report.json")["results"] if _fits(row, wanted)]
-    if not rows:
+    found = row_of(point.directory / "report.json", wanted)
+    if found is None:
         told = ", ".join(f"{key}={value}" for key, value in wanted.items())
         fail(f"{sweep.file}: {point.label}: its report has no result with {told}; evaluate it or change the reading")
     seconds = stage_seconds(point)
     minutes = {name: seconds[stage] / 60 for name, stage in MINUTES.items() if stage in seconds}
-    row = {**rows[0], **minutes}
+    row = {**found, **minutes}
     for value in sweep.values:
         if value not in row:
             fail(f"{sweep.file}: values: {value}: not in a report; choose among {', '.join(_numbers(row))}")
@@ -89,22 +89,6 @@ def _row(sweep: Sweep, point: Point, reading: str) -> dict[str, Any]:
 
 def _numbers(row: dict[str, Any]) -> list[str]:
     return [key for key, value in row.items() if isinstance(value, int | float)]
-
-
-def budget(value: Any) -> float:
-    """A budget as written, such as 8/255."""
-    match = FRACTION.fullmatch(str(value))
-    return float(match[1]) / float(match[2]) if match else float(value)
-
-
-def _fits(row: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    finetuned = "+" in row["purifier"]
-    return (
-        finetuned == (wanted["purifier"] == "finetuned")
-        and row["attack"] == wanted["attack"]
-        and row["threat_model"] == wanted["threat_model"]
-        and abs(row["eps"] - budget(wanted["eps"])) < 1e-6
-    )
 
 
 def _measure(name: str, rows: Sequence[dict[str, Any]], paper: float | None) -> Measure:

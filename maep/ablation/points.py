@@ -68,6 +68,7 @@ def expand(sweep: Sweep, overrides: Sequence[str] = ()) -> list[Point]:
         other = seen.setdefault(point.identity, point)
         if other is not point:
             fail(f"{sweep.file}: {point.label} and {other.label} resolve to the same settings; drop one")
+        _check_rungs(sweep, point)
         for settings in (point.settings, *source_facts(point.settings).values()):
             _check_data(sweep, point, settings.data)
     return points
@@ -125,6 +126,13 @@ def _point(sweep: Sweep, names: tuple[str, ...], chosen: dict[str, Any], seed: i
         fail(f"{file}: {', '.join(names) or 'every point'}: {error}")
     run = replace(settings.run, name=f"point-{identity[:8]}", dir=f"{settings.run.cache}/points/{identity[:16]}")
     return Point(names, seed, replace(settings, run=run), identity)
+
+
+def _check_rungs(sweep: Sweep, point: Point) -> None:
+    """Raise UserError if a rung of the halving lies beyond the point's pretraining."""
+    steps = point.settings.pretrain.steps
+    if sweep.halving and steps and sweep.halving.at[-1] >= steps:
+        fail(f"{sweep.file}: halving.at: {sweep.halving.at[-1]}: {point.label} has pretrain.steps={steps}; stay below")
 
 
 def _check_data(sweep: Sweep, point: Point, data: DataSettings) -> None:

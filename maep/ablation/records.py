@@ -18,10 +18,10 @@ RECORD = "point.json"
 
 @dataclass
 class PointRecord:
-    """state: running, stopped, failed or finished; reason: of a failure; seconds: over all its lives.
+    """state: running, paused at a rung, interrupted, failed or finished; reason: of a failure.
 
-    attacked: `{path in run.cache: time}` of the shards of training images and the chunks of test images that were
-    attacked while it ran, under `training` and `test`.
+    seconds: over all its lives. attacked: `{path in run.cache: time}` of the shards of training images and the chunks
+    of test images that were attacked while it ran, under `training` and `test`.
     """
 
     state: str = "waiting"
@@ -38,6 +38,11 @@ def read_record(point: Point) -> PointRecord:
     """A point's record; a point that never ran is waiting."""
     path = point.directory / RECORD
     return PointRecord(**read_json(path)) if path.is_file() else PointRecord()
+
+
+def has_failed(point: Point, since: float = 0.0) -> bool:
+    """Whether the point's last run ended in an error, after that time."""
+    return read_record(point).state == "failed" and (point.directory / RECORD).stat().st_mtime >= since
 
 
 def is_finished(point: Point) -> bool:
@@ -73,8 +78,10 @@ def stage_seconds(point: Point) -> dict[str, float]:
 
 
 def recorded_seconds(point: Point) -> dict[str, float]:
-    """`{stage: seconds}` of a point's stages as far as they are, over all their lives."""
-    return {name: record["seconds"] for name, record in _stage_records(point).items()}
+    """`{stage: seconds}` of a point's stages as far as they are, over all their lives, and of its rungs'."""
+    own = {name: record["seconds"] for name, record in _stage_records(point).items()}
+    rungs = point.directory.glob("rungs/*/stages/*.json")
+    return own | {f"{path.parts[-3]}/{path.stem}": read_json(path)["seconds"] for path in rungs}
 
 
 def _stage_records(point: Point) -> dict[str, Any]:

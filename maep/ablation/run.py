@@ -7,71 +7,110 @@ Any number of workers, on any nodes, may run the same sweep: each takes the next
 import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from maep.ablation.points import Point
-from maep.ablation.records import RECORD, PointRecord, attacked_files, attacks_since, is_finished, read_record
+from maep.ablation.records import PointRecord, attacked_files, attacks_since, has_failed, is_finished, read_record
+from maep.ablation.rungs import judge_rung, reading_at, standing
 from maep.ablation.spent import Spent
+from maep.ablation.sweep import Sweep
 from maep.claims import Claims
 from maep.errors import UserError, fail
 from maep.files import atomic_file
 from maep.progress import say
 from maep.stages import Launcher, run_pipeline
 from maep.training.distributed import PeerLost
-from maep.training.loop import NonFiniteLoss
+from maep.training.loop import NonFiniteLoss, Paused
 from maep.training.signals import Stopped
 
 TRACEBACK = "failure.txt"
+LOOK_AGAIN = 1.0  # seconds
 
 
-def run_points(points: Sequence[Point], launch: Launcher, spent: Spent, only: Sequence[int] = ()) -> bool:
+def run_points(sweep: Sweep, points: Sequence[Point], launch: Launcher, spent: Spent, only: Sequence[int] = ()) -> bool:
     """Run what is not finished; a point that fails is recorded with its reason and the others go on.
 
-    spent: where this worker's time is written down. only: indices of the points to run, all if empty. Returns
-    whether none of them has failed, once every point is finished, failed or in the hands of another living worker.
+    With `sweep.halving` points that do badly at a rung are left there. spent: where this worker's time is written
+    down. only: indices of the points to run, all if empty. Returns whether none of them has failed, once every point
+    is finished, stopped, failed or in the hands of another living worker.
     Raises Stopped or KeyboardInterrupt when the sweep itself is stopped; the same call goes on.
     """
     chosen = [points[index] for index in only] or list(points)
-    units = {point.identity[:16]: point for point in chosen}
-    began, told = time.time(), set[str]()
-
-    def is_done(unit: str) -> bool:
-        return _is_done(units[unit], began, told)
-
+    if only and sweep.halving:
+        fail(f"--only: {sweep.file} compares its points (halving), so all of them run; leave --only out")
     directory, timeout = chosen[0].directory.parent / ".claims", chosen[0].settings.compute.claim_timeout
     with Claims(directory, timeout) as claims:
-        for unit in claims.shared(list(units), is_done):
-            point = units[unit]
-            say(f"point {chosen.index(point) + 1} of {len(chosen)}: {point.label} ({point.directory})")
-            with spent.on(point):
-                run_point(point, launch)
-    return all(read_record(point).state != "failed" for point in chosen)
+        worker = _Worker(sweep, chosen, launch, spent, claims)
+        if all(worker.climb(step) for step in (sweep.halving.at if sweep.halving else ())):
+            worker.take(standing(sweep, chosen, worker.began).left)
+    return not any(has_failed(point) for point in chosen)
 
 
-def _is_done(point: Point, began: float, told: set[str]) -> bool:
-    """Whether there is nothing to do: it is finished, or some worker has seen it fail since `began`."""
-    record = read_record(point)
-    if record.state == "failed":
-        return (point.directory / RECORD).stat().st_mtime >= began
-    if not is_finished(point):
-        return False
-    if record.state != "finished":
-        PointRecord("finished", seconds=record.seconds, attacked=record.attacked).write(point)
-    if point.identity not in told:
-        told.add(point.identity)
-        say(f"{point.label}: finished ({point.directory})")
-    return True
+@dataclass
+class _Worker:
+    """One of those that share the points of a sweep."""
+
+    sweep: Sweep
+    points: list[Point]
+    launch: Launcher
+    spent: Spent
+    claims: Claims
+    began: float = field(default_factory=time.time)
+    told: set[str] = field(default_factory=set)
+
+    def climb(self, step: int) -> bool:
+        """Bring points to a rung until it is decided who goes on; False if others see to all that is left of it."""
+        worked = False
+        while (now := standing(self.sweep, self.points, self.began)).waits_at == step:
+            worked = self.take(now.left, step) or worked
+            if not worked:
+                return False
+            time.sleep(LOOK_AGAIN)
+        for point in self.points:
+            if point.identity in now.stopped and point.identity not in self.told:
+                self.told.add(point.identity)
+                say(f"{point.label}: {now.stopped[point.identity]}")
+        return True
+
+    def take(self, points: Sequence[Point], until: int | None = None) -> bool:
+        """Run those that nobody else has, to their end or to the rung at step `until`; whether there was one."""
+        units, worked = {point.identity[:16]: point for point in points}, False
+        for unit in self.claims.shared(list(units), lambda unit: self._is_done(units[unit], until)):
+            point, worked = units[unit], True
+            say(f"point {self.points.index(point) + 1} of {len(self.points)}: {point.label} ({point.directory})")
+            with self.spent.on(point):
+                run_point(self.sweep, point, self.launch, until)
+        return worked
+
+    def _is_done(self, point: Point, until: int | None) -> bool:
+        """Whether there is nothing to do: it is there, or some worker has seen it fail since this one began."""
+        if has_failed(point, self.began):
+            return True
+        if until is not None and reading_at(self.sweep, point, until) is not None:
+            return True
+        if not is_finished(point):
+            return False
+        record = read_record(point)
+        if record.state != "finished":
+            PointRecord("finished", seconds=record.seconds, attacked=record.attacked).write(point)
+        if point.identity not in self.told:
+            self.told.add(point.identity)
+            say(f"{point.label}: finished ({point.directory})")
+        return True
 
 
-def run_point(point: Point, launch: Launcher) -> None:
-    """Run one point to its end, or on from where it was stopped, and write down how that went."""
+def run_point(sweep: Sweep, point: Point, launch: Launcher, until: int | None = None) -> None:
+    """Run one point to its end, or on from where it was, and write down how that went.
+
+    until: the step of a rung: pretrain no further, and judge what there is.
+    """
     record, before, started = read_record(point), attacked_files(point.settings), time.time()
     spent, attacked = record.seconds, record.attacked
     record.state, record.reason = "running", ""
     record.write(point)
-    state, reason = "stopped", ""
+    state, reason = "interrupted", ""
     try:
-        run_pipeline(point.settings, "all", launch)
-        state = "finished"
+        state = _run_pipeline(sweep, point, launch, until)
     except (Stopped, PeerLost):
         raise
     except Exception as error:  # noqa: BLE001 - whatever a point dies of, the others go on, and it is written down
@@ -83,6 +122,18 @@ def run_point(point: Point, launch: Launcher) -> None:
         made = attacks_since(before, point.settings)
         record.attacked = {kind: {**attacked[kind], **made[kind]} for kind in made}
         record.write(point)
+
+
+def _run_pipeline(sweep: Sweep, point: Point, launch: Launcher, until: int | None) -> str:
+    """Run all stages, or as far as the rung; how the point stands then."""
+    pretrain = replace(point.settings.pretrain, pause_at=until)
+    try:
+        run_pipeline(replace(point.settings, pretrain=pretrain), "all", launch)
+    except Paused:
+        assert until is not None
+        judge_rung(sweep, point, until)
+        return "paused"
+    return "finished"
 
 
 def _reason(error: Exception) -> str:

@@ -50,8 +50,8 @@ class Spent:
         try:
             yield
         finally:
-            for name, seconds in recorded_seconds(point).items():
-                known = before.get(name, 0.0)
+            for place, seconds in recorded_seconds(point).items():
+                known, name = before.get(place, 0.0), place.rpartition("/")[2]
                 more = seconds - known if seconds >= known else seconds
                 self.stages[name] = self.stages.get(name, 0.0) + more
             self._write()

@@ -12,6 +12,7 @@ from maep.ablation.cells import Cell, read_cells
 from maep.ablation.figures import draw_figures
 from maep.ablation.points import Point
 from maep.ablation.records import read_record
+from maep.ablation.rungs import standing, state_of, stop_json
 from maep.ablation.spent import seconds_spent
 from maep.ablation.sweep import Sweep
 from maep.ablation.tables import latex_table, markdown_table
@@ -54,7 +55,7 @@ def write_summary(sweep: Sweep, points: Sequence[Point], directory: Path, comman
 def _summary(
     sweep: Sweep, points: Sequence[Point], directory: Path, command: Sequence[str], cells: Sequence[Cell]
 ) -> dict[str, Any]:
-    records = [(point, read_record(point)) for point in points]
+    records, stopped = [(point, read_record(point)) for point in points], standing(sweep, points).stopped
     return {
         "schema": SCHEMA,
         "name": sweep.name,
@@ -68,13 +69,14 @@ def _summary(
         "axes": [{"title": axis.title, "names": list(axis.names)} for axis in sweep.axes],
         "readings": sweep.readings,
         "values": list(sweep.values),
+        "halving": asdict(sweep.halving) if sweep.halving else None,
         "attacked": attack_counts(points),
         "seconds": {**seconds_spent(directory), "points": sum(record.seconds for _, record in records)},
         "points": [
             {
                 "names": list(point.names), "seed": point.seed, "identity": point.identity,
-                "directory": str(point.directory), "state": record.state, "reason": record.reason,
-                "seconds": record.seconds,
+                "directory": str(point.directory), "state": state_of(point, stopped), "reason": record.reason,
+                "seconds": record.seconds, "stopped": stop_json(stopped.get(point.identity)),
             }
             for point, record in records
         ],

@@ -4,7 +4,7 @@ table: Table 15                                  its number in the paper; left o
 title: Patch size and mask ratio
 scales:
   paper: {base: cifar10, set: {finetune: {method: none}}}
-  cpu:   {base: ablation/small, note: what a reader must know}  may also replace values: grid, zip, names, readings
+  cpu:   {base: ablation/small, note: what a reader must know}  may also replace grid, zip, names, readings, halving
 grid:                                            the product of lists of values, one axis a key
   model.patch_size: [2, 4, 8]
   pretrain.mask_ratio: [0, 0.25, 0.5, 0.75]
@@ -15,6 +15,7 @@ readings: {MAEP: {purifier: pretrained}}         rows of each point's report: pu
 values: [clean_accuracy, robust_accuracy]        what is read there
 paper: {2: {0: [90.49, 86.80], …}, …}            by the names of the axes, then of the readings if there are several
 errata: [a sentence]
+halving: {keep: 0.5, at: [300, 600], by: robust_accuracy}   stops hopeless points (maep.ablation.halving)
 """
 
 from collections.abc import Sequence
@@ -24,11 +25,25 @@ from typing import Any
 
 import yaml
 
+from maep.ablation.halving import Halving, read_halving
 from maep.config import config_file, nearest
 from maep.errors import fail
 
-FIELDS = ("table", "title", "scales", "grid", "zip", "names", "seeds", "readings", "values", "paper", "errata")
-SCALE_FIELDS = ("base", "set", "note", "grid", "zip", "names", "readings")
+FIELDS = (
+    "table",
+    "title",
+    "scales",
+    "grid",
+    "zip",
+    "names",
+    "seeds",
+    "readings",
+    "values",
+    "paper",
+    "errata",
+    "halving",
+)
+SCALE_FIELDS = ("base", "set", "note", "grid", "zip", "names", "readings", "halving")
 READING = {"purifier": "pretrained", "attack": "autoattack-standard", "eps": "8/255", "threat_model": "oblivious"}
 ACCURACIES = ("clean_accuracy", "robust_accuracy")
 DEFAULT_SCALE = "paper"
@@ -66,6 +81,7 @@ class Sweep:
     values: tuple[str, ...]
     paper: dict[tuple[str, ...], tuple[float | None, ...]]
     errata: tuple[str, ...]
+    halving: Halving | None = None
 
     @property
     def directory(self) -> Path:
@@ -104,6 +120,7 @@ def read_sweep(name: str, scale: str | None = None, overrides: Sequence[str] = (
         scale=chosen, note=str(part.get("note", "")), base=str(part["base"]), fixed=part.get("set") or {},
         axes=_axes(file, tree), seeds=tuple(_list(file, "seeds", tree.get("seeds", [0]))), readings=readings,
         values=values, paper=paper, errata=tuple(tree.get("errata", ())),
+        halving=read_halving(file, part.get("halving", tree.get("halving"))),
     )  # fmt: skip
 
 

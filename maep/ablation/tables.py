@@ -44,10 +44,11 @@ def spread(measure: Measure) -> str:
 
 
 def ours(cell: Cell) -> str:
-    """All values of a cell; a cell without any tells the state of its points."""
+    """All values of a cell; a cell without any, or not of all its points, tells their state."""
     if all(measure.mean is None for measure in cell.measures):
         return EMPTY if cell.state == "waiting" else cell.state
-    return " / ".join(number(measure.mean) + spread(measure) for measure in cell.measures)
+    told = " / ".join(number(measure.mean) + spread(measure) for measure in cell.measures)
+    return told if cell.state == "finished" else f"{told} ({cell.state})"
 
 
 def papers(cell: Cell) -> str:

@@ -63,6 +63,13 @@ class NonFiniteLoss(Exception):
     """The loss became NaN or infinite; the message names step, sample keys and the last good checkpoint."""
 
 
+class Paused(Exception):
+    """The training has come to `pause_at`, everything saved; it goes on when that is higher or unset."""
+
+    def __init__(self, label: str, step: int) -> None:
+        super().__init__(f"{label}: paused at step {step}; the same command without {label}.pause_at goes on")
+
+
 @dataclass
 class Tally:
     """What the micro-batches of one step add up to on this rank."""
@@ -88,6 +95,7 @@ class Trainer:
         self.job, self.settings = job, job.settings
         self.accelerator = make_accelerator(job.compute, job.settings)
         self.steps = total_steps(job.settings, len(job.dataset.clean))
+        self.last = min(self.steps, job.settings.pause_at or self.steps)
         self.parameters = {name: p for name, p in job.model.named_parameters() if p.requires_grad}
         module = TrainingModule(job.model, job.objective, job.compute.precision)
         if job.compute.compile:
@@ -118,8 +126,8 @@ class Trainer:
     def run(self) -> None:
         """Train to the last step.
 
-        Raises Stopped after a signal (state saved), NonFiniteLoss, PeerLost when another rank dies or stalls, and
-        UserError when a checkpoint cannot be written.
+        Raises Paused at settings.pause_at and Stopped after a signal (state saved), NonFiniteLoss, PeerLost when
+        another rank dies or stalls, and UserError when a checkpoint cannot be written.
         """
         with self.pulse:
             try:
@@ -144,17 +152,19 @@ class Trainer:
                 if any(agree([bool(stop.signum)], self.accelerator.device)):
                     raise Stopped(stop.signum or signal.SIGTERM, self.step)
                 task = bar.add_task(job.label, total=self.steps, completed=self.step, note="")
-                while self.step < self.steps:
+                while self.step < self.last:
                     values, stopping = self._step(batches, stop)
                     bar.update(task, completed=self.step, note=_note(values))
                     if log and (self.step % self.settings.log_every == 0 or self.step in (1, self.steps)):
                         log.write(values | self.saver.metrics())
-                    if stopping and self.step < self.steps:
+                    if stopping and self.step < self.last:
                         self._stop(stop)
-                    if self.step % self.settings.save_every == 0 or self.step == self.steps:
+                    if self.step % self.settings.save_every == 0 or self.step == self.last:
                         self._save()
                 self.pulse.at("save", self.step)
                 self.saver.finish()
+                if self.step < self.steps:
+                    raise Paused(job.label, self.step)
         finally:
             batches.close()
             if log:
@@ -299,7 +309,7 @@ def _note(values: dict[str, Any]) -> str:
 def train(job: TrainingJob) -> tuple[dict[str, Tensor], Accelerator]:
     """Run a training to its end, going on from its checkpoints.
 
-    Returns the weights to ship by parameter name, whole on every rank, and the accelerator. Raises Stopped,
+    Returns the weights to ship by parameter name, whole on every rank, and the accelerator. Raises Stopped, Paused,
     NonFiniteLoss, UserError.
     """
     trainer = Trainer(job)

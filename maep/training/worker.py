@@ -12,10 +12,11 @@ from maep.errors import exit_code, fail
 from maep.settings import Settings
 from maep.training.distributed import PEER_LOST, PeerLost, join_world
 from maep.training.finetune import finetune
-from maep.training.loop import NonFiniteLoss
+from maep.training.loop import NonFiniteLoss, Paused
 from maep.training.pretrain import pretrain
 from maep.training.signals import Stopped, arm
 
+PAUSED = 4
 TRAININGS: dict[str, Callable[[Settings], None]] = {"pretrain": pretrain, "finetune": finetune}
 
 
@@ -41,13 +42,17 @@ def _join_and_train(name: str, settings: Settings) -> None:
 def stopped_code(work: Callable[[], None]) -> int:
     """Run `work`; turn what ends a training early into one line and its exit code.
 
-    128 + signal after a requested stop, 1 for a loss that is not finite, 3 when another process of the job is lost.
+    128 + signal after a requested stop, 1 for a loss that is not finite, 3 when another process of the job is lost,
+    4 when the training has come to its pause_at.
     """
     try:
         work()
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return 128 + stopped.signum
+    except Paused as paused:
+        print(paused, file=sys.stderr)
+        return PAUSED
     except NonFiniteLoss as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

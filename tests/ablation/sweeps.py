@@ -1,6 +1,5 @@
 """A small real sweep on the digits: two objectives and a learning rate that cannot work."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from tests.tiny import ROOT, TINY, Problem
+from tests.tiny import ROOT, TINY, Problem, environment
 
 QUICK = [
     *TINY, "pretrain.steps=4", "pretrain.mask_until=1", "finetune.method=none", "pretrain.save_every=4",
@@ -41,10 +40,15 @@ def write(path: Path, **changes: Any) -> Path:
     return path
 
 
+def command(problem: Problem, sweep: Path, directory: Path, *more: str) -> list[str]:
+    """The real command on it, with the tiny problem's cache unless `more` names another."""
+    words = [f"cfg={sweep}", f"run.dir={directory}", f"run.cache={problem.cache}"]
+    return [sys.executable, "launch/local.py", *words, *more]
+
+
 def run(problem: Problem, sweep: Path, directory: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    """The real command on it, with the tiny problem's cache."""
-    command = [sys.executable, "launch/local.py", f"cfg={sweep}", f"run.dir={directory}", f"run.cache={problem.cache}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    """Run it to its end."""
     return subprocess.run(
-        [*command, *more], cwd=ROOT, capture_output=True, text=True, check=False, env=environment, timeout=300
-    )
+        command(problem, sweep, directory, *more), cwd=ROOT, capture_output=True, text=True, check=False,
+        env=environment(), timeout=300,
+    )  # fmt: skip

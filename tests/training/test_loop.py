@@ -59,6 +59,20 @@ def undisturbed(problem: Problem, tmp_path_factory: pytest.TempPathFactory) -> P
     return run
 
 
+def test_pauses_and_goes_on(problem: Problem, run_dir: Path, undisturbed: Path) -> None:
+    """Paused at 7, asked again, and at 12 on two processes: the same weights and learning rates as in one go."""
+    for step, nproc in ((7, 1), (7, 1), (12, 2)):
+        done = problem.run("pretrain", run_dir, f"pretrain.pause_at={step}", nproc=nproc)
+        assert done.returncode == 4, done.stderr
+        assert f"paused at step {step}" in done.stderr
+        assert metrics(run_dir)[-1]["step"] == step
+        assert not (run_dir / "purifier").exists()
+    done = problem.run("pretrain", run_dir)
+    assert done.returncode == 0, done.stderr
+    assert [line["lr"] for line in metrics(run_dir)] == [line["lr"] for line in metrics(undisturbed)]
+    assert weights(run_dir) == weights(undisturbed)
+
+
 def test_sigkill_at_random_steps_ends_with_the_same_weights(problem: Problem, run_dir: Path, undisturbed: Path) -> None:
     """Killed by SIGKILL three times at random and resumed: bit-identical weights and the same log of losses."""
     seed = random.SystemRandom().randrange(10**6)

@@ -1,0 +1,162 @@
+"""Successive halving: who is stopped follows from the readings alone; a real sweep stops, resumes and stays exact."""
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maep.ablation.cells import read_cells
+from maep.ablation.points import Point
+from maep.ablation.records import PointRecord
+from maep.ablation.rungs import rung_directory, standing, state_of
+from maep.ablation.study import prepare
+from maep.ablation.sweep import Sweep
+from maep.ablation.tables import markdown_table
+from maep.files import write_json
+from tests.ablation.sweeps import QUICK, command, nested, write
+from tests.tiny import ROOT, Problem, environment
+
+RATES = [1e-6, 1e-3, 3e-3, 1e-2]
+
+
+def study(base: Path, halving: dict[str, Any]) -> tuple[Sweep, list[Point]]:
+    """Four points that differ in their learning rate; none has run."""
+    file = write(base / "sweep.yaml", grid={"pretrain.lr": RATES}, paper=None, halving=halving)
+    made = prepare(str(file), None, [f"run.cache={base / 'cache'}", "pretrain.steps=6"])
+    return made.sweep, made.points
+
+
+def read_at(point: Point, step: int, robust: float) -> None:
+    """Put a report where the point would be judged at a rung."""
+    row = {"purifier": "a", "attack": "pgd-2", "threat_model": "oblivious", "eps": 32 / 255, "robust_accuracy": robust}
+    write_json(rung_directory(point, step) / "report.json", {"results": [row]})
+
+
+def names(points: list[Point]) -> list[str]:
+    return [point.names[0] for point in points]
+
+
+@pytest.fixture
+def tried(tmp_path: Path) -> tuple[Sweep, list[Point]]:
+    """A rule of two rungs for four points."""
+    return study(tmp_path, {"keep": 0.5, "at": [2, 4]})
+
+
+def test_a_rung_waits_for_all(tried: tuple[Sweep, list[Point]]) -> None:
+    """Nobody is stopped while one of four has not reported; then the better half goes on, and again."""
+    sweep, points = tried
+    for point, robust in zip(points[:3], (1.0, 4.0, 2.0), strict=True):
+        read_at(point, 2, robust)
+    now = standing(sweep, points)
+    assert (now.waits_at, now.stopped, names(now.left)) == (2, {}, names(points))
+    read_at(points[3], 2, 3.0)
+    now = standing(sweep, points)
+    assert (now.waits_at, names(now.left)) == (4, [points[1].names[0], points[3].names[0]])
+    stop = now.stopped[points[2].identity]
+    assert (stop.step, stop.by, stop.reading) == (2, "robust_accuracy", 2.0)
+    read_at(points[1], 4, 1.0)
+    read_at(points[3], 4, 2.0)
+    now = standing(sweep, points)
+    assert (now.waits_at, names(now.left)) == (None, [points[3].names[0]])
+    assert now.stopped[points[1].identity].step == 4
+
+
+def test_equal_readings_keep_the_first(tried: tuple[Sweep, list[Point]]) -> None:
+    """The order of the grid decides, for every worker alike."""
+    sweep, points = tried
+    for point in points:
+        read_at(point, 2, 1.0)
+    assert names(standing(sweep, points).left) == names(points[:2])
+
+
+def test_a_failed_point_is_out(tried: tuple[Sweep, list[Point]]) -> None:
+    """It holds up nobody and takes nobody's place, but is waited for by a worker that tries it again."""
+    sweep, points = tried
+    for point in points[1:]:
+        read_at(point, 2, 1.0)
+    PointRecord("failed", "a reason").write(points[0])
+    now = standing(sweep, points)
+    assert (now.waits_at, names(now.left)) == (4, names(points[:3]))
+    assert standing(sweep, points, since=time.time() + 60).waits_at == 2
+
+
+def test_a_stopped_point_is_no_result(tried: tuple[Sweep, list[Point]]) -> None:
+    """Table and cells tell where it was stopped and what it read there, and have no number of it."""
+    sweep, points = tried
+    for place, point in enumerate(points):
+        read_at(point, 2, 10.0 + place)
+        PointRecord("paused").write(point)
+    now = standing(sweep, points)
+    assert state_of(points[0], now.stopped) == "stopped at step 2 (robust accuracy 10.00 there)"
+    assert state_of(points[3], now.stopped) == "paused"
+    cells = read_cells(sweep, points)
+    assert [measure.mean for cell in cells for measure in cell.measures] == [None] * 8
+    assert "| 1e-06 | stopped at step 2 (robust accuracy 10.00 there) | – | – |" in markdown_table(sweep, cells)
+    PointRecord("finished").write(points[0])
+    assert state_of(points[0], now.stopped) == "finished"
+
+
+LONG = [*QUICK, "pretrain.steps=60", "pretrain.save_every=10"]
+
+
+def sweep_file(base: Path, *, halving: dict[str, Any] | None = None) -> Path:
+    base.mkdir(exist_ok=True)
+    changes = {"halving": halving} if halving else {}
+    scales = {"cpu": {"base": "digits", "set": nested([*LONG, "compute.claim_timeout=4"])}}
+    return write(base / "sweep.yaml", grid={"pretrain.lr": RATES}, paper=None, scales=scales, **changes)
+
+
+def start(problem: Problem, base: Path, sweep: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(problem, sweep, base / "out", f"run.cache={base / 'cache'}"), cwd=ROOT, env=environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def test_two_workers_one_of_which_is_killed(problem: Problem, tmp_path: Path) -> None:
+    """Four points, rungs at 20 and 40 of 60: a worker dies in between, the other and a later one finish one point.
+
+    It has the weights of a run that nobody paused; the stopped ones went no further than their rungs.
+    """
+    sweep = sweep_file(tmp_path, halving={"keep": 0.5, "at": [20, 40], "by": "psnr_adversarial"})
+    shutil.copytree(problem.cache, tmp_path / "cache")
+    shutil.rmtree(tmp_path / "cache" / "points", ignore_errors=True)
+    workers = [start(problem, tmp_path, sweep) for _ in range(2)]
+    while not list((tmp_path / "cache" / "points").glob("*/metrics.jsonl")):
+        assert workers[0].poll() is None
+        time.sleep(0.05)
+    workers[0].kill()
+    told = [worker.communicate(timeout=400)[0] for worker in workers]
+    assert workers[1].returncode == 0, told[1]
+    assert -workers[0].returncode == signal.SIGKILL
+    summary = json.loads((tmp_path / "out" / "ablation.json").read_text())
+    states = [point["state"].split(" (")[0] for point in summary["points"]]
+    assert sorted(states) == ["finished", "stopped at step 20", "stopped at step 20", "stopped at step 40"]
+    steps = []
+    for point in summary["points"]:
+        directory = Path(point["directory"])
+        steps.append(json.loads((directory / "metrics.jsonl").read_text().splitlines()[-1])["step"])
+        assert (directory / "purifier").exists() == (point["state"] == "finished")
+        assert (point["stopped"] is None) == (point["state"] == "finished")
+    assert sorted(steps) == [20, 20, 40, 60]
+    best = next(point for point in summary["points"] if point["state"] == "finished")
+    plain = sweep_file(tmp_path / "plain")
+    shutil.copytree(problem.cache, tmp_path / "plain" / "cache")
+    shutil.rmtree(tmp_path / "plain" / "cache" / "points", ignore_errors=True)
+    only = f"grid.pretrain.lr=[{best['names'][0]}]"
+    done = subprocess.run(
+        command(problem, plain, tmp_path / "plain" / "out", f"run.cache={tmp_path / 'plain' / 'cache'}", only),
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    calm = json.loads((tmp_path / "plain" / "out" / "ablation.json").read_text())["points"][0]
+    assert calm["identity"] == best["identity"]
+    paused, whole = (
+        (Path(point["directory"]) / "purifier" / "model.safetensors").read_bytes() for point in (best, calm)
+    )
+    assert paused == whole

@@ -43,6 +43,12 @@ def refusal(path: Path, *words: str, scale: str | None = None, **changes: Any) -
         ({"scales": {"cpu": {"base": "digit"}}}, "did you mean digits?"),
         ({"readings": {"a": {"attak": "pgd-2"}}}, "did you mean attack?"),
         ({"grids": {}}, "did you mean grid?"),
+        ({"halving": {"at": [2], "kep": 1}}, "did you mean keep?"),
+        ({"halving": {"at": [2], "keep": 1}}, "halving.keep: 1: expected a share above 0 and below 1"),
+        ({"halving": {}}, "halving.at: None: expected steps"),
+        ({"halving": {"at": [3, 2]}}, "expected rising steps"),
+        ({"halving": {"at": [2], "by": "loss"}}, "halving.by: loss: choose one of robust_accuracy"),
+        ({"halving": {"at": [2, 4]}}, "halving.at: 4: l1 · seed 0 has pretrain.steps=4; stay below"),
     ],
 )
 def test_bad_files(tmp_path: Path, changes: dict[str, Any], told: str) -> None:

@@ -1,6 +1,7 @@
 """One page over all tables of the paper: ours with interval, the paper's, the difference, the scale, the command."""
 
 import shlex
+from base64 import b64encode
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ def render_paper(summaries: Sequence[Path]) -> str:
     summaries: ablation.json files, of any sweeps and scales. Tables of the paper that none of them is about are
     there with the paper's numbers and empty cells.
     """
-    run = [read_json(path) for path in summaries]
-    known = {summary["table"] for summary in run}
+    run = [(path, read_json(path)) for path in summaries]
+    known = {summary["table"] for _, summary in run}
     sweeps = (read_sweep(name, "paper") for name in sweep_names())
-    tables = [from_summary(summary) for summary in run] + [not_run(s) for s in sweeps if s.table not in known]
+    tables = [from_summary(summary, path.parent / "figures") for path, summary in run]
+    tables += [not_run(sweep) for sweep in sweeps if sweep.table not in known]
     tables.sort(key=lambda table: (_place(table["table"]), table["scale"]))
     environment = Environment(
         loader=PackageLoader("maep.ablation", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -35,8 +37,8 @@ def _place(table: str) -> int:
     return int(table.split()[-1]) if table.split()[-1:] and table.split()[-1].isdigit() else 10_000
 
 
-def from_summary(summary: dict[str, Any]) -> dict[str, Any]:
-    """What the page shows of an ablation.json."""
+def from_summary(summary: dict[str, Any], figures: Path) -> dict[str, Any]:
+    """What the page shows of an ablation.json, and of the figures beside it."""
     lines = [
         _line([*cell["names"], *([cell["reading"]] if cell["reading"] else [])], measure, cell["state"])
         for cell in summary["cells"]
@@ -47,7 +49,13 @@ def from_summary(summary: dict[str, Any]) -> dict[str, Any]:
         "table": summary["table"], "title": summary["title"], "scale": summary["scale"], "note": summary["note"],
         "errata": summary["errata"], "command": shlex.join(summary["command"]), "lines": lines,
         "told": f"{finished} of {len(summary['points'])} points finished",
+        "figures": {path.stem.replace("_", " "): _embedded(path) for path in sorted(figures.glob("*.png"))},
     }  # fmt: skip
+
+
+def _embedded(path: Path) -> str:
+    """A PNG as the page carries it."""
+    return f"data:image/png;base64,{b64encode(path.read_bytes()).decode()}"
 
 
 def not_run(sweep: Sweep) -> dict[str, Any]:
@@ -60,6 +68,7 @@ def not_run(sweep: Sweep) -> dict[str, Any]:
     return {
         "table": sweep.table, "title": sweep.title, "scale": "not run", "note": "", "errata": sweep.errata,
         "command": f"python launch/local.py cfg=ablation/{sweep.name} --scale paper", "lines": lines, "told": "",
+        "figures": {},
     }  # fmt: skip
 
 

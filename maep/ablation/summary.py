@@ -11,6 +11,7 @@ from typing import Any
 from maep.ablation.cells import Cell, read_cells
 from maep.ablation.figures import draw_figures
 from maep.ablation.points import Point
+from maep.ablation.purification import draw_purification
 from maep.ablation.records import read_record
 from maep.ablation.rungs import standing, state_of, stop_json
 from maep.ablation.spent import seconds_spent
@@ -48,6 +49,7 @@ def write_summary(sweep: Sweep, points: Sequence[Point], directory: Path, comman
             with atomic_file(directory / name) as temporary:
                 temporary.write_text(text)
         draw_figures(sweep, cells, directory / "figures")
+        draw_purification(sweep, points, directory / "figures")
         write_json(directory / SUMMARY, summary)
     return summary
 

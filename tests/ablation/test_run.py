@@ -11,6 +11,7 @@ from launch.sweeps import show_sweep
 from maep.__main__ import run as main
 from maep.ablation.records import is_finished
 from maep.ablation.study import prepare
+from maep.ablation.summary import write_summary
 from maep.ablation.sweep import read_sweep
 from maep.config import sweep_names
 from tests.ablation.sweeps import run, write
@@ -142,6 +143,25 @@ def test_dry_run_tells_what_is_finished(
     assert f"3 points, {finished} finished, {3 - finished} to run" in told
     assert told.count("finished") == finished + 1
     assert not (base / "more").exists()
+
+
+def test_figures_of_purification(problem: Problem, swept: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """A table that reads the distances of Sec. 4.2 of finished points shows them, and the page carries the figures."""
+    values = ["distance_clean", "distance_adversarial", "direction_cosine", "robust_accuracy"]
+    sweep = write(tmp_path / "sweep.yaml", paper=None, grid={"objective.distance": ["l1"]}, values=values)
+    found = prepare(str(sweep), None, [f"run.dir={tmp_path / 'out'}", f"run.cache={problem.cache}", "pretrain.lr=1e-3"])
+    summary = write_summary(found.sweep, found.points, found.directory, ["python"])
+    clean, adversarial, cosine, _ = (measure["mean"] for measure in summary["cells"][0]["measures"])
+    assert 0 < clean < 0.5
+    assert 0 < adversarial < 0.5
+    assert -1 <= cosine <= 1
+    for name in ("purified", "directions"):
+        assert (tmp_path / "out" / "figures" / f"{name}.png").stat().st_size > 5000
+    assert not (swept[0] / "out" / "figures" / "purified.png").exists()
+    assert main(["paper", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 0
+    text = (tmp_path / "page.html").read_text()
+    assert text.count("data:image/png;base64,") == 6
+    assert '<img alt="directions"' in text
 
 
 def test_another_table_in_the_directory_is_refused(problem: Problem, swept: tuple[Path, dict[str, Any]]) -> None:

@@ -1,0 +1,93 @@
+"""Figures of Sec. 4.2: purified images, and how clean and adversarial images are moved by each purifier of a sweep."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from maep.ablation.points import Point
+from maep.ablation.readings import row_of
+from maep.ablation.records import read_record
+from maep.ablation.sweep import Sweep
+from maep.attacks.state import load_tensors
+from maep.evaluation.figures import save_figure
+from maep.evaluation.records import SAMPLES
+from maep.files import read_json
+
+VALUES = ("distance_clean", "distance_adversarial", "direction_cosine")
+KINDS = ("clean", "adversarial", "purified")
+IMAGES = 3
+
+
+@dataclass(frozen=True)
+class View:
+    """What one point made of the test images. images: uint8 [K, 3, H, W] each of KINDS; values: VALUES by image, as far as
+    they are defined."""
+
+    label: str
+    images: dict[str, Tensor]
+    values: dict[str, list[float]]
+
+
+def draw_purification(sweep: Sweep, points: Sequence[Point], folder: Path) -> None:
+    """Write purified.png and directions.png, if the sweep reads distances and a point is finished."""
+    if not set(VALUES) & set(sweep.values):
+        return
+    views = [_view(sweep, point) for point in points if read_record(point).state == "finished"]
+    if views:
+        save_figure(purified_figure(views), folder / "purified.png")
+        save_figure(directions_figure(views), folder / "directions.png")
+
+
+def _view(sweep: Sweep, point: Point) -> View:
+    row = row_of(point.directory / "report.json", next(iter(sweep.readings.values())))
+    assert row is not None  # the table's cells were read from it
+    place = point.directory / "evaluation" / row["records"]
+    records: list[dict[str, Any]] = [read_json(path) for path in sorted(place.glob("chunk-*.json"))]
+    found = load_tensors(place / SAMPLES)
+    images = {kind: found[0][kind][:IMAGES] for kind in KINDS} if found else {}
+    values = {name: [x for record in records for x in record[name] if x is not None] for name in VALUES}
+    return View(point.label, images, values)
+
+
+def purified_figure(views: Sequence[View]) -> Figure:
+    """A row a point: some of its images, each clean, adversarial and purified."""
+    shown = [view for view in views if view.images]
+    figure = Figure(figsize=(1.1 * IMAGES * len(KINDS), 1.45 * max(1, len(shown))), layout="constrained")
+    grid = figure.subplots(max(1, len(shown)), IMAGES * len(KINDS), squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for line, view in zip(grid, shown, strict=False):
+        line[0].text(0, 1.25, view.label, transform=line[0].transAxes, fontsize=8)
+        for place, axes in enumerate(line[: len(view.images["clean"]) * len(KINDS)]):
+            kind = KINDS[place % len(KINDS)]
+            axes.imshow(view.images[kind][place // len(KINDS)].permute(1, 2, 0).numpy(), interpolation="nearest")
+            axes.set_title(kind, fontsize=7)
+    return figure
+
+
+def directions_figure(views: Sequence[View]) -> Figure:
+    """A row a point: both distances from the clean image, and the cosine of both directions, by image."""
+    figure = Figure(figsize=(7, 2.6 * len(views)), layout="constrained")
+    for line, view in zip(figure.subplots(len(views), 2, squeeze=False), views, strict=True):
+        _distances(line[0], view)
+        line[1].hist(view.values["direction_cosine"], bins=40, range=(-1, 1), color="C0")
+        line[1].set_xlabel("cosine of P(x) − x and P(x_a) − x_a", fontsize=8)
+        line[1].set_ylabel("images", fontsize=8)
+        for axes in line:
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.tick_params(labelsize=7)
+    return figure
+
+
+def _distances(axes: Axes, view: View) -> None:
+    clean, adversarial = view.values["distance_clean"], view.values["distance_adversarial"]
+    axes.plot(clean, adversarial, ".", markersize=2, alpha=0.6)
+    axes.axline((0, 0), slope=1, color="grey", linewidth=0.8)
+    axes.set_title(view.label, fontsize=8)
+    axes.set_xlabel("‖P(x) − x‖, mean absolute", fontsize=8)
+    axes.set_ylabel("‖P(x_a) − x‖", fontsize=8)

@@ -27,6 +27,7 @@ from launch.snapshot import check_code, copy_code, mark_as_last
 from launch.status import duration, screen
 from launch.submit import submission_of, submit_one
 from maep.ablation.points import Point
+from maep.ablation.pretrained import by_pretraining
 from maep.ablation.records import is_finished, read_record
 from maep.ablation.rungs import standing, state_of
 from maep.ablation.study import SPEC, Study, prepare, read_study
@@ -44,10 +45,10 @@ def sweep_settings(study: Study) -> Settings:
 
 
 def points_job(study: Study, cluster: Cluster) -> Job:
-    """An array of a worker for each point neither finished nor stopped, `array_parallelism` of them at a time."""
+    """An array of a worker for each pretraining of points that are to run, `array_parallelism` of them at a time."""
     asked, going = cluster.of(POINTS), standing(study.sweep, study.points).left
     left = [point for point in going if not is_finished(point)]
-    return Job(POINTS, ARRAY, asked, (1, 1), 1, min(asked.gpus_per_node, 1), len(left), ())
+    return Job(POINTS, ARRAY, asked, (1, 1), 1, min(asked.gpus_per_node, 1), len(by_pretraining(left)), ())
 
 
 def preview_sweep(namespace: argparse.Namespace, words: Sequence[str], cluster: Cluster) -> list[tuple[Job, str]]:

@@ -7,6 +7,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from maep.ablation.points import Point
+from maep.ablation.pretrained import pretrained_by
 from maep.ablation.readings import row_of
 from maep.ablation.records import stage_seconds
 from maep.ablation.rungs import standing, state_of
@@ -78,7 +79,8 @@ def _row(sweep: Sweep, point: Point, reading: str) -> dict[str, Any]:
     if found is None:
         told = ", ".join(f"{key}={value}" for key, value in wanted.items())
         fail(f"{sweep.file}: {point.label}: its report has no result with {told}; evaluate it or change the reading")
-    seconds = stage_seconds(point)
+    taken = pretrained_by(point)
+    seconds = stage_seconds(point) | ({"pretrain": taken["seconds"]} if taken else {})
     minutes = {name: seconds[stage] / 60 for name, stage in MINUTES.items() if stage in seconds}
     row = {**found, **minutes}
     for value in sweep.values:

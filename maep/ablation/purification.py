@@ -25,8 +25,10 @@ IMAGES = 3
 
 @dataclass(frozen=True)
 class View:
-    """What one point made of the test images. images: uint8 [K, 3, H, W] each of KINDS; values: VALUES by image, as far as
-    they are defined."""
+    """What one point made of the test images.
+
+    images: uint8 [K, 3, H, W] of each of KINDS; values: VALUES by image, as far as they are defined.
+    """
 
     label: str
     images: dict[str, Tensor]

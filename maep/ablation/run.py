@@ -1,7 +1,8 @@
 """Run the points of a sweep; each is an ordinary run of the whole pipeline.
 
-Any number of workers, on any nodes, may run the same sweep: each takes the next point that no living one has
-(maep.claims), so that points of a dead worker go to the others, which go on from its checkpoints.
+Any number of workers, on any nodes, may run the same sweep: each takes the next point, or the next few that have
+their pretraining in common, that no living one has (maep.claims), so that points of a dead worker go to the others,
+which go on from its checkpoints.
 """
 
 import time
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from maep.ablation.points import Point
+from maep.ablation.pretrained import by_pretraining, sharing
 from maep.ablation.records import PointRecord, attacked_files, attacks_since, has_failed, is_finished, read_record
 from maep.ablation.rungs import judge_rung, reading_at, standing
 from maep.ablation.spent import Spent
@@ -74,13 +76,18 @@ class _Worker:
 
     def take(self, points: Sequence[Point], until: int | None = None) -> bool:
         """Run those that nobody else has, to their end or to the rung at step `until`; whether there was one."""
-        units, worked = {point.identity[:16]: point for point in points}, False
-        for unit in self.claims.shared(list(units), lambda unit: self._is_done(units[unit], until)):
-            point, worked = units[unit], True
-            say(f"point {self.points.index(point) + 1} of {len(self.points)}: {point.label} ({point.directory})")
-            with self.spent.on(point):
-                run_point(self.sweep, point, self.launch, until)
+        units, worked = by_pretraining(points), False
+        for unit in self.claims.shared(list(units), lambda unit: not self._left(units[unit], until)):
+            for point in self._left(units[unit], until):
+                say(f"point {self.points.index(point) + 1} of {len(self.points)}: {point.label} ({point.directory})")
+                with self.spent.on(point):
+                    run_point(self.sweep, point, self.launch, until)
+                worked = True
         return worked
+
+    def _left(self, points: Sequence[Point], until: int | None) -> list[Point]:
+        """Those of one pretraining that are to be run."""
+        return [point for point in points if not self._is_done(point, until)]
 
     def _is_done(self, point: Point, until: int | None) -> bool:
         """Whether there is nothing to do: it is there, or some worker has seen it fail since this one began."""
@@ -128,7 +135,7 @@ def _run_pipeline(sweep: Sweep, point: Point, launch: Launcher, until: int | Non
     """Run all stages, or as far as the rung; how the point stands then."""
     pretrain = replace(point.settings.pretrain, pause_at=until)
     try:
-        run_pipeline(replace(point.settings, pretrain=pretrain), "all", launch)
+        run_pipeline(replace(point.settings, pretrain=pretrain), "all", sharing(launch))
     except Paused:
         assert until is not None
         judge_rung(sweep, point, until)

@@ -11,8 +11,9 @@ from typing import Any
 from maep.ablation.cells import Cell, read_cells
 from maep.ablation.figures import draw_figures
 from maep.ablation.points import Point
+from maep.ablation.pretrained import pretrained_by
 from maep.ablation.purification import draw_purification
-from maep.ablation.records import read_record
+from maep.ablation.records import read_record, stage_seconds
 from maep.ablation.rungs import standing, state_of, stop_json
 from maep.ablation.spent import seconds_spent
 from maep.ablation.sweep import Sweep
@@ -73,6 +74,7 @@ def _summary(
         "values": list(sweep.values),
         "halving": asdict(sweep.halving) if sweep.halving else None,
         "attacked": attack_counts(points),
+        "pretrainings": pretraining_counts(points),
         "seconds": {**seconds_spent(directory), "points": sum(record.seconds for _, record in records)},
         "points": [
             {
@@ -84,6 +86,12 @@ def _summary(
         ],
         "cells": [cell_json(cell) for cell in cells],
     }  # fmt: skip
+
+
+def pretraining_counts(points: Sequence[Point]) -> dict[str, int]:
+    """Of how many points the pretraining is finished, and how many of them trained themselves."""
+    done = [point for point in points if "pretrain" in stage_seconds(point)]
+    return {"points": len(done), "trained": sum(pretrained_by(point) is None for point in done)}
 
 
 def cell_json(cell: Cell) -> dict[str, Any]:

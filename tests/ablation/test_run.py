@@ -164,6 +164,25 @@ def test_figures_of_purification(problem: Problem, swept: tuple[Path, dict[str, 
     assert '<img alt="directions"' in text
 
 
+def test_one_pretraining_for_two_finetunings(problem: Problem, tmp_path: Path) -> None:
+    """Only one of two points trains; both have the same purifier, its log, and its minutes in the table."""
+    values = ["pretrain_minutes", "finetune_minutes"]
+    grid = {"finetune.method": ["lora", "full"]}
+    sweep = write(tmp_path / "sweep.yaml", paper=None, grid=grid, values=values)
+    done = run(problem, sweep, tmp_path / "out", "pretrain.lr=2e-3", "purify.overlap=0")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "out" / "ablation.json").read_text())
+    assert summary["pretrainings"] == {"points": 2, "trained": 1}
+    first, second = (Path(point["directory"]) for point in summary["points"])
+    for name in ("purifier/model.safetensors", "purifier/config.json", "metrics.jsonl"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+    assert (first / "checkpoints").exists()
+    assert not (second / "checkpoints").exists()
+    trained, taken = ([measure["mean"] for measure in cell["measures"]] for cell in summary["cells"])
+    assert trained[0] == taken[0] > 0
+    assert trained[1] != taken[1] > 0
+
+
 def test_another_table_in_the_directory_is_refused(problem: Problem, swept: tuple[Path, dict[str, Any]]) -> None:
     """Scales and sweeps do not mix: one line, exit code 2, and the table stays."""
     base = swept[0]

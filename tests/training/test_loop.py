@@ -59,14 +59,15 @@ def undisturbed(problem: Problem, tmp_path_factory: pytest.TempPathFactory) -> P
     return run
 
 
-def test_pauses_and_goes_on(problem: Problem, run_dir: Path, undisturbed: Path) -> None:
-    """Paused at 7, asked again, and at 12 on two processes: the same weights and learning rates as in one go."""
-    for step, nproc in ((7, 1), (7, 1), (12, 2)):
-        done = problem.run("pretrain", run_dir, f"pretrain.pause_at={step}", nproc=nproc)
+def test_pauses_and_goes_on(problem: Problem, run_dir: Path, tmp_path: Path, undisturbed: Path) -> None:
+    """Paused at 7, asked again, then let go: weights and learning rates as in one go. Two processes pause alike."""
+    both = shutil.copytree(problem.prepared, tmp_path / "both")
+    for run, nproc in ((run_dir, 1), (run_dir, 1), (both, 2)):
+        done = problem.run("pretrain", run, "pretrain.pause_at=7", nproc=nproc)
         assert done.returncode == 4, done.stderr
-        assert f"paused at step {step}" in done.stderr
-        assert metrics(run_dir)[-1]["step"] == step
-        assert not (run_dir / "purifier").exists()
+        assert "paused at step 7" in done.stderr
+        assert metrics(run)[-1]["step"] == 7
+        assert not (run / "purifier").exists()
     done = problem.run("pretrain", run_dir)
     assert done.returncode == 0, done.stderr
     assert [line["lr"] for line in metrics(run_dir)] == [line["lr"] for line in metrics(undisturbed)]

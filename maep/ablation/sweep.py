@@ -4,7 +4,8 @@ table: Table 15                                  its number in the paper; left o
 title: Patch size and mask ratio
 scales:
   paper: {base: cifar10, set: {finetune: {method: none}}}
-  cpu:   {base: ablation/small, note: what a reader must know}  may also replace grid, zip, names, readings, halving
+  cpu:   {base: ablation/small, note: what a reader must know}  may also replace grid, zip, names, readings, halving;
+                                                                 a key of theirs that is ~ there is left out
 grid:                                            the product of lists of values, one axis a key
   model.patch_size: [2, 4, 8]
   pretrain.mask_ratio: [0, 0.25, 0.5, 0.75]
@@ -112,7 +113,9 @@ def read_sweep(name: str, scale: str | None = None, overrides: Sequence[str] = (
         _check_keys(f"{file}: scales.{chosen}.readings", part["readings"], list(readings))
         readings = {**readings, **_readings(file, part["readings"])}
     of_scale: dict[str, Any] = {
-        key: {**tree.get(key, {}), **part[key]} for key in ("grid", "zip", "names") if key in part
+        key: {name: value for name, value in {**tree.get(key, {}), **part[key]}.items() if value is not None}
+        for key in ("grid", "zip", "names")
+        if key in part
     }
     tree = _overridden(file, {**tree, **of_scale}, overrides)
     return Sweep(

@@ -117,6 +117,8 @@ def test_a_scale_replaces_values(tmp_path: Path) -> None:
     """A scale's own grid, of the same keys; other keys are refused."""
     own = {"cpu": {"base": "digits", "grid": {"objective.distance": ["mse"]}}}
     assert read_sweep(str(write(tmp_path / "s.yaml", scales=own, paper=None))).axes[0].names == ("mse",)
+    none = {"cpu": {"base": "digits", "grid": {"objective.distance": None}}}
+    assert read_sweep(str(write(tmp_path / "s.yaml", scales=none, paper=None))).axes == ()
     other = {"cpu": {"base": "digits", "grid": {"pretrain.lr": [1]}}}
     assert "pretrain.lr: unknown key" in refusal(tmp_path, scales=other)
 

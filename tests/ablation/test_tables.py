@@ -11,7 +11,6 @@ from maep.ablation.sweep import Sweep, read_sweep
 from maep.config import CONFIGS, sweep_names
 
 CASES = [(name, scale) for name in sweep_names() for scale in ("paper", "cpu")]
-WITHOUT_CPU = {"ablation/table08"}
 TABLES = {2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18}
 
 
@@ -29,9 +28,7 @@ def test_every_table_has_a_file() -> None:
         assert read_sweep(name, "paper").table == f"Table {int(name[-2:])}"
 
 
-@pytest.mark.parametrize(
-    ("name", "scale"), [case for case in CASES if not (case[0] in WITHOUT_CPU and case[1] == "cpu")]
-)
+@pytest.mark.parametrize(("name", "scale"), CASES)
 def test_every_table_resolves(name: str, scale: str, tmp_path: Path) -> None:
     """All points are valid, their evaluation has what the table reads, and the paper's numbers have their cells."""
     sweep, points = resolved(name, scale, tmp_path)

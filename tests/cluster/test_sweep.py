@@ -1,7 +1,8 @@
-"""A sweep as an array on the cluster: a node is lost in its middle, and every point ends as in an undisturbed sweep."""
+"""A sweep as an array on the cluster, disturbed in its middle: every point ends as in a sweep that nobody disturbed."""
 
 import argparse
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,73 +11,112 @@ import pytest
 
 from launch.cluster import Cluster as Asked
 from launch.cluster import ClusterSettings
-from launch.scheduler import job_states
 from launch.sweep_jobs import print_sweep, submit_sweep
-from maep.ablation.points import Point
-from maep.ablation.records import read_record
+from maep.ablation.pretrained import by_pretraining
 from maep.ablation.study import read_study
-from tests.ablation.sweeps import QUICK, nested, write
+from tests.ablation.sweeps import QUICK, nested, run, write
 from tests.cluster.cluster import Cluster
+from tests.cluster.runs import ENDED, LIFE
+from tests.cluster.test_worker_faults import without_time
 from tests.tiny import Problem
 
-LONG = {**nested(QUICK), "pretrain.steps": 120, "pretrain.save_every": 10, "compute.claim_timeout": 6}
-LIFE = 400.0
+STEPS = 80
+LONG = {**nested(QUICK), "pretrain.steps": STEPS, "pretrain.save_every": 10, "compute.claim_timeout": 6}
+GRID = {"objective.distance": ["l1", "mse", "smooth_l1"], "pretrain.lr": [5e-4, 1e-3, 2e-3, 4e-3]}
+POINTS, WORKERS = 12, 4
+
+
+def sweep_file(problem: Problem, place: Path) -> list[str]:
+    """A sweep of 12 points with a cache of its own, in which nothing has been attacked: its file, then words."""
+    place.mkdir()
+    shutil.copytree(
+        problem.cache, place / "cache", ignore=shutil.ignore_patterns("points", "adversarial", "attacked", "pretrained")
+    )
+    file = write(place / "sweep.yaml", grid=GRID, paper=None, scales={"cpu": {"base": "digits", "set": LONG}})
+    return [str(file), f"run.dir={place / 'out'}", f"run.cache={place / 'cache'}"]
 
 
 class Swept:
-    """A sweep submitted as an array, with a cache of its own."""
+    """That sweep submitted as an array, a worker a node."""
 
     def __init__(self, cluster: Cluster, problem: Problem, place: Path) -> None:
+        file, *words = sweep_file(problem, place)
         self.cluster, self.directory = cluster, place / "out"
-        shutil.copytree(problem.cache, place / "cache")
-        shutil.rmtree(place / "cache" / "points", ignore_errors=True)
-        axes = {"objective.distance": ["l1", "mse", "smooth_l1"]}
-        file = write(place / "sweep.yaml", grid=axes, paper=None, scales={"cpu": {"base": "digits", "set": LONG}})
-        words = [f"run.dir={self.directory}", f"run.cache={place / 'cache'}"]
-        options = argparse.Namespace(cfg=str(file), scale=None, allow_code_change=False)
-        [self.record] = submit_sweep(options, words, Asked(ClusterSettings(time="30"), {}))
+        options = argparse.Namespace(cfg=file, scale=None, allow_code_change=False)
+        asked = ClusterSettings(time="60", cpus_per_task=4, array_parallelism=WORKERS)
+        [self.record] = submit_sweep(options, words, Asked(asked, {}))
         self.points = read_study(self.directory)[0].points
 
-    def running(self) -> list[Point]:
-        """Points in the middle of their training."""
-        paths = [(point, point.directory / "metrics.jsonl") for point in self.points]
-        return [point for point, path in paths if path.is_file() and 20 < len(path.read_text().splitlines()) < 90]
+    def in_training(self) -> tuple[str, str] | None:
+        """(job, node) of a worker that is in the middle of a training."""
+        for key, [point] in by_pretraining(self.points).items():
+            path = point.directory / "metrics.jsonl"
+            claims = sorted((point.directory.parent / ".claims").glob(f"{key}.claim-*"))
+            if claims and path.is_file() and 5 < len(path.read_text().splitlines()) < STEPS - 20:
+                job = re.findall(r"job (\d+)", claims[-1].read_text())[0]
+                return job, self.cluster.job(job).nodes
+        return None
+
+    def finished(self) -> int:
+        """How many points have their report."""
+        return sum((point.directory / "report.json").is_file() for point in self.points)
+
+    def disturb(self, finished: int, *, power: bool) -> None:
+        """After so many points take away the node of one in training, for a moment or, by its power, for good."""
+        self.cluster.wait_for(lambda: self.finished() >= finished, LIFE, f"{finished} finished points")
+        job, node = self.cluster.wait_for(self.in_training, LIFE, "a point in its training")
+        if power:
+            self.cluster.nodes[node].power_off()
+            self.cluster.set_state(node, "down")
+        else:
+            script = ["--output=/dev/null", "--wrap=sleep 1"]
+            self.cluster.run(["sbatch", "--partition=high", f"--nodelist={node}", "--exclusive", *script])
+        self.cluster.wait_for(lambda: self.cluster.job(job).restarts, LIFE, f"the requeue of job {job}")
 
     def finish(self) -> dict[str, Any]:
         """Wait for the end of all workers, each of which must be a good one; returns ablation.json."""
+        tasks = [f"{self.record.job}_{number}" for number in range(POINTS)]
 
         def ended() -> bool:
-            return all(state.state == "COMPLETED" for state in job_states([self.record.job])[self.record.job])
+            return all(self.cluster.job(task).state in ENDED for task in tasks)
 
-        self.cluster.wait_for(ended, LIFE, "the end of the array")
+        self.cluster.wait_for(ended, 5 * LIFE, "the end of the array", every=2)
+        assert {self.cluster.job(task).state for task in tasks} == {"COMPLETED"}, self.cluster.describe()
+        assert sum(self.cluster.job(task).restarts for task in tasks) >= 3
         return json.loads((self.directory / "ablation.json").read_text())
 
-    def weights(self) -> list[bytes]:
-        """The purifiers, in the order of the points."""
-        return [(point.directory / "purifier" / "model.safetensors").read_bytes() for point in self.points]
+
+def results(points: list[dict[str, Any]]) -> list[tuple[str, bytes, dict[str, Any]]]:
+    """Identity, weights and records of every point, without how long they took."""
+    found = []
+    for point in points:
+        directory = Path(point["directory"])
+        records = sorted((directory / "evaluation").rglob("chunk-*.json"))
+        told = {str(path.relative_to(directory)): without_time(json.loads(path.read_text())) for path in records}
+        found.append((point["identity"], (directory / "purifier" / "model.safetensors").read_bytes(), told))
+    return found
 
 
 @pytest.mark.slow
-def test_node_loss_in_a_sweep(
-    cluster: Cluster,
-    problem: Problem,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+def test_two_preemptions_and_a_node_loss(
+    cluster: Cluster, problem: Problem, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Three points on as many nodes, one of which loses power: each point is there once, with the same bits."""
-    monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
-    calm = Swept(cluster, problem, tmp_path / "calm")
-    calm.finish()
+    """Twelve points on four nodes: each is there once, with the bits of an undisturbed sweep; shared work is shared."""
     swept = Swept(cluster, problem, tmp_path / "swept")
-    cluster.wait_for(swept.running, LIFE, "a point in its training")
-    lost = next(state.nodes for state in job_states([swept.record.job])[swept.record.job] if state.nodes)
-    cluster.nodes[lost].power_off()
-    cluster.set_state(lost, "down")
+    swept.disturb(2, power=False)
+    swept.disturb(4, power=True)
+    swept.disturb(5, power=False)
     summary = swept.finish()
-    assert [point["state"] for point in summary["points"]] == ["finished"] * 3
-    assert summary["attacked"]["test"]["sets"] == 1
-    assert swept.weights() == calm.weights()
-    assert [read_record(point).state for point in swept.points] == ["finished"] * 3
+    assert [point["state"] for point in summary["points"]] == ["finished"] * POINTS
+    folders = [path for path in (tmp_path / "swept" / "cache" / "points").iterdir() if not path.name.startswith(".")]
+    assert {path.name for path in folders} == {point["identity"][:16] for point in summary["points"]}
+    assert len(folders) == POINTS
+    assert (summary["attacked"]["training"]["sets"], summary["attacked"]["test"]["sets"]) == (1, 1)
     print_sweep(swept.directory)
-    assert "3 finished" in " ".join(capsys.readouterr().out.split())
+    assert f"{POINTS} finished" in " ".join(capsys.readouterr().out.split())
+    file, *words = sweep_file(problem, tmp_path / "calm")
+    done = run(problem, Path(file), tmp_path / "calm" / "out", *words)
+    assert done.returncode == 0, done.stderr
+    calm = json.loads((tmp_path / "calm" / "out" / "ablation.json").read_text())
+    assert results(summary["points"]) == results(calm["points"])
+    assert summary["cells"] == calm["cells"]

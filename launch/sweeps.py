@@ -25,7 +25,7 @@ def run_sweep(namespace: argparse.Namespace, words: Sequence[str], launch: Launc
     Returns 1 if a point failed, 128 + signal when stopped. Raises UserError before anything runs.
     """
     study = prepare(namespace.cfg, namespace.scale, words)
-    only = parse_only(namespace.only, len(study.points))
+    only = parse_only(namespace.only, len(study.points), study.sweep.halving)
     said: list[bool] = []
     try:
         with Spent(study.directory) as spent:
@@ -40,7 +40,7 @@ def show_sweep(namespace: argparse.Namespace, words: Sequence[str]) -> int:
     from launch.preview import print_preview
 
     study = prepare(namespace.cfg, namespace.scale, words)
-    parse_only(namespace.only, len(study.points))
+    parse_only(namespace.only, len(study.points), study.sweep.halving)
     print_preview(study)
     return 0
 

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from maep.ablation.halving import Halving
 from maep.ablation.points import Point
 from maep.ablation.pretrained import by_pretraining, sharing
 from maep.ablation.records import PointRecord, attacked_files, attacks_since, has_failed, is_finished, read_record
@@ -38,8 +39,6 @@ def run_points(sweep: Sweep, points: Sequence[Point], launch: Launcher, spent: S
     Raises Stopped or KeyboardInterrupt when the sweep itself is stopped; the same call goes on.
     """
     chosen = [points[index] for index in only] or list(points)
-    if only and sweep.halving:
-        fail(f"--only: {sweep.file} compares its points (halving), so all of them run; leave --only out")
     directory, timeout = chosen[0].directory.parent / ".claims", chosen[0].settings.compute.claim_timeout
     with Claims(directory, timeout) as claims:
         worker = _Worker(sweep, chosen, launch, spent, claims)
@@ -154,9 +153,11 @@ def _write_traceback(point: Point) -> None:
         temporary.write_text(traceback.format_exc())
 
 
-def parse_only(text: str, count: int) -> list[int]:
-    """`0,3-5` as indices of points. Raises UserError for what is no index below `count`."""
+def parse_only(text: str, count: int, halving: Halving | None = None) -> list[int]:
+    """`0,3-5` as indices of points. Raises UserError for what is no index below `count`, and where points compete."""
     chosen: list[int] = []
+    if text and halving:
+        fail(f"--only {text}: this sweep compares its points (halving), so all of them run; leave it out")
     for part in filter(None, text.split(",")):
         first, _, last = part.partition("-")
         if not (first.isdigit() and (last or first).isdigit() and int(first) <= int(last or first) < count):

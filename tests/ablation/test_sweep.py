@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from maep.ablation.halving import Halving
 from maep.ablation.points import expand, settings_identity
 from maep.ablation.run import parse_only
 from maep.ablation.study import prepare
@@ -85,6 +86,8 @@ def test_arguments(tmp_path: Path) -> None:
     assert "has cpu" in refusal(tmp_path, scale="paper")
     with pytest.raises(UserError, match="expected points such as"):
         parse_only("3-9", 4)
+    with pytest.raises(UserError, match="compares its points"):
+        parse_only("3", 4, Halving(0.5, (2,)))
 
 
 def test_values_from_the_command_line(tmp_path: Path) -> None:

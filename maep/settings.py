@@ -213,7 +213,7 @@ class FinetuneSettings(TrainSettings):
 class ComputeSettings:
     device: str = setting("auto", "where to compute", choices=("auto", "cpu", "cuda"))
     precision: str = setting("fp32", "arithmetic of training", choices=("fp32", "bf16", "fp16"))
-    compile: bool = setting(False, "torch.compile the training step and the evaluation forward")
+    compile: bool = setting(False, "torch.compile the training step")
     threads: int = setting(0, "CPU threads a process; 0: torch's choice", low=0)
     claim_timeout: float = setting(
         60.0, "silence after which a worker's shards or chunks are taken over by others", unit="seconds", above=0.0
@@ -269,6 +269,10 @@ class EvaluationSettings:
         "what the attacker knows",
         choices=("oblivious", "bpda", "adaptive", "adaptive-eot", "blackbox"),
     )
+    precision: str = setting(
+        "fp32", "arithmetic of the model that attacks follow; verdicts are taken in fp32", choices=("fp32", "bf16")
+    )
+    compile: bool = setting(False, "torch.compile the model that attacks follow; verdicts are the uncompiled one's")
     draws: int = setting(
         8, "draws of a random purifier that adaptive-eot averages over, and that its scores are taken from", low=1
     )

@@ -17,6 +17,7 @@ import torch
 from pyautoattack import AutoAttack, checks
 from torch import Tensor, nn
 
+from maep.attacks.double import attacked, both
 from maep.attacks.randomness import reseeded
 from maep.attacks.state import AttackState
 from maep.errors import fail
@@ -67,27 +68,32 @@ def autoattack(
     battery: Battery = STANDARD,
     state: AttackState | None = None,
     saved: Callable[[AttackState], None] = lambda state: None,
+    fast: nn.Module | None = None,
 ) -> AttackState:
     """AutoAttack: the attacks of a battery, each on the images that survived so far.
 
     model: [N, 3, H, W] in [0,1] → logits [N, C], in eval mode, parameters frozen. labels: int64 [N].
     norm: Linf or L2. eps: budget in [0,1] pixels. batch_size and the images' order are part of the result.
     state: continue from here. saved: called with the state after the clean predictions and after each attack.
+    fast: an inexact double that the attacks follow; see `maep.attacks.double`.
     Raises UserError for fewer classes than the DLR losses can rank.
     """
-    attacker = battery.attacker(model, norm=norm, eps=eps, seed=seed, device=images.device)
-    _limit_targets(attacker, _classes(model, images))
+    models = both(model, fast)
+    attackers = {one: battery.attacker(one, norm=norm, eps=eps, seed=seed, device=images.device) for one in models}
+    for attacker in attackers.values():
+        _limit_targets(attacker, _classes(model, images))
     if state is None:
         with reseeded(model, seed, 0):
             state = _clean_state(model, images, labels, batch_size)
         saved(state)
-    for number, name in enumerate(attacker.attacks_to_run, 1):
-        perturb = _single_attack(attacker, name)
+    for number, name in enumerate(attackers[model].attacks_to_run, 1):
+        perturbs = {one: _single_attack(attacker, name) for one, attacker in attackers.items()}
         if name in state.survivors:
             continue
         started = time.perf_counter()
-        with attack_warnings(state.warnings), reseeded(model, seed, number):
-            _run_one(perturb, model, images, labels, batch_size, state)
+        with attack_warnings(state.warnings), reseeded(models, seed, number):
+            for index in state.robust.nonzero().flatten().split(batch_size):
+                _attack_batch(perturbs, model, fast, images[index], labels[index], index, state)
         state.seconds += time.perf_counter() - started
         state.survivors[name] = int(state.robust.sum())
         saved(state)
@@ -145,25 +151,27 @@ def _clean_state(model: nn.Module, images: Tensor, labels: Tensor, batch_size: i
     return AttackState(images.clone(), predictions, robust, {"clean": int(robust.sum())})
 
 
-@torch.no_grad()
-def _run_one(
-    perturb: Callable[[Tensor, Tensor], Tensor],
+def _attack_batch(
+    perturbs: dict[nn.Module, Callable[[Tensor, Tensor], Tensor]],
     model: nn.Module,
+    fast: nn.Module | None,
     images: Tensor,
     labels: Tensor,
-    batch_size: int,
+    index: Tensor,
     state: AttackState,
 ) -> None:
-    """One attack on the survivors, in batches; what it breaks goes into `state`."""
-    for index in state.robust.nonzero().flatten().split(batch_size):
-        if not len(index):
-            continue
-        adversarial = perturb(images[index], labels[index])
-        predictions = model(adversarial).argmax(1)
-        broken = predictions != labels[index]
-        state.robust[index[broken]] = False
-        state.images[index[broken]] = adversarial[broken]
-        state.predictions[index[broken]] = predictions[broken]
+    """One attack on the images at `index`; what it breaks goes into `state`."""
+    if not len(index):
+        return
+
+    def perturb(followed: nn.Module, chosen: Tensor) -> Tensor:
+        return perturbs[followed](images[chosen], labels[chosen])
+
+    adversarial, predictions = attacked(perturb, model, fast, labels)
+    broken = predictions != labels
+    state.robust[index[broken]] = False
+    state.images[index[broken]] = adversarial[broken]
+    state.predictions[index[broken]] = predictions[broken]
 
 
 class _Collector(logging.Handler):

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from maep.attacks.autoattack import LIBRARY, PARTS, VERSIONS, Battery, autoattack
-from maep.attacks.gradient import AttackSpec
-from maep.attacks.gradient import attack as gradient_attack
+from maep.attacks.double import attacked, both
+from maep.attacks.gradient import AttackSpec, attack
 from maep.attacks.randomness import reseeded
 from maep.attacks.state import AttackState
 from maep.errors import fail
@@ -102,25 +102,28 @@ class NamedAttack:
         batch_size: int,
         state: AttackState | None = None,
         saved: Callable[[AttackState], None] = lambda state: None,
+        fast: nn.Module | None = None,
     ) -> AttackState:
         """Attack `images` ([N, 3, H, W] in [0,1]) in batches of `batch_size`.
 
         keys: the images' sample indices. state, saved: where to continue and what to do with a state in between;
-        the gradient attacks are short and have none in between.
+        the gradient attacks are short and have none in between. fast: an inexact double of the model that the attack
+        follows; the model decides (`maep.attacks.double`).
         """
         battery = battery_of(self.name)
         if battery is not None:
             how: dict[str, Any] = {"norm": self.norm, "eps": self.eps, "seed": seed, "batch_size": batch_size}
-            return autoattack(model, images, labels, **how, battery=battery, state=state, saved=saved)
+            return autoattack(model, images, labels, **how, battery=battery, state=state, saved=saved, fast=fast)
         spec = gradient_spec(self.name, self.norm, self.eps)
         assert spec is not None
-        with reseeded(model, seed):
-            return self._run_gradient(spec, model, images, labels, keys, seed, batch_size)
+        with reseeded(both(model, fast), seed):
+            return self._run_gradient(spec, model, fast, images, labels, keys, seed, batch_size)
 
     def _run_gradient(
         self,
         spec: AttackSpec,
         model: nn.Module,
+        fast: nn.Module | None,
         images: Tensor,
         labels: Tensor,
         keys: Sequence[int],
@@ -128,15 +131,20 @@ class NamedAttack:
         batch_size: int,
     ) -> AttackState:
         started = time.perf_counter()
-        adversarial, clean, attacked = [], [], []
+        adversarial, clean, answers = [], [], []
         for first in range(0, len(images), batch_size):
-            part = slice(first, first + batch_size)
-            made = gradient_attack(model, images[part], labels[part], spec, keys[part], seed)
+            part = range(first, min(first + batch_size, len(images)))
+
+            def perturb(followed: nn.Module, chosen: Tensor, part: range = part) -> Tensor:
+                index = [part[place] for place in chosen.tolist()]
+                return attack(followed, images[index], labels[index], spec, [keys[place] for place in index], seed)
+
+            made, predictions = attacked(perturb, model, fast, labels[part.start : part.stop])
             adversarial.append(made)
+            answers.append(predictions)
             with torch.no_grad():
-                clean.append(model(images[part]).argmax(1))
-                attacked.append(model(made).argmax(1))
-        predictions = torch.cat(attacked)
+                clean.append(model(images[part.start : part.stop]).argmax(1))
+        predictions = torch.cat(answers)
         robust = predictions == labels
         survivors = {"clean": int((torch.cat(clean) == labels).sum()), self.name: int(robust.sum())}
         seconds = time.perf_counter() - started

@@ -22,13 +22,15 @@ Saved = Callable[[AttackState], None]
 class ChunkAttack:
     """One chunk, attacked through one model.
 
-    task: the attack and the chunk. model: whose gradients are followed. folder: where the adversarial images go.
-    facts: all that they depend on, except which chunk it is. Equal attacks have equal identities.
+    task: the attack and the chunk. model: what is attacked. fast: its double that is followed, if any. folder: where
+    the adversarial images go. facts: all that they depend on, except which chunk it is. Equal attacks have equal
+    identities.
     """
 
     settings: Settings
     task: Task
     model: nn.Module
+    fast: nn.Module | None
     folder: Path
     facts: dict[str, Any]
 
@@ -76,6 +78,7 @@ class ChunkAttack:
             batch_size=self.settings.evaluation.batch_size,
             state=AttackState.load(self.partial, self.identity, images.device),
             saved=save,
+            fast=self.fast,
         )
         check_budget(self.task, state.images, images)
         state.save(self.path, self.identity)

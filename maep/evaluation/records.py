@@ -18,6 +18,7 @@ from typing import Any
 from maep.attacks.named import SQUARE, NamedAttack
 from maep.attacks.threat_models import BlackBox, threat_model
 from maep.errors import fail
+from maep.evaluation.fast import Speed
 from maep.files import digest, read_json
 from maep.keyed import keyed_rng
 from maep.settings import EvaluationSettings, PurifySettings, Settings
@@ -27,7 +28,7 @@ SAMPLES = "samples.safetensors"
 # Of adversarial images, and of what a record holds: raising the second keeps the images.
 VERSION, RECORD_VERSION = 1, 3
 
-NOT_DECIDING = ("figure_images", "check_images", "purifiers", "purifier")
+NOT_DECIDING = ("figure_images", "check_images", "purifiers", "purifier", "precision", "compile")
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ def plan_digest(settings: Settings) -> str:
     """Identity of the settings that decide what an evaluation consists of."""
     evaluation = asdict(settings.evaluation)
     decides = {key: value for key, value in evaluation.items() if key not in NOT_DECIDING}
+    decides |= Speed.of(settings.evaluation).facts()
     return digest({"evaluation": decides, "seed": settings.run.seed, "purify": purify_facts(settings.purify)})
 
 

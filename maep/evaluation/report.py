@@ -14,6 +14,7 @@ from maep.attacks.threat_models import AdaptiveEot, threat_model
 from maep.config import to_yaml
 from maep.errors import fail
 from maep.evaluation.environment import ENVIRONMENT, write_environment
+from maep.evaluation.fast import Speed
 from maep.evaluation.figures import accuracy_figure, checks_figure, curve_figure, samples_figure, save_figure
 from maep.evaluation.honesty import ALARM, PASSED, WARNING, Judged, side_by_side
 from maep.evaluation.page import render_page
@@ -138,6 +139,9 @@ def honest_notes(settings: Settings, judged: Sequence[Judged]) -> list[str]:
     for row in rows:
         what = "{purifier}, {threat_model} {attack} {norm}".format(**row.result) + f" {eps_text(row.result['eps'])}"
         notes += [f"{what}: {warning}" for warning in row.warnings]
+    if not Speed.of(settings.evaluation).is_exact:
+        how = Speed.of(settings.evaluation)
+        notes.append(f"attacks followed a fast double of the model ({how}); every verdict is the model's own, in fp32")
     if any(name.startswith(("pgd", "bim")) for name in settings.evaluation.attacks):
         notes.append("PGD and BIM step by eps/4 (2/255 at eps = 8/255); one try, the last iterate counts")
     if not any(is_autoattack(name) for name in settings.evaluation.attacks):

@@ -11,9 +11,18 @@ from torch import Tensor, nn
 
 from maep.attacks.autoattack import check_model
 from maep.attacks.randomness import is_random
-from maep.attacks.threat_models import Adaptive, AdaptiveEot, BlackBox, Oblivious, ZeroGradient, threat_model
+from maep.attacks.threat_models import (
+    Adaptive,
+    AdaptiveEot,
+    BlackBox,
+    Oblivious,
+    ThreatModel,
+    ZeroGradient,
+    threat_model,
+)
 from maep.data.shards import to_float
 from maep.evaluation.adversarial import ChunkAttack
+from maep.evaluation.fast import Speed
 from maep.evaluation.records import (
     PLAN,
     RECORD_VERSION,
@@ -96,6 +105,23 @@ class Evaluation:
         """`model`, with a gradient of zeros where the defence gives none, so that gradient attacks can be run on it."""
         return model if self.has_gradient else ZeroGradient(model).eval()
 
+    @cached_property
+    def _fast_parts(self) -> tuple[nn.Module, nn.Module]:
+        """Purifier and classifier as attacks follow them."""
+        return self._speed.parts(self.purifier, self.classifier)
+
+    @property
+    def _speed(self) -> Speed:
+        return Speed.of(self.settings.evaluation)
+
+    def _seen_by(self, attacker: ThreatModel) -> tuple[nn.Module, nn.Module | None]:
+        """The model that an attacker attacks, and the fast double that is followed instead, if one is."""
+        draws = self.settings.evaluation.draws
+        model = self.followed(attacker.target(self.purifier, self.classifier, draws))
+        if self._speed.is_exact:
+            return model, None
+        return model, self._speed.whole(self.followed(attacker.target(*self._fast_parts, draws)))
+
     def images(self, ids: range) -> tuple[Tensor, Tensor]:
         """Test images [N, 3, H, W] in [0,1] and labels [N], on the device."""
         images, labels = self.test.batch(ids)
@@ -163,7 +189,7 @@ class Evaluation:
             facts |= {"threat_model": task.threat_model, "purifier": self.purifier_identity}
         if task.threat_model == AdaptiveEot.name:
             facts["draws"] = settings.evaluation.draws
-        return facts
+        return facts | self._speed.facts()
 
     def record_facts(self, task: Task) -> dict[str, Any]:
         """All that a record depends on."""
@@ -202,15 +228,13 @@ class Evaluation:
         whole = replace(task, threat_model=Oblivious.name, count=min(size, total - task.first))
         facts = self.attacked_facts(whole)
         folder = Path(self.settings.run.cache) / "attacked" / digest(facts)[:16]
-        return ChunkAttack(self.settings, whole, self.followed(self.classifier), folder, facts)
+        return ChunkAttack(self.settings, whole, *self._seen_by(Oblivious()), folder, facts)
 
     def attack_through(self, task: Task) -> ChunkAttack:
         """The attack on what the threat model's attacker sees of purifier and classifier; kept in its folder."""
         task = self._attacked_as(task)
-        draws = self.settings.evaluation.draws
-        model = threat_model(task.threat_model).target(self.purifier, self.classifier, draws)
-        model = self.followed(model)
-        return ChunkAttack(self.settings, task, model, self.directory / task.folder, self.attacked_facts(task))
+        seen = self._seen_by(threat_model(task.threat_model))
+        return ChunkAttack(self.settings, task, *seen, self.directory / task.folder, self.attacked_facts(task))
 
     def attacks_of(self, task: Task) -> list[ChunkAttack]:
         """The attacks that a task's record is made of: the one on the classifier alone first, its own last."""

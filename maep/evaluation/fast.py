@@ -1,0 +1,65 @@
+"""A faster, inexact double of a model for attacks to follow. What it says decides nothing: the exact model does."""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from maep.purifiers import MAEPurifier
+from maep.settings import EvaluationSettings
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How the double computes. precision: `fp32` or `bf16` (autocast); compile: by torch.compile."""
+
+    precision: str = "fp32"
+    compile: bool = False
+
+    @classmethod
+    def of(cls, settings: EvaluationSettings) -> "Speed":
+        """As configured."""
+        return cls(settings.precision, settings.compile)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether there is no double: the attack follows the model itself."""
+        return self == Speed()
+
+    def facts(self) -> dict[str, Any]:
+        """What adversarial images depend on; nothing where the attack follows the exact model itself."""
+        inexact = {"precision": self.precision} if self.precision != "fp32" else {}
+        return {**inexact, **({"compile": True} if self.compile else {})}
+
+    def __str__(self) -> str:
+        return self.precision + (", compiled" if self.compile else "")
+
+    def parts(self, purifier: nn.Module, classifier: nn.Module) -> tuple[nn.Module, nn.Module]:
+        """The two as the double has them, with the same weights.
+
+        Of a purifier the network alone is compiled, and one that is not ours stays as it is: what is drawn at random
+        must not be compiled.
+        """
+        if not self.compile:
+            return purifier, classifier
+        if isinstance(purifier, MAEPurifier):
+            purifier = MAEPurifier(cast(Any, torch.compile(purifier.model)), purifier.settings).eval()
+        return purifier, cast(nn.Module, torch.compile(classifier))
+
+    def whole(self, model: nn.Module) -> nn.Module:
+        """A model made of such parts as the attack follows it."""
+        return Reduced(model).eval() if self.precision == "bf16" else model
+
+
+class Reduced(nn.Module):
+    """A model whose matrix products and convolutions are in bf16; images and logits are fp32."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [N, C]."""
+        with torch.autocast(images.device.type, dtype=torch.bfloat16):
+            return self.model(images).float()

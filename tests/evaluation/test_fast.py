@@ -1,0 +1,76 @@
+"""Attacks that follow a fast double: what they make is kept apart, and every verdict is the exact model's."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+
+from maep.attacks.gradient import AttackSpec, attack
+from maep.attacks.state import load_tensors
+from maep.data.shards import ShardSet
+from maep.evaluation.fast import Speed
+from maep.evaluation.subject import Evaluation
+from maep.models.masked_autoencoder import MaskedAutoencoder
+from maep.purifiers import MAEPurifier
+from maep.settings import EvaluationSettings, ModelSettings, PurifySettings
+from tests.evaluation.subject import IMAGES, contents, place_of, run, settings_for
+from tests.small import Blur, digits, train_small, write_shards
+
+
+@pytest.fixture(scope="module")
+def test_set(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    return write_shards(tmp_path_factory.mktemp("shards") / "test", IMAGES)
+
+
+def test_records_of_a_bf16_attack(tmp_path: Path, test_set: ShardSet) -> None:
+    """Other images than fp32's, beside them in the cache; predictions are those of the fp32 modules on them."""
+    exact = settings_for(tmp_path, attacks=["pgd-3"])
+    run(exact, test_set)
+    before = contents(exact)
+    fast = settings_for(tmp_path, attacks=["pgd-3"], precision="bf16")
+    run(fast, test_set)
+    records = contents(fast)
+    assert [record["identity"] for record in records] != [record["identity"] for record in before]
+    assert {record["depends_on"].get("precision") for record in before} == {None}
+    classifier, purifier = train_small(), Blur().requires_grad_(False)
+    made = list(Path(fast.run.cache).glob("attacked/*/chunk-0000.safetensors"))
+    assert len(made) == 2
+    images = {tuple((load_tensors(path) or ({},))[0]["images"].flatten().tolist()) for path in made}
+    assert len(images) == 2, "the two attacks made different images"
+    adaptive = next(record for record in records if record["threat_model"] == "adaptive")
+    found = load_tensors(place_of(fast) / "adaptive" / "pgd-3-Linf-0.1" / "chunk-0000.safetensors")
+    assert found
+    answers = classifier(purifier(found[0]["images"])).argmax(1)
+    assert adaptive["predictions"]["defended_adversarial"] == answers.tolist() == found[0]["predictions"].tolist()
+    run(exact, test_set)
+    assert contents(exact) == before
+
+
+def test_exact_attacks_keep_their_identity() -> None:
+    """The default adds nothing to what an attack's images depend on, so that images made before stay valid."""
+    assert Speed.of(EvaluationSettings()).is_exact
+    assert Speed.of(EvaluationSettings()).facts() == {}
+    assert Speed("bf16", compile=True).facts() == {"precision": "bf16", "compile": True}
+
+
+def test_compiled(tmp_path: Path, test_set: ShardSet) -> None:
+    """The purifier's network and the classifier are really compiled; attacks through them go where exact ones do."""
+    encoder = {"encoder_width": 16, "encoder_depth": 1, "encoder_heads": 1}
+    decoder = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 1}
+    model = MaskedAutoencoder(ModelSettings(image_size=8, patch_size=4, **encoder, **decoder))
+    purifier = MAEPurifier(model, PurifySettings(overlap=2)).eval()
+    settings = settings_for(tmp_path, compile=True)
+    evaluation = Evaluation(settings, purifier, train_small(), "small", "it", test_set, place_of(settings))
+    task = next(task for task in evaluation.prepare() if task.threat_model == "adaptive")
+    chunk = evaluation.attack_through(task)
+    assert chunk.fast is not None
+    images, labels = digits()[0][:4], digits()[1][:4]
+    counters.clear()
+    spec = AttackSpec("pgd", "Linf", 0.1, 0.025, 2, random_start=True, targeted=False)
+    made, exact = (attack(one, images, labels, spec, range(4), 0) for one in (chunk.fast, chunk.model))
+    assert counters["stats"]["unique_graphs"] >= 2
+    assert float((made - exact).abs().mean()) < 0.01
+    torch.testing.assert_close(chunk.fast(images), chunk.model(images), rtol=1e-3, atol=1e-3)
+    assert isinstance(chunk.model, nn.Sequential)

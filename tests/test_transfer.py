@@ -60,6 +60,13 @@ def test_a_run_is_judged_by_another(problem: Problem, purifier: Path, judged: Pa
         ("oblivious", "trained", 12),
         ("adaptive", "trained", 4),
     ]
+    grids = json.loads((judged / "report.json").read_text())["purifying"]["trained"]["grids"]
+    assert {grid["grid"]: grid["used"] for grid in grids} == {
+        "plain": False,
+        "overlapping, blended": True,
+        "shifted, averaged": False,
+    }
+    assert "overlapping, blended (used here)" in (judged / "report.html").read_text()
     settings = load_settings("digits", problem.arguments(judged, *JUDGED)[1:])
     test = clean_split(settings, "test")
     classifier = load_classifier(settings.classifier, 10, classifier_weights(settings)).eval()

@@ -181,12 +181,13 @@ def worst_case(rows: Sequence[Combination]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Judged:
-    """All that was found of one purifier. name: as in reports; plan, checks: what plan.json and checks.json hold."""
+    """All that was found of one purifier. name: as in reports; plan, checks, purifying: what those files hold."""
 
     name: str
     plan: dict[str, Any]
     rows: list[Combination]
     checks: dict[str, Any]
+    purifying: dict[str, Any]
 
     @property
     def findings(self) -> list[Finding]:

@@ -54,6 +54,7 @@ def render_page(
         settings=settings,
         tiles=_tiles(rows),
         honesty=[_honesty(one) for one in judged],
+        purifying={one.name: one.purifying for one in judged},
         against_eps=_against_eps(rows),
         sections=_sections(rows),
         overview=_picture(lambda ink: accuracy_figure(headlines(rows), ink), "accuracy in each threat model"),

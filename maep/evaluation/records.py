@@ -4,6 +4,7 @@ Below run.dir/evaluation/{purifier}/:
 
     plan.json                                                   what belongs to this evaluation
     checks.json                                                 what the defence itself answered when checked
+    purifying.json                                              what purifying costs, and the borders of tiles
     {threat model}/{attack}-{norm}-{eps}/
         chunk-0000.json                                         a record: one chunk of images, judged
         chunk-0000.safetensors                                  its adversarial images (adaptive attacks)
@@ -23,7 +24,7 @@ from maep.files import digest, read_json
 from maep.keyed import keyed_rng
 from maep.settings import EvaluationSettings, PurifySettings, Settings
 
-PLAN, CHECKS = "plan.json", "checks.json"
+PLAN, CHECKS, PURIFYING = "plan.json", "checks.json", "purifying.json"
 SAMPLES = "samples.safetensors"
 # Of adversarial images, and of what a record holds: raising the second keeps the images.
 VERSION, RECORD_VERSION = 1, 3
@@ -193,3 +194,12 @@ def read_checks(plan: dict[str, Any], directory: Path) -> dict[str, Any]:
     if [checks.get(name) for name in ("classifier", "purifier")] != [plan["classifier"], plan["purifier"]]:
         fail(f"{path}: the defence has not been checked; run stage=evaluate to complete it")
     return dict(checks)
+
+
+def read_purifying(plan: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """purifying.json of `directory`. Raises UserError when it is missing or of another purifier."""
+    path = directory / PURIFYING
+    found = read_json(path) if path.is_file() else {}
+    if found.get("purifier") != plan["purifier"]:
+        fail(f"{path}: memory and tiles have not been measured; run stage=evaluate to complete it")
+    return {name: value for name, value in found.items() if name not in ("identity", "purifier")}

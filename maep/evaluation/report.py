@@ -18,7 +18,7 @@ from maep.evaluation.fast import Speed
 from maep.evaluation.figures import accuracy_figure, checks_figure, curve_figure, samples_figure, save_figure
 from maep.evaluation.honesty import ALARM, PASSED, WARNING, Judged, side_by_side
 from maep.evaluation.page import render_page
-from maep.evaluation.records import eps_text, read_checks, read_plan, read_records
+from maep.evaluation.records import eps_text, read_checks, read_plan, read_purifying, read_records
 from maep.evaluation.results import Combination, combine, headlines
 from maep.evaluation.stage import purifiers_of
 from maep.files import atomic_file, read_json, write_json
@@ -46,6 +46,7 @@ def build_report(settings: Settings, directory: Path, names: dict[str, str] | No
         "environment": environment,
         "results": [row.result for row in rows],
         "honesty": {one.name: one.honesty() for one in judged},
+        "purifying": {one.name: one.purifying for one in judged},
     }
     curves = {name: read_metrics(directory / file) for file, name in CURVES.items()}
     curves = {name: lines for name, lines in curves.items() if lines}
@@ -100,7 +101,7 @@ def read_results(settings: Settings, directory: Path, names: dict[str, str] | No
         folders = read_records(plan, directory / label)
         checks = read_checks(plan, directory / label)
         rows = [combine(settings, name, plan, directory / label / folder, folders[folder]) for folder in folders]
-        judged.append(Judged(name, plan, rows, checks))
+        judged.append(Judged(name, plan, rows, checks, read_purifying(plan, directory / label)))
     if not judged:
         fail(f"{directory}: no purifier was evaluated (evaluation.purifiers={settings.evaluation.purifiers})")
     return judged

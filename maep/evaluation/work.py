@@ -24,6 +24,7 @@ from maep.evaluation.adversarial import ChunkAttack, Saved
 from maep.evaluation.checks import Checks
 from maep.evaluation.judge import Judge
 from maep.evaluation.metrics import count_right
+from maep.evaluation.purifying import Purifying
 from maep.evaluation.records import Task
 from maep.evaluation.subject import Evaluation
 from maep.files import digest, remove_temporaries
@@ -40,7 +41,10 @@ def evaluate_all(evaluations: Sequence[Evaluation], worker: tuple[int, int] = (0
     Raises UserError when the settings, the models and the test set do not fit.
     """
     units = [Unit(Judge(evaluation), task) for evaluation in evaluations for task in evaluation.prepare()]
-    checks = {f"checks-{check.identity[:24]}": check for check in map(Checks, evaluations)}
+    checks: dict[str, Checks | Purifying] = {
+        f"purifying-{one.identity[:24]}": one for one in map(Purifying, evaluations)
+    }
+    checks |= {f"checks-{check.identity[:24]}": check for check in map(Checks, evaluations)}
     settings = evaluations[0].settings
     if "adaptive" in settings.evaluation.threat_models and not settings.evaluation.adaptive_images:
         say("adaptive threat model left out: evaluation.adaptive_images=0")
@@ -52,7 +56,8 @@ def evaluate_all(evaluations: Sequence[Evaluation], worker: tuple[int, int] = (0
         note = ProgressNote(bar, bar.add_task("evaluate", total=sum(u.task.count for u in pending), note=""))
         _Share(pending, held, note, worker).do()
         for name in held.shared(list(checks), lambda name: checks[name].is_done()):
-            say(f"checks of {checks[name].evaluation.directory.name}: gradients, differences, loss curves")
+            what = "gradients, differences, loss curves" if isinstance(checks[name], Checks) else "memory, tiles"
+            say(f"checks of {checks[name].evaluation.directory.name}: {what}")
             checks[name].run()
     return all(unit.is_done() for unit in pending) and all(check.is_done() for check in checks.values())
 

@@ -104,7 +104,7 @@ def test_json_is_the_contract(settings: Settings, reported: dict[str, Any]) -> N
     text = (Path(settings.run.dir) / "report.json").read_text()
     loaded = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert loaded == reported
-    assert list(loaded) == ["schema", "environment", "results", "honesty"]
+    assert list(loaded) == ["schema", "environment", "results", "honesty", "purifying"]
     assert loaded["schema"] == 1
     assert loaded["environment"]["command"] == ["maep", "<b>&"]
     for result in loaded["results"]:

@@ -18,14 +18,7 @@ from tests.small import digits, train_small
 CHOSEN = [14, 15, 20, 22, 32, 100, 5, 0, 1, 2, 3, 4, 41, 112, 113, 118]
 BUDGETS = {"Linf": 0.1, "L2": 1.6}
 HOW = {"seed": 3, "batch_size": 6}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module", autouse=True)

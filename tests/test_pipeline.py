@@ -114,6 +114,21 @@ def test_killed_evaluation_gives_the_same_numbers(
     assert results(run) == results(finished)
 
 
+def test_record_of_another_attack_is_refused(problem: Problem, finished: Path, tmp_path: Path) -> None:
+    """stage=report with a record in the place of another: exit code 2, one line that says so, and no result."""
+    run = copy(finished, tmp_path / "run")
+    (run / "report.json").unlink()
+    place = run / "evaluation" / "pretrained" / "oblivious"
+    names = [place / f"{attack}-Linf-0.12549" / "chunk-0001.json" for attack in ("fgsm", "autoattack-standard")]
+    shutil.copy(*names)
+    done = problem.run("report", run, *SMALL)
+    assert done.returncode == 2
+    assert "autoattack-standard-Linf-0.12549/chunk-0001.json: was written for another attack, not" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "%" not in done.stdout
+    assert not (run / "report.json").exists()
+
+
 def test_stage_without_its_needs_is_refused(problem: Problem, tmp_path: Path) -> None:
     """stage=evaluate in an empty run directory names the stage that is missing."""
     done = problem.run("evaluate", tmp_path / "empty")

@@ -171,13 +171,15 @@ def record_path(directory: Path, task: Task) -> Path:
 def read_records(plan: dict[str, Any], directory: Path) -> dict[Path, list[dict[str, Any]]]:
     """All records of a plan by folder, chunks in order.
 
-    Raises UserError that names the first chunk without a record: no total is made of a part.
+    Raises UserError that names the first record of something else, and of what, or the first chunk without one: no
+    total is made of a part.
     """
     folders: dict[Path, list[dict[str, Any]]] = {}
     missing: list[Path] = []
     for task, identity in planned_tasks(plan):
         record = read_record(directory, task, identity)
         if record is None:
+            _refuse_another(plan, directory, task)
             missing.append(record_path(directory, task))
         else:
             folders.setdefault(task.folder, []).append(record)
@@ -185,6 +187,23 @@ def read_records(plan: dict[str, Any], directory: Path) -> dict[Path, list[dict[
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         fail(f"{missing[0]}{more}: this chunk has not been evaluated; run stage=evaluate to complete it")
     return folders
+
+
+def _refuse_another(plan: dict[str, Any], directory: Path, task: Task) -> None:
+    """Raises UserError if there is a record in a task's place that was written for something else."""
+    path = record_path(directory, task)
+    if path.is_file():
+        told = " and ".join(_differences(read_json(path).get("depends_on", {}), plan, task)) or "setting"
+        fail(f"{path}: was written for another {told}, not for this evaluation; run stage=evaluate to replace it")
+
+
+def _differences(facts: dict[str, Any], plan: dict[str, Any], task: Task) -> list[str]:
+    """What a record depends on and a plan has otherwise, in words."""
+    own = {"classifier": "model", "purifier": "purifier", "images": "image set", "seed": "seed"}
+    found = [word for key, word in own.items() if key in plan and facts.get(key) != plan[key]]
+    if (facts.get("task"), facts.get("attack")) != (asdict(task), task.named_attack.facts()):
+        found.append("attack")
+    return found if facts.get("record") == RECORD_VERSION else [*found, "version of this program"]
 
 
 def read_checks(plan: dict[str, Any], directory: Path) -> dict[str, Any]:

@@ -148,6 +148,7 @@ class Evaluation:
             "classifier": self.classifier_identity,
             "purifier": self.purifier_identity,
             "images": self.test.identity,
+            "seed": self.settings.run.seed,
             "classes": list(self.test.classes),
             "device": str(self.device),
             "warnings": warnings,

@@ -260,13 +260,33 @@ def test_missing_chunk_is_named(settings: Settings, tmp_path: Path, capsys: pyte
     assert capsys.readouterr().out == ""
 
 
-def test_record_of_something_else_is_missing(settings: Settings) -> None:
-    """A record whose identity is not the plan's counts as missing."""
-    record = place_of(settings) / "adaptive" / "fgsm-Linf-0.1" / "chunk-0000.json"
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"classifier": "another"}, "model"),
+        ({"purifier": "another"}, "purifier"),
+        ({"seed": 1}, "seed"),
+        ({"count": 29}, "image set"),
+        ({"attack": "pgd-3"}, "attack"),
+        ({"purifier": "another", "seed": 1}, "purifier and seed"),
+        ({"batch_size": 3}, "setting"),
+    ],
+)
+def test_record_of_something_else_is_named(
+    settings: Settings, test_set: ShardSet, tmp_path: Path, change: dict[str, Any], told: str
+) -> None:
+    """A record that another evaluation wrote is refused, saying what it was written for instead."""
+    quick = {"attacks": [change.get("attack", "fgsm")], "threat_models": ["oblivious"], "check_images": 1}
+    other = settings_for(tmp_path, **quick, eps=[0.1], batch_size=change.get("batch_size", 5))
+    other.run.seed = change.get("seed", 0)
+    images = write_shards(tmp_path / "images", change["count"]) if "count" in change else test_set
+    run(other, images, purifier=change.get("purifier", "blur"), classifier=change.get("classifier", "small"))
+    foreign = place_of(other) / "oblivious" / f"{quick['attacks'][0]}-Linf-0.1" / "chunk-0000.json"
+    record = place_of(settings) / "oblivious" / "fgsm-Linf-0.1" / "chunk-0000.json"
     before = record.read_text()
-    record.write_text(json.dumps({**json.loads(before), "identity": "0"}))
+    record.write_text(foreign.read_text())
     try:
-        with pytest.raises(UserError, match="adaptive/fgsm-Linf-0.1/chunk-0000.json"):
+        with pytest.raises(UserError, match=f"fgsm-Linf-0.1/chunk-0000.json: was written for another {told}, not for"):
             build_report(settings, Path(settings.run.dir))
     finally:
         record.write_text(before)

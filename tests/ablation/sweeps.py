@@ -46,9 +46,11 @@ def command(problem: Problem, sweep: Path, directory: Path, *more: str) -> list[
     return [sys.executable, "launch/local.py", *words, *more]
 
 
-def run(problem: Problem, sweep: Path, directory: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def run(
+    problem: Problem, sweep: Path, directory: Path, *more: str, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
     """Run it to its end."""
     return subprocess.run(
         command(problem, sweep, directory, *more), cwd=ROOT, capture_output=True, text=True, check=False,
-        env=environment(), timeout=300,
+        env=environment(), timeout=timeout,
     )  # fmt: skip

@@ -115,7 +115,7 @@ def test_two_preemptions_and_a_node_loss(
     print_sweep(swept.directory)
     assert f"{POINTS} finished" in " ".join(capsys.readouterr().out.split())
     file, *words = sweep_file(problem, tmp_path / "calm")
-    done = run(problem, Path(file), tmp_path / "calm" / "out", *words)
+    done = run(problem, Path(file), tmp_path / "calm" / "out", *words, timeout=5 * LIFE)
     assert done.returncode == 0, done.stderr
     calm = json.loads((tmp_path / "calm" / "out" / "ablation.json").read_text())
     assert results(summary["points"]) == results(calm["points"])

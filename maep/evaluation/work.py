@@ -9,7 +9,7 @@ done again; one made for another classifier, purifier, attack, seed or image set
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +36,8 @@ def evaluate_all(evaluations: Sequence[Evaluation], worker: tuple[int, int] = (0
     """Measure clean and robust accuracy of every evaluation in every threat model, attack and budget it plans.
 
     Evaluations must share their settings and images. worker: (i, n); the first worker starts at the first chunk,
-    the others further on, and each takes whatever no living worker has. Returns whether everything is finished now;
-    if not, the rest is in the hands of living workers.
+    the others further on, the last at the checks of the defence itself, and each takes whatever no living worker has.
+    Returns whether everything is finished now; if not, the rest is in the hands of living workers.
     Raises UserError when the settings, the models and the test set do not fit.
     """
     units = [Unit(Judge(evaluation), task) for evaluation in evaluations for task in evaluation.prepare()]
@@ -54,12 +54,19 @@ def evaluate_all(evaluations: Sequence[Evaluation], worker: tuple[int, int] = (0
     claims = Path(settings.run.cache) / "attacked" / ".claims"
     with stopped_at_once(), progress_bar() as bar, Claims(claims, settings.compute.claim_timeout) as held:
         note = ProgressNote(bar, bar.add_task("evaluate", total=sum(u.task.count for u in pending), note=""))
+        if 0 < worker[0] == worker[1] - 1:  # or all would wait for the checks in the end
+            _check(checks, held)
         _Share(pending, held, note, worker).do()
-        for name in held.shared(list(checks), lambda name: checks[name].is_done()):
-            what = "gradients, differences, loss curves" if isinstance(checks[name], Checks) else "memory, tiles"
-            say(f"checks of {checks[name].evaluation.directory.name}: {what}")
-            checks[name].run()
+        _check(checks, held)
     return all(unit.is_done() for unit in pending) and all(check.is_done() for check in checks.values())
+
+
+def _check(checks: Mapping[str, Checks | Purifying], claims: Claims) -> None:
+    """The checks that no other worker has."""
+    for name in claims.shared(list(checks), lambda name: checks[name].is_done()):
+        what = "gradients, differences, loss curves" if isinstance(checks[name], Checks) else "memory, tiles"
+        say(f"checks of {checks[name].evaluation.directory.name}: {what}")
+        checks[name].run()
 
 
 @contextmanager

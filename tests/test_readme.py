@@ -32,6 +32,11 @@ def bench_line(row: dict[str, Any]) -> str:
     return f"| {row['name']} | {row['rate']:.1f} {row['unit']} | {row['limit']} | {row['ratio']:.2f} |"
 
 
+def evaluation_bench_line(row: dict[str, Any]) -> str:
+    """One row of the evaluation's benchmark table."""
+    return f"| {row['name']} | {row['what']} | {row['ratio']:.3g} | {row['wanted']} |"
+
+
 def recovery_line(row: dict[str, Any]) -> str:
     """One row of the recovery table."""
     return (
@@ -76,10 +81,12 @@ def test_results_table_is_the_committed_reports() -> None:
     assert sorted(table("results")) == sorted(expected)
 
 
-def test_benchmark_table_is_the_committed_one() -> None:
-    """So do the benchmark's table and its file."""
-    rows = json.loads((ROOT / "tests" / "reports" / "bench.json").read_text())["rows"]
-    assert table("bench") == [bench_line(row) for row in rows]
+@pytest.mark.parametrize(("name", "line"), [("bench", bench_line), ("evaluation_bench", evaluation_bench_line)])
+def test_benchmark_tables_are_the_committed_ones(name: str, line: Callable[[dict[str, Any]], str]) -> None:
+    """So do the benchmarks' tables and their files."""
+    report = json.loads((ROOT / "tests" / "reports" / f"{name}.json").read_text())
+    assert report["environment"]["dirty"] is False
+    assert table(name) == [line(row) for row in report["rows"]]
 
 
 @pytest.mark.parametrize(("name", "line"), [("recovery", recovery_line), ("scaling", scaling_line)])

@@ -1,22 +1,20 @@
 """The honesty checks pass an honest defence and catch real ones that hide their gradients."""
 
-import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from maep.data.shards import ShardSet, to_uint8
+from maep.data.shards import ShardSet
 from maep.evaluation.checks import finite_differences, margin_gradients, margins, median_error
 from maep.evaluation.honesty import ALARM, Judged, findings
 from maep.evaluation.report import read_results
 from maep.evaluation.subject import Evaluation
 from maep.evaluation.work import evaluate_all
+from tests.evaluation.defences import FalseGradient, Jpeg, Noise, Rounding
 from tests.evaluation.subject import place_of, settings_for
 from tests.small import Blur, digits, train_small, write_shards
 
@@ -25,40 +23,6 @@ QUICK: dict[str, Any] = {
     "threat_models": ["oblivious", "bpda", "adaptive", "blackbox"], "blackbox_attacks": ["square-300"],
     "check_images": 8,
 }  # fmt: skip
-
-
-class Rounding(nn.Module):
-    """Pixels to the 256 levels of a file: it changes nothing that the eye sees, and has no slope anywhere."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return (images * 255).round() / 255
-
-
-class Jpeg(nn.Module):
-    """Pixels through a JPEG file, as defences of 2018 did."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return torch.stack([self._through_file(image) for image in images.detach()])
-
-    def _through_file(self, image: Tensor) -> Tensor:
-        buffer = io.BytesIO()
-        Image.fromarray(to_uint8(image).permute(1, 2, 0).numpy()).save(buffer, "JPEG", quality=75)
-        with Image.open(buffer) as decoded:
-            return torch.from_numpy(np.array(decoded)).permute(2, 0, 1).float() / 255
-
-
-class FalseGradient(nn.Module):
-    """Four levels a pixel, with a gradient that pretends to be the identity's."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return images + ((images * 3).round() / 3 - images).detach()
-
-
-class Noise(nn.Module):
-    """Noise from torch's own generator."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return images + 0.2 * torch.randn_like(images)
 
 
 @pytest.fixture(scope="module")

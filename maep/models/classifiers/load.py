@@ -92,7 +92,7 @@ def fold_batch_norms(classifier: nn.Module) -> None:
         for convolution, norm in getattr(module, "foldable", ()):
             fused = fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm))
             setattr(module, convolution, fused.requires_grad_(False))
-            setattr(module, norm, nn.Identity())
+            setattr(module, norm, nn.Identity().eval())
 
 
 def _with_counters(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:

@@ -37,7 +37,7 @@ def environment(command: list[str]) -> dict[str, Any]:
     """Everything about machine and software that a reader of the results may ask for; no host name."""
     commit, dirty = git_state(REPOSITORY)
     return {
-        "command": command,
+        "command": as_typed(command),
         "commit": commit,
         "dirty": dirty,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -46,6 +46,14 @@ def environment(command: list[str]) -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
     }
+
+
+def as_typed(command: list[str]) -> list[str]:
+    """sys.argv as a user typed it: Python puts a module's whole path there for `-m`, which says nothing elsewhere."""
+    program = Path(command[0])
+    if program.name == "__main__.py":
+        return ["-m", program.parent.name, *command[1:]]
+    return [str(program.relative_to(REPOSITORY)) if program.is_relative_to(REPOSITORY) else command[0], *command[1:]]
 
 
 def _version(package: str) -> str | None:

@@ -24,6 +24,7 @@ from maep.evaluation.work import evaluate_all
 from maep.settings import Settings
 from tests.evaluation.subject import place_of, run, settings_for
 from tests.small import Blur, train_small, write_shards
+from tests.tiny import ROOT
 
 FIELDS = [
     "dataset",
@@ -365,6 +366,19 @@ def test_git_state(tmp_path: Path) -> None:
 def test_eps_text(eps: float, text: str) -> None:
     """Budgets read as fractions of 255 where they are, L2 ones as numbers."""
     assert eps_text(eps) == text
+
+
+@pytest.mark.parametrize(
+    ("argv", "typed"),
+    [
+        ([str(ROOT / "maep" / "__main__.py"), "evaluate"], ["-m", "maep", "evaluate"]),
+        ([str(ROOT / "launch" / "local.py"), "cfg=digits"], ["launch/local.py", "cfg=digits"]),
+        (["launch/local.py", "cfg=digits"], ["launch/local.py", "cfg=digits"]),
+    ],
+)
+def test_command_is_the_one_that_was_typed(argv: list[str], typed: list[str]) -> None:
+    """Not the path of the checkout on one machine."""
+    assert environment(argv)["command"] == typed
 
 
 def test_report_module_offers_the_environment() -> None:

@@ -103,3 +103,13 @@ def test_durations_are_the_recorded_ones(name: str) -> None:
     seconds = json.loads((ROOT / "tests" / "reports" / name / "seconds.json").read_text())
     assert seconds["total"] == pytest.approx(sum(seconds["stages"].values()), abs=0.1)
     assert f"`cfg={name}` took {seconds['total'] / 60:.0f} minutes" in README
+
+
+@pytest.mark.parametrize(("name", "alarms"), [("alone", set()), ("rounding", {"gradients", "square"}),
+                                              ("jpeg", {"gradients", "square"})])  # fmt: skip
+def test_masked_gradients_were_caught(name: str, alarms: set[str]) -> None:
+    """The committed reports say which is which: a classifier alone, and behind defences that mask gradients."""
+    report = json.loads((ROOT / "tests" / "reports" / f"masking_{name}" / "report.json").read_text())
+    found = {one["check"] for one in report["honesty"]["none"]["findings"] if one["level"] == "alarm"}
+    assert alarms <= found
+    assert bool(alarms) == bool(found)

@@ -64,8 +64,8 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(content[: len(content) // 2])
             self.close_connection = True
             return
+        server.sent.append((path.name, len(content)))  # before it: the client may be quicker than the next line
         self.wfile.write(content)
-        server.sent.append((path.name, len(content)))
 
     def log_message(self, *_: object) -> None:
         """Not a word."""

@@ -24,7 +24,6 @@ from maep.settings import Settings
 from maep.training.signals import SIGNALS, Stopped, arm
 
 FIRST_PORT, PORTS = 21000, 10000  # below the ports that a system hands out by itself
-PEER_LOST = 3
 PEERS = re.compile(r"by peer|gloo/transport|remote worker|remote process exited|Broken pipe")
 STOPS = {128 + signum: signum.name for signum in SIGNALS}
 
@@ -109,8 +108,9 @@ class Task:
 
 def how_it_ended(error: BaseException) -> tuple[str, int]:
     """(kind of launch.ends, exit code) of what ended a rank; the codes are those of maep.training.worker."""
-    from maep.training.distributed import PeerLost
+    from maep.training.distributed import PEER_LOST, PeerLost
     from maep.training.loop import NonFiniteLoss, Paused
+    from maep.training.worker import PAUSED
 
     match error:
         case Stopped():
@@ -122,7 +122,7 @@ def how_it_ended(error: BaseException) -> tuple[str, int]:
         case NonFiniteLoss():
             return FINAL, 1
         case Paused():
-            return FINAL, 4
+            return FINAL, PAUSED
         case PeerLost():
             return LOST, PEER_LOST
         case RuntimeError() if PEERS.search(str(error)):

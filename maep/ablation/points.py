@@ -53,8 +53,8 @@ def expand(sweep: Sweep, overrides: Sequence[str] = ()) -> list[Point]:
 
     overrides: `section.key=value` for every point, or `BASE:section.key=value` for those on that configuration and
     for trainings that take their pairs from it. Raises UserError, naming the point, for bad settings, for two
-    points with the same resolved settings, for configurations of different scales, and
-    for a data set that is not there.
+    points with the same resolved settings, for configurations of different scales, and for a data set that is not
+    there.
     """
     for argument in overrides:
         key = argument.partition("=")[0]

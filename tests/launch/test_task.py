@@ -1,0 +1,39 @@
+"""How a process of a SLURM job says that it ended."""
+
+import signal
+
+import pytest
+
+from launch.ends import CRASHED, FINAL, LOST, STOPPED
+from launch.task import how_it_ended
+from maep.errors import UserError
+from maep.training.distributed import PEER_LOST, PeerLost
+from maep.training.loop import NonFiniteLoss, Paused
+from maep.training.signals import Stopped
+from maep.training.worker import stopped_code
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (Stopped(signal.SIGUSR2, 12), STOPPED),
+        (NonFiniteLoss("step 3"), FINAL),
+        (Paused("pretrain", 300), FINAL),
+        (PeerLost("rank 1 is gone"), LOST),
+    ],
+)
+def test_ends_have_the_exit_codes_of_a_training_without_slurm(error: Exception, kind: str) -> None:
+    """One table of exit codes, whoever starts the training."""
+
+    def end() -> None:
+        raise error
+
+    assert how_it_ended(error) == (kind, stopped_code(end))
+
+
+def test_other_ends() -> None:
+    """Bad input is final, torch's word for a lost connection is one, and anything else is a crash."""
+    assert how_it_ended(UserError("no such file")) == (FINAL, 2)
+    assert how_it_ended(RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer")) == (LOST, PEER_LOST)
+    assert how_it_ended(RuntimeError("shapes differ")) == (CRASHED, 1)
+    assert how_it_ended(SystemExit(128 + signal.SIGTERM)) == (STOPPED, 128 + signal.SIGTERM)

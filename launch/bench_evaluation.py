@@ -1,9 +1,10 @@
 """Measure the evaluation on this machine: `python launch/bench_evaluation.py cfg=cifar10_cpu … [--images 64]`.
 
-How much the driver adds to plain pyautoattack, what a second worker brings, what the cache of adversarial images saves
-for a second purifier, how near the purifier's forward on 49 tiles comes to the machine's matrix product, and the memory
-that purifying takes. Everything is compared with something measured in the same run. The classifier is the configured
-one (classifier.weights); purifiers have the configured size and random weights. Writes run.dir/evaluation_bench.json.
+How much the driver adds to plain pyautoattack, what following a bf16 or compiled double saves, what a second worker
+brings, what the cache of adversarial images saves for a second purifier, how near the purifier's forward on 49 tiles
+comes to the machine's matrix product, and the memory that purifying takes. Everything is compared with something
+measured in the same run. The classifier is the configured one (classifier.weights); purifiers have the configured size
+and random weights. Writes run.dir/evaluation_bench.json.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from maep.config import command_line, to_yaml
 from maep.data.build import build_shards, clean_split
 from maep.errors import exit_code
 from maep.evaluation.environment import environment
+from maep.evaluation.fast import Speed
 from maep.evaluation.judge import Judge
 from maep.evaluation.purifying import PeakMemory
 from maep.evaluation.records import Task
@@ -45,6 +47,7 @@ from maep.training.classifier import classifier_weights
 
 SIDE, TILES = 224, 49
 FEW, MANY = 8, 32
+DOUBLES_BY = "pgd-20"
 ROUNDS, CHUNKS = 3, 16
 MORE = 4  # as many images for the workers as for the rest, so that starting and leaving count little
 PATIENCE = 6.0  # seconds of silence after which a worker is taken for dead, and a fraction of it before one leaves
@@ -120,6 +123,28 @@ class Bench:
             seconds.append(timed(partial(_judge_all, judge, tasks))[0])
         what = f"attacked {seconds[0]:.2f} s, from the cache {seconds[1]:.2f} s for {self.images} images"
         self.rows.append(Row("second purifier", what, seconds[0] / seconds[1], "at least 50"))
+
+    def doubles(self) -> None:
+        """PGD through purifier and classifier, following the model itself and its doubles, once all is compiled."""
+        chosen, taken, standing = self.settings.evaluation, dict[Speed, float](), dict[Speed, int]()
+        before = chosen.attacks, chosen.threat_models
+        chosen.attacks, chosen.threat_models, chosen.adaptive_images = [DOUBLES_BY], ["adaptive"], self.images
+        for speed in (Speed(), Speed("bf16"), Speed(compile=True), Speed("bf16", compile=True)):
+            chosen.precision, chosen.compile = speed.precision, speed.compile
+            evaluation = self.evaluation(f"double-{len(taken)}")
+            chunk = evaluation.attack_through(evaluation.prepare()[0])
+            attack = partial(chunk.make, *evaluation.images(chunk.task.ids), _no_note)
+            first, _ = timed(attack)
+            taken[speed], state = timed(attack)
+            standing[speed] = int(state.robust.sum())
+            if speed.is_exact:
+                continue
+            times = f"{taken[speed]:.2f} s, by the model itself {taken[Speed()]:.2f} s; the first time {first:.1f} s"
+            stood = f"{standing[speed]} and {standing[Speed()]} of {self.images} images stood"
+            what = f"{times}; {stood}"
+            self.rows.append(Row(f"{DOUBLES_BY} by a {speed} double", what, taken[Speed()] / taken[speed], "above 1"))
+        chosen.precision, chosen.compile = Speed().precision, Speed().compile
+        chosen.attacks, chosen.threat_models = before
 
     def workers(self) -> None:
         """The evaluate stage by one worker and by two, one thread each, from their start signal to the last's end."""
@@ -251,6 +276,7 @@ def main() -> int:
         bench.tiles(namespace.seconds)
         bench.memory()
         bench.driver()
+        bench.doubles()
         bench.cache()
         bench.workers()
     console.print(table(bench.rows))

@@ -5,7 +5,6 @@ what has been done.
 """
 
 import os
-import re
 import signal
 import socket
 import sys
@@ -24,7 +23,6 @@ from maep.settings import Settings
 from maep.training.signals import SIGNALS, Stopped, arm
 
 FIRST_PORT, PORTS = 21000, 10000  # below the ports that a system hands out by itself
-PEERS = re.compile(r"by peer|gloo/transport|remote worker|remote process exited|Broken pipe")
 STOPS = {128 + signum: signum.name for signum in SIGNALS}
 
 
@@ -109,6 +107,7 @@ class Task:
 def how_it_ended(error: BaseException) -> tuple[str, int]:
     """(kind of launch.ends, exit code) of what ended a rank; the codes are those of maep.training.worker."""
     from maep.training.distributed import PEER_LOST, PeerLost
+    from maep.training.heartbeat import is_peer_loss
     from maep.training.loop import NonFiniteLoss, Paused
     from maep.training.worker import PAUSED
 
@@ -123,10 +122,8 @@ def how_it_ended(error: BaseException) -> tuple[str, int]:
             return FINAL, 1
         case Paused():
             return FINAL, PAUSED
-        case PeerLost():
-            return LOST, PEER_LOST
-        case RuntimeError() if PEERS.search(str(error)):
-            return LOST, PEER_LOST
+    if isinstance(error, PeerLost) or is_peer_loss(error):
+        return LOST, PEER_LOST
     return CRASHED, 1
 
 

@@ -8,6 +8,7 @@ dead or frozen; one that stays in a phase is stuck there.
 
 import json
 import os
+import re
 import socket
 import sys
 import threading
@@ -22,6 +23,7 @@ from maep.training.distributed import PEER_LOST, PeerLost, wait_until, world
 PHASES = ("start", "data", "compute", "reduce", "save")
 INTERVAL = 2.0
 SILENT = 2.5  # intervals
+PEER_LOSS = re.compile(r"gloo|NCCL|by peer|remote worker|remote process exited|Broken pipe")
 SLACK = 1.1  # the process group's own timeout, which raises an error instead of ending the process, comes first
 
 
@@ -110,7 +112,7 @@ class Heartbeat:
 def is_peer_loss(error: BaseException) -> bool:
     """Whether an exception of torch says that another rank cannot be reached."""
     return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and any(name in str(error) for name in ("gloo", "NCCL"))
+        isinstance(error, RuntimeError) and PEER_LOSS.search(str(error)) is not None
     )
 
 

@@ -3,6 +3,7 @@
 import signal
 
 import pytest
+from torch.distributed import DistNetworkError
 
 from launch.ends import CRASHED, FINAL, LOST, STOPPED
 from launch.task import how_it_ended
@@ -32,8 +33,22 @@ def test_ends_have_the_exit_codes_of_a_training_without_slurm(error: Exception, 
 
 
 def test_other_ends() -> None:
-    """Bad input is final, torch's word for a lost connection is one, and anything else is a crash."""
+    """Bad input is final, and what has nothing to do with other processes is a crash."""
     assert how_it_ended(UserError("no such file")) == (FINAL, 2)
-    assert how_it_ended(RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer")) == (LOST, PEER_LOST)
     assert how_it_ended(RuntimeError("shapes differ")) == (CRASHED, 1)
     assert how_it_ended(SystemExit(128 + signal.SIGTERM)) == (STOPPED, 128 + signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[gloo/transport/tcp/pair.cc] Read error"),
+        RuntimeError("Connection closed by peer [127.0.0.1]"),
+        RuntimeError("NCCL communicator was aborted"),
+        RuntimeError("Broken pipe"),
+        DistNetworkError("the client socket has timed out"),
+    ],
+)
+def test_a_broken_connection_is_not_a_crash(error: Exception) -> None:
+    """In whatever words torch says it, and wherever: the training loop and the job ask the same question."""
+    assert how_it_ended(error) == (LOST, PEER_LOST)

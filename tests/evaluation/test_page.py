@@ -113,3 +113,16 @@ def test_fits_a_phone(page: Path) -> None:
     assert width <= PHONE
     assert visible
     assert values == sorted(values, reverse=True)
+
+
+@needs_chromium
+def test_tables_fit_a_desktop(page: Path) -> None:
+    """At 1200 pixels no table has to be scrolled sideways, also where attacks and purifiers have long names."""
+    hidden = in_browser(
+        page,
+        "document.querySelectorAll('tbody th').forEach(head => { head.textContent = 'autoattack-standard'; });"
+        "document.querySelectorAll('td[data-label=purifier]').forEach(cell => { cell.textContent = 'cifar10_cpu'; });"
+        "answer = [...document.querySelectorAll('.scroll')].map(box => box.scrollWidth - box.clientWidth);",
+    )
+    assert hidden
+    assert not any(hidden)

@@ -11,6 +11,8 @@ from maep.ablation.sweep import Sweep
 from maep.ablation.tables import caption, labels, layout
 from maep.evaluation.figures import save_figure
 
+LEGEND = 1.6  # inches beside the axes
+
 
 def draw_figures(sweep: Sweep, cells: Sequence[Cell], folder: Path) -> None:
     """Write VALUE.png for every value of which there is a number of ours."""
@@ -21,19 +23,22 @@ def draw_figures(sweep: Sweep, cells: Sequence[Cell], folder: Path) -> None:
 
 def value_figure(sweep: Sweep, cells: Sequence[Cell], place: int) -> Figure:
     """Lines over the columns, one a row; with a single column, one line over the rows."""
-    _heads, columns, rows = layout(sweep, cells)
+    heads, columns, rows = layout(sweep, cells)
+    across = "" if len(heads) == len(sweep.axes) else sweep.axes[-1].title
     series = {", ".join(labels(sweep, row)): [cell.measures[place] for cell in row] for row in rows}
     if len(columns) == 1:
         columns, series = list(series), {"": [measures[0] for measures in series.values()]}
-    figure = Figure(figsize=(max(4.5, 1.1 * len(columns) + 2), 3.6), layout="constrained")
+    figure = Figure(figsize=(max(4.5, 1.1 * len(columns) + 2) + LEGEND, 3.6), layout="constrained")
     axes = figure.subplots()
     for number, (name, measures) in enumerate(series.items()):
         _draw(axes, name, measures, f"C{number}")
     axes.set_xticks(range(len(columns)), columns, rotation=20 if max(map(len, columns)) > 12 else 0)
+    axes.set_xlabel(across)
     axes.set_ylabel(sweep.values[place].replace("_", " "))
     axes.set_title(caption(sweep).split(" (")[0], fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False)
+    title = ", ".join(heads) if len(series) > 1 else None
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False, title=title, title_fontsize=8)
     return figure
 
 

@@ -9,7 +9,9 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from submitit import JobEnvironment
@@ -23,6 +25,7 @@ from maep.settings import Settings
 from maep.training.signals import SIGNALS, Stopped, arm
 
 FIRST_PORT, PORTS = 21000, 10000  # below the ports that a system hands out by itself
+End = Callable[[str, int, str], object]  # kind, exit code, error: writes down how this rank ended
 STOPS = {128 + signum: signum.name for signum in SIGNALS}
 
 
@@ -47,16 +50,17 @@ class Task:
     def __call__(self) -> None:
         """Run as the rank that SLURM's variables say; exit code as in maep.training.worker."""
         rank, node = int(os.environ["SLURM_PROCID"]), os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+        end = partial(write_end, Path(self.ends) / job_now(), rank, node)
         try:
-            self._run(node)
+            self._run(node, end)
         except (Exception, SystemExit) as error:  # noqa: BLE001
             kind, code = how_it_ended(error)
             told = traceback.format_exc() if kind in (CRASHED, LOST) else ""
-            write_end(Path(self.ends) / job_now(), rank, node, kind, code, _line(error), told)
+            end(kind, code, _line(error), told)
             print(told or _line(error), file=sys.stderr, flush=True)
             _leave(code)
 
-    def _run(self, node: str) -> None:
+    def _run(self, node: str, end: End) -> None:
         if self.kind == RANKS:
             arm()
         else:
@@ -75,19 +79,21 @@ class Task:
 
             work_on_stage(self.stage, settings, self.worker)
         elif self.kind == RANKS:
-            self._run_as_rank(settings)
+            self._run_as_rank(settings, end)
         else:
             from maep.stages import run_pipeline
 
             run_pipeline(settings, self.stage, _not_here)
 
-    def _run_as_rank(self, settings: Settings) -> None:
+    def _run_as_rank(self, settings: Settings, end: End) -> None:
         """Join the others; rank 0 keeps the stage's books and tells them when to train."""
         from maep.stages import run_pipeline
-        from maep.training.distributed import join_world
+        from maep.training.distributed import PEER_LOST, join_world
+        from maep.training.heartbeat import told_of_stalls
         from maep.training.leading import lead_or_follow
         from maep.training.worker import run_training
 
+        told_of_stalls.append(partial(end, LOST, PEER_LOST))
         here = JobEnvironment()
         self._check_world(here.num_nodes, here.num_tasks)
         port = master_port(int(here.raw_job_id), life_now())

@@ -12,6 +12,7 @@ from maep.evaluation.records import eps_text
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORTS = sorted((ROOT / "tests" / "reports").glob("*/report.json"))
+ABLATIONS = sorted((ROOT / "tests" / "reports" / "ablation").glob("*.json"))
 README = (ROOT / "README.md").read_text()
 
 
@@ -52,6 +53,19 @@ def scaling_line(row: dict[str, Any]) -> str:
     return f"| {row['processes']} | {row['images_per_second']:.0f} | {share:.0f} % |"
 
 
+def ablation_lines(path: Path) -> list[str]:
+    """The rows of one table of the paper: a line a cell, accuracies with their intervals."""
+    report, lines = json.loads(path.read_text()), []
+    for cell in report["cells"]:
+        names = " · ".join([*cell["names"], *([cell["reading"]] if cell["reading"] else [])])
+        measures = {measure["name"]: measure for measure in cell["measures"]}
+        chosen = [measures[name] for name in ("clean_accuracy", "robust_accuracy")]
+        ours = [f"{one['mean']:.1f} [{one['interval'][0]:.1f}, {one['interval'][1]:.1f}]" for one in chosen]
+        papers = ["–" if one["paper"] is None else f"{one['paper']:.2f}" for one in chosen]
+        lines.append(f"| {report['table'].removeprefix('Table ')} | {names} | {' | '.join([*ours, *papers])} |")
+    return lines
+
+
 def table(name: str) -> list[str]:
     """The rows between two markers of the README, without head and rule."""
     text = re.search(f"<!-- {name} -->(.*?)<!-- /{name} -->", README, re.DOTALL)
@@ -59,7 +73,7 @@ def table(name: str) -> list[str]:
     return [line for line in text[1].splitlines() if line.startswith("| ")][1:]
 
 
-@pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", [*REPORTS, *ABLATIONS], ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_reports_say_where_they_come_from(path: Path) -> None:
     """A committed report names command, commit and device, was made from a clean checkout, and has no local path."""
     environment = json.loads(path.read_text())["environment"]
@@ -95,6 +109,11 @@ def test_cluster_tables_are_the_committed_ones(name: str, line: Callable[[dict[s
     report = json.loads((ROOT / "tests" / "reports" / "cluster.json").read_text())
     assert report["environment"]["dirty"] is False
     assert table(name) == [line(row) for row in report[name]]
+
+
+def test_ablation_tables_are_the_committed_ones() -> None:
+    """So do the paper's tables at small scale: every point of them was run, and none is left out."""
+    assert table("ablation") == [line for path in ABLATIONS for line in ablation_lines(path)]
 
 
 @pytest.mark.parametrize("name", ["cifar10_cpu", "digits"])

@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,6 +26,8 @@ INTERVAL = 2.0
 SILENT = 2.5  # intervals
 PEER_LOSS = re.compile(r"gloo|NCCL|by peer|remote worker|remote process exited|Broken pipe")
 SLACK = 1.1  # the process group's own timeout, which raises an error instead of ending the process, comes first
+
+told_of_stalls: list[Callable[[str], object]] = []  # called with the reason before the watchdog ends the process
 
 
 class Heartbeat:
@@ -78,14 +81,17 @@ class Heartbeat:
 
     def _end(self, stuck: float) -> None:
         step, phase = self._now
-        print(
-            f"error: rank {world().rank} has been in step {step + 1} ({phase}) for {stuck:.0f} s, over "
+        why = (
+            f"rank {world().rank} has been in step {step + 1} ({phase}) for {stuck:.0f} s, over "
             f"compute.stall_timeout={self.timeout:g} s: {self.blame()}; the same command goes on from the last "
-            "checkpoint",
-            file=sys.stderr,
-            flush=True,
+            "checkpoint"
         )
-        os._exit(PEER_LOST)  # the training's thread is stuck in a library and cannot be asked to end
+        print(f"error: {why}", file=sys.stderr, flush=True)
+        try:
+            for tell in told_of_stalls:
+                tell(why)
+        finally:
+            os._exit(PEER_LOST)  # the training's thread is stuck in a library and cannot be asked to end
 
     def blame(self) -> str:
         """Which ranks are dead, frozen or behind, in words, as far as the heartbeats tell."""

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from launch.ends import read_ends
+from launch.records import stage_folder
 from maep.training.checkpoint import newest_whole, step_of
 from tests.cluster.cluster import Cluster
 from tests.cluster.conftest import NewRun
@@ -136,6 +138,8 @@ def test_frozen_node(new_run: NewRun, undisturbed: ClusterRun, cluster: Cluster,
     node = cluster.nodes[run.nodes()[rank]]
     node.freeze()
     reached = run.requeued(frozen=node.name)
+    told = [end["error"] for _, end in read_ends(stage_folder(run.directory, "pretrain") / "ends" / run.job, life=0)]
+    assert any(f"rank {rank} on node" in error and "no sign of life" in error for error in told), told
     newest = latest_checkpoint(run)
     run.reach(reached + 5)
     node.thaw()

@@ -24,7 +24,7 @@ from maep.training.distributed import PEER_LOST, PeerLost, wait_until, world
 PHASES = ("start", "data", "compute", "reduce", "save")
 INTERVAL = 2.0
 SILENT = 2.5  # intervals
-PEER_LOSS = re.compile(r"gloo|NCCL|by peer|remote worker|remote process exited|Broken pipe")
+PEER_LOSS = re.compile(r"gloo|NCCL|by peer|pair closure|remote worker|remote process exited|Broken pipe")
 SLACK = 1.1  # the process group's own timeout, which raises an error instead of ending the process, comes first
 
 told_of_stalls: list[Callable[[str], object]] = []  # called with the reason before the watchdog ends the process

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.ends import read_ends
+from launch.ends import LOST, read_ends
 from launch.records import stage_folder
 from maep.training.checkpoint import newest_whole, step_of
 from tests.cluster.cluster import Cluster
@@ -155,9 +155,10 @@ def test_hanging_rank(new_run: NewRun, undisturbed: ClusterRun, cluster: Cluster
     [process] = cluster.nodes[run.nodes()[1]].ranks()
     os.kill(process, signal.SIGSTOP)
     goes_on(run, undisturbed, repeats=2 * SAVE_EVERY)
-    [(_, end), *_] = read_ends(stage_folder(run.directory, "pretrain") / "ends" / run.job, life=0)
-    assert "rank 1 on node" in end["error"]
-    assert "no sign of life" in end["error"]
+    [(_, first), *_] = read_ends(stage_folder(run.directory, "pretrain") / "ends" / run.job, life=0)
+    assert (first["rank"], first["kind"]) == (0, LOST)
+    assert "rank 1 on node" in first["error"]
+    assert "no sign of life" in first["error"]
 
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])

@@ -44,6 +44,7 @@ def test_other_ends() -> None:
     [
         RuntimeError("[gloo/transport/tcp/pair.cc] Read error"),
         RuntimeError("Connection closed by peer [127.0.0.1]"),
+        RuntimeError("Application timeout caused pair closure"),
         RuntimeError("NCCL communicator was aborted"),
         RuntimeError("Broken pipe"),
         DistNetworkError("the client socket has timed out"),

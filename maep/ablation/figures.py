@@ -28,7 +28,7 @@ def value_figure(sweep: Sweep, cells: Sequence[Cell], place: int) -> Figure:
     series = {", ".join(labels(sweep, row)): [cell.measures[place] for cell in row] for row in rows}
     if len(columns) == 1:
         columns, series = list(series), {"": [measures[0] for measures in series.values()]}
-    figure = Figure(figsize=(max(4.5, 1.1 * len(columns) + 2) + LEGEND, 3.6), layout="constrained")
+    figure = Figure(figsize=(min(max(4.5, 1.1 * len(columns) + 2), 6.0) + LEGEND, 3.6), layout="constrained")
     axes = figure.subplots()
     for number, (name, measures) in enumerate(series.items()):
         _draw(axes, name, measures, f"C{number}")

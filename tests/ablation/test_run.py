@@ -98,7 +98,7 @@ def test_one_page_over_all_tables(swept: tuple[Path, dict[str, Any]], tmp_path: 
     assert "(cpu)" in text
     assert "launch/local.py" in text
     for name in sweep_names():
-        assert f"<h2>{read_sweep(name, 'paper').table} " in text
+        assert f"<h2>{read_sweep(name, 'paper').table}. " in text
     assert text.count('class="n empty"') > 50
 
 

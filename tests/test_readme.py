@@ -132,3 +132,49 @@ def test_masked_gradients_were_caught(name: str, alarms: set[str]) -> None:
     found = {one["check"] for one in report["honesty"]["none"]["findings"] if one["level"] == "alarm"}
     assert alarms <= found
     assert bool(alarms) == bool(found)
+
+
+def measured(table: str, measure: str = "robust_accuracy") -> dict[str, float]:
+    """A measure of a committed table's cells, by their names."""
+    cells = json.loads((ROOT / "tests" / "reports" / "ablation" / f"{table}.json").read_text())["cells"]
+    named = {" · ".join([*cell["names"], cell["reading"]]).removesuffix(" · "): cell["measures"] for cell in cells}
+    return {name: next(one["mean"] for one in cell if one["name"] == measure) for name, cell in named.items()}
+
+
+def test_orderings_are_those_of_the_reports() -> None:
+    """What the README says of the paper's orderings is what the committed tables show."""
+    grid = measured("table15")
+    best = {p: max(("0", "0.25", "0.5", "0.75"), key=lambda r, p=p: grid[f"{p} · {r}"]) for p in "248"}
+    assert best["2"] == "0.5"
+    assert (best["4"], best["8"]) != ("0.25", "0.75"), "the paper's"
+    assert grid["2 · 0"] > grid["4 · 0"] > grid["8 · 0"]
+    clean = measured("table15", "clean_accuracy")
+    assert all(clean[f"{p} · 0"] > clean[f"{p} · 0.75"] + 15 for p in "248")
+    assert f"where these reach {max(grid.values()):.0f} at most" in README
+    objectives = measured("table12")
+    assert sorted(objectives, key=objectives.__getitem__)[-2:] == ["MAEP", "TRADES (pixel, Eq. 15)"]
+    distances, cleans = measured("table11"), measured("table11", "clean_accuracy")
+    assert distances["MSE"] > distances["L1"]
+    assert cleans["MSE"] < cleans["L1"]
+    moved = measured("table05")
+    for data, other in (("CIFAR-10", "digits"), ("digits", "CIFAR-10")):
+        assert moved[f"{data} from {other} · MAEP"] < moved[f"{data} from {data} · MAEP"]
+        assert moved[f"{data} from {other} · MAEP with LoRA"] < moved[f"{data} from {other} · MAEP"]
+
+
+def test_sweep_figures_are_those_of_the_reports() -> None:
+    """Minutes, overhead and shared attacks that the README gives."""
+    found = {path.stem: json.loads(path.read_text()) for path in ABLATIONS}
+    minutes = sum(report["seconds"]["sweep"] for report in found.values()) / 2 / 60
+    assert f"took {minutes:.0f} minutes of two workers" in README
+    assert {report["seconds"]["workers"] for report in found.values()} == {2}
+    grid, single = found["table15"], found["table11"]
+    assert f"is {grid['seconds']['overhead_percent']:.1f} % of its trainings" in README.replace("\n", " ")
+    assert f"it is {single['seconds']['overhead_percent']:.0f} %" in README
+    assert grid["attacked"]["training"]["sets"] == 1
+    assert all(made["attacks"] == made["pieces"] for made in grid["attacked"].values())
+    purification, maep = ("purification loss (Eq. 2)", "MAEP")
+    for measure in ("distance_clean", "distance_adversarial"):
+        values = measured("table04", measure)
+        assert f"{values[purification]:.3f}" in README
+        assert f"{values[maep]:.3f}" in README

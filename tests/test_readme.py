@@ -178,3 +178,16 @@ def test_sweep_figures_are_those_of_the_reports() -> None:
         values = measured("table04", measure)
         assert f"{values[purification]:.3f}" in README
         assert f"{values[maep]:.3f}" in README
+
+
+def test_cross_check_is_as_told() -> None:
+    """On two nets and under two seeds each, every image is pyautoattack's, and no attack had nothing to do."""
+    reports = [json.loads(path.read_text()) for path in sorted((ROOT / "tests/reports/cross_check").glob("*.json"))]
+    assert [report["classifier"] for report in reports] == ["cifar_resnet20", "wrn28_1"]
+    rows = [row for report in reports for row in report["rows"]]
+    assert [row["seed"] for row in rows] == [0, 1, 0, 1]
+    assert all(report["environment"]["dirty"] is False for report in reports)
+    assert all(row["standing"]["fab-t"] > 0 for row in rows), "Square had nothing to do"
+    count = sum(row["n"] for row in rows)
+    for what in ("equal_images", "equal_answers"):
+        assert f"{sum(row[what] for row in rows)} of {count} images" in README

@@ -204,3 +204,13 @@ def test_cross_check_is_as_told() -> None:
     count = sum(row["n"] for row in rows)
     for what in ("equal_images", "equal_answers"):
         assert f"{sum(row[what] for row in rows)} of {count} images" in README
+
+
+def test_imagenet_sentence_is_the_report() -> None:
+    """What the text says of ImageNet transfer is what the report has."""
+    results = json.loads((ROOT / "tests/reports/imagenet_transfer/report.json").read_text())["results"]
+    small, large = (result for result in results if result["threat_model"] == "oblivious")
+    text = README.replace("\n", " ")
+    assert f"On ImageNet ({small['n']:,} images, by tiles)" in text
+    told = f"{small['robust_accuracy']:.1f} % of the attacked images at 4/255 and {large['robust_accuracy']:.1f} %"
+    assert f"{told} at 8/255" in text

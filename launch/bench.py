@@ -48,17 +48,18 @@ CLASSES = 10
 def seconds_of(work: Callable[[], Any], budget: float) -> float:
     """Median seconds of `work`, after one warm-up, over repetitions that fill `budget` seconds (at least 3)."""
     work()
-    _synchronize()
+    synchronize()
     taken: list[float] = []
     while len(taken) < 3 or sum(taken) < budget:
         started = time.perf_counter()
         work()
-        _synchronize()
+        synchronize()
         taken.append(time.perf_counter() - started)
     return statistics.median(taken)
 
 
-def _synchronize() -> None:
+def synchronize() -> None:
+    """Wait for the accelerator's work, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

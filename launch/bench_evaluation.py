@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import torch
 from pyautoattack import AutoAttack
 from rich.table import Table
 
-from launch.bench import matmul_peak, seconds_of
+from launch.bench import matmul_peak, seconds_of, synchronize
 from maep.attacks.state import AttackState
 from maep.config import command_line, to_yaml
 from maep.data.build import build_shards, clean_split
@@ -126,11 +126,10 @@ class Bench:
 
     def doubles(self) -> None:
         """PGD through purifier and classifier, following the model itself and its doubles, once all is compiled."""
-        chosen, taken, standing = self.settings.evaluation, dict[Speed, float](), dict[Speed, int]()
-        before = chosen.attacks, chosen.threat_models
-        chosen.attacks, chosen.threat_models, chosen.adaptive_images = [DOUBLES_BY], ["adaptive"], self.images
+        plain, taken, standing = self.settings.evaluation, dict[Speed, float](), dict[Speed, int]()
+        asked = replace(plain, attacks=[DOUBLES_BY], threat_models=["adaptive"], adaptive_images=self.images)
         for speed in (Speed(), Speed("bf16"), Speed(compile=True), Speed("bf16", compile=True)):
-            chosen.precision, chosen.compile = speed.precision, speed.compile
+            self.settings.evaluation = replace(asked, precision=speed.precision, compile=speed.compile)
             evaluation = self.evaluation(f"double-{len(taken)}")
             chunk = evaluation.attack_through(evaluation.prepare()[0])
             attack = partial(chunk.make, *evaluation.images(chunk.task.ids), _no_note)
@@ -140,11 +139,9 @@ class Bench:
             if speed.is_exact:
                 continue
             times = f"{taken[speed]:.2f} s, by the model itself {taken[Speed()]:.2f} s; the first time {first:.1f} s"
-            stood = f"{standing[speed]} and {standing[Speed()]} of {self.images} images stood"
-            what = f"{times}; {stood}"
+            what = f"{times}; {standing[speed]} and {standing[Speed()]} of {self.images} images stood"
             self.rows.append(Row(f"{DOUBLES_BY} by a {speed} double", what, taken[Speed()] / taken[speed], "above 1"))
-        chosen.precision, chosen.compile = Speed().precision, Speed().compile
-        chosen.attacks, chosen.threat_models = before
+        self.settings.evaluation = plain
 
     def workers(self) -> None:
         """The evaluate stage by one worker and by two, one thread each, from their start signal to the last's end."""
@@ -222,8 +219,7 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     """Seconds of `work`, and what it returned."""
     started = time.perf_counter()
     result = work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    synchronize()
     return time.perf_counter() - started, result
 
 

@@ -154,7 +154,8 @@ def test_orderings_are_those_of_the_reports() -> None:
     grid = measured("table15")
     best = {p: max(("0", "0.25", "0.5", "0.75"), key=lambda r, p=p: grid[f"{p} · {r}"]) for p in "248"}
     assert best["2"] == "0.5"
-    assert (best["4"], best["8"]) != ("0.25", "0.75"), "the paper's"
+    assert best["4"] != "0.25"  # the paper's
+    assert best["8"] != "0.75"
     assert grid["2 · 0"] > grid["4 · 0"] > grid["8 · 0"]
     clean = measured("table15", "clean_accuracy")
     assert all(clean[f"{p} · 0"] > clean[f"{p} · 0.75"] + 15 for p in "248")
@@ -167,7 +168,7 @@ def test_orderings_are_those_of_the_reports() -> None:
     tiles = measured("table08")
     for eps in ("4/255", "8/255"):
         assert tiles[f"trained on ImageNet · MAEP at {eps}"] > tiles[f"trained on CIFAR-10 · MAEP at {eps}"]
-        assert tiles[f"trained on ImageNet · MAEP with LoRA at {eps}"] == 0
+        assert {tiles[f"trained on {data} · MAEP with LoRA at {eps}"] for data in ("CIFAR-10", "ImageNet")} == {0}
     moved = measured("table05")
     for data, other in (("CIFAR-10", "digits"), ("digits", "CIFAR-10")):
         assert moved[f"{data} from {other} · MAEP"] < moved[f"{data} from {data} · MAEP"]

@@ -2,15 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
-from maep.compatibility import declare_torchvision_operators
-
-declare_torchvision_operators()
-
 if TYPE_CHECKING:
     from maep.models.purified import PurifiedClassifier
     from maep.purifiers import load_purifier
 
-__all__ = ["PurifiedClassifier", "load_purifier"]
+__version__ = "0.2.0"
+__all__ = ["PurifiedClassifier", "__version__", "load_purifier"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,18 +1,28 @@
-"""The library's own commands: `maep VERB …`, also `python -m maep VERB …`."""
+"""The commands: `maep VERB …`, also `python -m maep VERB …` and the scripts in launch/ and shards/."""
 
 import importlib
 import sys
 from collections.abc import Sequence
 
-from maep.config import nearest
-from maep.errors import exit_code, fail
+from maep import __version__
+from maep.config.load import nearest
+from maep.runtime.errors import exit_code, fail
 
+# verb: (module whose `main` it is, one line of help)
 VERBS = {
-    "purify": "purify an image, a folder or a shard: maep purify IN OUT run.dir=…",
-    "evaluate": "judge any classifier or defence: maep evaluate --model MODULE:FUNCTION --data SHARDS",
-    "compare": "one table and figure over several reports: maep compare RUN RUN …",
-    "paper": "one page over all tables of the paper, from the sweeps run: maep paper [DIRECTORY]",
-    "checkpoint": "list, verify, export or convert checkpoints: maep checkpoint list RUN",
+    "run": ("maep.cli.run", "the pipeline on this machine: maep run cfg=digits"),
+    "slurm": ("maep.cli.slurm", "the pipeline on a cluster: maep slurm --nodes 4 cfg=imagenet; status|cancel|logs RUN"),
+    "shards": ("maep.cli.shards", "clean and adversarial shards: maep shards build|attack|verify …"),
+    "purify": ("maep.cli.purify", "purify an image, a folder or a shard: maep purify IN OUT run.dir=…"),
+    "evaluate": (
+        "maep.cli.evaluate",
+        "judge any model: maep evaluate --model MODULE:FUNCTION --data SHARDS",
+    ),
+    "compare": ("maep.cli.compare", "one table and figure over several reports: maep compare RUN RUN …"),
+    "paper": ("maep.cli.paper", "one page over all tables of the paper, from the sweeps run: maep paper [DIRECTORY]"),
+    "checkpoint": ("maep.cli.checkpoint", "list, verify, export or convert checkpoints: maep checkpoint list RUN"),
+    "bench": ("maep.benchmarks.pipeline_rates", "this machine beside its own limits: maep bench cfg=cifar10"),
+    "bench-evaluation": ("maep.benchmarks.evaluation_rates", "the evaluation beside plain pyautoattack"),
 }
 
 
@@ -20,17 +30,20 @@ def run(arguments: Sequence[str]) -> int:
     """Run one verb; returns its exit code. Raises UserError for an unknown one."""
     verb, *rest = arguments or ["--help"]
     if verb in ("-h", "--help"):
-        print("usage: maep VERB …\n" + "\n".join(f"  {name:<10} {text}" for name, text in VERBS.items()))
+        print("usage: maep VERB …\n" + "\n".join(f"  {name:<16} {text}" for name, (_, text) in VERBS.items()))
         return 0 if arguments else 2
+    if verb == "--version":
+        print(f"maep {__version__}")
+        return 0
     if verb not in VERBS:
         fail(f"{verb}: unknown verb{nearest(verb, list(VERBS))}; choose one of {', '.join(VERBS)}")
-    code: int = importlib.import_module(f"maep.{verb}").main(rest)
+    code: int = importlib.import_module(VERBS[verb][0]).main(rest)
     return code
 
 
-def command() -> int:
-    """The entry point: exit code 2 and one line for bad input."""
-    return exit_code(lambda: run(sys.argv[1:]))
+def command(*verb: str) -> int:
+    """The entry point, of a script with its verb: exit code 2 and one line for bad input."""
+    return exit_code(lambda: run([*verb, *sys.argv[1:]]))
 
 
 if __name__ == "__main__":

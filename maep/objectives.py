@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maep.settings import ObjectiveSettings
+from maep.config.schema import ObjectiveSettings
 
 Model = Callable[..., Any]
 
@@ -63,7 +63,7 @@ def _hidden_distance(images: Tensor, targets: Tensor, visible: Tensor, settings:
 
 
 def _require_no_mask(name: str, visible: Tensor | None) -> None:
-    """`maep.config` refuses such settings; a caller of the library is told here."""
+    """`maep.config.load` refuses such settings; a caller of the library is told here."""
     if visible is not None:
         raise ValueError(f"{name}: is defined on whole images; give visible=None (r = 0)")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from maep.config import load_settings
-from maep.stages import run_pipeline
+from maep.config.load import load_settings
+from maep.pipeline.stages import run_pipeline
 from tests.tiny import Problem
 
 REPOSITORY = Path(__file__).resolve().parents[1]

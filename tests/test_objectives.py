@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from maep.config import load_settings
-from maep.errors import UserError
+from maep.config.load import load_settings
+from maep.config.schema import ObjectiveSettings
 from maep.objectives import OBJECTIVES, Losses, maep
-from maep.settings import ObjectiveSettings
+from maep.runtime.errors import UserError
 
 
 def numbers(seed: int, shape: tuple[int, ...]) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from maep.evaluation.records import eps_text
+from maep.evaluation.scoring.plan import eps_text
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORTS = sorted((ROOT / "tests" / "reports").glob("*/report.json"))

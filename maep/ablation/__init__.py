@@ -1,0 +1,1 @@
+"""Ablations: sweeps over configurations, and the tables and figures made of them."""

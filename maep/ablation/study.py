@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maep.ablation.points import Point, expand
-from maep.ablation.summary import check_directory
-from maep.ablation.sweep import Sweep, read_sweep
-from maep.files import read_json
+from maep.ablation.spec.points import Point, expand
+from maep.ablation.spec.sweep import Sweep, read_sweep
+from maep.ablation.tables.summary import check_directory
+from maep.storage.atomic import read_json
 
 SPEC = "sweep.json"
 AXIS_WORDS = ("grid.", "zip.", "seeds=")

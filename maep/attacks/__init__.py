@@ -1,0 +1,1 @@
+"""Attacks on classifiers, resumable and reproducible, and what their threat models know."""

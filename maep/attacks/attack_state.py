@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from maep.files import atomic_file
-from maep.progress import say
+from maep.runtime.console import say
+from maep.storage.atomic import atomic_file
 
 
 @dataclass

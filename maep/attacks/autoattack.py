@@ -17,10 +17,10 @@ import torch
 from pyautoattack import AutoAttack, checks
 from torch import Tensor, nn
 
-from maep.attacks.double import attacked, both
-from maep.attacks.randomness import reseeded
-from maep.attacks.state import AttackState
-from maep.errors import fail
+from maep.attacks.attack_state import AttackState
+from maep.attacks.reseeding import reseeded
+from maep.attacks.surrogate import attacked, both
+from maep.runtime.errors import fail
 
 LOGGER = logging.getLogger("auto-attack")
 LIBRARY = f"pyautoattack {pyautoattack.__version__}"
@@ -75,7 +75,7 @@ def autoattack(
     model: [N, 3, H, W] in [0,1] → logits [N, C], in eval mode, parameters frozen. labels: int64 [N].
     norm: Linf or L2. eps: budget in [0,1] pixels. batch_size and the images' order are part of the result.
     state: continue from here. saved: called with the state after the clean predictions and after each attack.
-    fast: an inexact double that the attacks follow; see `maep.attacks.double`.
+    fast: an inexact double that the attacks follow; see `maep.attacks.surrogate`.
     Raises UserError for fewer classes than the DLR losses can rank.
     """
     models = both(model, fast)

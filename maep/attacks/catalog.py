@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maep.attacks.attack_state import AttackState
 from maep.attacks.autoattack import LIBRARY, PARTS, VERSIONS, Battery, autoattack
-from maep.attacks.double import attacked, both
 from maep.attacks.gradient import AttackSpec, attack
-from maep.attacks.randomness import reseeded
-from maep.attacks.state import AttackState
-from maep.errors import fail
+from maep.attacks.reseeding import reseeded
+from maep.attacks.surrogate import attacked, both
+from maep.runtime.errors import fail
 
 AUTOATTACK = "autoattack-standard"
 CUSTOM = "autoattack-custom:"
@@ -108,7 +108,7 @@ class NamedAttack:
 
         keys: the images' sample indices. state, saved: where to continue and what to do with a state in between;
         the gradient attacks are short and have none in between. fast: an inexact double of the model that the attack
-        follows; the model decides (`maep.attacks.double`).
+        follows; the model decides (`maep.attacks.surrogate`).
         """
         battery = battery_of(self.name)
         if battery is not None:

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maep.files import digest
-from maep.keyed import keyed_rng
-from maep.settings import AttackSettings
+from maep.config.schema import AttackSettings
+from maep.runtime.randomness import keyed_rng
+from maep.storage.atomic import digest
 
 TINY = 1e-12
 

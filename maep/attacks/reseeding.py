@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from maep.keyed import keyed_rng
+from maep.runtime.randomness import keyed_rng
 
 
 def reseed(model: nn.Module, *key: int) -> None:

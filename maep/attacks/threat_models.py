@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from maep.attacks.randomness import reseed
-from maep.errors import fail
+from maep.attacks.reseeding import reseed
+from maep.runtime.errors import fail
 
 
 class ThreatModel(Protocol):

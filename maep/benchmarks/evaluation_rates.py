@@ -24,25 +24,24 @@ import torch
 from pyautoattack import AutoAttack
 from rich.table import Table
 
-from launch.bench import matmul_peak, seconds_of, synchronize
-from maep.attacks.state import AttackState
-from maep.config import command_line, to_yaml
-from maep.data.build import build_shards, clean_split
-from maep.errors import exit_code
-from maep.evaluation.environment import environment
-from maep.evaluation.fast import Speed
-from maep.evaluation.judge import Judge
-from maep.evaluation.purifying import PeakMemory
-from maep.evaluation.records import Task
+from maep.attacks.attack_state import AttackState
+from maep.benchmarks.pipeline_rates import matmul_peak, seconds_of, synchronize
+from maep.config.load import command_line, to_yaml
+from maep.config.schema import Settings
+from maep.data.images.build import build_shards, clean_split
+from maep.evaluation.audit.purification_cost import PeakMemory
+from maep.evaluation.reporting.provenance import environment
+from maep.evaluation.scoring.evaluation import Evaluation
+from maep.evaluation.scoring.plan import Task
+from maep.evaluation.scoring.reduced_model import Speed
+from maep.evaluation.scoring.score import Judge
 from maep.evaluation.stage import evaluate_run
-from maep.evaluation.subject import Evaluation
-from maep.files import write_json
-from maep.host import prepare_device
 from maep.models.classifiers import classifier_identity, load_classifier
 from maep.models.masked_autoencoder import MaskedAutoencoder
-from maep.progress import console
 from maep.purifiers import MAEPurifier, save_purifier
-from maep.settings import Settings
+from maep.runtime.console import console
+from maep.runtime.device import prepare_device
+from maep.storage.atomic import write_json
 from maep.training.classifier import classifier_weights
 
 SIDE, TILES = 224, 49
@@ -160,7 +159,7 @@ class Bench:
         self.rows.append(Row("two workers", what, taken[1] / taken[2], "at least 1.6"))
 
     def _run_workers(self, run: Path, count: int) -> float:
-        command = [sys.executable, __file__, f"cfg={run / 'config.yaml'}"]
+        command = [sys.executable, "-m", "maep", "bench-evaluation", f"cfg={run / 'config.yaml'}"]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         workers = [subprocess.Popen([*command, "--worker", f"{number}/{count}"], **pipes) for number in range(count)]
         for worker in workers:
@@ -202,7 +201,15 @@ class Bench:
         self.rows.append(Row("peak memory of purifying", what, many / few, "1, whatever the number"))
 
     def _memory_of(self, count: int) -> float:
-        words = [sys.executable, __file__, f"cfg={self.scratch / 'config.yaml'}", "--memory", str(count)]
+        words = [
+            sys.executable,
+            "-m",
+            "maep",
+            "bench-evaluation",
+            f"cfg={self.scratch / 'config.yaml'}",
+            "--memory",
+            str(count),
+        ]
         return float(subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
@@ -251,7 +258,7 @@ def table(rows: Sequence[Row]) -> Table:
     return made
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     """Run the measurements, print the table, write the report."""
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument("--images", type=int, default=64, help="images that are attacked")
@@ -259,7 +266,7 @@ def main() -> int:
     options.add_argument("--out", type=Path, help="where to write; default run.dir/evaluation_bench.json")
     options.add_argument("--worker", help=argparse.SUPPRESS)
     options.add_argument("--memory", type=int, help=argparse.SUPPRESS)
-    namespace, settings = command_line(__doc__ or "", sys.argv[1:], options=options)
+    namespace, settings = command_line(__doc__ or "", arguments, options=options)
     if namespace.worker:
         work_as(settings, namespace.worker)
         return 0
@@ -280,7 +287,3 @@ def main() -> int:
     write_json(path, {**facts, "rows": [vars(row) for row in bench.rows]})
     print(path)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(exit_code(main))

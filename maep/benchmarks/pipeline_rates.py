@@ -11,7 +11,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,24 +22,23 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from maep.attacks.gradient import AttackSpec, attack
-from maep.config import command_line
+from maep.config.load import command_line
+from maep.config.schema import Settings
 from maep.data.pairs import PairDataset, pair_loader
 from maep.data.shards import ShardSet, ShardWriter, seal_shard_set, shard_name
-from maep.errors import exit_code
-from maep.evaluation.environment import environment
-from maep.files import write_json
-from maep.host import prepare_device
+from maep.evaluation.reporting.provenance import environment
 from maep.models.classifiers import load_classifier
 from maep.models.masked_autoencoder import MaskedAutoencoder
-from maep.progress import console
 from maep.purifiers import MAEPurifier
-from maep.settings import Settings
-from maep.training.checkpoint import Retention, load_checkpoint
-from maep.training.distributed import DTYPES
+from maep.runtime.console import console
+from maep.runtime.device import prepare_device
+from maep.storage.atomic import write_json
+from maep.training.checkpointing.async_saver import Saver
+from maep.training.checkpointing.directory import Retention, load_checkpoint
+from maep.training.checkpointing.training_state import TrainingState
+from maep.training.distributed.world import DTYPES
 from maep.training.ema import Average
 from maep.training.module import TrainingModule
-from maep.training.saving import Saver
-from maep.training.state import TrainingState
 
 MATMUL = 2048
 CLASSES = 10
@@ -237,12 +236,12 @@ def _write_shards(directory: Path, images: np.ndarray) -> None:
     seal_shard_set(directory, {"kind": "clean", "classes": ["0"]})
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     """Run the measurements, print the table, write bench.json."""
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument("--seconds", type=float, default=3.0, help="time spent on each figure")
     options.add_argument("--batch", type=int, default=64, help="images a training step")
-    namespace, settings = command_line(__doc__ or "", sys.argv[1:], options=options)
+    namespace, settings = command_line(__doc__ or "", arguments, options=options)
     bench = Bench(settings, namespace.batch, namespace.seconds)
     bench.training("fp32", compiled=False)
     if settings.compute.precision != "fp32" or settings.compute.compile:
@@ -263,7 +262,3 @@ def main() -> int:
     )
     print(path)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(exit_code(main))

@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from maep.config import nearest
-from maep.errors import fail
-from maep.files import MANIFEST, atomic_directory, problem_with, read_json
-from maep.progress import say
+from maep.config.load import nearest
+from maep.runtime.console import say
+from maep.runtime.errors import fail
+from maep.storage.atomic import MANIFEST, atomic_directory, problem_with, read_json
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -42,7 +42,7 @@ def find_checkpoints(place: Path) -> list[Path]:
 
     Raises UserError if there are none.
     """
-    from maep.training.checkpoint import STEP, checkpoints
+    from maep.training.checkpointing.directory import STEP, checkpoints
 
     if STEP.fullmatch(place.name) and place.is_dir():
         return [place]
@@ -54,7 +54,7 @@ def find_checkpoints(place: Path) -> list[Path]:
 
 def _chosen(found: list[Path], step: int | None) -> Path:
     """The checkpoint of a step, or the newest; a damaged one is refused."""
-    from maep.training.checkpoint import step_of
+    from maep.training.checkpointing.directory import step_of
 
     fitting = [path for path in found if step in (None, step_of(path))]
     if not fitting:
@@ -87,7 +87,7 @@ def show(found: list[Path], _given: argparse.Namespace) -> None:
 
 def verify(found: list[Path], given: argparse.Namespace) -> None:
     """Check all of them, or that of one step. Raises UserError naming every damaged file."""
-    from maep.training.checkpoint import step_of
+    from maep.training.checkpointing.directory import step_of
 
     chosen = [path for path in found if given.step in (None, step_of(path))]
     problems = [problem for path in chosen if (problem := problem_with(path))]
@@ -110,7 +110,7 @@ def export(found: list[Path], given: argparse.Namespace) -> None:
 
 def convert(found: list[Path], given: argparse.Namespace) -> None:
     """Share a checkpoint's tensors out over `--parts` files, a part at a time in memory."""
-    from maep.sharded import HostBuffer, Piece, ShardedTensors
+    from maep.storage.tensor_files import HostBuffer, Piece, ShardedTensors
 
     if given.parts < 1:
         fail(f"--parts {given.parts}: must be at least 1")

@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from maep.errors import fail
+from maep.runtime.errors import fail
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -26,16 +26,16 @@ def main(arguments: Sequence[str]) -> int:
     if len(runs) < 2:
         fail("compare: give at least two different runs, such as: maep compare runs/cifar10 runs/cifar10_cpu")
 
-    from maep.evaluation.compare import (
+    from maep.evaluation.reporting.comparison import (
         comparison,
         comparison_figure,
         comparison_table,
         read_judgements,
         shared_columns,
     )
-    from maep.evaluation.figures import save_figure
-    from maep.files import write_json
-    from maep.progress import console, say
+    from maep.evaluation.reporting.figures import save_figure
+    from maep.runtime.console import console, say
+    from maep.storage.atomic import write_json
 
     judgements = [one for run in runs for one in read_judgements(run)]
     compared = comparison(judgements, shared_columns(judgements))

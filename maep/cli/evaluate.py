@@ -14,8 +14,8 @@ from pathlib import Path
 
 from torch import nn
 
-from maep.config import command_line
-from maep.errors import UserError, fail
+from maep.config.load import command_line
+from maep.runtime.errors import UserError, fail
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -29,8 +29,8 @@ def main(arguments: Sequence[str]) -> int:
     if not given.model or not given.data:
         fail("evaluate: give --model MODULE:FUNCTION and --data SHARDS")
 
-    from maep.evaluation.callables import evaluate
-    from maep.training.distributed import prepare_device
+    from maep.evaluation.any_model import evaluate
+    from maep.training.distributed.world import prepare_device
 
     model = load_callable(given.model)
     model = model.to(prepare_device(settings.compute)) if isinstance(model, nn.Module) else model

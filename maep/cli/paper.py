@@ -8,11 +8,11 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from maep.ablation.page import render_paper
-from maep.ablation.summary import SUMMARY
-from maep.errors import fail
-from maep.files import atomic_file
-from maep.progress import say
+from maep.ablation.tables.paper_page import render_paper
+from maep.ablation.tables.summary import SUMMARY
+from maep.runtime.console import say
+from maep.runtime.errors import fail
+from maep.storage.atomic import atomic_file
 
 
 def main(arguments: Sequence[str]) -> int:

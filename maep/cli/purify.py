@@ -16,16 +16,16 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from maep.config import command_line
-from maep.data.archives import open_archive
+from maep.config.load import command_line
+from maep.config.schema import Settings
+from maep.data.images.archives import open_archive
+from maep.data.images.sources import IMAGE_SUFFIXES, Item, Source
 from maep.data.shards import ShardSet, ShardWriter, encode_image, seal_shard_set, to_float, to_uint8
-from maep.data.sources import IMAGE_SUFFIXES, Item, Source
-from maep.errors import UserError, fail
-from maep.files import MANIFEST, atomic_directory, atomic_file, remove_temporaries, temporary_name
-from maep.host import prepare_device
-from maep.progress import progress_bar, say
 from maep.purifiers import Purifier, load_purifier
-from maep.settings import Settings
+from maep.runtime.console import progress_bar, say
+from maep.runtime.device import prepare_device
+from maep.runtime.errors import UserError, fail
+from maep.storage.atomic import MANIFEST, atomic_directory, atomic_file, remove_temporaries, temporary_name
 
 K = TypeVar("K")
 Advance = Callable[[], None]

@@ -19,35 +19,33 @@ What it adds to the run directory:
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.table import Table
 
-from launch.cluster import add_options, read_cluster
-from launch.jobs import KINDS, POINTS, Job
-from launch.logs import show_logs
-from launch.records import JobRecord, find_run, live_jobs
-from launch.scheduler import cancel, job_states, require_slurm
-from launch.status import follow, job_text, print_status, print_submitted
-from maep.ablation.sweep import is_sweep
-from maep.config import load_settings, split_arguments, sweep_names
-from maep.errors import exit_code, fail
-from maep.progress import console, say
+from maep.ablation.spec.sweep import is_sweep
+from maep.config.load import load_settings, split_arguments, sweep_names
+from maep.launch.cluster.job_records import JobRecord, find_run, live_jobs
+from maep.launch.cluster.jobs import KINDS, POINTS, Job
+from maep.launch.cluster.settings import add_options, read_cluster
+from maep.launch.cluster.slurm_client import cancel, job_states, require_slurm
+from maep.launch.monitor.logs import show_logs
+from maep.launch.monitor.status import follow, job_text, print_status, print_submitted
+from maep.runtime.console import console, say
+from maep.runtime.errors import fail
 
 SETTLE = 4.0
 POLL = 2.0
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     """Dispatch on the verb; exit code 2 for bad input, with --wait 1 if a job failed."""
-    words = sys.argv[1:]
     verbs: dict[str, Callable[[Sequence[str]], int]] = {"status": _status, "cancel": _cancel, "logs": _logs}
-    if words and words[0] in verbs:
-        return verbs[words[0]](words[1:])
-    return _launch(words)
+    if arguments and arguments[0] in verbs:
+        return verbs[arguments[0]](arguments[1:])
+    return _launch(arguments)
 
 
 def _launch(words: Sequence[str]) -> int:
@@ -72,17 +70,17 @@ def _launch(words: Sequence[str]) -> int:
         fail(f"--scale: {namespace.cfg} is no sweep; choose one of {', '.join(sweep_names())}")
     settings = load_settings(namespace.cfg, words)
     if namespace.plan:
-        from launch.plan import print_plan
+        from maep.launch.estimate.scaling_table import print_plan
 
         return print_plan(settings, namespace)
     cluster = read_cluster(namespace, [*KINDS, POINTS])
     wanted = stages[-1] if stages else "all"
     if namespace.dry_run:
-        from launch.submit import on_paper
+        from maep.launch.submission.submit import on_paper
 
         return _print_scripts(on_paper(settings, cluster, wanted))
     require_slurm()
-    from launch.submit import submit
+    from maep.launch.submission.submit import submit
 
     run = Path(settings.run.dir)
     records = submit(settings, cluster, wanted, allow_code_change=namespace.allow_code_change)
@@ -98,7 +96,7 @@ def _launch_sweep(namespace: argparse.Namespace, words: list[str], stages: Seque
     """Submit what is left of a sweep, or with --dry-run show it."""
     if stages:
         fail("stage=: not for a sweep, whose points run every stage; leave it out")
-    from launch.sweep_jobs import preview_sweep, print_sweep, submit_sweep
+    from maep.launch.submission.sweep_jobs import preview_sweep, print_sweep, submit_sweep
 
     cluster = read_cluster(namespace, [*KINDS, POINTS])
     if namespace.dry_run:
@@ -188,7 +186,7 @@ def _status(words: Sequence[str]) -> int:
     namespace = _parse(_parser("status", "How a run, or a sweep, stands."), words)
     run = find_run(namespace.run)
     if (run / "sweep.json").is_file():
-        from launch.sweep_jobs import print_sweep
+        from maep.launch.submission.sweep_jobs import print_sweep
 
         print_sweep(run)
     else:
@@ -223,7 +221,3 @@ def _logs(words: Sequence[str]) -> int:
     for line in show_logs(find_run(namespace.run), namespace.stage, namespace.rank, namespace.worker, namespace.lines):
         print(line)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(exit_code(main))

@@ -1,6 +1,6 @@
 """From `cfg=NAME` and `key=value` arguments to one validated `Settings` object.
 
-Layers, later ones win: the defaults of `maep.settings`; `configs/NAME.yaml` (and the `base:` files it
+Layers, later ones win: the defaults of `maep.config.schema`; `configs/NAME.yaml` (and the `base:` files it
 names); arguments. Every value is checked alone, so that a mistake names the layer it came from.
 """
 
@@ -17,10 +17,10 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from maep.errors import fail
-from maep.settings import Settings
+from maep.config.schema import Settings
+from maep.runtime.errors import fail
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 WHOLE_IMAGE_OBJECTIVES = ("purification", "reconstruction", "trades_pixel", "trades_latent")
 # Short names of settings on the command line.
 ALIASES = {"purifier": "evaluation.purifier"}

@@ -1,6 +1,6 @@
 """Every setting of the system: name, type, default, unit, range and one line of help.
 
-`maep.config` merges YAML and the command line onto these classes; nothing else defines a setting.
+`maep.config.load` merges YAML and the command line onto these classes; nothing else defines a setting.
 """
 
 from dataclasses import dataclass, field

@@ -6,7 +6,7 @@
       manifest.json                               the whole set; written when all shards are there
 
 A shard is the unit of work. Which worker makes it, and how many there are, changes no byte. Workers that share the
-work out as they go claim their shards in `.claims-NAME-IDENTITY` beside the directory (maep.claims).
+work out as they go claim their shards in `.claims-NAME-IDENTITY` beside the directory (maep.storage.claims).
 """
 
 import math
@@ -20,17 +20,17 @@ import torch
 from torch import Tensor, nn
 
 from maep.attacks.gradient import AttackSpec, attack, random_targets
-from maep.claims import Claims
-from maep.data.build import clean_split
+from maep.config.schema import AttackSettings, Settings
+from maep.data.images.build import clean_split
 from maep.data.shards import ShardSet, ShardWriter, index_of, seal_shard_set, to_float
-from maep.data.storage import Location, Reading, location
-from maep.errors import UserError, fail
-from maep.files import MANIFEST, digest, read_json, remove_temporaries, sha256_file, write_json
-from maep.host import prepare_device
-from maep.locks import one_at_a_time
 from maep.models.classifiers import classifier_identity, load_classifier
-from maep.progress import progress_bar, say
-from maep.settings import AttackSettings, Settings
+from maep.runtime.console import progress_bar, say
+from maep.runtime.device import prepare_device
+from maep.runtime.errors import UserError, fail
+from maep.storage.atomic import MANIFEST, digest, read_json, remove_temporaries, sha256_file, write_json
+from maep.storage.claims import Claims
+from maep.storage.locks import one_at_a_time
+from maep.storage.remote import Location, Reading, location
 from maep.training.classifier import classifier_weights
 
 HALVINGS = 12

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from maep.keyed import keyed_rng
+from maep.runtime.randomness import keyed_rng
 
 T = TypeVar("T")
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from maep.config.schema import TrainSettings
 from maep.data.order import batch_at, slice_of
 from maep.data.shards import ShardSet
-from maep.errors import UserError
-from maep.keyed import keyed_rng
-from maep.settings import TrainSettings
+from maep.runtime.errors import UserError
+from maep.runtime.randomness import keyed_rng
 
 
 @dataclass(frozen=True)

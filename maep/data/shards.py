@@ -29,9 +29,8 @@ from PIL import Image
 from torch import Tensor
 from webdataset import TarWriter
 
-from maep.data.storage import OPEN_FILES, Extent, Location, Reading, Storage, location, open_storage
-from maep.errors import fail
-from maep.files import (
+from maep.runtime.errors import fail
+from maep.storage.atomic import (
     MANIFEST,
     atomic_file,
     digest,
@@ -41,6 +40,7 @@ from maep.files import (
     sha256_file,
     write_json,
 )
+from maep.storage.remote import OPEN_FILES, Extent, Location, Reading, Storage, location, open_storage
 
 READ_AT_ONCE = 256
 Check = Callable[[bytes], bool]

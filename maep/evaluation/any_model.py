@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maep.attacks.state import tensors_sha256
-from maep.config import load_settings, to_yaml
+from maep.attacks.attack_state import tensors_sha256
+from maep.config.load import load_settings, to_yaml
+from maep.config.schema import Settings
 from maep.data.shards import ShardSet
-from maep.errors import fail
-from maep.evaluation.environment import write_environment
-from maep.evaluation.model_checks import answers, check_answers, check_module
-from maep.evaluation.records import PLAN
-from maep.evaluation.report import build_report
-from maep.evaluation.robustbench import write_model_info
-from maep.evaluation.subject import Evaluation
-from maep.evaluation.work import evaluate_all
-from maep.files import atomic_file, digest, read_json
-from maep.locks import run_lock
-from maep.settings import Settings
+from maep.evaluation.audit.model_contract import answers, check_answers, check_module
+from maep.evaluation.reporting.provenance import write_environment
+from maep.evaluation.reporting.report import build_report
+from maep.evaluation.reporting.robustbench import write_model_info
+from maep.evaluation.scoring.evaluation import Evaluation
+from maep.evaluation.scoring.plan import PLAN
+from maep.evaluation.workers import evaluate_all
+from maep.runtime.errors import fail
+from maep.storage.atomic import atomic_file, digest, read_json
+from maep.storage.locks import run_lock
 
 PROBES = 64
 

@@ -4,17 +4,17 @@ from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
-from maep.attacks.state import tensors_sha256
-from maep.data.build import clean_split
-from maep.errors import fail
-from maep.evaluation.records import purify_facts
-from maep.evaluation.subject import Evaluation
-from maep.evaluation.work import evaluate_all
-from maep.files import digest, sha256_file
-from maep.host import prepare_device
+from maep.attacks.attack_state import tensors_sha256
+from maep.config.schema import Settings
+from maep.data.images.build import clean_split
+from maep.evaluation.scoring.evaluation import Evaluation
+from maep.evaluation.scoring.plan import purify_facts
+from maep.evaluation.workers import evaluate_all
 from maep.models.classifiers import classifier_identity, load_classifier
 from maep.purifiers import MAEPurifier, load_purifier
-from maep.settings import Settings
+from maep.runtime.device import prepare_device
+from maep.runtime.errors import fail
+from maep.storage.atomic import digest, sha256_file
 from maep.training.classifier import classifier_weights
 
 ADAPTER = "adapter/adapter_model.safetensors"

@@ -1,7 +1,7 @@
 """The work of an evaluation, shared by any number of workers: chunks attacked, purified, classified, written down.
 
-A worker claims one unit at a time (maep.claims): first attacks, an attack on the classifier alone being one unit
-for all purifiers and threat models; and each record as soon as its attacks are there. What a record holds depends
+A worker claims one unit at a time (maep.storage.claims): first attacks, an attack on the classifier alone being one
+unit for all purifiers and threat models; and each record as soon as its attacks are there. What a record holds depends
 on its own chunk alone, so it is the same however the work was shared, cut or interrupted. A finished unit is not
 done again; one made for another classifier, purifier, attack, seed or image set is.
 """
@@ -18,18 +18,18 @@ from typing import Any, NoReturn
 
 from rich.progress import Progress, TaskID
 
-from maep.attacks.state import AttackState
-from maep.claims import Claims
-from maep.evaluation.adversarial import ChunkAttack, Saved
-from maep.evaluation.checks import Checks
-from maep.evaluation.judge import Judge
-from maep.evaluation.metrics import count_right
-from maep.evaluation.purifying import Purifying
-from maep.evaluation.records import Task
-from maep.evaluation.subject import Evaluation
-from maep.files import digest, remove_temporaries
-from maep.progress import progress_bar, say
-from maep.training.signals import Stopped
+from maep.attacks.attack_state import AttackState
+from maep.evaluation.audit.gradient_masking import Checks
+from maep.evaluation.audit.purification_cost import Purifying
+from maep.evaluation.scoring.chunk_attack import ChunkAttack, Saved
+from maep.evaluation.scoring.evaluation import Evaluation
+from maep.evaluation.scoring.metrics import count_right
+from maep.evaluation.scoring.plan import Task
+from maep.evaluation.scoring.score import Judge
+from maep.runtime.console import progress_bar, say
+from maep.runtime.errors import Stopped
+from maep.storage.atomic import digest, remove_temporaries
+from maep.storage.claims import Claims
 
 
 def evaluate_all(evaluations: Sequence[Evaluation], worker: tuple[int, int] = (0, 1)) -> bool:

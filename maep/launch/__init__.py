@@ -1,1 +1,1 @@
-"""Launchers: one machine, SLURM, and the benchmark. The library never imports them."""
+"""Launching: the processes of this machine, and the jobs of a SLURM cluster."""

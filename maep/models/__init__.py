@@ -1,0 +1,1 @@
+"""Networks: the masked autoencoder, and the classifiers it stands before."""

@@ -5,16 +5,12 @@ named as in MAE's official code. Inside, pixels are in [-1, 1] and a hidden pixe
 """
 
 import torch
-from timm.layers import LayerNorm
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from maep.config.schema import ModelSettings
 from maep.models.convolutions import ConvStem, Refinement
 from maep.models.positions import sincos_positions
-from maep.settings import ModelSettings
-
-# A perturbation's size in [-1, 1]: weights of order 1 then predict residuals of its order.
-RESIDUAL_SCALE = 1 / 16
+from maep.models.timm_blocks import Block, LayerNorm
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
@@ -64,7 +60,7 @@ class PatchEmbed(nn.Module):
 class MaskedAutoencoder(nn.Module):
     """P of the paper: predicts the clean image from the visible patches of an adversarial one.
 
-    settings: sizes and parts; see maep.settings.ModelSettings.
+    settings: sizes and parts; see maep.config.schema.ModelSettings.
     """
 
     pos_embed: Tensor

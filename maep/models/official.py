@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from maep.errors import fail
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.models.positions import sincos_positions
 from maep.models.weights import load_weights, read_weights
-from maep.progress import say
+from maep.runtime.console import say
+from maep.runtime.errors import fail
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)

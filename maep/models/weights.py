@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from maep.errors import UserError, fail
+from maep.runtime.errors import UserError, fail
 
 WRAPPERS = ("model", "state_dict")
 

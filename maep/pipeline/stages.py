@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maep.config import LEAVES, setting_value, to_yaml
+from maep.config.load import LEAVES, setting_value, to_yaml
+from maep.config.schema import Settings, TrainSettings
 from maep.data.adversarial import adversarial_path, make_adversarial_shards
-from maep.data.build import SPLITS, build_shards, clean_shards, clean_split
+from maep.data.images.build import SPLITS, build_shards, clean_shards, clean_split
 from maep.data.shards import ShardSet
-from maep.data.storage import Reading, open_storage
-from maep.errors import UserError, fail
-from maep.evaluation.report import build_report, write_environment
+from maep.evaluation.reporting.report import build_report, write_environment
 from maep.evaluation.stage import evaluate_run, given_identity
-from maep.files import MANIFEST, atomic_file, digest, read_json, sha256_file, write_json
-from maep.locks import Lock, one_at_a_time, run_lock
 from maep.models.classifiers import classifier_identity
-from maep.progress import say
-from maep.settings import Settings, TrainSettings
+from maep.runtime.console import say
+from maep.runtime.errors import UserError, fail
+from maep.storage.atomic import MANIFEST, atomic_file, digest, read_json, sha256_file, write_json
+from maep.storage.locks import Lock, one_at_a_time, run_lock
+from maep.storage.remote import Reading, open_storage
 from maep.training.classifier import classifier_weights, train_classifier
 from maep.training.inputs import finetuning_pairs, own_pairs, verify_pairs
 from maep.training.source import source_facts, source_settings

@@ -1,6 +1,6 @@
 """Purifiers: images in, images out, the perturbation removed."""
 
-from maep.purifiers.purifier import MAEPurifier, Purifier
-from maep.purifiers.storage import load_purifier, merge_adapter, read_purifier, save_purifier
+from maep.purifiers.mae import MAEPurifier, Purifier
+from maep.purifiers.serialization import load_purifier, merge_adapter, read_purifier, save_purifier
 
 __all__ = ["MAEPurifier", "Purifier", "load_purifier", "merge_adapter", "read_purifier", "save_purifier"]

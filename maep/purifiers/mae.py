@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from maep.keyed import keyed_rng
+from maep.config.schema import PurifySettings
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.purifiers.tiling import Tiling, seam_error
-from maep.settings import PurifySettings
+from maep.runtime.randomness import keyed_rng
 
 
 class Purifier(nn.Module):

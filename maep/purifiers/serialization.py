@@ -16,13 +16,13 @@ from typing import Any, TypeVar
 import torch
 from safetensors.torch import save_file
 
-from maep.errors import UserError, fail
-from maep.files import MANIFEST, atomic_directory, problem_with, read_json
+from maep.config.schema import ModelSettings, PurifySettings
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.models.weights import load_weights, read_weights, require_fit
-from maep.purifiers.purifier import MAEPurifier, Purifier
-from maep.settings import ModelSettings, PurifySettings
-from maep.sharded import ShardedTensors
+from maep.purifiers.mae import MAEPurifier, Purifier
+from maep.runtime.errors import UserError, fail
+from maep.storage.atomic import MANIFEST, atomic_directory, problem_with, read_json
+from maep.storage.tensor_files import ShardedTensors
 
 WEIGHTS, CONFIG, ADAPTER = "model.safetensors", "config.json", "adapter_config.json"
 S = TypeVar("S", ModelSettings, PurifySettings)

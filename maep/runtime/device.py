@@ -4,8 +4,8 @@ import ctypes
 
 import torch
 
-from maep.errors import fail
-from maep.settings import ComputeSettings
+from maep.config.schema import ComputeSettings
+from maep.runtime.errors import fail
 
 # glibc's <malloc.h>
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4

@@ -1,13 +1,72 @@
-"""Errors that are the user's to mend: one clear line, exit code 2, nothing half-written."""
+"""What ends a command early: an exception that carries its exit code, and one clear line instead of a traceback."""
 
 import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from maep.runtime.exits import ExitCode
 
-class UserError(Exception):
+
+class EarlyEnd(Exception):
+    """The command ends here; the message is one line for people. Subclasses say with which exit code."""
+
+    code: int = ExitCode.FAILED
+
+    def line(self) -> str:
+        """What the command says as it ends."""
+        return f"error: {self}"
+
+
+class UserError(EarlyEnd):
     """Bad input. The message is one line that names the thing, the place and the valid choice."""
+
+    code = ExitCode.BAD_INPUT
+
+
+class NonFiniteLoss(EarlyEnd):
+    """The loss became NaN or infinite; the message names step, sample keys and the last good checkpoint."""
+
+    code = ExitCode.FAILED
+
+
+class PeerLost(EarlyEnd):
+    """Another process of the job never came, died or does not answer. The same command goes on from there."""
+
+    code = ExitCode.PEER_LOST
+
+    def line(self) -> str:
+        """With what to do about it."""
+        return f"error: {self}; the same command goes on from the last checkpoint"
+
+
+class AskedToEnd(EarlyEnd):
+    """Nothing went wrong: everything is saved, and the same command goes on."""
+
+    def line(self) -> str:
+        """The message alone: it is no error."""
+        return str(self)
+
+
+class Paused(AskedToEnd):
+    """The training has come to `pause_at`, everything saved; it goes on when that is higher or unset."""
+
+    code = ExitCode.PAUSED
+
+    def __init__(self, label: str, step: int) -> None:
+        super().__init__(f"{label}: paused at step {step}; the same command without {label}.pause_at goes on")
+
+
+class Stopped(AskedToEnd):
+    """A training ended early on request, with everything saved; `signum` says which signal asked.
+
+    step: the last one done; -1 where only the processes that were started know it.
+    """
+
+    def __init__(self, signum: int, step: int) -> None:
+        where = f" after step {step}" if step >= 0 else ""
+        super().__init__(f"stopped by {signal.Signals(signum).name}{where}; the same command goes on from there")
+        self.signum, self.step, self.code = signum, step, 128 + signum
 
 
 def fail(message: str) -> NoReturn:
@@ -21,17 +80,17 @@ def _terminate(signum: int, _frame: object) -> NoReturn:
 
 
 def exit_code(main: Callable[[], int | None]) -> int:
-    """Run a command; turn a `UserError` into one line on stderr and exit code 2.
+    """Run a command; turn an `EarlyEnd` into one line on stderr and its exit code.
 
     Ctrl-C ends with 130 and SIGTERM with 143, as shells expect, after cleaning up. Every other exception keeps its
     traceback: it is ours to mend.
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        return main() or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return main() or ExitCode.DONE
+    except EarlyEnd as end:
+        print(end.line(), file=sys.stderr)
+        return end.code
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
-        return 130
+        return ExitCode.INTERRUPTED

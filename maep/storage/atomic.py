@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from maep.errors import UserError, fail
+from maep.runtime.errors import UserError, fail
 
 MANIFEST = "manifest.json"
 T = TypeVar("T")

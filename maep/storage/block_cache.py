@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from maep.errors import UserError
-from maep.files import remove_temporaries, temporary_name
-from maep.progress import say
+from maep.runtime.console import say
+from maep.runtime.errors import UserError
+from maep.storage.atomic import remove_temporaries, temporary_name
 
 HEADER = 4
 KEPT_AFTER_EVICTION = 0.9

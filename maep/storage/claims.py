@@ -19,9 +19,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
-from maep.errors import UserError
-from maep.files import remove_temporaries, temporary_name
-from maep.progress import say
+from maep.runtime.console import say
+from maep.runtime.errors import UserError
+from maep.storage.atomic import remove_temporaries, temporary_name
 
 REFRESHES = 4
 OWNER = re.compile(r"process (?P<process>\d+) on (?P<host>[^,]+)")

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from maep.errors import UserError, fail
-from maep.progress import say
+from maep.runtime.console import say
+from maep.runtime.errors import UserError, fail
 
 LOCK = ".lock"
 SHORT, POLL = 2.0, 0.05  # seconds that go without saying, and between two attempts

@@ -16,10 +16,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
-from maep.data.block_cache import BlockCache
-from maep.errors import UserError, fail
-from maep.progress import say
-from maep.settings import Settings
+from maep.config.schema import Settings
+from maep.runtime.console import say
+from maep.runtime.errors import UserError, fail
+from maep.storage.block_cache import BlockCache
 
 OPEN_FILES = 64
 CONNECTIONS = 8

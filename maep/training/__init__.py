@@ -1,0 +1,1 @@
+"""Training: the loop, its stages, its checkpoints, its processes."""

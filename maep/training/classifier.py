@@ -22,22 +22,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from maep.data.build import clean_split
+from maep.config.schema import ClassifierSettings, Settings
+from maep.data.images.build import clean_split
 from maep.data.order import batch_at
 from maep.data.pairs import ignore_signals
 from maep.data.shards import ShardSet, to_float
-from maep.errors import fail
-from maep.files import MANIFEST, atomic_directory, digest, problem_with, read_json
-from maep.host import prepare_device
-from maep.keyed import keyed_rng
-from maep.locks import one_at_a_time
 from maep.models.classifiers import Normalized, build_classifier
-from maep.progress import progress_bar, say
-from maep.settings import ClassifierSettings, Settings
-from maep.training.checkpoint import Retention, checkpoint_path, newest_whole, prune
-from maep.training.distributed import DTYPES
-from maep.training.loop import NonFiniteLoss
-from maep.training.signals import StopFlag, Stopped
+from maep.runtime.console import progress_bar, say
+from maep.runtime.device import prepare_device
+from maep.runtime.errors import NonFiniteLoss, Stopped, fail
+from maep.runtime.randomness import keyed_rng
+from maep.storage.atomic import MANIFEST, atomic_directory, digest, problem_with, read_json
+from maep.storage.locks import one_at_a_time
+from maep.training.checkpointing.directory import Retention, checkpoint_path, newest_whole, prune
+from maep.training.distributed.world import DTYPES
+from maep.training.signals import StopFlag
 
 WEIGHTS = "model.safetensors"
 STATE = "state.safetensors"

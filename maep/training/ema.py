@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from maep.training.sharding import local_part
+from maep.training.checkpointing.partition import local_part
 
 
 class Average:

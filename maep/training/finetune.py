@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from maep.files import atomic_directory
+from maep.config.schema import FinetuneSettings, Settings
 from maep.models.masked_autoencoder import MaskedAutoencoder
-from maep.progress import say
 from maep.purifiers import read_purifier, save_purifier
-from maep.settings import FinetuneSettings, Settings
+from maep.runtime.console import say
+from maep.storage.atomic import atomic_directory
 from maep.training.inputs import finetuning_pairs, online_attack
 from maep.training.loop import TrainingJob, train
 from maep.training.source import source_settings

@@ -1,15 +1,15 @@
 """What a training reads: checked pairs from shards, or the attack that makes them as it goes."""
 
 from maep.attacks.gradient import AttackSpec, attack
+from maep.config.schema import Settings, TrainSettings
 from maep.data.adversarial import adversarial_path, check_adversarial
-from maep.data.build import clean_split
+from maep.data.images.build import clean_split
 from maep.data.pairs import PairDataset
 from maep.data.shards import ShardSet
-from maep.data.storage import Reading
-from maep.errors import fail
-from maep.host import prepare_device
 from maep.models.classifiers import classifier_identity, load_classifier
-from maep.settings import Settings, TrainSettings
+from maep.runtime.device import prepare_device
+from maep.runtime.errors import fail
+from maep.storage.remote import Reading
 from maep.training.classifier import classifier_weights
 from maep.training.loop import OnlineAttack
 from maep.training.source import source_settings

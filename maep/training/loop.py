@@ -15,22 +15,23 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from maep.config.schema import ComputeSettings, ObjectiveSettings, TrainSettings
 from maep.data.pairs import PairBatch, PairDataset, mask_ratio_at, pair_loader
 from maep.data.shards import to_float
-from maep.progress import progress_bar, say
-from maep.settings import ComputeSettings, ObjectiveSettings, TrainSettings
-from maep.training.accelerator import make_accelerator
-from maep.training.checkpoint import Retention, checkpoint_path, load_checkpoint, newest_whole, step_of
-from maep.training.distributed import agree, gather_objects
+from maep.runtime.console import progress_bar, say
+from maep.runtime.errors import NonFiniteLoss, Paused, Stopped
+from maep.training.checkpointing.async_saver import Saver
+from maep.training.checkpointing.directory import Retention, checkpoint_path, load_checkpoint, newest_whole, step_of
+from maep.training.checkpointing.partition import local_part, whole
+from maep.training.checkpointing.training_state import TrainingState
+from maep.training.distributed.accelerator import make_accelerator
+from maep.training.distributed.heartbeat import Heartbeat, is_peer_loss
+from maep.training.distributed.world import agree, gather_objects
 from maep.training.ema import Average
-from maep.training.heartbeat import Heartbeat, is_peer_loss
 from maep.training.metrics_log import MetricsLog, SampleLog
 from maep.training.module import TrainingModule
-from maep.training.saving import Saver
 from maep.training.schedule import learning_rate, total_steps
-from maep.training.sharding import local_part, whole
-from maep.training.signals import StopFlag, Stopped
-from maep.training.state import TrainingState
+from maep.training.signals import StopFlag
 
 LEAVING = 0.9  # of the grace time may be spent on the last save
 OnlineAttack = Callable[[Tensor, Tensor, list[int]], Tensor]
@@ -57,17 +58,6 @@ class TrainingJob:
     facts: dict[str, Any]
     workers: int = 0
     online: OnlineAttack | None = None
-
-
-class NonFiniteLoss(Exception):
-    """The loss became NaN or infinite; the message names step, sample keys and the last good checkpoint."""
-
-
-class Paused(Exception):
-    """The training has come to `pause_at`, everything saved; it goes on when that is higher or unset."""
-
-    def __init__(self, label: str, step: int) -> None:
-        super().__init__(f"{label}: paused at step {step}; the same command without {label}.pause_at goes on")
 
 
 @dataclass

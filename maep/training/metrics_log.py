@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from maep.files import atomic_file
-from maep.training.distributed import gather_objects, world
+from maep.storage.atomic import atomic_file
+from maep.training.distributed.world import gather_objects, world
 
 
 def forget_after(path: Path, step: int) -> None:

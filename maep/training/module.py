@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from maep.config.schema import ObjectiveSettings
 from maep.objectives import OBJECTIVES
-from maep.settings import ObjectiveSettings
-from maep.training.distributed import DTYPES
+from maep.training.distributed.world import DTYPES
 
 
 class TrainingModule(nn.Module):

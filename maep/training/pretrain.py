@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
+from maep.config.schema import Settings
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.models.official import load_initial
 from maep.purifiers import save_purifier
-from maep.settings import Settings
 from maep.training.inputs import online_attack, own_pairs
 from maep.training.loop import TrainingJob, train
 from maep.training.source import source_settings

@@ -2,7 +2,7 @@
 
 import math
 
-from maep.settings import TrainSettings
+from maep.config.schema import TrainSettings
 
 
 def total_steps(settings: TrainSettings, images: int) -> int:

@@ -19,18 +19,6 @@ def hold_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class Stopped(Exception):
-    """Training ended early on request, with everything saved; `signum` says which signal asked.
-
-    step: the last one done; -1 where only the processes that were started know it.
-    """
-
-    def __init__(self, signum: int, step: int) -> None:
-        where = f" after step {step}" if step >= 0 else ""
-        super().__init__(f"stopped by {signal.Signals(signum).name}{where}; the same command goes on from there")
-        self.signum, self.step = signum, step
-
-
 class StopFlag:
     """Remembers SIGTERM, SIGUSR2 or SIGINT while in context; a second SIGINT interrupts at once.
 

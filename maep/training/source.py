@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from maep.config import load_settings
-from maep.settings import Settings, TrainSettings
+from maep.config.load import load_settings
+from maep.config.schema import Settings, TrainSettings
 
 
 def source_settings(settings: Settings, train: TrainSettings) -> Settings:

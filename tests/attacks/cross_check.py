@@ -13,14 +13,14 @@ from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
 from maep.attacks.autoattack import autoattack
-from maep.config import command_line
-from maep.data.build import build_shards, clean_split
+from maep.config.load import command_line
+from maep.data.images.build import build_shards, clean_split
 from maep.data.shards import to_float
-from maep.errors import exit_code
-from maep.evaluation.environment import environment
-from maep.files import write_json
-from maep.host import prepare_device
+from maep.evaluation.reporting.provenance import environment
 from maep.models.classifiers import load_classifier
+from maep.runtime.device import prepare_device
+from maep.runtime.errors import exit_code
+from maep.storage.atomic import write_json
 from maep.training.classifier import classifier_weights
 
 EPS, BATCH = 1 / 255, 16

@@ -9,9 +9,9 @@ import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
+from maep.attacks.attack_state import AttackState
 from maep.attacks.autoattack import Battery, autoattack, check_model, square_warning
-from maep.attacks.state import AttackState
-from maep.errors import UserError
+from maep.runtime.errors import UserError
 from tests.small import digits, train_small
 
 # Some fall to APGD-CE, some to APGD-T only, one is misclassified, some stand.

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from maep.attacks.autoattack import Battery
+from maep.attacks.catalog import NamedAttack, battery_of, gradient_spec
 from maep.attacks.gradient import attack
-from maep.attacks.named import NamedAttack, battery_of, gradient_spec
-from maep.errors import UserError
+from maep.runtime.errors import UserError
 from tests.small import digits, train_small
 
 EPS = 8 / 255

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from maep.attacks.gradient import AttackSpec, attack, random_targets
-from maep.settings import AttackSettings
+from maep.config.schema import AttackSettings
 from tests.small import digits, train_small
 
 PGD = AttackSpec("pgd", "Linf", eps=0.1, step=0.025, steps=10, random_start=True, targeted=False)

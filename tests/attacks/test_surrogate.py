@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from maep.attacks.attack_state import AttackState
 from maep.attacks.autoattack import Battery, autoattack
-from maep.attacks.named import NamedAttack
-from maep.attacks.state import AttackState
-from maep.evaluation.fast import Speed
+from maep.attacks.catalog import NamedAttack
+from maep.evaluation.scoring.reduced_model import Speed
 from tests.small import digits, train_small
 
 Attack = Callable[[nn.Module, Tensor, Tensor, float, nn.Module | None], AttackState]

@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from maep.attacks.attack_state import AttackState
 from maep.attacks.autoattack import Battery, autoattack
-from maep.attacks.named import NamedAttack
-from maep.attacks.randomness import is_random, reseed, reseeded
-from maep.attacks.state import AttackState
+from maep.attacks.catalog import NamedAttack
+from maep.attacks.reseeding import is_random, reseed, reseeded
 from maep.attacks.threat_models import threat_model
-from maep.errors import UserError
+from maep.config.schema import ModelSettings, PurifySettings
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.purifiers import MAEPurifier
-from maep.settings import ModelSettings, PurifySettings
+from maep.runtime.errors import UserError
 from tests.small import Blur, digits, train_small
 
 

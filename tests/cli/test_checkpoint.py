@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from maep.__main__ import run
-from maep.errors import UserError
+from maep.config.schema import ModelSettings
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.purifiers import load_purifier
-from maep.settings import ModelSettings
-from maep.sharded import ShardedTensors
-from maep.training.checkpoint import Retention
+from maep.runtime.errors import UserError
+from maep.storage.tensor_files import ShardedTensors
+from maep.training.checkpointing.async_saver import Saver
+from maep.training.checkpointing.directory import Retention
+from maep.training.checkpointing.training_state import TrainingState
 from maep.training.ema import Average
-from maep.training.saving import Saver
-from maep.training.state import TrainingState
 
 MODEL = {
     "image_size": 16, "patch_size": 8, "encoder_width": 8, "encoder_depth": 1, "encoder_heads": 1,

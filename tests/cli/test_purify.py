@@ -14,12 +14,12 @@ from PIL import Image
 
 from maep import load_purifier
 from maep.__main__ import run
-from maep.config import load_settings, to_yaml
+from maep.config.load import load_settings, to_yaml
+from maep.config.schema import ModelSettings, PurifySettings
 from maep.data.shards import ShardSet, to_float, to_uint8
-from maep.errors import UserError
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.purifiers import save_purifier
-from maep.settings import ModelSettings, PurifySettings
+from maep.runtime.errors import UserError
 from tests.small import write_shards
 
 MODEL = ModelSettings(

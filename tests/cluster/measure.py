@@ -16,13 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from maep.config import load_settings
+from maep.config.load import load_settings
+from maep.config.schema import Settings
 from maep.data.order import batch_at
-from maep.errors import fail
-from maep.evaluation.environment import environment
-from maep.files import write_json
-from maep.settings import Settings
-from maep.stages import run_pipeline
+from maep.evaluation.reporting.provenance import environment
+from maep.pipeline.stages import run_pipeline
+from maep.runtime.errors import fail
+from maep.storage.atomic import write_json
 from tests.cluster.cluster import Cluster
 from tests.cluster.runs import SAVE_EVERY, ClusterRun, read_lines
 from tests.tiny import ROOT, TINY, Problem

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launch.cluster import Cluster as Asked
-from launch.cluster import ClusterSettings
-from launch.records import JobRecord, stage_folder
-from launch.scheduler import job_states
-from launch.submit import submit
-from maep.config import load_settings
-from maep.settings import Settings
+from maep.config.load import load_settings
+from maep.config.schema import Settings
+from maep.launch.cluster.job_records import JobRecord, stage_folder
+from maep.launch.cluster.settings import Cluster as Asked
+from maep.launch.cluster.settings import ClusterSettings
+from maep.launch.cluster.slurm_client import job_states
+from maep.launch.submission.submit import submit
 from tests.cluster.cluster import Cluster, Job
 from tests.tiny import Problem
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from launch.cluster import Cluster as Asked
-from launch.cluster import ClusterSettings
-from launch.sweep_jobs import print_sweep, submit_sweep
-from maep.ablation.pretrained import by_pretraining
+from maep.ablation.running.pretrained import by_pretraining
 from maep.ablation.study import read_study
+from maep.launch.cluster.settings import Cluster as Asked
+from maep.launch.cluster.settings import ClusterSettings
+from maep.launch.submission.sweep_jobs import print_sweep, submit_sweep
 from tests.ablation.sweeps import QUICK, nested, run, write
 from tests.cluster.cluster import Cluster
 from tests.cluster.runs import ENDED, LIFE

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.ends import LOST, read_ends
-from launch.records import stage_folder
-from maep.training.checkpoint import newest_whole, step_of
+from maep.launch.cluster.job_records import stage_folder
+from maep.launch.job.attempts import LOST, read_ends
+from maep.training.checkpointing.directory import newest_whole, step_of
 from tests.cluster.cluster import Cluster
 from tests.cluster.conftest import NewRun
 from tests.cluster.runs import LIFE, SAVE_EVERY, ClusterRun, assert_same

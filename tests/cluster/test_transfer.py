@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from maep.stages import run_pipeline
+from maep.pipeline.stages import run_pipeline
 from maep.training.worker import run_training
 from tests.cluster.conftest import NewRun
 from tests.cluster.runs import ClusterRun
 from tests.cluster.test_worker_faults import no_launch, records
-from tests.test_transfer import JUDGED, TRAINED
+from tests.pipeline.test_transfer import JUDGED, TRAINED
 from tests.tiny import ROOT, environment
 
 

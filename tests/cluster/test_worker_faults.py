@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from maep.files import manifest_of
-from maep.settings import Settings
-from maep.stages import run_pipeline
+from maep.config.schema import Settings
+from maep.pipeline.stages import run_pipeline
+from maep.storage.atomic import manifest_of
 from maep.training.worker import run_training
 from tests.cluster.cluster import Cluster
 from tests.cluster.conftest import NewRun

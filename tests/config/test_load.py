@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from maep.config import LEAVES, config_names, load_settings, settings_help, to_yaml
-from maep.errors import UserError
+from maep.config.load import LEAVES, config_names, load_settings, settings_help, to_yaml
+from maep.runtime.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def refusal(*overrides: str, cfg: str | None = None) -> str:

@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from maep.config import load_settings
+from maep.config.load import load_settings
+from maep.config.schema import Settings
 from maep.data.adversarial import adversarial_path, check_adversarial, distances, make_adversarial_shards, quantise
-from maep.data.build import clean_shards_path
+from maep.data.images.build import clean_shards_path
 from maep.data.shards import ShardSet, shard_problems, to_float, to_uint8
-from maep.errors import UserError
 from maep.models.classifiers import classifier_identity, load_classifier
-from maep.settings import Settings
+from maep.runtime.errors import UserError
 from maep.training.classifier import classifier_weights
 from shards.attack import worker
 from tests.tiny import ROOT, Problem, environment
@@ -102,7 +102,8 @@ def test_concurrent_killed_workers_end_with_the_same_bytes(attackable: list[str]
 def test_a_living_worker_does_a_killed_ones_shards(attackable: list[str], made: Path, tmp_path: Path) -> None:
     """Of two workers that share, one is SIGKILLed with a shard in its hands: the other ends with the same bytes."""
     code = (
-        "import sys; from maep.config import load_settings; from maep.data.adversarial import make_adversarial_shards\n"
+        "import sys; from maep.config.load import load_settings\n"
+        "from maep.data.adversarial import make_adversarial_shards\n"
         "make_adversarial_shards(load_settings('digits', sys.argv[2:]), (int(sys.argv[1]), 2), shared=True)"
     )
     words = [*attackable, f"run.cache={tmp_path}", "compute.claim_timeout=3"]

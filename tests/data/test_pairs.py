@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from maep.config import load_settings
+from maep.config.load import load_settings
+from maep.config.schema import TrainSettings
 from maep.data.adversarial import adversarial_path
-from maep.data.build import clean_shards_path
+from maep.data.images.build import clean_shards_path
 from maep.data.pairs import PairBatch, PairDataset, mask_ratio_at, pair_loader, visible_patches
 from maep.data.shards import ShardSet
 from maep.models.classifiers import classifier_identity
-from maep.settings import TrainSettings
 from maep.training.classifier import classifier_weights
 from tests.tiny import Problem
 

@@ -18,7 +18,6 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from maep.data import shards as shards_module
-from maep.data import storage as storage_module
 from maep.data.shards import (
     ShardSet,
     ShardWriter,
@@ -30,7 +29,8 @@ from maep.data.shards import (
     to_float,
     to_uint8,
 )
-from maep.errors import UserError
+from maep.runtime.errors import UserError
+from maep.storage import remote as storage_module
 
 ROOT = Path(__file__).resolve().parents[2]
 

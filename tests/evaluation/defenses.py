@@ -1,6 +1,6 @@
 """Defences that hide their gradients, as they were published and believed; and a classifier behind one, or alone.
 
-`CLASSIFIER=cifar10-resnet20.safetensors python -m maep evaluate --model tests.evaluation.defences:jpeg --data SHARDS`
+`CLASSIFIER=cifar10-resnet20.safetensors python -m maep evaluate --model tests.evaluation.defenses:jpeg --data SHARDS`
 """
 
 import io
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from maep.config import load_settings
+from maep.config.load import load_settings
 from maep.data.shards import to_uint8
 from maep.models.classifiers import load_classifier
 

@@ -8,11 +8,11 @@ import torch
 from pyautoattack import AutoAttack
 from safetensors.torch import load_file
 
+from maep.config.schema import Settings
 from maep.data.shards import ShardSet
-from maep.evaluation.records import planned_tasks, read_plan, read_records
-from maep.evaluation.subject import Evaluation
-from maep.evaluation.work import evaluate_all
-from maep.settings import Settings
+from maep.evaluation.scoring.evaluation import Evaluation
+from maep.evaluation.scoring.plan import planned_tasks, read_plan, read_records
+from maep.evaluation.workers import evaluate_all
 from tests.small import Blur, train_small
 
 IMAGES = 40

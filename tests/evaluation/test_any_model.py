@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from maep import PurifiedClassifier
+from maep.cli.evaluate import main
 from maep.data.shards import ShardSet
-from maep.errors import UserError
-from maep.evaluate import main
 from maep.evaluation import evaluate
 from maep.models.classifiers import Normalized
+from maep.runtime.errors import UserError
 from tests.small import Blur, digits, train_small, write_shards
 
 QUICK: dict[str, Any] = {
@@ -102,7 +102,7 @@ def test_models_handed_over_wrongly(tmp_path: Path, test_set: ShardSet, mistake:
 
 def test_right_models_pass() -> None:
     """The same classifier, put together rightly, passes the checks that its wrong sisters fail."""
-    from maep.evaluation.model_checks import check_answers
+    from maep.evaluation.audit.model_contract import check_answers
 
     images, labels = digits()
     for model in (train_small(), normalized(Rescaled(1, -2))):

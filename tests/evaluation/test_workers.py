@@ -15,8 +15,8 @@ import pytest
 from pyautoattack import AutoAttack
 
 from maep.data.shards import ShardSet
-from maep.errors import UserError
-from maep.evaluation.work import evaluate_all
+from maep.evaluation.workers import evaluate_all
+from maep.runtime.errors import UserError
 from tests.evaluation.subject import (
     IMAGES,
     SHARED_RUN,
@@ -116,7 +116,7 @@ def _text(claim: Path) -> str:
 
 def test_a_missing_chunk_is_named_until_it_is_there(tmp_path: Path, test_set: ShardSet) -> None:
     """While another living worker has a chunk, a worker does all the rest, says so, and the merge names the chunk."""
-    from maep.claims import Claims
+    from maep.storage.claims import Claims
 
     settings = settings_for(tmp_path, attacks=["fgsm"], threat_models=["oblivious"])
     evaluations = two_purifiers(settings, test_set)

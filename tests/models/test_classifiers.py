@@ -13,9 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from maep.errors import UserError
+from maep.config.schema import ClassifierSettings
 from maep.models.classifiers import build_classifier, classifier_identity, load_classifier
-from maep.settings import ClassifierSettings
+from maep.runtime.errors import UserError
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 TESTED = 300

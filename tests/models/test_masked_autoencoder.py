@@ -11,8 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from maep.config.schema import ModelSettings
 from maep.models.masked_autoencoder import MaskedAutoencoder, patchify, unpatchify
-from maep.settings import ModelSettings
 
 SMALL: dict[str, Any] = {
     "image_size": 16, "patch_size": 4, "encoder_width": 32, "encoder_depth": 2, "encoder_heads": 2,

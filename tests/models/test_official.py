@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maep.errors import UserError
+from maep.config.schema import ModelSettings
 from maep.models.masked_autoencoder import MaskedAutoencoder, patchify
 from maep.models.official import MEAN, STD, load_initial
 from maep.models.positions import sincos_positions
-from maep.settings import ModelSettings
+from maep.runtime.errors import UserError
 
 SIDE, PATCH, WIDTH, DEPTH, DECODER_WIDTH, DECODER_DEPTH, HEADS = 32, 16, 24, 2, 16, 1, 2
 SETTINGS: dict[str, Any] = {

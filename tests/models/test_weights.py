@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from maep.errors import UserError
 from maep.models.weights import load_weights, read_weights
+from maep.runtime.errors import UserError
 
 STATE = {"weight": torch.arange(6.0).view(2, 3), "bias": torch.ones(2)}
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from maep.config import load_settings
+from maep.config.load import load_settings
 from maep.data.adversarial import adversarial_path
-from maep.data.build import clean_shards_path, clean_split
+from maep.data.images.build import clean_shards_path, clean_split
 from maep.models.classifiers import classifier_identity
-from maep.stages import run_pipeline
+from maep.pipeline.stages import run_pipeline
 from maep.training.classifier import classifier_weights
-from tests.data.http_server import Server, serving
+from tests.storage.http_server import Server, serving
 from tests.tiny import Problem
 
 MORE = ["pretrain.steps=6", "data.workers=1"]

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from maep.config import load_settings
-from maep.data.build import clean_split
+from maep.config.load import load_settings
+from maep.config.schema import PurifySettings
+from maep.data.images.build import clean_split
 from maep.data.shards import to_float
-from maep.errors import UserError
 from maep.models.classifiers import load_classifier
+from maep.pipeline.stages import run_pipeline
 from maep.purifiers import load_purifier
-from maep.settings import PurifySettings
-from maep.stages import run_pipeline
+from maep.runtime.errors import UserError
 from maep.training.classifier import classifier_weights
 from tests.tiny import Problem
 

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from maep import load_purifier
-from maep.errors import UserError
-from maep.files import atomic_directory
+from maep.config.schema import ModelSettings, PurifySettings
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.purifiers import MAEPurifier, read_purifier, save_purifier
-from maep.settings import ModelSettings, PurifySettings
+from maep.runtime.errors import UserError
+from maep.storage.atomic import atomic_directory
 
 MODEL = ModelSettings(
     image_size=16, patch_size=4, encoder_width=16, encoder_depth=1, encoder_heads=2, decoder_width=16,

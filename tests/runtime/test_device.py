@@ -6,15 +6,15 @@ import sys
 import pytest
 import torch
 
-from maep.config import load_settings
-from maep.errors import UserError
-from maep.host import prepare_device
+from maep.config.load import load_settings
+from maep.runtime.device import prepare_device
+from maep.runtime.errors import UserError
 from tests.tiny import ROOT
 
 FAULTS = """
 import resource, torch
-from maep.config import load_settings
-from maep.host import prepare_device
+from maep.config.load import load_settings
+from maep.runtime.device import prepare_device
 if {prepared}:
     prepare_device(load_settings(None, ["compute.device=cpu"]).compute)
 torch.ones(2**24)

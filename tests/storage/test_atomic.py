@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from maep.files import (
+from maep.storage.atomic import (
     atomic_directory,
     atomic_file,
     problem_with,
@@ -32,8 +32,8 @@ def test_failed_write_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> No
 def test_full_disk_is_a_user_error_and_leaves_nothing(tmp_path: Path) -> None:
     """When the system refuses to write on (a file size limit), the final name never appears."""
     code = (
-        "import resource, signal, sys; from pathlib import Path; from maep.files import atomic_file\n"
-        "from maep.errors import exit_code\n"
+        "import resource, signal, sys; from pathlib import Path; from maep.storage.atomic import atomic_file\n"
+        "from maep.runtime.errors import exit_code\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "def main():\n"

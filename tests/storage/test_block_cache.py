@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maep.data.block_cache import BlockCache
-from maep.errors import UserError
+from maep.runtime.errors import UserError
+from maep.storage.block_cache import BlockCache
 
 
 def block(number: int) -> bytes:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from maep.claims import Claims
-from maep.errors import UserError
+from maep.runtime.errors import UserError
+from maep.storage.claims import Claims
 
 TIMEOUT = 1.5
 FORK = get_context("fork")

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from maep.errors import UserError
-from maep.locks import one_at_a_time, run_lock
+from maep.runtime.errors import UserError
+from maep.storage.locks import one_at_a_time, run_lock
 
 HOLD = """
 import sys
 from pathlib import Path
-from maep.locks import run_lock
+from maep.storage.locks import run_lock
 with run_lock(Path(sys.argv[1])) as lock:
     print("held", flush=True)
     sys.stdin.readline()

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from maep.config import load_settings
-from maep.data.build import clean_shards_path, clean_split
+from maep.config.load import load_settings
+from maep.config.schema import TrainSettings
+from maep.data.images.build import clean_shards_path, clean_split
 from maep.data.pairs import PairBatches, PairDataset, pair_loader
 from maep.data.shards import ShardSet, ShardWriter, seal_shard_set, shard_name
-from maep.data.storage import Reading, Remote, location
-from maep.errors import UserError
-from maep.settings import TrainSettings
-from tests.data.http_server import Server, serving
+from maep.runtime.errors import UserError
+from maep.storage.remote import Reading, Remote, location
+from tests.storage.http_server import Server, serving
 
 COUNT, EACH, SIDE = 60, 20, 40
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from maep.errors import UserError
-from maep.files import sha256_file
-from maep.sharded import HostBuffer, Piece, ShardedTensors
+from maep.runtime.errors import UserError
+from maep.storage.atomic import sha256_file
+from maep.storage.tensor_files import HostBuffer, Piece, ShardedTensors
 
 
 def write(directory: Path, *parts: list[Piece]) -> None:

@@ -13,16 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from maep.config import load_settings
-from maep.data.build import build_shards
+from maep.config.load import load_settings
+from maep.config.schema import Settings
+from maep.data.images.build import build_shards
 from maep.data.shards import ShardSet
-from maep.errors import UserError
-from maep.files import read_json
 from maep.models.classifiers import load_classifier
-from maep.settings import Settings
+from maep.runtime.errors import NonFiniteLoss, UserError
+from maep.storage.atomic import read_json
 from maep.training import classifier as stage
 from maep.training.classifier import augment, classifier_weights, cosine, train_classifier
-from maep.training.loop import NonFiniteLoss
 from tests.tiny import ROOT, environment
 
 SMALL = [
@@ -33,10 +32,9 @@ SMALL = [
 DROPOUT = ["classifier.arch=test_vit", "classifier.timm_args={img_size: 16, drop_rate: 0.3, proj_drop_rate: 0.3}"]
 TRAIN = """
 import sys
-from maep.config import load_settings
+from maep.config.load import load_settings
 from tests.training.test_classifier import train
-from maep.training.worker import stopped_code
-sys.exit(stopped_code(lambda: train(load_settings("digits", sys.argv[1:]))))
+sys.exit(exit_code(lambda: [train(load_settings("digits", sys.argv[1:]))] and 0))
 """
 
 

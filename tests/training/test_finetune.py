@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from maep.files import atomic_directory
+from maep.config.schema import FinetuneSettings, ModelSettings
 from maep.models.masked_autoencoder import MaskedAutoencoder
-from maep.purifiers.storage import merge_adapter
-from maep.settings import FinetuneSettings, ModelSettings
+from maep.purifiers.serialization import merge_adapter
+from maep.storage.atomic import atomic_directory
 from maep.training.finetune import parameter_counts, with_adapter
 
 MODEL = ModelSettings(

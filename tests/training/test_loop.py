@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from maep.config import load_settings
+from maep.config.load import load_settings
 from maep.data.order import batch_at
-from maep.training.checkpoint import checkpoints, newest_whole
+from maep.training.checkpointing.directory import checkpoints, newest_whole
 from tests.tiny import ROOT, Problem, environment
 
 

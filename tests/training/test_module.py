@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from maep.config import WHOLE_IMAGE_OBJECTIVES
+from maep.config.load import WHOLE_IMAGE_OBJECTIVES
+from maep.config.schema import FinetuneSettings, ModelSettings, ObjectiveSettings
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.objectives import OBJECTIVES
-from maep.settings import FinetuneSettings, ModelSettings, ObjectiveSettings
 from maep.training.finetune import with_adapter
 from maep.training.module import TrainingModule
 

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from maep.ablation.points import Point
-from maep.ablation.records import recorded_seconds
-from maep.files import read_json, write_json
+from maep.ablation.running.point_records import recorded_seconds
+from maep.ablation.spec.points import Point
+from maep.storage.atomic import read_json, write_json
 
 FOLDER = "spent"
 TRAININGS = ("pretrain", "finetune")

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from maep.ablation.points import Point
-from maep.files import read_json, write_json
-from maep.settings import Settings
-from maep.stages import unfinished_stages
+from maep.ablation.spec.points import Point
+from maep.config.schema import Settings
+from maep.pipeline.stages import unfinished_stages
+from maep.storage.atomic import read_json, write_json
 
 RECORD = "point.json"
 

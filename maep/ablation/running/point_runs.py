@@ -1,8 +1,8 @@
 """Run the points of a sweep; each is an ordinary run of the whole pipeline.
 
 Any number of workers, on any nodes, may run the same sweep: each takes the next point, or the next few that have
-their pretraining in common, that no living one has (maep.claims), so that points of a dead worker go to the others,
-which go on from its checkpoints.
+their pretraining in common, that no living one has (maep.storage.claims), so that points of a dead worker go to the
+others, which go on from its checkpoints.
 """
 
 import time
@@ -10,21 +10,25 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from maep.ablation.halving import Halving
-from maep.ablation.points import Point
-from maep.ablation.pretrained import by_pretraining, sharing
-from maep.ablation.records import PointRecord, attacked_files, attacks_since, has_failed, is_finished, read_record
-from maep.ablation.rungs import judge_rung, reading_at, standing
-from maep.ablation.spent import Spent
-from maep.ablation.sweep import Sweep
-from maep.claims import Claims
-from maep.errors import UserError, fail
-from maep.files import atomic_file
-from maep.progress import say
-from maep.stages import Launcher, run_pipeline
-from maep.training.distributed import PeerLost
-from maep.training.loop import NonFiniteLoss, Paused
-from maep.training.signals import Stopped
+from maep.ablation.running.overhead import Spent
+from maep.ablation.running.point_records import (
+    PointRecord,
+    attacked_files,
+    attacks_since,
+    has_failed,
+    is_finished,
+    read_record,
+)
+from maep.ablation.running.pretrained import by_pretraining, sharing
+from maep.ablation.running.rungs import judge_rung, reading_at, standing
+from maep.ablation.spec.halving import Halving
+from maep.ablation.spec.points import Point
+from maep.ablation.spec.sweep import Sweep
+from maep.pipeline.stages import Launcher, run_pipeline
+from maep.runtime.console import say
+from maep.runtime.errors import NonFiniteLoss, Paused, PeerLost, Stopped, UserError, fail
+from maep.storage.atomic import atomic_file
+from maep.storage.claims import Claims
 
 TRACEBACK = "failure.txt"
 LOOK_AGAIN = 1.0  # seconds

@@ -10,13 +10,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from maep.ablation.points import Point
-from maep.ablation.sharing import pretraining_key
-from maep.files import atomic_file, digest, problem_with, read_json, write_json
-from maep.progress import say
+from maep.ablation.running.reuse import pretraining_key
+from maep.ablation.spec.points import Point
+from maep.config.schema import Settings
+from maep.pipeline.stages import STAGES, Launcher
 from maep.purifiers import read_purifier, save_purifier
-from maep.settings import Settings
-from maep.stages import STAGES, Launcher
+from maep.runtime.console import say
+from maep.storage.atomic import atomic_file, digest, problem_with, read_json, write_json
 
 PRETRAIN = "pretrain"
 TAKEN = "pretrained_by.json"

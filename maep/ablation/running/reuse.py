@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from maep.ablation.points import Point
+from maep.ablation.spec.points import Point
 from maep.attacks.threat_models import threat_model
-from maep.config import LEAVES
-from maep.evaluation.records import attacks_of
-from maep.files import digest
-from maep.settings import Settings
-from maep.stages import STAGES, decisive_settings
+from maep.config.load import LEAVES
+from maep.config.schema import Settings
+from maep.evaluation.scoring.plan import attacks_of
+from maep.pipeline.stages import STAGES, decisive_settings
+from maep.storage.atomic import digest
 from maep.training.source import source_settings
 
 DATA = ("data",)

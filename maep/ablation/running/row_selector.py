@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from maep.config import FRACTION
-from maep.files import read_json
+from maep.config.load import FRACTION
+from maep.storage.atomic import read_json
 
 
 def budget(value: Any) -> float:

@@ -12,14 +12,14 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from maep.ablation.points import Point
-from maep.ablation.readings import budget, row_of
-from maep.ablation.records import has_failed, is_finished, read_record
-from maep.ablation.sweep import Sweep
-from maep.errors import fail
-from maep.settings import Settings
-from maep.stages import run_pipeline
-from maep.training.checkpoint import newest_whole
+from maep.ablation.running.point_records import has_failed, is_finished, read_record
+from maep.ablation.running.row_selector import budget, row_of
+from maep.ablation.spec.points import Point
+from maep.ablation.spec.sweep import Sweep
+from maep.config.schema import Settings
+from maep.pipeline.stages import run_pipeline
+from maep.runtime.errors import fail
+from maep.training.checkpointing.directory import newest_whole
 
 
 @dataclass(frozen=True)

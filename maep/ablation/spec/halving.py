@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maep.config import nearest
-from maep.errors import fail
+from maep.config.load import nearest
+from maep.runtime.errors import fail
 
 # Of a report's numbers those of which more is better.
 BY = (

@@ -9,12 +9,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from maep.ablation.sweep import Sweep
-from maep.config import LEAVES, load_settings, setting_value
-from maep.errors import UserError, fail
-from maep.files import digest
-from maep.settings import DataSettings, Settings
-from maep.stages import decisive_settings
+from maep.ablation.spec.sweep import Sweep
+from maep.config.load import LEAVES, load_settings, setting_value
+from maep.config.schema import DataSettings, Settings
+from maep.pipeline.stages import decisive_settings
+from maep.runtime.errors import UserError, fail
+from maep.storage.atomic import digest
 from maep.training.source import source_facts
 
 BASE = "base"

@@ -16,7 +16,7 @@ readings: {MAEP: {purifier: pretrained}}         rows of each point's report: pu
 values: [clean_accuracy, robust_accuracy]        what is read there
 paper: {2: {0: [90.49, 86.80], …}, …}            by the names of the axes, then of the readings if there are several
 errata: [a sentence]
-halving: {keep: 0.5, at: [300, 600], by: robust_accuracy}   stops hopeless points (maep.ablation.halving)
+halving: {keep: 0.5, at: [300, 600], by: robust_accuracy}   stops hopeless points (maep.ablation.spec.halving)
 """
 
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ from typing import Any
 
 import yaml
 
-from maep.ablation.halving import Halving, read_halving
-from maep.config import config_file, nearest
-from maep.errors import fail
+from maep.ablation.spec.halving import Halving, read_halving
+from maep.config.load import config_file, nearest
+from maep.runtime.errors import fail
 
 FIELDS = (
     "table",

@@ -6,13 +6,13 @@ from itertools import product
 from statistics import fmean, stdev
 from typing import Any
 
-from maep.ablation.points import Point
-from maep.ablation.pretrained import pretrained_by
-from maep.ablation.readings import row_of
-from maep.ablation.records import stage_seconds
-from maep.ablation.rungs import standing, state_of
-from maep.ablation.sweep import Sweep
-from maep.errors import fail
+from maep.ablation.running.point_records import stage_seconds
+from maep.ablation.running.pretrained import pretrained_by
+from maep.ablation.running.row_selector import row_of
+from maep.ablation.running.rungs import standing, state_of
+from maep.ablation.spec.points import Point
+from maep.ablation.spec.sweep import Sweep
+from maep.runtime.errors import fail
 
 INTERVALS = {"clean_accuracy": "clean_ci95", "robust_accuracy": "robust_ci95"}
 MINUTES = {"pretrain_minutes": "pretrain", "finetune_minutes": "finetune"}

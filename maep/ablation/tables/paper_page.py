@@ -8,10 +8,10 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from maep.ablation.sweep import Sweep, read_sweep
-from maep.ablation.tables import EMPTY, number
-from maep.config import sweep_names
-from maep.files import read_json
+from maep.ablation.spec.sweep import Sweep, read_sweep
+from maep.ablation.tables.render import EMPTY, number
+from maep.config.load import sweep_names
+from maep.storage.atomic import read_json
 
 
 def render_paper(summaries: Sequence[Path]) -> str:
@@ -27,7 +27,7 @@ def render_paper(summaries: Sequence[Path]) -> str:
     tables += [not_run(sweep) for sweep in sweeps if sweep.table not in known]
     tables.sort(key=lambda table: (_place(table["table"]), table["scale"]))
     environment = Environment(
-        loader=PackageLoader("maep.ablation", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("maep.ablation.tables", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     return environment.get_template("paper.html").render(tables=tables, run=len(run))
 

@@ -9,14 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from maep.ablation.points import Point
-from maep.ablation.readings import row_of
-from maep.ablation.records import read_record
-from maep.ablation.sweep import Sweep
-from maep.attacks.state import load_tensors
-from maep.evaluation.figures import save_figure
-from maep.evaluation.records import SAMPLES
-from maep.files import read_json
+from maep.ablation.running.point_records import read_record
+from maep.ablation.running.row_selector import row_of
+from maep.ablation.spec.points import Point
+from maep.ablation.spec.sweep import Sweep
+from maep.attacks.attack_state import load_tensors
+from maep.evaluation.reporting.figures import save_figure
+from maep.evaluation.scoring.plan import SAMPLES
+from maep.storage.atomic import read_json
 
 VALUES = ("distance_clean", "distance_adversarial", "direction_cosine")
 KINDS = ("clean", "adversarial", "purified")

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from maep.ablation.cells import Cell, Measure
-from maep.ablation.sweep import Sweep
+from maep.ablation.spec.sweep import Sweep
+from maep.ablation.tables.cells import Cell, Measure
 
 EMPTY = "–"
 

@@ -8,20 +8,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from maep.ablation.cells import Cell, read_cells
-from maep.ablation.figures import draw_figures
-from maep.ablation.points import Point
-from maep.ablation.pretrained import pretrained_by
-from maep.ablation.purification import draw_purification
-from maep.ablation.records import read_record, stage_seconds
-from maep.ablation.rungs import standing, state_of, stop_json
-from maep.ablation.spent import seconds_spent
-from maep.ablation.sweep import Sweep
-from maep.ablation.tables import latex_table, markdown_table
-from maep.errors import fail
-from maep.evaluation.environment import environment
-from maep.files import atomic_file, read_json, write_json
-from maep.locks import one_at_a_time
+from maep.ablation.running.overhead import seconds_spent
+from maep.ablation.running.point_records import read_record, stage_seconds
+from maep.ablation.running.pretrained import pretrained_by
+from maep.ablation.running.rungs import standing, state_of, stop_json
+from maep.ablation.spec.points import Point
+from maep.ablation.spec.sweep import Sweep
+from maep.ablation.tables.cells import Cell, read_cells
+from maep.ablation.tables.purification import draw_purification
+from maep.ablation.tables.render import latex_table, markdown_table
+from maep.ablation.tables.value_figures import draw_figures
+from maep.evaluation.reporting.provenance import environment
+from maep.runtime.errors import fail
+from maep.storage.atomic import atomic_file, read_json, write_json
+from maep.storage.locks import one_at_a_time
 
 SUMMARY = "ablation.json"
 SCHEMA = 1

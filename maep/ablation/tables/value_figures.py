@@ -6,10 +6,10 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from maep.ablation.cells import Cell, Measure
-from maep.ablation.sweep import Sweep
-from maep.ablation.tables import caption, labels, layout
-from maep.evaluation.figures import save_figure
+from maep.ablation.spec.sweep import Sweep
+from maep.ablation.tables.cells import Cell, Measure
+from maep.ablation.tables.render import caption, labels, layout
+from maep.evaluation.reporting.figures import save_figure
 
 LEGEND = 1.6  # inches beside the axes
 

@@ -23,14 +23,14 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
+from maep.config.schema import DataSettings, Settings
+from maep.data.images.sources import Item, Source, corrupt_reason, open_source
 from maep.data.shards import ShardSet, ShardWriter, index_of, seal_shard_set, shard_name
-from maep.data.sources import Item, Source, corrupt_reason, open_source
-from maep.data.storage import Location, Reading, location, open_storage
-from maep.errors import UserError, fail
-from maep.files import MANIFEST, digest, read_json, remove_temporaries, write_json
-from maep.locks import one_at_a_time
-from maep.progress import progress_bar, say
-from maep.settings import DataSettings, Settings
+from maep.runtime.console import progress_bar, say
+from maep.runtime.errors import UserError, fail
+from maep.storage.atomic import MANIFEST, digest, read_json, remove_temporaries, write_json
+from maep.storage.locks import one_at_a_time
+from maep.storage.remote import Location, Reading, location, open_storage
 
 SPLITS = ("train", "test")
 READING = ("read_timeout", "read_attempts", "read_backoff", "cache_dir", "cache_bytes", "cache_block")

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from maep.data.archives import Archive, open_archive
-from maep.errors import fail
+from maep.data.images.archives import Archive, open_archive
+from maep.runtime.errors import fail
 
 # Everything that NumPy needs to rebuild an array, under its old and its new module name.
 _reconstruct = np.ndarray(0).__reduce__()[0]

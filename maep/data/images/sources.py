@@ -13,11 +13,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from maep.data.archives import Archive, open_archive, state_of
-from maep.data.cifar import LAYOUTS, folder_of, read_cifar
-from maep.errors import UserError, fail
-from maep.progress import say
-from maep.settings import DataSettings
+from maep.config.schema import DataSettings
+from maep.data.images.archives import Archive, open_archive, state_of
+from maep.data.images.cifar import LAYOUTS, folder_of, read_cifar
+from maep.runtime.console import say
+from maep.runtime.errors import UserError, fail
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 TRAIN_NAMES = ("train", "training")

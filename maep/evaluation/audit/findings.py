@@ -1,7 +1,7 @@
 """What a reader must know before believing an evaluation, found in its own numbers.
 
-Two sources: what the defence answered when it was checked (`maep.evaluation.checks`), and rows that should not stand
-as they do beside each other. A red finding says that the adaptive numbers are too good to be believed.
+Two sources: what the defense answered when it was checked (`maep.evaluation.audit.gradient_masking`), and rows that
+should not stand as they do beside each other. A red finding says that the adaptive numbers are too good to be believed.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from maep.attacks.threat_models import Adaptive, AdaptiveEot, BlackBox, Bpda, Oblivious, threat_model
-from maep.evaluation.checks import median_error
-from maep.evaluation.records import eps_text
-from maep.evaluation.results import Combination
+from maep.evaluation.audit.gradient_masking import median_error
+from maep.evaluation.reporting.rows import Combination
+from maep.evaluation.scoring.plan import eps_text
 
 IDENTITIES = ("identity", "classifier", "purifier")
 PASSED, WARNING, ALARM = "passed", "warning", "alarm"

@@ -2,7 +2,7 @@
 
 Each is a sign of masked gradients (Athalye et al. 2018, Carlini et al. 2019) if the answer is not what it should be:
 the output is not random, the gradient is there and agrees with finite differences, the attack's loss rises with its
-budget and its steps. `maep.evaluation.honesty` says what the answers mean.
+budget and its steps. `maep.evaluation.audit.findings` says what the answers mean.
 """
 
 import statistics
@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maep.attacks.catalog import gradient_spec
 from maep.attacks.gradient import attack
-from maep.attacks.named import gradient_spec
-from maep.attacks.randomness import reseeded
+from maep.attacks.reseeding import reseeded
 from maep.attacks.threat_models import AdaptiveEot
-from maep.evaluation.records import CHECKS
-from maep.evaluation.subject import Evaluation
-from maep.files import digest, read_json, write_json
+from maep.evaluation.scoring.evaluation import Evaluation
+from maep.evaluation.scoring.plan import CHECKS
+from maep.storage.atomic import digest, read_json, write_json
 
 VERSION = 2
 BUDGETS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)

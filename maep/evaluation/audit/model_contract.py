@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from maep.errors import UserError, fail
+from maep.runtime.errors import UserError, fail
 
 Constants = tuple[tuple[float, ...], tuple[float, ...]]
 # Mean and deviation a channel that models are commonly trained with, in [0, 1] pixels.

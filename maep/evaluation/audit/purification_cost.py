@@ -12,13 +12,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from maep.attacks.randomness import reseeded
-from maep.evaluation.metrics import psnr
-from maep.evaluation.records import PURIFYING
-from maep.evaluation.subject import Evaluation
-from maep.files import digest, read_json, write_json
+from maep.attacks.reseeding import reseeded
+from maep.config.schema import PurifySettings
+from maep.evaluation.scoring.evaluation import Evaluation
+from maep.evaluation.scoring.metrics import psnr
+from maep.evaluation.scoring.plan import PURIFYING
 from maep.purifiers import MAEPurifier
-from maep.settings import PurifySettings
+from maep.storage.atomic import digest, read_json, write_json
 
 VERSION = 1
 

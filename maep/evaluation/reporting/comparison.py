@@ -11,10 +11,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from scipy.stats import binomtest
 
-from maep.errors import fail
-from maep.evaluation.figures import COLOURS, INK, style_axes
-from maep.evaluation.records import eps_text
-from maep.files import read_json
+from maep.evaluation.reporting.figures import COLOURS, INK, style_axes
+from maep.evaluation.scoring.plan import eps_text
+from maep.runtime.errors import fail
+from maep.storage.atomic import read_json
 
 COLUMN = ("dataset", "image_set", "threat_model", "attack", "norm", "eps", "n")
 Column = tuple[Any, ...]

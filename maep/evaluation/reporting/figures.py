@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from maep.evaluation.records import eps_text
-from maep.evaluation.results import Combination, Samples
-from maep.files import atomic_file
+from maep.evaluation.reporting.rows import Combination, Samples
+from maep.evaluation.scoring.plan import eps_text
+from maep.storage.atomic import atomic_file
 
 INK = "#1f2430"
 BLUE, ORANGE, GREY = "#3b78d8", "#e0802b", "#9aa3b2"

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from maep.files import write_json
+from maep.storage.atomic import write_json
 
 ENVIRONMENT = "environment.json"
 PACKAGES = (
@@ -25,7 +25,7 @@ PACKAGES = (
     "submitit",
     "omegaconf",
 )
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 def write_environment(directory: Path, command: list[str]) -> None:

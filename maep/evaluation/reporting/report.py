@@ -9,21 +9,21 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from maep.attacks.named import is_autoattack
+from maep.attacks.catalog import is_autoattack
 from maep.attacks.threat_models import AdaptiveEot, threat_model
-from maep.config import to_yaml
-from maep.errors import fail
-from maep.evaluation.environment import ENVIRONMENT, write_environment
-from maep.evaluation.fast import Speed
-from maep.evaluation.figures import accuracy_figure, checks_figure, curve_figure, samples_figure, save_figure
-from maep.evaluation.honesty import ALARM, PASSED, WARNING, Judged, side_by_side
-from maep.evaluation.page import render_page
-from maep.evaluation.records import eps_text, read_checks, read_plan, read_purifying, read_records
-from maep.evaluation.results import Combination, combine, headlines
+from maep.config.load import to_yaml
+from maep.config.schema import Settings
+from maep.evaluation.audit.findings import ALARM, PASSED, WARNING, Judged, side_by_side
+from maep.evaluation.reporting.figures import accuracy_figure, checks_figure, curve_figure, samples_figure, save_figure
+from maep.evaluation.reporting.provenance import ENVIRONMENT, write_environment
+from maep.evaluation.reporting.report_page import render_page
+from maep.evaluation.reporting.rows import Combination, combine, headlines
+from maep.evaluation.scoring.plan import eps_text, read_checks, read_plan, read_purifying, read_records
+from maep.evaluation.scoring.reduced_model import Speed
 from maep.evaluation.stage import purifiers_of
-from maep.files import atomic_file, read_json, write_json
-from maep.progress import console, say
-from maep.settings import Settings
+from maep.runtime.console import console, say
+from maep.runtime.errors import fail
+from maep.storage.atomic import atomic_file, read_json, write_json
 
 __all__ = ["build_report", "write_environment"]
 

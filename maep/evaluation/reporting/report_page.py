@@ -13,7 +13,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from maep.attacks.threat_models import threat_model
-from maep.evaluation.figures import (
+from maep.config.schema import Settings
+from maep.evaluation.audit.findings import Judged, worst_case
+from maep.evaluation.reporting.figures import (
     ROWS,
     accuracy_figure,
     checks_figure,
@@ -23,10 +25,8 @@ from maep.evaluation.figures import (
     sample_images,
     verdicts,
 )
-from maep.evaluation.honesty import Judged, worst_case
-from maep.evaluation.records import eps_text
-from maep.evaluation.results import Combination, Samples, headlines
-from maep.settings import Settings
+from maep.evaluation.reporting.rows import Combination, Samples, headlines
+from maep.evaluation.scoring.plan import eps_text
 
 LIGHT_INK, DARK_INK = "#1f2430", "#d6dbe6"
 SMALL = 96
@@ -45,7 +45,7 @@ def render_page(
     stage. configuration: YAML.
     """
     engine = Environment(
-        loader=PackageLoader("maep.evaluation", "."), autoescape=True, undefined=StrictUndefined,
+        loader=PackageLoader("maep.evaluation.reporting", "."), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     engine.filters |= {"eps": eps_text, "percent": lambda value: f"{value:.1f}", "ms": _milliseconds}

@@ -7,10 +7,10 @@ authors know (link, name of the paper, authors, venue, what they reported, addit
 from pathlib import Path
 from typing import Any
 
-from maep.evaluation.honesty import ALARM
-from maep.evaluation.records import eps_text
-from maep.files import write_json
-from maep.progress import say
+from maep.evaluation.audit.findings import ALARM
+from maep.evaluation.scoring.plan import eps_text
+from maep.runtime.console import say
+from maep.storage.atomic import write_json
 
 FOR_THE_AUTHORS = ("link", "name", "authors", "additional_data", "venue", "reported")
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
+from maep.attacks.attack_state import load_tensors
 from maep.attacks.autoattack import square_warning
-from maep.attacks.named import is_autoattack
-from maep.attacks.state import load_tensors
-from maep.evaluation.metrics import count_right, wilson_interval
-from maep.evaluation.records import SAMPLES
-from maep.files import digest
-from maep.settings import Settings
+from maep.attacks.catalog import is_autoattack
+from maep.config.schema import Settings
+from maep.evaluation.scoring.metrics import count_right, wilson_interval
+from maep.evaluation.scoring.plan import SAMPLES
+from maep.storage.atomic import digest
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maep.attacks.state import AttackState, identity_of
-from maep.evaluation.metrics import distances
-from maep.evaluation.records import Task
-from maep.files import digest, remove_temporaries
-from maep.settings import Settings
+from maep.attacks.attack_state import AttackState, identity_of
+from maep.config.schema import Settings
+from maep.evaluation.scoring.metrics import distances
+from maep.evaluation.scoring.plan import Task
+from maep.storage.atomic import digest, remove_temporaries
 
 Saved = Callable[[AttackState], None]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from maep.attacks.autoattack import check_model
-from maep.attacks.randomness import is_random
+from maep.attacks.reseeding import is_random
 from maep.attacks.threat_models import (
     Adaptive,
     AdaptiveEot,
@@ -20,10 +20,10 @@ from maep.attacks.threat_models import (
     ZeroGradient,
     threat_model,
 )
+from maep.config.schema import Settings
 from maep.data.shards import to_float
-from maep.evaluation.adversarial import ChunkAttack
-from maep.evaluation.fast import Speed
-from maep.evaluation.records import (
+from maep.evaluation.scoring.chunk_attack import ChunkAttack
+from maep.evaluation.scoring.plan import (
     PLAN,
     RECORD_VERSION,
     VERSION,
@@ -33,9 +33,9 @@ from maep.evaluation.records import (
     plan_tasks,
     read_record,
 )
-from maep.files import digest, read_json, write_json
-from maep.progress import say
-from maep.settings import Settings
+from maep.evaluation.scoring.reduced_model import Speed
+from maep.runtime.console import say
+from maep.storage.atomic import digest, read_json, write_json
 
 
 class Images(Protocol):

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from maep.runtime.torchvision_shim import declare_torchvision_operators
+
 Z95 = 1.959963984540054
 PSNR_CAP = 100.0
 SLICE = 64
@@ -35,6 +37,7 @@ def psnr(images: Tensor, reference: Tensor) -> Tensor:
     images, reference: [N, 3, H, W] in [0,1]. Equal images, infinitely alike, count as 100 dB, so that means are
     finite.
     """
+    declare_torchvision_operators()
     # Takes seconds to import, which only reports need.
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
@@ -50,6 +53,7 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
 
     images, reference: [N, 3, H, W] in [0,1], H and W at least 6.
     """
+    declare_torchvision_operators()
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     parts = zip(images.split(SLICE), reference.split(SLICE), strict=True)

@@ -16,13 +16,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from maep.attacks.named import SQUARE, NamedAttack
+from maep.attacks.catalog import SQUARE, NamedAttack
 from maep.attacks.threat_models import BlackBox, threat_model
-from maep.errors import fail
-from maep.evaluation.fast import Speed
-from maep.files import digest, read_json
-from maep.keyed import keyed_rng
-from maep.settings import EvaluationSettings, PurifySettings, Settings
+from maep.config.schema import EvaluationSettings, PurifySettings, Settings
+from maep.evaluation.scoring.reduced_model import Speed
+from maep.runtime.errors import fail
+from maep.runtime.randomness import keyed_rng
+from maep.storage.atomic import digest, read_json
 
 PLAN, CHECKS, PURIFYING = "plan.json", "checks.json", "purifying.json"
 SAMPLES = "samples.safetensors"

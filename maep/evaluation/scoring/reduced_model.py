@@ -6,8 +6,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from maep.config.schema import EvaluationSettings
 from maep.purifiers import MAEPurifier
-from maep.settings import EvaluationSettings
 
 
 @dataclass(frozen=True)

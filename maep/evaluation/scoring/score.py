@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maep.attacks.randomness import reseeded
-from maep.attacks.state import AttackState, load_tensors, save_tensors
+from maep.attacks.attack_state import AttackState, load_tensors, save_tensors
+from maep.attacks.reseeding import reseeded
 from maep.data.shards import to_float, to_uint8
-from maep.evaluation.adversarial import ChunkAttack, Saved
-from maep.evaluation.metrics import directions_cosine, distances, energies, psnr, purified_distances, ssim
-from maep.evaluation.records import SAMPLES, Task, record_path
-from maep.evaluation.subject import Evaluation
-from maep.files import digest, write_json
+from maep.evaluation.scoring.chunk_attack import ChunkAttack, Saved
+from maep.evaluation.scoring.evaluation import Evaluation
+from maep.evaluation.scoring.metrics import directions_cosine, distances, energies, psnr, purified_distances, ssim
+from maep.evaluation.scoring.plan import SAMPLES, Task, record_path
+from maep.storage.atomic import digest, write_json
 
 JUDGING = (1,)  # keys of random purifiers: other draws than the attacker's
 

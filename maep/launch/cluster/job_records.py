@@ -3,11 +3,11 @@
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from launch.jobs import ARRAY
-from launch.scheduler import JobState, job_states
-from maep.config import config_names, nearest
-from maep.errors import fail
-from maep.files import read_json, write_json
+from maep.config.load import config_names, nearest
+from maep.launch.cluster.jobs import ARRAY
+from maep.launch.cluster.slurm_client import JobState, job_states
+from maep.runtime.errors import fail
+from maep.storage.atomic import read_json, write_json
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from launch.cluster import Cluster, ClusterSettings
-from maep.errors import fail
-from maep.settings import Settings
+from maep.config.schema import Settings
+from maep.launch.cluster.settings import Cluster, ClusterSettings
+from maep.runtime.errors import fail
 
 SINGLE, RANKS, ARRAY = "single", "ranks", "array"
 KINDS = {

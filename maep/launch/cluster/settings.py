@@ -13,9 +13,9 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from maep.config import CONFIGS, apply_setting, leaves, nearest
-from maep.errors import fail
-from maep.settings import setting
+from maep.config.load import CONFIGS, apply_setting, leaves, nearest
+from maep.config.schema import setting
+from maep.runtime.errors import fail
 
 STAGES = "stages"
 TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<a>\d+)(?::(?P<b>\d+))?(?::(?P<c>\d+))?")

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from maep.errors import fail
+from maep.runtime.errors import fail
 
 FIELD = re.compile(r"(?:^| )([A-Z][A-Za-z/:]*)=")
 ENDED = (

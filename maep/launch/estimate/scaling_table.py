@@ -1,4 +1,4 @@
-"""The table of `launch/slurm.py --plan`: a training on several numbers of nodes, by the model in `launch.cost`."""
+"""The table of `launch/slurm.py --plan`: a training on several numbers of nodes, by the model in `cost_model`."""
 
 import argparse
 import re
@@ -11,17 +11,17 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 
-from launch.cost import GPUS, Constant, Constants, Cost, Workload, cost
-from launch.status import duration, screen
-from maep.data.build import clean_shards_path
+from maep.config.schema import Settings
+from maep.data.images.build import clean_shards_path
 from maep.data.shards import ShardSet
-from maep.errors import fail
-from maep.files import MANIFEST, read_json
+from maep.launch.estimate.cost_model import GPUS, Constant, Constants, Cost, Workload, cost
+from maep.launch.monitor.status import duration, screen
 from maep.models.masked_autoencoder import MaskedAutoencoder
-from maep.settings import Settings
+from maep.runtime.errors import fail
+from maep.storage.atomic import MANIFEST, read_json
 from maep.training.schedule import total_steps
 
-BENCH = Path(__file__).resolve().parents[1] / "tests" / "reports" / "bench.json"
+BENCH = Path(__file__).resolve().parents[3] / "tests" / "reports" / "bench.json"
 BENCH_WORKERS = 2  # data.workers of that benchmark
 IMAGES = {"imagenet": 1_281_167, "cifar10": 50_000, "cifar100": 50_000, "digits": 1_438}
 STAGES = (None, 1, 2, 3)

@@ -1,4 +1,4 @@
-"""Start a command with the stop signals held back: `python launch/hold.py PROGRAM ARGUMENT …`.
+"""Start a command with the stop signals held back: `python maep/launch/job/block_signals.py PROGRAM ARGUMENT …`.
 
 They arrive when it says that it can take them (`maep.training.signals.arm`), so that none comes too early.
 """

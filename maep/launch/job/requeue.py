@@ -1,7 +1,7 @@
-"""What happens to a job after srun has ended, in its batch script: `python -m launch.requeue ENDS MAX CODE UNSEEN`.
+"""What happens to a job after srun has ended, in its batch script.
 
-ENDS: directory of `launch.ends`. MAX: crashes after which it begins again. CODE: srun's. UNSEEN: nodes that do not
-see the run directory, in words.
+`python -m maep.launch.job.requeue ENDS MAX CODE UNSEEN`. ENDS: directory of `maep.launch.job.attempts`. MAX: crashes
+after which it begins again. CODE: srun's. UNSEEN: nodes that do not see the run directory, in words.
 
 A stop that was asked for and a lost node begin again without limit, a crash a few times, bad input never. Only the
 standard library, since the grace time may be nearly over.
@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch import controller, ends
-from launch.ends import CRASHED, FINAL, LOST, NODE, STOPPED, TAKEN, WELL
+from maep.launch.job import attempts as ends
+from maep.launch.job import scontrol as controller
+from maep.launch.job.attempts import CRASHED, FINAL, LOST, NODE, STOPPED, TAKEN, WELL
+from maep.runtime.exits import ExitCode
 
 ASKED = tuple(128 + signum for signum in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT))
 OURS = ("RUNNING", "TIMEOUT", "")
-UNSEEN = 66
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def decide(
     """
     if code == 0:
         return Decision(False, WELL, "")
-    if code == UNSEEN:
+    if code == ExitCode.RUN_UNSEEN:
         return Decision(False, FINAL, "a node does not see the run directory")
     if FINAL in kinds:
         return Decision(False, FINAL, "the error would come again")
@@ -69,7 +70,7 @@ def main(words: Sequence[str]) -> None:
     if decision.kind == CRASHED:
         lost = _lost_nodes(job, {facts["node"] for facts in told})
         decision = decide(code, controller.state(job), kinds, crashes, max_crashes, lost)
-    reason = unseen if code == UNSEEN and unseen else decision.reason
+    reason = unseen if code == ExitCode.RUN_UNSEEN and unseen else decision.reason
     facts = {"code": code, "requeued": decision.requeue, "kind": decision.kind, "reason": reason}
     ends.write_life(directory, facts)
     if code:

@@ -1,4 +1,4 @@
-"""What the batch script of a job asks of Slurm. Only the standard library, as in launch.requeue."""
+"""What the batch script of a job asks of Slurm. Only the standard library, as in maep.launch.job.requeue."""
 
 import os
 import subprocess

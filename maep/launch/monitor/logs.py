@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from launch.records import JobRecord, read_records, stage_folder
-from maep.config import nearest
-from maep.errors import fail
+from maep.config.load import nearest
+from maep.launch.cluster.job_records import JobRecord, read_records, stage_folder
+from maep.runtime.errors import fail
 
 RANK = re.compile(r"_(\d+)_log\.out$")
 

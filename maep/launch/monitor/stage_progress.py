@@ -4,16 +4,16 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from maep.config import load_settings
+from maep.config.load import load_settings
+from maep.config.schema import Settings
 from maep.data.adversarial import adversarial_path
-from maep.data.build import SPLITS, clean_shards, clean_shards_path, clean_split
+from maep.data.images.build import SPLITS, clean_shards, clean_shards_path, clean_split
 from maep.data.shards import ShardSet
-from maep.data.storage import Reading
-from maep.errors import UserError
-from maep.evaluation.records import PLAN, planned_tasks, record_path
-from maep.files import read_json
+from maep.evaluation.scoring.plan import PLAN, planned_tasks, record_path
 from maep.models.classifiers import classifier_identity
-from maep.settings import Settings
+from maep.runtime.errors import UserError
+from maep.storage.atomic import read_json
+from maep.storage.remote import Reading
 from maep.training.classifier import classifier_weights
 from maep.training.schedule import total_steps
 from maep.training.source import source_settings

@@ -15,12 +15,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from launch.ends import read_ends, read_lives
-from launch.jobs import ARRAY, KINDS
-from launch.progress import Progress, progress_of, read_settings
-from launch.records import JobRecord, read_records, stage_folder
-from launch.scheduler import JobState, job_states
-from maep.files import read_json
+from maep.launch.cluster.job_records import JobRecord, read_records, stage_folder
+from maep.launch.cluster.jobs import ARRAY, KINDS
+from maep.launch.cluster.slurm_client import JobState, job_states
+from maep.launch.job.attempts import read_ends, read_lives
+from maep.launch.monitor.stage_progress import Progress, progress_of, read_settings
+from maep.storage.atomic import read_json
 
 WIDTH = 140  # where there is no terminal
 FRAMES = 2

@@ -1,4 +1,4 @@
-"""How a process is told which of many it is; `maep.training.distributed.join_world` reads it."""
+"""How a process is told which of many it is; `maep.training.distributed.world.join_world` reads it."""
 
 
 def rank_environment(rank: int, size: int, local_rank: int, address: str, port: int) -> dict[str, str]:

@@ -16,13 +16,14 @@ from pathlib import Path
 
 from submitit import JobEnvironment
 
-from launch.ends import CRASHED, FINAL, LOST, STOPPED, job_now, life_now, write_end
-from launch.jobs import ARRAY, POINTS, RANKS
-from launch.ranks import rank_environment
-from maep.config import load_settings
-from maep.errors import UserError, fail
-from maep.settings import Settings
-from maep.training.signals import SIGNALS, Stopped, arm
+from maep.config.load import load_settings
+from maep.config.schema import Settings
+from maep.launch.cluster.jobs import ARRAY, POINTS, RANKS
+from maep.launch.job.attempts import CRASHED, FINAL, LOST, STOPPED, job_now, life_now, write_end
+from maep.launch.rank.environment import rank_environment
+from maep.runtime.errors import EarlyEnd, PeerLost, Stopped, UserError, fail
+from maep.runtime.exits import ExitCode
+from maep.training.signals import SIGNALS, arm
 
 FIRST_PORT, PORTS = 21000, 10000  # below the ports that a system hands out by itself
 End = Callable[[str, int, str], object]  # kind, exit code, error: writes down how this rank ended
@@ -48,7 +49,7 @@ class Task:
     worker: tuple[int, int] = (0, 1)
 
     def __call__(self) -> None:
-        """Run as the rank that SLURM's variables say; exit code as in maep.training.worker."""
+        """Run as the rank that SLURM's variables say; exit code as in maep.runtime.exits."""
         rank, node = int(os.environ["SLURM_PROCID"]), os.environ.get("SLURMD_NODENAME") or socket.gethostname()
         end = partial(write_end, Path(self.ends) / job_now(), rank, node)
         try:
@@ -71,29 +72,29 @@ class Task:
         except OSError as error:
             fail(f"{self.place}: not visible on node {node} ({error.strerror}); choose one that all nodes share")
         if self.stage == POINTS:
-            from launch.sweeps import work_on_points
+            from maep.launch.sweeps.sweep_worker import work_on_points
 
             work_on_points(Path(settings.run.dir))
         elif self.kind == ARRAY:
-            from maep.stages import work_on_stage
+            from maep.pipeline.stages import work_on_stage
 
             work_on_stage(self.stage, settings, self.worker)
         elif self.kind == RANKS:
             self._run_as_rank(settings, end)
         else:
-            from maep.stages import run_pipeline
+            from maep.pipeline.stages import run_pipeline
 
             run_pipeline(settings, self.stage, _not_here)
 
     def _run_as_rank(self, settings: Settings, end: End) -> None:
         """Join the others; rank 0 keeps the stage's books and tells them when to train."""
-        from maep.stages import run_pipeline
-        from maep.training.distributed import PEER_LOST, join_world
-        from maep.training.heartbeat import told_of_stalls
-        from maep.training.leading import lead_or_follow
+        from maep.pipeline.stages import run_pipeline
+        from maep.training.distributed.coordinator import lead_or_follow
+        from maep.training.distributed.heartbeat import told_of_stalls
+        from maep.training.distributed.world import join_world
         from maep.training.worker import run_training
 
-        told_of_stalls.append(partial(end, LOST, PEER_LOST))
+        told_of_stalls.append(partial(end, LOST, ExitCode.PEER_LOST))
         here = JobEnvironment()
         self._check_world(here.num_nodes, here.num_tasks)
         port = master_port(int(here.raw_job_id), life_now())
@@ -111,26 +112,19 @@ class Task:
 
 
 def how_it_ended(error: BaseException) -> tuple[str, int]:
-    """(kind of launch.ends, exit code) of what ended a rank; the codes are those of maep.training.worker."""
-    from maep.training.distributed import PEER_LOST, PeerLost
-    from maep.training.heartbeat import is_peer_loss
-    from maep.training.loop import NonFiniteLoss, Paused
-    from maep.training.worker import PAUSED
+    """(kind of maep.launch.job.attempts, exit code) of what ended a rank."""
+    from maep.training.distributed.heartbeat import is_peer_loss
 
     match error:
-        case Stopped():
-            return STOPPED, 128 + error.signum
         case SystemExit(code=int(code)) if code in STOPS:
             return STOPPED, code
-        case UserError():
-            return FINAL, 2
-        case NonFiniteLoss():
-            return FINAL, 1
-        case Paused():
-            return FINAL, PAUSED
-    if isinstance(error, PeerLost) or is_peer_loss(error):
-        return LOST, PEER_LOST
-    return CRASHED, 1
+        case Stopped():
+            return STOPPED, error.code
+        case PeerLost():
+            return LOST, error.code
+        case EarlyEnd():
+            return FINAL, error.code
+    return (LOST, ExitCode.PEER_LOST) if is_peer_loss(error) else (CRASHED, ExitCode.FAILED)
 
 
 def master_port(job: int, life: int) -> int:

@@ -8,12 +8,12 @@ from typing import Any
 
 from submitit import SlurmExecutor
 
-from launch.cluster import megabytes_of
-from launch.jobs import ARRAY, Job
-from launch.requeue import UNSEEN
-from launch.task import Task
-from maep.files import digest
-from maep.settings import Settings
+from maep.config.schema import Settings
+from maep.launch.cluster.jobs import ARRAY, Job
+from maep.launch.cluster.settings import megabytes_of
+from maep.launch.rank.task import Task
+from maep.runtime.exits import ExitCode
+from maep.storage.atomic import digest
 
 MARGIN = 10  # seconds between a save that took all of its grace and the kill
 # On every node: can it read the settings, enter the working directory and run Python?
@@ -23,7 +23,8 @@ unseen=$(srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-tas
   sh -c "$look" {config} {place} {python}) || exit"""  # noqa: E501
 # On the way out: does the job begin again?
 LEAVE = """\
-leave() {{ code=$?; trap '' TERM USR2; {python} -m launch.requeue {ends} {crashes} "$code" "$unseen"; exit "$code"; }}
+leave() {{ code=$?; trap '' TERM USR2
+{python} -m maep.launch.job.requeue {ends} {crashes} "$code" "$unseen"; exit "$code"; }}
 trap leave EXIT
 trap : TERM USR2"""
 
@@ -70,7 +71,7 @@ class Submission:
         if job.is_elastic:
             lines.append(f'export SLURM_NTASKS="$((SLURM_JOB_NUM_NODES * {job.tasks}))"')
         if job.nodes[1] > 1:
-            lines += LOOK.format(code=UNSEEN, config=config, place=place, python=python).splitlines()
+            lines += LOOK.format(code=int(ExitCode.RUN_UNSEEN), config=config, place=place, python=python).splitlines()
         return lines
 
     @staticmethod
@@ -119,7 +120,8 @@ class Submission:
     def executor(self, job: Job, after: list[str], *, on_paper: bool = False) -> SlurmExecutor:
         """Submitit's executor for the job; on_paper: without needing Slurm here."""
         python = self.python(job)
-        python = shlex.join([python, "-I", "-S", str(self.code / "launch" / "hold.py"), python])
+        block_signals = self.code / "maep" / "launch" / "job" / "block_signals.py"
+        python = shlex.join([python, "-I", "-S", str(block_signals), python])
         made = (_PaperExecutor if on_paper else SlurmExecutor)(self.folder(job.stage), python=python)
         made.update_parameters(**self.parameters(job, after))
         return made

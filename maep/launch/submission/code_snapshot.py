@@ -7,12 +7,12 @@ import os
 import shutil
 from pathlib import Path
 
-from maep.errors import fail
-from maep.evaluation.environment import git_state
-from maep.files import MANIFEST, atomic_directory, digest, manifest_of, problem_with, read_json, sha256_file
-from maep.progress import say
+from maep.evaluation.reporting.provenance import git_state
+from maep.runtime.console import say
+from maep.runtime.errors import fail
+from maep.storage.atomic import MANIFEST, atomic_directory, digest, manifest_of, problem_with, read_json, sha256_file
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 PARTS = ("maep", "launch", "shards", "configs", "pyproject.toml")
 SUFFIXES = (".py", ".yaml", ".html", ".toml")
 SHOWN = 3

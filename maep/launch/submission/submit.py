@@ -9,19 +9,19 @@ from pathlib import Path
 
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from launch.batch import Submission
-from launch.cluster import Cluster
-from launch.jobs import ARRAY, Job, check_batch, job_graph
-from launch.records import JobRecord, live_jobs, write_record
-from launch.refusals import check_run, check_with_slurm
-from launch.scheduler import cancel, wait_also
-from launch.snapshot import check_code, copy_code, copy_path, mark_as_last
-from maep.config import to_yaml
-from maep.errors import fail
-from maep.files import atomic_file
-from maep.progress import say
-from maep.settings import Settings
-from maep.stages import STAGES, needs_of, unfinished_stages, wanted_stages
+from maep.config.load import to_yaml
+from maep.config.schema import Settings
+from maep.launch.cluster.job_records import JobRecord, live_jobs, write_record
+from maep.launch.cluster.jobs import ARRAY, Job, check_batch, job_graph
+from maep.launch.cluster.settings import Cluster
+from maep.launch.cluster.slurm_client import cancel, wait_also
+from maep.launch.submission.batch_script import Submission
+from maep.launch.submission.code_snapshot import check_code, copy_code, copy_path, mark_as_last
+from maep.launch.submission.validate import check_run, check_with_slurm
+from maep.pipeline.stages import STAGES, needs_of, unfinished_stages, wanted_stages
+from maep.runtime.console import say
+from maep.runtime.errors import fail
+from maep.storage.atomic import atomic_file
 
 
 @dataclass(frozen=True)

@@ -17,25 +17,25 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from launch.cluster import Cluster
-from launch.jobs import ARRAY, POINTS, Job
-from launch.preview import print_preview
-from launch.progress import progress_of
-from launch.records import JobRecord, live_jobs
-from launch.refusals import check_run, check_with_slurm
-from launch.snapshot import check_code, copy_code, mark_as_last
-from launch.status import duration, screen
-from launch.submit import submission_of, submit_one
-from maep.ablation.points import Point
-from maep.ablation.pretrained import by_pretraining
-from maep.ablation.records import is_finished, read_record
-from maep.ablation.rungs import standing, state_of
+from maep.ablation.running.point_records import is_finished, read_record
+from maep.ablation.running.pretrained import by_pretraining
+from maep.ablation.running.rungs import standing, state_of
+from maep.ablation.spec.points import Point
 from maep.ablation.study import SPEC, Study, prepare, read_study
-from maep.ablation.summary import write_summary
-from maep.config import to_yaml
-from maep.files import atomic_file, read_json, write_json
-from maep.progress import say
-from maep.settings import Settings
+from maep.ablation.tables.summary import write_summary
+from maep.config.load import to_yaml
+from maep.config.schema import Settings
+from maep.launch.cluster.job_records import JobRecord, live_jobs
+from maep.launch.cluster.jobs import ARRAY, POINTS, Job
+from maep.launch.cluster.settings import Cluster
+from maep.launch.monitor.stage_progress import progress_of
+from maep.launch.monitor.status import duration, screen
+from maep.launch.submission.code_snapshot import check_code, copy_code, mark_as_last
+from maep.launch.submission.submit import submission_of, submit_one
+from maep.launch.submission.validate import check_run, check_with_slurm
+from maep.launch.sweeps.preview import print_preview
+from maep.runtime.console import say
+from maep.storage.atomic import atomic_file, read_json, write_json
 
 
 def sweep_settings(study: Study) -> Settings:

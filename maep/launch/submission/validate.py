@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from launch.batch import MARGIN
-from launch.cluster import Cluster
-from launch.jobs import Job
-from launch.scheduler import node_addresses, partitions, why_refused
-from maep.config import nearest
-from maep.errors import fail
-from maep.files import MANIFEST, read_json
-from maep.settings import Settings
+from maep.config.load import nearest
+from maep.config.schema import Settings
+from maep.launch.cluster.jobs import Job
+from maep.launch.cluster.settings import Cluster
+from maep.launch.cluster.slurm_client import node_addresses, partitions, why_refused
+from maep.launch.submission.batch_script import MARGIN
+from maep.runtime.errors import fail
+from maep.storage.atomic import MANIFEST, read_json
 
 LOCAL = ("tmpfs", "ramfs", "overlay", "ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "aufs")
 MOUNTS = Path("/proc/self/mountinfo")
@@ -73,7 +73,7 @@ def check_model(settings: Settings) -> None:
 
 def _is_for_other_settings(record: dict[str, object], settings: Settings) -> bool:
     """Whether the pretrain stage's own record tells the change; then it moves the checkpoints aside by itself."""
-    from maep.stages import STAGES, settings_read
+    from maep.pipeline.stages import STAGES, settings_read
 
     return record["settings"] != settings_read(STAGES["pretrain"], settings)
 

@@ -5,12 +5,12 @@ from collections import Counter
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from launch.status import screen
-from maep.ablation.points import Point
-from maep.ablation.records import is_finished
-from maep.ablation.rungs import Stop, standing, state_of
-from maep.ablation.sharing import shared_work
+from maep.ablation.running.point_records import is_finished
+from maep.ablation.running.reuse import shared_work
+from maep.ablation.running.rungs import Stop, standing, state_of
+from maep.ablation.spec.points import Point
 from maep.ablation.study import Study
+from maep.launch.monitor.status import screen
 
 FINISHED = "finished"
 

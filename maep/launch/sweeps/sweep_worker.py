@@ -9,35 +9,35 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from maep.ablation.run import parse_only, run_points
-from maep.ablation.spent import Spent
+from maep.ablation.running.overhead import Spent
+from maep.ablation.running.point_runs import parse_only, run_points
 from maep.ablation.study import Study, prepare, read_study
-from maep.ablation.summary import SUMMARY, write_summary
-from maep.progress import say
-from maep.stages import Launcher
-from maep.training.worker import run_training, stopped_code
+from maep.ablation.tables.summary import SUMMARY, write_summary
+from maep.pipeline.stages import Launcher
+from maep.runtime.console import say
+from maep.runtime.exits import ExitCode
+from maep.training.worker import run_training
 
 
 def run_sweep(namespace: argparse.Namespace, words: Sequence[str], launch: Launcher) -> int:
     """Run what is not finished of a sweep, and write its table.
 
     namespace: cfg, scale and only as `launch/local.py` takes them; words: `key=value`.
-    Returns 1 if a point failed, 128 + signal when stopped. Raises UserError before anything runs.
+    Returns 1 if a point failed. Raises Stopped when it is stopped, UserError before anything runs.
     """
     study = prepare(namespace.cfg, namespace.scale, words)
     only = parse_only(namespace.only, len(study.points), study.sweep.halving)
-    said: list[bool] = []
     try:
         with Spent(study.directory) as spent:
-            code = stopped_code(lambda: said.append(run_points(study.sweep, study.points, launch, spent, only)))
+            all_well = run_points(study.sweep, study.points, launch, spent, only)
     finally:
         _write(study)
-    return code or int(not said[0])
+    return ExitCode.DONE if all_well else ExitCode.FAILED
 
 
 def show_sweep(namespace: argparse.Namespace, words: Sequence[str]) -> int:
     """Print the points of a sweep, what they share and what is finished; runs and writes nothing."""
-    from launch.preview import print_preview
+    from maep.launch.sweeps.preview import print_preview
 
     study = prepare(namespace.cfg, namespace.scale, words)
     parse_only(namespace.only, len(study.points), study.sweep.halving)

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from maep.config import nearest
-from maep.errors import fail
-from maep.files import digest, sha256_file
+from maep.config.load import nearest
+from maep.config.schema import ClassifierSettings
 from maep.models.classifiers.normalized import Normalized
 from maep.models.classifiers.resnet import CifarResNet
 from maep.models.classifiers.wide_resnet import WideResNet
 from maep.models.weights import load_weights, read_weights
-from maep.settings import ClassifierSettings
+from maep.runtime.errors import fail
+from maep.storage.atomic import digest, sha256_file
 
 CIFAR_RESNET = re.compile(r"cifar_resnet(\d+)(w?)")
 COUNTER = "num_batches_tracked"
@@ -55,14 +55,15 @@ def _own_network(arch: str, num_classes: int) -> nn.Module | None:
 
 
 def _timm_network(settings: ClassifierSettings, num_classes: int) -> nn.Module:
-    import timm
+    # timm takes seconds to import, and our own networks need none of it.
+    from maep.models.timm_blocks import create_model, is_model, list_models
 
     arch = settings.arch
-    if not timm.is_model(arch):
-        hint = nearest(arch, [*EXAMPLES, *WIDE_EXAMPLES, *timm.list_models()])
+    if not is_model(arch):
+        hint = nearest(arch, [*EXAMPLES, *WIDE_EXAMPLES, *list_models()])
         fail(f"classifier.arch={arch}: unknown; give cifar_resnetN, wrnD_K or a timm model{hint}")
     try:
-        return timm.create_model(arch, pretrained=False, num_classes=num_classes, **settings.timm_args)
+        return create_model(arch, pretrained=False, num_classes=num_classes, **settings.timm_args)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         fail(f"classifier.timm_args={settings.timm_args}: timm's {arch} cannot be made with them: {error}")
 

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from maep.errors import UserError
-from maep.files import seal_directory
-from maep.sharded import HostBuffer
-from maep.training.checkpoint import Retention, checkpoint_path, prune
-from maep.training.distributed import PeerLost, world
-from maep.training.state import TrainingState
+from maep.runtime.errors import PeerLost, UserError
+from maep.storage.atomic import seal_directory
+from maep.storage.tensor_files import HostBuffer
+from maep.training.checkpointing.directory import Retention, checkpoint_path, prune
+from maep.training.checkpointing.training_state import TrainingState
+from maep.training.distributed.world import world
 
 
 @dataclass

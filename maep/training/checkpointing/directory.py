@@ -2,9 +2,9 @@
 
     checkpoints/step-000200/
         manifest.json                       facts (step, samples, loss, model, …) and every file's size and SHA-256
-        rank-0000-of-0002.safetensors …     tensors, see maep.training.state and maep.sharded
+        rank-0000-of-0002.safetensors …     tensors, see training_state.py and maep/storage/tensor_files.py
 
-Any number of processes under any ZeRO stage resumes from them. `maep.training.saving` writes them.
+Any number of processes under any ZeRO stage resumes from them. `maep.training.checkpointing.async_saver` writes them.
 """
 
 import re
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maep.errors import UserError, fail
-from maep.files import MANIFEST, problem_with, read_json
-from maep.progress import say
-from maep.settings import TrainSettings
-from maep.sharded import ShardedTensors
-from maep.training.state import TrainingState
+from maep.config.schema import TrainSettings
+from maep.runtime.console import say
+from maep.runtime.errors import UserError, fail
+from maep.storage.atomic import MANIFEST, problem_with, read_json
+from maep.storage.tensor_files import ShardedTensors
+from maep.training.checkpointing.training_state import TrainingState
 
 STEP = re.compile(r"step-(\d+)")
 DECIDES = ("model", "method", "rank")

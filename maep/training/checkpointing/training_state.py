@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maep.errors import fail
 from maep.models.weights import require_fit
-from maep.sharded import Piece, ShardedTensors
+from maep.runtime.errors import fail
+from maep.storage.tensor_files import Piece, ShardedTensors
+from maep.training.checkpointing.partition import local_part, owned, put_part, whole_shape
+from maep.training.checkpointing.zero import Place, new_state, state_of, zero_places
 from maep.training.ema import Average
-from maep.training.sharding import local_part, owned, put_part, whole_shape
-from maep.training.zero import Place, new_state, state_of, zero_places
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maep.training.sharding import owned
+from maep.training.checkpointing.partition import owned
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-from maep.errors import fail
-from maep.host import prepare_device
-from maep.settings import ComputeSettings, TrainSettings
-from maep.training.distributed import join_world
+from maep.config.schema import ComputeSettings, TrainSettings
+from maep.runtime.device import prepare_device
+from maep.runtime.errors import fail
+from maep.training.distributed.world import join_world
 
 
 def make_accelerator(compute: ComputeSettings, train: TrainSettings) -> Accelerator:

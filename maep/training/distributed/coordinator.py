@@ -10,11 +10,11 @@ from contextlib import suppress
 
 import torch.distributed as dist
 
-from maep.config import to_yaml
-from maep.errors import fail
-from maep.files import digest
-from maep.settings import Settings
-from maep.training.distributed import LAST_WORDS, PeerLost, World, wait_until
+from maep.config.load import to_yaml
+from maep.config.schema import Settings
+from maep.runtime.errors import PeerLost, fail
+from maep.storage.atomic import digest
+from maep.training.distributed.world import LAST_WORDS, World, wait_until
 
 Launcher = Callable[[str, Settings], None]
 NOTHING_MORE = ""

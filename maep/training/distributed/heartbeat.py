@@ -19,7 +19,9 @@ from typing import Any, Self
 
 import torch.distributed as dist
 
-from maep.training.distributed import PEER_LOST, PeerLost, wait_until, world
+from maep.runtime.errors import PeerLost
+from maep.runtime.exits import ExitCode
+from maep.training.distributed.world import wait_until, world
 
 PHASES = ("start", "data", "compute", "reduce", "save")
 INTERVAL = 2.0
@@ -91,7 +93,7 @@ class Heartbeat:
             for tell in told_of_stalls:
                 tell(why)
         finally:
-            os._exit(PEER_LOST)  # the training's thread is stuck in a library and cannot be asked to end
+            os._exit(ExitCode.PEER_LOST)  # the training's thread is stuck in a library and cannot be asked to end
 
     def blame(self) -> str:
         """Which ranks are dead, frozen or behind, in words, as far as the heartbeats tell."""

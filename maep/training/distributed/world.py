@@ -15,18 +15,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from maep.errors import UserError, fail
-from maep.host import prepare_device
-from maep.settings import ComputeSettings
+from maep.config.schema import ComputeSettings
+from maep.runtime.device import prepare_device
+from maep.runtime.errors import PeerLost, UserError, fail
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 POLL = 0.05
 LAST_WORDS = 10.0
-PEER_LOST = 3  # exit code
-
-
-class PeerLost(Exception):
-    """Another process of the job never came, died or does not answer. The same command goes on from there."""
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from maep.ablation.points import Point, expand
-from maep.ablation.spent import Spent, process_age, seconds_spent
-from maep.ablation.sweep import read_sweep
-from maep.files import write_json
+from maep.ablation.running.overhead import Spent, process_age, seconds_spent
+from maep.ablation.spec.points import Point, expand
+from maep.ablation.spec.sweep import read_sweep
+from maep.storage.atomic import write_json
 from tests.ablation.sweeps import write
 
 

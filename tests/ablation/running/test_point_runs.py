@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from launch.sweeps import show_sweep
 from maep.__main__ import run as main
-from maep.ablation.records import is_finished
+from maep.ablation.running.point_records import is_finished
+from maep.ablation.spec.sweep import read_sweep
 from maep.ablation.study import prepare
-from maep.ablation.summary import write_summary
-from maep.ablation.sweep import read_sweep
-from maep.config import sweep_names
+from maep.ablation.tables.summary import write_summary
+from maep.config.load import sweep_names
+from maep.launch.sweeps.sweep_worker import show_sweep
 from tests.ablation.sweeps import run, write
 from tests.tiny import Problem
 

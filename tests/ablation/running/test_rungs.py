@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from maep.ablation.cells import read_cells
-from maep.ablation.points import Point
-from maep.ablation.records import PointRecord
-from maep.ablation.rungs import rung_directory, standing, state_of
+from maep.ablation.running.point_records import PointRecord
+from maep.ablation.running.rungs import rung_directory, standing, state_of
+from maep.ablation.spec.points import Point
+from maep.ablation.spec.sweep import Sweep
 from maep.ablation.study import prepare
-from maep.ablation.sweep import Sweep
-from maep.ablation.tables import markdown_table
-from maep.files import write_json
+from maep.ablation.tables.cells import read_cells
+from maep.ablation.tables.render import markdown_table
+from maep.storage.atomic import write_json
 from tests.ablation.sweeps import QUICK, command, nested, write
 from tests.tiny import ROOT, Problem, environment
 

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from maep.ablation.halving import Halving
-from maep.ablation.points import expand, settings_identity
-from maep.ablation.run import parse_only
+from maep.ablation.running.point_runs import parse_only
+from maep.ablation.spec.halving import Halving
+from maep.ablation.spec.points import expand, settings_identity
+from maep.ablation.spec.sweep import read_sweep
 from maep.ablation.study import prepare
-from maep.ablation.sweep import read_sweep
-from maep.config import load_settings
-from maep.errors import UserError
+from maep.config.load import load_settings
+from maep.runtime.errors import UserError
 from tests.ablation.sweeps import nested, write
 
 

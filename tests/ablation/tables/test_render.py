@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from maep.ablation.points import Point, expand
-from maep.ablation.sweep import Sweep, read_sweep
-from maep.config import CONFIGS, sweep_names
+from maep.ablation.spec.points import Point, expand
+from maep.ablation.spec.sweep import Sweep, read_sweep
+from maep.config.load import CONFIGS, sweep_names
 
 CASES = [(name, scale) for name in sweep_names() for scale in ("paper", "cpu")]
 TABLES = {2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18}

@@ -18,15 +18,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maep.config import load_settings
-from maep.data import build
-from maep.data.build import build_shards, clean_shards_path, crop_to
+from maep.config.load import load_settings
+from maep.config.schema import Settings
+from maep.data.images import build
+from maep.data.images.build import build_shards, clean_shards_path, crop_to
 from maep.data.shards import ShardSet, index_of, shard_name
-from maep.errors import UserError
-from maep.files import MANIFEST
-from maep.settings import Settings
+from maep.runtime.errors import UserError
+from maep.storage.atomic import MANIFEST
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def write_folders(root: Path, each: int = 8, size: int = 20) -> Path:

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maep.data.cifar import read_pickle
-from maep.data.sources import Item, Source, Splits, balanced, hold_out, open_source
-from maep.errors import UserError
-from maep.settings import DataSettings
+from maep.config.schema import DataSettings
+from maep.data.images.cifar import read_pickle
+from maep.data.images.sources import Item, Source, Splits, balanced, hold_out, open_source
+from maep.runtime.errors import UserError
 
 
 def picture(seed: int, size: tuple[int, int] = (12, 10)) -> Image.Image:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from maep.data.shards import ShardSet
-from maep.evaluation.checks import finite_differences, margin_gradients, margins, median_error
-from maep.evaluation.honesty import ALARM, Judged, findings
-from maep.evaluation.report import read_results
-from maep.evaluation.subject import Evaluation
-from maep.evaluation.work import evaluate_all
-from tests.evaluation.defences import FalseGradient, Jpeg, Noise, Rounding
+from maep.evaluation.audit.findings import ALARM, Judged, findings
+from maep.evaluation.audit.gradient_masking import finite_differences, margin_gradients, margins, median_error
+from maep.evaluation.reporting.report import read_results
+from maep.evaluation.scoring.evaluation import Evaluation
+from maep.evaluation.workers import evaluate_all
+from tests.evaluation.defenses import FalseGradient, Jpeg, Noise, Rounding
 from tests.evaluation.subject import place_of, settings_for
 from tests.small import Blur, digits, train_small, write_shards
 

@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from maep.config.schema import ModelSettings, PurifySettings
 from maep.data.shards import ShardSet
-from maep.errors import UserError
-from maep.evaluation.purifying import PeakMemory, Purifying, grids
-from maep.evaluation.records import read_purifying
-from maep.evaluation.subject import Evaluation
-from maep.files import read_json
+from maep.evaluation.audit.purification_cost import PeakMemory, Purifying, grids
+from maep.evaluation.scoring.evaluation import Evaluation
+from maep.evaluation.scoring.plan import read_purifying
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.purifiers import MAEPurifier
-from maep.settings import ModelSettings, PurifySettings
+from maep.runtime.errors import UserError
+from maep.storage.atomic import read_json
 from tests.evaluation.subject import IMAGES, place_of, settings_for
 from tests.small import Blur, digits, train_small, write_shards
 

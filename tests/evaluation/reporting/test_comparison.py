@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from scipy.stats import binom
 
-from maep.compare import main
+from maep.cli.compare import main
 from maep.data.shards import ShardSet
-from maep.errors import UserError
 from maep.evaluation import evaluate
-from maep.evaluation.compare import mcnemar
+from maep.evaluation.reporting.comparison import mcnemar
 from maep.models.purified import PurifiedClassifier
-from tests.evaluation.test_callables import QUICK
+from maep.runtime.errors import UserError
+from tests.evaluation.test_any_model import QUICK
 from tests.small import Blur, train_small, write_shards
 
 

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from maep.config.schema import Settings
 from maep.data.shards import ShardSet
-from maep.errors import UserError
-from maep.evaluation import report as report_module
-from maep.evaluation.environment import environment, git_state
-from maep.evaluation.metrics import wilson_interval
-from maep.evaluation.records import eps_text
-from maep.evaluation.report import build_report, read_metrics, read_results, terminal_table, write_environment
-from maep.evaluation.subject import Evaluation
-from maep.evaluation.work import evaluate_all
-from maep.settings import Settings
+from maep.evaluation.reporting import report as report_module
+from maep.evaluation.reporting.provenance import environment, git_state
+from maep.evaluation.reporting.report import build_report, read_metrics, read_results, terminal_table, write_environment
+from maep.evaluation.scoring.evaluation import Evaluation
+from maep.evaluation.scoring.metrics import wilson_interval
+from maep.evaluation.scoring.plan import eps_text
+from maep.evaluation.workers import evaluate_all
+from maep.runtime.errors import UserError
 from tests.evaluation.subject import place_of, run, settings_for
 from tests.small import Blur, train_small, write_shards
 from tests.tiny import ROOT

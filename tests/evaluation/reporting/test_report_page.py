@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from maep.evaluation.report import build_report, write_environment
+from maep.evaluation.reporting.report import build_report, write_environment
 from tests.evaluation.subject import run, settings_for
 from tests.small import write_shards
 

@@ -16,14 +16,14 @@ from pyautoattack import AutoAttack
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from maep.attacks.named import NamedAttack, gradient_spec
-from maep.attacks.state import AttackState
+from maep.attacks.attack_state import AttackState
+from maep.attacks.catalog import NamedAttack, gradient_spec
 from maep.data.shards import ShardSet
-from maep.errors import UserError
-from maep.evaluation import judge as judge_module
-from maep.evaluation.metrics import distances
-from maep.evaluation.subject import Evaluation
-from maep.evaluation.work import ProgressNote, evaluate_all
+from maep.evaluation.scoring import score as judge_module
+from maep.evaluation.scoring.evaluation import Evaluation
+from maep.evaluation.scoring.metrics import distances
+from maep.evaluation.workers import ProgressNote, evaluate_all
+from maep.runtime.errors import UserError
 from tests.evaluation.subject import (
     AUTOATTACK_RUN,
     IMAGES,
@@ -37,7 +37,7 @@ from tests.evaluation.subject import (
 )
 from tests.small import Blur, digits, train_small, write_shards
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")

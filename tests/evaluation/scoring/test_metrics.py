@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from maep.evaluation.metrics import (
+from maep.evaluation.scoring.metrics import (
     count_right,
     directions_cosine,
     distances,

@@ -4,9 +4,9 @@ from dataclasses import asdict
 
 import pytest
 
-from maep.errors import UserError
-from maep.evaluation.records import Task, plan_tasks, purify_facts
-from maep.settings import EvaluationSettings, PurifySettings
+from maep.config.schema import EvaluationSettings, PurifySettings
+from maep.evaluation.scoring.plan import Task, plan_tasks, purify_facts
+from maep.runtime.errors import UserError
 
 
 def _settings(**values: object) -> EvaluationSettings:

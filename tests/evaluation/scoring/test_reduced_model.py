@@ -7,14 +7,14 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
+from maep.attacks.attack_state import load_tensors
 from maep.attacks.gradient import AttackSpec, attack
-from maep.attacks.state import load_tensors
+from maep.config.schema import EvaluationSettings, ModelSettings, PurifySettings
 from maep.data.shards import ShardSet
-from maep.evaluation.fast import Speed
-from maep.evaluation.subject import Evaluation
+from maep.evaluation.scoring.evaluation import Evaluation
+from maep.evaluation.scoring.reduced_model import Speed
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.purifiers import MAEPurifier
-from maep.settings import EvaluationSettings, ModelSettings, PurifySettings
 from tests.evaluation.subject import IMAGES, contents, place_of, run, settings_for
 from tests.small import Blur, digits, train_small, write_shards
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from launch.cluster import Cluster, add_options, read_cluster
-from launch.jobs import KINDS, check_batch, job_graph, job_of
-from launch.submit import plan_jobs, real_needs
-from maep.config import load_settings
-from maep.errors import UserError
+from maep.config.load import load_settings
+from maep.launch.cluster.jobs import KINDS, check_batch, job_graph, job_of
+from maep.launch.cluster.settings import Cluster, add_options, read_cluster
+from maep.launch.submission.submit import plan_jobs, real_needs
+from maep.runtime.errors import UserError
 
 
 def cluster(*words: str) -> Cluster:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.cluster import Cluster, add_options, cluster_names, megabytes_of, minutes_of, read_cluster
-from launch.jobs import KINDS
-from maep.errors import UserError
+from maep.launch.cluster.jobs import KINDS
+from maep.launch.cluster.settings import Cluster, add_options, cluster_names, megabytes_of, minutes_of, read_cluster
+from maep.runtime.errors import UserError
 
 
 def read(*words: str) -> Cluster:
@@ -79,7 +79,7 @@ def test_values_that_do_not_fit_together() -> None:
 
 def test_every_file_in_configs_is_read() -> None:
     """The committed examples are valid, and are no names for cfg=."""
-    from maep.config import config_names
+    from maep.config.load import config_names
 
     assert {"default", "gpu"} <= set(cluster_names())
     for name in cluster_names():

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from launch.cost import Constant, Constants, Workload, communication_seconds, cost, memory_bytes
-from launch.plan import node_counts, training_images, with_measured, workload
-from maep.config import load_settings
-from maep.errors import UserError
+from maep.config.load import load_settings
+from maep.launch.estimate.cost_model import Constant, Constants, Workload, communication_seconds, cost, memory_bytes
+from maep.launch.estimate.scaling_table import node_counts, training_images, with_measured, workload
+from maep.runtime.errors import UserError
 
 WORK = Workload(
     parameters=100_000_000, flops=1e12, blocks=10, channels=1000, image_bytes=3000, batch=512, steps=100,

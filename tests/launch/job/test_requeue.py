@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.ends import CRASHED, FINAL, LOST, NODE, STOPPED, TAKEN, WELL
-from launch.requeue import UNSEEN, decide
+from maep.launch.job.attempts import CRASHED, FINAL, LOST, NODE, STOPPED, TAKEN, WELL
+from maep.launch.job.requeue import decide
+from maep.runtime.exits import ExitCode
 from tests.tiny import ROOT
 
 
@@ -29,7 +30,7 @@ from tests.tiny import ROOT
         (137, "RUNNING", [], 2, [], True, CRASHED),  # killed without a word
         (137, "RUNNING", [LOST], 99, ["n3"], True, NODE),
         (3, "", [LOST], 0, [], True, CRASHED),  # Slurm does not answer
-        (UNSEEN, "RUNNING", [], 0, [], False, FINAL),
+        (ExitCode.RUN_UNSEEN, "RUNNING", [], 0, [], False, FINAL),
     ],
 )
 def test_decisions(
@@ -43,14 +44,14 @@ def test_decisions(
 def run(directory: Path, *words: str, life: int = 0, job: str = "7") -> subprocess.CompletedProcess[str]:
     """The script as a batch script calls it, on a machine without Slurm."""
     environment = {"SLURM_JOB_ID": job, "SLURM_RESTART_COUNT": str(life), "PYTHONPATH": str(ROOT), "PATH": "/nowhere"}
-    command = [sys.executable, "-m", "launch.requeue", str(directory), "3", *words]
+    command = [sys.executable, "-m", "maep.launch.job.requeue", str(directory), "3", *words]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_script_writes_down_what_it_decides(tmp_path: Path) -> None:
     """A good end, and a node that does not see the run directory, named by the batch script."""
     assert run(tmp_path, "0", "").returncode == 0
-    told = run(tmp_path, str(UNSEEN), "node n3 does not see /runs/x", life=1).stderr
+    told = run(tmp_path, str(ExitCode.RUN_UNSEEN), "node n3 does not see /runs/x", life=1).stderr
     lives = [json.loads(line) for line in (tmp_path / "7" / "lives.jsonl").read_text().splitlines()]
     assert [(life["life"], life["kind"], life["requeued"]) for life in lives] == [(0, WELL, False), (1, FINAL, False)]
     assert lives[1]["reason"] == "node n3 does not see /runs/x"
@@ -59,7 +60,7 @@ def test_script_writes_down_what_it_decides(tmp_path: Path) -> None:
 
 def test_script_needs_only_the_standard_library(tmp_path: Path) -> None:
     """It starts under an interpreter that finds no installed package: seconds may be all that is left."""
-    words = [sys.executable, "-S", "-m", "launch.requeue", str(tmp_path), "3", "0", ""]
+    words = [sys.executable, "-S", "-m", "maep.launch.job.requeue", str(tmp_path), "3", "0", ""]
     environment = {"SLURM_JOB_ID": "7", "PYTHONPATH": str(ROOT)}
     assert subprocess.run(words, env=environment, check=False).returncode == 0
 
@@ -70,6 +71,6 @@ def test_workers_of_an_array_have_their_own_ends(tmp_path: Path) -> None:
         "SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2", "PYTHONPATH": str(ROOT),
         "PATH": os.environ["PATH"],
     }  # fmt: skip
-    words = [sys.executable, "-m", "launch.requeue", str(tmp_path), "3", "0", ""]
+    words = [sys.executable, "-m", "maep.launch.job.requeue", str(tmp_path), "3", "0", ""]
     subprocess.run(words, env=environment, check=True)
     assert (tmp_path / "7_2" / "lives.jsonl").is_file()

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from launch.ends import CRASHED, FINAL, LOST, STOPPED
-from launch.logs import show_logs
-from launch.progress import last_lines, progress_of
-from launch.records import JobRecord, find_run, read_records, write_record
-from launch.scheduler import JobState, fields_of, seconds_of
-from launch.status import StageStatus, _errors, _restarts, duration, first_killed, render, shorten
-from maep.config import load_settings
-from maep.errors import UserError
+from maep.config.load import load_settings
+from maep.launch.cluster.job_records import JobRecord, find_run, read_records, write_record
+from maep.launch.cluster.slurm_client import JobState, fields_of, seconds_of
+from maep.launch.job.attempts import CRASHED, FINAL, LOST, STOPPED
+from maep.launch.monitor.logs import show_logs
+from maep.launch.monitor.stage_progress import last_lines, progress_of
+from maep.launch.monitor.status import StageStatus, _errors, _restarts, duration, first_killed, render, shorten
+from maep.runtime.errors import UserError
 
 LINE = (
     "JobId=12 ArrayJobId=10 ArrayTaskId=2 JobName=a b=c-pretrain UserId=me(1) JobState=PENDING Reason=Resources "

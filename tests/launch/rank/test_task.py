@@ -5,13 +5,10 @@ import signal
 import pytest
 from torch.distributed import DistNetworkError
 
-from launch.ends import CRASHED, FINAL, LOST, STOPPED
-from launch.task import how_it_ended
-from maep.errors import UserError
-from maep.training.distributed import PEER_LOST, PeerLost
-from maep.training.loop import NonFiniteLoss, Paused
-from maep.training.signals import Stopped
-from maep.training.worker import stopped_code
+from maep.launch.job.attempts import CRASHED, FINAL, LOST, STOPPED
+from maep.launch.rank.task import how_it_ended
+from maep.runtime.errors import NonFiniteLoss, Paused, PeerLost, Stopped, UserError, exit_code
+from maep.runtime.exits import ExitCode
 
 
 @pytest.mark.parametrize(
@@ -29,7 +26,7 @@ def test_ends_have_the_exit_codes_of_a_training_without_slurm(error: Exception, 
     def end() -> None:
         raise error
 
-    assert how_it_ended(error) == (kind, stopped_code(end))
+    assert how_it_ended(error) == (kind, exit_code(end))
 
 
 def test_other_ends() -> None:
@@ -52,4 +49,4 @@ def test_other_ends() -> None:
 )
 def test_a_broken_connection_is_not_a_crash(error: Exception) -> None:
     """In whatever words torch says it, and wherever: the training loop and the job ask the same question."""
-    assert how_it_ended(error) == (LOST, PEER_LOST)
+    assert how_it_ended(error) == (LOST, ExitCode.PEER_LOST)

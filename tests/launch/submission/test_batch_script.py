@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from launch.batch import Submission
-from launch.cluster import add_options, read_cluster
-from launch.jobs import KINDS, Job, job_of
-from maep.config import load_settings
+from maep.config.load import load_settings
+from maep.launch.cluster.jobs import KINDS, Job, job_of
+from maep.launch.cluster.settings import add_options, read_cluster
+from maep.launch.submission.batch_script import Submission
 from tests.tiny import ROOT
 
 

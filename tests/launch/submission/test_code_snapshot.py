@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.snapshot import check_code, code_files, copy_code, mark_as_last
-from maep.errors import UserError
-from maep.files import problem_with
+from maep.launch.submission.code_snapshot import check_code, code_files, copy_code, mark_as_last
+from maep.runtime.errors import UserError
+from maep.storage.atomic import problem_with
 from tests.tiny import ROOT
 
 
@@ -15,12 +15,15 @@ from tests.tiny import ROOT
 def checkout(tmp_path: Path) -> Path:
     """A small checkout to edit."""
     root = tmp_path / "checkout"
-    for name in ("launch/hold.py", "maep/errors.py", "maep/evaluation/page.html", "configs/digits.yaml"):
+    for name in (
+        "maep/launch/job/block_signals.py", "maep/runtime/errors.py", "maep/evaluation/reporting/page.html",
+        "configs/digits.yaml",
+    ):  # fmt: skip
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, root / name)
     (root / "pyproject.toml").write_text("[project]\n")
-    (root / "maep" / "__pycache__").mkdir()
-    (root / "maep" / "__pycache__" / "errors.cpython-311.pyc").touch()
+    (root / "maep" / "runtime" / "__pycache__").mkdir()
+    (root / "maep" / "runtime" / "__pycache__" / "errors.cpython-311.pyc").touch()
     return root
 
 
@@ -32,7 +35,7 @@ def test_copy_is_whole_and_sealed(checkout: Path, tmp_path: Path) -> None:
         *code_files(checkout),
         "manifest.json",
     }
-    assert "maep/evaluation/page.html" in code_files(checkout)
+    assert "maep/evaluation/reporting/page.html" in code_files(checkout)
     assert not list(copy.rglob("*.pyc"))
     assert copy_code(tmp_path / "run", checkout) == copy
 
@@ -40,7 +43,7 @@ def test_copy_is_whole_and_sealed(checkout: Path, tmp_path: Path) -> None:
 def test_damaged_copy_is_made_again(checkout: Path, tmp_path: Path) -> None:
     """A file that was altered in the copy is not what jobs run."""
     copy = copy_code(tmp_path / "run", checkout)
-    (copy / "maep" / "errors.py").write_text("raise SystemExit\n")
+    (copy / "maep" / "runtime" / "errors.py").write_text("raise SystemExit\n")
     assert problem_with(copy_code(tmp_path / "run", checkout)) is None
 
 
@@ -53,11 +56,11 @@ def test_changed_code_is_refused_unless_allowed(
     first = copy_code(run, checkout)
     mark_as_last(first)
     check_code(run, allowed=False, root=checkout)
-    (checkout / "maep" / "errors.py").write_text("# edited\n")
-    with pytest.raises(UserError, match=r"maep/errors\.py.*--allow-code-change"):
+    (checkout / "maep" / "runtime" / "errors.py").write_text("# edited\n")
+    with pytest.raises(UserError, match=r"maep/runtime/errors\.py.*--allow-code-change"):
         check_code(run, allowed=False, root=checkout)
     check_code(run, allowed=True, root=checkout)
-    assert "maep/errors.py" in capsys.readouterr().out
+    assert "maep/runtime/errors.py" in capsys.readouterr().out
     mark_as_last(copy_code(run, checkout))
     check_code(run, allowed=False, root=checkout)
 
@@ -65,5 +68,8 @@ def test_changed_code_is_refused_unless_allowed(
 def test_copy_of_this_checkout_has_what_jobs_import(tmp_path: Path) -> None:
     """The parts that a job needs are there."""
     names = code_files()
-    for name in ("maep/stages.py", "launch/task.py", "launch/requeue.py", "configs/cluster/default.yaml"):
+    for name in (
+        "maep/pipeline/stages.py", "maep/launch/rank/task.py", "maep/launch/job/requeue.py",
+        "configs/cluster/default.yaml",
+    ):  # fmt: skip
         assert name in names

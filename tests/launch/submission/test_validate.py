@@ -10,11 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from launch.cluster import add_options, read_cluster
-from launch.jobs import KINDS, Job, job_of
-from launch.refusals import check_model, check_partition, check_shared, check_time, file_system, nodes_are_here
-from maep.config import load_settings
-from maep.errors import UserError
+from maep.config.load import load_settings
+from maep.launch.cluster.jobs import KINDS, Job, job_of
+from maep.launch.cluster.settings import add_options, read_cluster
+from maep.launch.submission.validate import (
+    check_model,
+    check_partition,
+    check_shared,
+    check_time,
+    file_system,
+    nodes_are_here,
+)
+from maep.runtime.errors import UserError
 from tests.tiny import ROOT, environment
 
 MOUNTS = """\

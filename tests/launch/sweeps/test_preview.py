@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from maep.ablation.sharing import Shared, shared_work
+from maep.ablation.running.reuse import Shared, shared_work
 from maep.ablation.study import prepare
 from tests.ablation.sweeps import write
 from tests.tiny import ROOT

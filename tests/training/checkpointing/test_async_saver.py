@@ -9,13 +9,20 @@ import pytest
 import torch
 from torch import nn
 
-from maep.errors import UserError
-from maep.files import problem_with, read_json
-from maep.sharded import HostBuffer
-from maep.training.checkpoint import Retention, checkpoint_path, checkpoints, load_checkpoint, newest_whole, step_of
+from maep.runtime.errors import UserError
+from maep.storage.atomic import problem_with, read_json
+from maep.storage.tensor_files import HostBuffer
+from maep.training.checkpointing.async_saver import Saver
+from maep.training.checkpointing.directory import (
+    Retention,
+    checkpoint_path,
+    checkpoints,
+    load_checkpoint,
+    newest_whole,
+    step_of,
+)
+from maep.training.checkpointing.training_state import TrainingState
 from maep.training.ema import Average
-from maep.training.saving import Saver
-from maep.training.state import TrainingState
 
 LAST_TWO = Retention(last=2)
 

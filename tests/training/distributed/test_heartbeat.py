@@ -4,13 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from maep.training.distributed import PEER_LOST
+from maep.runtime.exits import ExitCode
 from tests.tiny import ROOT, environment
 
 STALLED = """
 import sys, time
 from pathlib import Path
-from maep.training.heartbeat import Heartbeat, told_of_stalls
+from maep.training.distributed.heartbeat import Heartbeat, told_of_stalls
 told_of_stalls.append(Path(sys.argv[1], "why").write_text)
 with Heartbeat(Path(sys.argv[1]), 0.5) as pulse:
     pulse.at("reduce", 7)
@@ -22,7 +22,7 @@ def test_a_stall_is_told_before_the_process_ends(tmp_path: Path) -> None:
     """Whoever asked to be told has the rank, the step and the phase, in the words that are printed."""
     command = [sys.executable, "-c", STALLED, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == PEER_LOST, done.stderr
+    assert done.returncode == ExitCode.PEER_LOST, done.stderr
     why = (tmp_path / "why").read_text()
     assert why.startswith("rank 0 has been in step 8 (reduce)")
     assert f"error: {why}" in done.stderr

@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from maep.config import load_settings
-from maep.settings import Settings
-from maep.training.distributed import agree, gather_objects, join_world
-from maep.training.leading import Launcher, lead_or_follow
+from maep.config.load import load_settings
+from maep.config.schema import Settings
+from maep.training.distributed.coordinator import Launcher, lead_or_follow
+from maep.training.distributed.world import agree, gather_objects, join_world
 from maep.training.signals import StopFlag, arm, hold_signals
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["maep.training.leading", "maep.config"])
+CONTEXT.set_forkserver_preload(["maep.training.distributed.coordinator", "maep.config.load"])
 
 
 def free_port() -> int:

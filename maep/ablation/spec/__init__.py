@@ -1,0 +1,1 @@
+"""A sweep as its file describes it: axes, points, and halving."""

@@ -1,0 +1,1 @@
+"""Rates of this machine beside its own limits."""

@@ -1,0 +1,1 @@
+"""Images in: layouts and archives read, clean shards written."""

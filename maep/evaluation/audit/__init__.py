@@ -1,0 +1,1 @@
+"""Questions put to a defense and to its numbers before they are believed."""

@@ -1,0 +1,1 @@
+"""Records to rows, report.json, figures, and the page."""

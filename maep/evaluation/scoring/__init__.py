@@ -1,0 +1,1 @@
+"""The evaluation of one run: its plan, its attacks, its records."""

@@ -1,0 +1,1 @@
+"""A training on paper: what it costs on N nodes."""

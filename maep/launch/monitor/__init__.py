@@ -1,0 +1,1 @@
+"""An observer's view of a run: status, progress and logs."""

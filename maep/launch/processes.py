@@ -1,0 +1,84 @@
+"""The processes of a training stage on this machine: started, told of signals, and waited for."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from types import FrameType
+
+from maep.config.schema import Settings
+from maep.launch.rank.environment import rank_environment
+from maep.runtime.errors import Paused, PeerLost, Stopped, fail
+from maep.runtime.exits import ExitCode
+from maep.training.signals import SIGNALS, hold_signals
+
+GRACE = 30  # seconds: ranks that lost one end by themselves within a heartbeat or two; what hangs longer is killed
+POLL = 0.05
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def spawn(name: str, settings: Settings, processes: int) -> None:
+    """Run a training stage on several processes of this machine; ends them all when one fails.
+
+    Signals to the launcher are passed on, so that every rank saves. Raises Stopped, Paused, PeerLost when a process was
+    killed or does not answer, or UserError with the code of the first process that failed.
+    """
+
+    port = _free_port()
+    threads = str(settings.compute.threads or max(1, (os.cpu_count() or 1) // processes))
+    command = [sys.executable, "-m", "maep.training.worker", name, f"cfg={settings.run.dir}/config.yaml"]
+    environment = {**os.environ, "OMP_NUM_THREADS": threads}
+    received: list[int] = []
+    workers: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(signum: int, _frame: FrameType | None) -> None:
+        received.append(signum)
+        for worker in workers:
+            if worker.poll() is None:
+                worker.send_signal(signum)
+
+    with hold_signals():
+        workers += [
+            subprocess.Popen(command, env=environment | rank_environment(rank, processes, rank, "127.0.0.1", port))
+            for rank in range(processes)
+        ]
+        previous = {signum: signal.signal(signum, pass_on) for signum in SIGNALS}
+    try:
+        code = _wait(workers)
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+    if code > 128 and received:
+        raise Stopped(received[0], -1)
+    if code < 0 or code == ExitCode.PEER_LOST:
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else "lost another; its message is above"
+        raise PeerLost(f"{name}: one of its {processes} processes {how}")
+    if code == ExitCode.PAUSED:
+        raise Paused(name, getattr(settings, name).pause_at)
+    if code:
+        fail(f"{name}: one of its {processes} processes ended with code {code}; its message is above")
+
+
+def _wait(workers: list[subprocess.Popen[bytes]]) -> int:
+    """The exit code of the first process that fails, after ending the others; 0 when all end well."""
+    while True:
+        codes = [worker.poll() for worker in workers]
+        failed = next((code for code in codes if code), 0)
+        if failed or all(code == 0 for code in codes):
+            break
+        time.sleep(POLL)
+    deadline = time.monotonic() + GRACE
+    for worker in workers:
+        try:
+            worker.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
+    return failed

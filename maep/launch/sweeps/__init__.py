@@ -1,0 +1,1 @@
+"""Sweeps started: previewed, run here, or worked on as one of an array."""

@@ -1,0 +1,1 @@
+"""What every process stands on: errors, exit codes, console, device, randomness."""

@@ -1,0 +1,18 @@
+"""The exit codes of every command and of every process of a job."""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """How a process ended; each error of `maep.runtime.errors` carries its own. 128 + n: ended by signal n.
+
+    FAILED is also what Python gives for an error that is ours to mend, with its traceback.
+    """
+
+    DONE = 0
+    FAILED = 1  # the loss became NaN or infinite
+    BAD_INPUT = 2
+    PEER_LOST = 3
+    PAUSED = 4
+    RUN_UNSEEN = 66  # of a batch script: a node does not see the run directory
+    INTERRUPTED = 130  # 128 + SIGINT, as shells expect

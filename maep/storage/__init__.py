@@ -1,0 +1,1 @@
+"""Bytes on disks, local and far: commits, locks, claims, tensors, remote files."""

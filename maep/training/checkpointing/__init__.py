@@ -1,0 +1,1 @@
+"""Sharded checkpoints: written in the background, read by any number of processes."""

@@ -33,6 +33,7 @@ DROPOUT = ["classifier.arch=test_vit", "classifier.timm_args={img_size: 16, drop
 TRAIN = """
 import sys
 from maep.config.load import load_settings
+from maep.runtime.errors import exit_code
 from tests.training.test_classifier import train
 sys.exit(exit_code(lambda: [train(load_settings("digits", sys.argv[1:]))] and 0))
 """

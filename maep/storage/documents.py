@@ -1,0 +1,148 @@
+"""JSON documents with a format version: one reader and one writer for every manifest, record, plan and report.
+
+A document is a frozen dataclass. Its fields are the entries of the JSON object, their types are checked on the way in,
+and `FORMAT` counts how often its meaning has changed: 0 is what was written before documents had a version. A newer
+one is refused by name; how an older one is read is the class's own business (`upgrade`).
+"""
+
+import dataclasses
+import json
+import math
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from maep.runtime.errors import fail
+from maep.storage.atomic import read_json, write_json
+
+T = TypeVar("T")
+NUMBERS = {int: (int,), float: (int, float)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """Base of all documents. FORMAT: of what is written. VERSION_KEY: the entry that carries it."""
+
+    FORMAT: ClassVar[int] = 1
+    VERSION_KEY: ClassVar[str] = "format"
+
+    @classmethod
+    def upgrade(cls, entries: dict[str, Any], version: int) -> dict[str, Any]:
+        """The entries of an older format as those of this one; by default it had the same."""
+        return entries
+
+    @classmethod
+    def from_json(cls, value: object, source: str | Path) -> Self:
+        """Checked. source: the file (and the place in it), for the message.
+
+        Raises UserError, naming source and entry, for a newer format, a missing entry, or a wrong type or range.
+        Entries that this version does not know are left out.
+        """
+        if not isinstance(value, dict):
+            fail(f"{source}: expected a JSON object, found {_kind(value)}")
+        version = value.get(cls.VERSION_KEY, 0)
+        if not isinstance(version, int) or isinstance(version, bool) or version < 0:
+            fail(f"{source}: {cls.VERSION_KEY}={version!r}: expected a whole number")
+        if version > cls.FORMAT:
+            fail(f"{source}: format {version}; this version of maep reads up to {cls.FORMAT}: update maep")
+        entries = cls.upgrade(value, version) if version < cls.FORMAT else value
+        return read_fields(cls, entries, str(source))
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """From a file. Raises UserError as `from_json`, and for a file that is missing or not JSON."""
+        return cls.from_json(read_json(path), path)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object, the version first."""
+        return {self.VERSION_KEY: self.FORMAT, **dataclasses.asdict(self)}
+
+    def write(self, path: Path) -> None:
+        """Commit it under `path`."""
+        write_json(path, self.to_json())
+
+
+def read_fields(cls: type[T], entries: Mapping[str, Any], source: str) -> T:
+    """A dataclass from JSON entries, checked against its annotations and the `low` and `high` of its fields' metadata.
+
+    Raises UserError naming source and entry.
+    """
+    hints, values = get_type_hints(cls), {}
+    for item in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if item.name not in entries:
+            if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+                fail(f"{source}: lacks the entry {item.name!r}")
+            continue
+        value = _typed(hints[item.name], entries[item.name], f"{source}: {item.name}")
+        low, high = item.metadata.get("low"), item.metadata.get("high")
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            if low is not None and value < low:
+                fail(f"{source}: {item.name}={value}: must be at least {low}")
+            if high is not None and value > high:
+                fail(f"{source}: {item.name}={value}: must be at most {high}")
+        values[item.name] = value
+    return cls(**values)
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type that `hint` names; JSON's lists become tuples where those are wanted."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any or hint is object:
+        return value
+    if origin in (Union, types.UnionType):
+        return _union(arguments, value, where)
+    if origin is Literal:
+        return value if value in arguments else _wrong(where, value, f"one of {', '.join(map(str, arguments))}")
+    if origin in (list, tuple):
+        return _sequence(origin, arguments, value, where)
+    if origin in (dict, Mapping):
+        if not isinstance(value, dict):
+            return _wrong(where, value, "an object")
+        return {key: _typed(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if issubclass(hint, Document):
+            return hint.from_json(value, where)
+        return read_fields(hint, value, where) if isinstance(value, dict) else _wrong(where, value, "an object")
+    return _scalar(hint, value, where)
+
+
+def _union(choices: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and type(None) in choices:
+        return None
+    others = [choice for choice in choices if choice is not type(None)]
+    if len(others) == 1:
+        return _typed(others[0], value, where)
+    fits = [choice for choice in others if isinstance(choice, type) and type(value) is choice]
+    return _typed(fits[0], value, where) if fits else _wrong(where, value, " or ".join(map(_name, others)))
+
+
+def _sequence(origin: type, arguments: tuple[Any, ...], value: Any, where: str) -> Any:
+    if not isinstance(value, list | tuple):
+        return _wrong(where, value, "a list")
+    if origin is tuple and arguments[-1] is not Ellipsis:
+        if len(value) != len(arguments):
+            return _wrong(where, value, f"a list of {len(arguments)}")
+        return tuple(_typed(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(zip(arguments, value, strict=True)))
+    return origin(_typed(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+
+
+def _scalar(hint: Any, value: Any, where: str) -> Any:
+    accepts = NUMBERS.get(hint, (hint,))
+    if not isinstance(value, accepts) or (isinstance(value, bool) and hint is not bool):
+        return _wrong(where, value, _name(hint))
+    if isinstance(value, float) and not math.isfinite(value):
+        return _wrong(where, value, "a finite number")
+    return float(value) if hint is float else value
+
+
+def _wrong(where: str, value: Any, expected: str) -> Any:
+    fail(f"{where}={json.dumps(value)[:60]}: expected {expected}")
+
+
+def _kind(value: object) -> str:
+    return {list: "a list", str: "text", type(None): "null"}.get(type(value), type(value).__name__)
+
+
+def _name(hint: Any) -> str:
+    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(hint, str(hint))

@@ -1,0 +1,81 @@
+"""What older versions wrote loads with this one: purifiers, checkpoints, shards, records, whole runs."""
+
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from maep import load_purifier
+from maep.config.load import load_settings
+from maep.data.shards import find_shard_sets, shard_problems
+from maep.pipeline.stages import run_pipeline, unfinished_stages
+from maep.storage.atomic import read_json
+
+FORMATS = sorted(path.parent.name for path in Path(__file__).parent.glob("*/artefacts.tar.gz"))
+
+
+@pytest.fixture(params=FORMATS)
+def artefacts(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of what a format's version wrote, as the working directory: its paths are relative."""
+    with tarfile.open(Path(__file__).parent / request.param / "artefacts.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def expected(artefacts: Path) -> dict[str, Tensor]:
+    """What the purifiers made of two images, and of a larger one, then."""
+    return load_file(artefacts / "expected.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "path"), [("run", "run"), ("purifier", "run/purifier"), ("checkpoint", "run/checkpoints/step-000006")]
+)
+@torch.inference_mode()
+def test_purifiers_load_and_purify_as_before(expected: dict[str, Tensor], name: str, path: str) -> None:
+    """A run with its LoRA adapter, a purifier/ and a checkpoint of two ranks give the same images."""
+    purifier = load_purifier(path)
+    for images in ("images", "big"):
+        torch.testing.assert_close(purifier(expected[images]), expected[f"{name}.{images}"], rtol=0, atol=1e-5)
+
+
+def test_shards_verify(artefacts: Path) -> None:
+    """Clean and adversarial shard sets are whole, and their images and labels are read."""
+    sets = find_shard_sets(artefacts / "cache")
+    assert len(sets) == 3
+    for path in sets:
+        assert shard_problems(path) == []
+
+
+def test_a_finished_run_is_still_finished(artefacts: Path) -> None:
+    """No stage of it would run again; without its records the report is made again from them, with the same rows."""
+    settings = load_settings("run/config.yaml")
+    assert unfinished_stages(settings) == {}
+    before = read_json(artefacts / "run" / "report.json")
+    (artefacts / "run" / "stages" / "report.json").unlink()
+    run_pipeline(settings, "report", lambda name, _: pytest.fail(f"{name} was launched"))
+    after = read_json(artefacts / "run" / "report.json")
+    assert [without_new(row, old) for row, old in zip(after["results"], before["results"], strict=True)] == before[
+        "results"
+    ]
+
+
+def without_new(row: dict[str, object], old: dict[str, object]) -> dict[str, object]:
+    """The entries of a row that its version knew; later ones add some."""
+    return {key: value for key, value in row.items() if key in old}
+
+
+def test_a_stopped_training_goes_on(artefacts: Path) -> None:
+    """From the checkpoint of two ranks, on one: two more steps, with the samples counted on."""
+    settings = load_settings("run/config.yaml", ["pretrain.steps=8", "finetune.method=none"])
+    (artefacts / "run" / "stages" / "pretrain.json").unlink()
+    from maep.training.worker import run_training
+
+    run_pipeline(settings, "pretrain", run_training)
+    lines = (artefacts / "run" / "metrics.jsonl").read_text().splitlines()
+    assert '"step": 8' in lines[-1]
+    assert '"samples": 64' in lines[-1]

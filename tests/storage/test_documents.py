@@ -1,0 +1,82 @@
+"""Documents: what is written is read back, and what does not fit is named with its file and entry."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from maep.runtime.errors import UserError
+from maep.storage.atomic import write_json
+from maep.storage.documents import Document
+
+
+@dataclass(frozen=True)
+class Part:
+    """A nested entry."""
+
+    name: str
+    share: float = field(metadata={"low": 0, "high": 1})
+
+
+@dataclass(frozen=True)
+class Sample(Document):
+    """One entry of every type."""
+
+    FORMAT = 2
+
+    count: int
+    parts: tuple[Part, ...] = ()
+    limits: tuple[int, int] = (0, 1)
+    state: Literal["open", "closed"] = "open"
+    note: str | None = None
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def upgrade(cls, entries: dict[str, Any], version: int) -> dict[str, Any]:
+        """Format 0 called the count a number."""
+        return {"count": entries["number"]} if version == 0 else entries
+
+
+def test_a_document_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """Nested parts, tuples and options included; the version stands in the file."""
+    sample = Sample(3, (Part("a", 0.5),), (1, 2), "closed", None, {"x": 7})
+    sample.write(tmp_path / "sample.json")
+    assert Sample.read(tmp_path / "sample.json") == sample
+    assert '"format": 2' in (tmp_path / "sample.json").read_text()
+
+
+def test_an_older_format_is_upgraded_and_a_newer_one_refused() -> None:
+    """A newer one by name, with what this version reads."""
+    assert Sample.from_json({"number": 4}, "old.json") == Sample(4)
+    with pytest.raises(UserError, match=r"new\.json: format 3; this version of maep reads up to 2"):
+        Sample.from_json({"format": 3, "count": 1}, "new.json")
+
+
+@pytest.mark.parametrize(
+    ("entries", "named"),
+    [
+        ([], "expected a JSON object, found a list"),
+        ({"format": "x"}, "format='x'"),
+        ({"format": True}, "format=True"),
+        ({}, "lacks the entry 'count'"),
+        ({"count": "3"}, 'count="3": expected a whole number'),
+        ({"count": 1.5}, "count=1.5"),
+        ({"count": True}, "count=true"),
+        ({"count": 1, "parts": {}}, "parts={}: expected a list"),
+        ({"count": 1, "parts": [{"name": "a", "share": 2}]}, r"parts\[0\]: share=2.0: must be at most 1"),
+        ({"count": 1, "parts": [{"name": "a", "share": float("nan")}]}, "share=NaN: expected a finite number"),
+        ({"count": 1, "parts": [3]}, r"parts\[0\]=3: expected an object"),
+        ({"count": 1, "limits": [1]}, "limits=.*: expected a list of 2"),
+        ({"count": 1, "state": "ajar"}, "state=.*: expected one of open, closed"),
+        ({"count": 1, "note": 5}, "note=5: expected text"),
+        ({"count": 1, "sizes": {"x": "y"}}, r'sizes\.x="y"'),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path: Path, entries: object, named: str) -> None:
+    """One line with the file and the entry."""
+    if isinstance(entries, dict) and "format" not in entries:
+        entries = {"format": 2, **entries}
+    write_json(tmp_path / "sample.json", entries)
+    with pytest.raises(UserError, match=rf"sample\.json.*{named}"):
+        Sample.read(tmp_path / "sample.json")

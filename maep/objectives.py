@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from maep.config.implementations import OBJECTIVES, implementation
 from maep.config.schema import ObjectiveSettings
 
 Model = Callable[..., Any]
@@ -163,7 +164,9 @@ def trades_latent(
 
 
 Objective = Callable[[Model, Tensor, Tensor, Tensor | None, ObjectiveSettings], Losses]
-OBJECTIVES: dict[str, Objective] = {
-    function.__name__: function
-    for function in (mae, purification, mlm, maep, reconstruction, trades_pixel, trades_latent)
-}
+
+
+def objective(name: str) -> Objective:
+    """The loss of a name in `maep.config.implementations.OBJECTIVES`."""
+    function: Objective = implementation(OBJECTIVES[name].path)
+    return function

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from maep.config.implementations import OBJECTIVES
 from maep.config.load import load_settings
 from maep.config.schema import ObjectiveSettings
-from maep.objectives import OBJECTIVES, Losses, maep
+from maep.objectives import Losses, maep, objective
 from maep.runtime.errors import UserError
 
 
@@ -99,7 +100,7 @@ def test_losses_of_images_do_not_mix() -> None:
         return torch.tensor(PURIFIED[1:])
 
     args = (torch.tensor(x[1:]) for x in (CLEAN, ADVERSARIAL, VISIBLE))
-    alone = OBJECTIVES["maep"](model, *args, ObjectiveSettings()).total
+    alone = objective("maep")(model, *args, ObjectiveSettings()).total
     assert torch.equal(together[1:], alone)
 
 
@@ -170,7 +171,7 @@ def total_of(name: str, model: Linear, visible: np.ndarray | None, settings: Obj
     """Losses [2] of the two hand-made pairs, in float64."""
     clean, adversarial = (torch.tensor(images.astype(np.float64)) for images in (CLEAN, ADVERSARIAL))
     mask = None if visible is None else torch.tensor(visible)
-    return OBJECTIVES[name](model, clean, adversarial, mask, settings).total
+    return objective(name)(model, clean, adversarial, mask, settings).total
 
 
 def test_every_objective_has_a_case() -> None:

@@ -3,8 +3,11 @@
 `maep.config.load` merges YAML and the command line onto these classes; nothing else defines a setting.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
+
+from maep.config.implementations import FINETUNING, GRADIENT_ATTACKS, NORMS, OBJECTIVES, THREAT_MODELS
 
 
 def setting(
@@ -12,13 +15,26 @@ def setting(
     help: str,
     *,
     unit: str = "",
-    choices: tuple[Any, ...] = (),
+    choices: Iterable[Any] | str = (),
     low: float | None = None,
     high: float | None = None,
     above: float | None = None,
+    affects_result: bool | tuple[str, ...] = True,
+    stands_in: bool = False,
+    added: bool | tuple[str, ...] = False,
 ) -> Any:
-    """A dataclass field with its documentation and range (low <= value <= high, value > above)."""
-    metadata = {"help": help, "unit": unit, "choices": choices, "low": low, "high": high, "above": above}
+    """A dataclass field with its documentation, its range and what it decides.
+
+    choices: the valid values, or `module:NAME` of the registry that has them. low <= value <= high, value > above.
+    affects_result: whether artefacts depend on it: all that read its section, none, or those named
+    (`maep.config.identity.READS`). stands_in: it names an artefact made elsewhere, whose content counts, not its path.
+    added: it came later; identities leave it out while it has its default, so that what was made before stays valid
+    (of all artefacts, or of those named).
+    """
+    metadata = {
+        "help": help, "unit": unit, "choices": choices if isinstance(choices, str) else tuple(choices), "low": low,
+        "high": high, "above": above, "affects_result": affects_result, "stands_in": stands_in, "added": added,
+    }  # fmt: skip
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -26,9 +42,9 @@ def setting(
 
 @dataclass
 class RunSettings:
-    name: str = setting("default", "name of the run")
-    dir: str = setting("runs/${run.name}", "run directory", unit="path")
-    cache: str = setting("runs/cache", "where artefacts shared between runs live", unit="path")
+    name: str = setting("default", "name of the run", affects_result=("report",))
+    dir: str = setting("runs/${run.name}", "run directory", unit="path", affects_result=False)
+    cache: str = setting("runs/cache", "where artefacts shared between runs live", unit="path", affects_result=False)
     seed: int = setting(0, "seed of order, masks, augmentation, attacks and initialisation", low=0)
 
 
@@ -54,22 +70,40 @@ class DataSettings:
     )
     shard_images: int = setting(1000, "images a shard, at most", unit="images", low=1)
     encoding: str = setting("png", "lossless encoding of stored images", choices=("png", "webp"))
-    on_error: str = setting("raise", "what a corrupt image does", choices=("raise", "skip"))
-    workers: int = setting(2, "processes that decode, encode and load", unit="processes", low=0)
+    on_error: str = setting("raise", "what a corrupt image does", choices=("raise", "skip"), affects_result=("shards",))
+    workers: int = setting(2, "processes that decode, encode and load", unit="processes", low=0, affects_result=False)
     shards: str | None = setting(
-        None, "existing clean shards to use instead of building them", unit="path, or address such as https:// or s3://"
+        None,
+        "existing clean shards to use instead of building them",
+        unit="path, or address such as https:// or s3://",
+        stands_in=True,
     )
-    read_timeout: float = setting(30.0, "one read of remote shards, at most", unit="seconds", above=0.0)
-    read_attempts: int = setting(6, "times that a read of remote shards is tried", low=1)
+    read_timeout: float = setting(
+        30.0, "one read of remote shards, at most", unit="seconds", above=0.0, affects_result=False
+    )
+    read_attempts: int = setting(6, "times that a read of remote shards is tried", low=1, affects_result=False)
     read_backoff: float = setting(
-        0.5, "wait, at most, before the second try; twice as long before each further one", unit="seconds", low=0.0
+        0.5,
+        "wait, at most, before the second try; twice as long before each further one",
+        unit="seconds",
+        low=0.0,
+        affects_result=False,
     )
     cache_dir: str = setting(
-        "${run.cache}/blocks", "where blocks of remote shards are kept; best a local disk", unit="path"
+        "${run.cache}/blocks",
+        "where blocks of remote shards are kept; best a local disk",
+        unit="path",
+        affects_result=False,
     )
-    cache_bytes: int = setting(20 * 10**9, "size of the block cache, at most; 0: none", unit="bytes", low=0)
+    cache_bytes: int = setting(
+        20 * 10**9, "size of the block cache, at most; 0: none", unit="bytes", low=0, affects_result=False
+    )
     cache_block: int = setting(
-        2**18, "size of a block: of remote shards so much is read at least", unit="bytes", low=4096
+        2**18,
+        "size of a block: of remote shards so much is read at least",
+        unit="bytes",
+        low=4096,
+        affects_result=False,
     )
 
 
@@ -79,7 +113,7 @@ class ClassifierSettings:
         "cifar_resnet20", "cifar_resnet20…56, cifar_resnet32w, wrn28_1, wrn28_10, …, or any timm model name"
     )
     weights: str | None = setting(
-        None, "safetensors or torch file; unset: the classifier stage trains one", unit="path"
+        None, "safetensors or torch file; unset: the classifier stage trains one", unit="path", stands_in=True
     )
     mean: list[float] = setting([0.4914, 0.4822, 0.4465], "channel means of its input", unit="[0,1] pixels")
     std: list[float] = setting([0.2471, 0.2435, 0.2616], "channel deviations of its input", unit="[0,1] pixels")
@@ -92,13 +126,15 @@ class ClassifierSettings:
     weight_decay: float = setting(5e-4, "weight decay", low=0.0)
     flip: bool = setting(True, "mirror images at random")
     crop_padding: int = setting(4, "padding of the random crop", unit="pixels", low=0)
-    save_every: int = setting(1, "epochs between checkpoints of its training", unit="epochs", low=1)
+    save_every: int = setting(
+        1, "epochs between checkpoints of its training", unit="epochs", low=1, affects_result=False
+    )
 
 
 @dataclass
 class AttackSettings:
-    method: str = setting("pgd", "attack of the training pairs", choices=("fgsm", "bim", "pgd"))
-    norm: str = setting("Linf", "norm of the budget", choices=("Linf", "L2"))
+    method: str = setting("pgd", "attack of the training pairs", choices=GRADIENT_ATTACKS)
+    norm: str = setting("Linf", "norm of the budget", choices=NORMS)
     eps: float = setting(8 / 255, "budget; a fraction such as 8/255 may be written", unit="[0,1] pixels", low=0.0)
     step: float = setting(2 / 255, "step size", unit="[0,1] pixels", above=0.0)
     steps: int = setting(10, "iterations", low=1)
@@ -107,7 +143,7 @@ class AttackSettings:
     batch_size: int = setting(250, "images a batch; part of the attack's identity", unit="images", low=1)
     online: bool = setting(False, "the trainer attacks each batch itself; no adversarial shards")
     shards: str | None = setting(
-        None, "existing adversarial shards to use instead of making them", unit="path or address"
+        None, "existing adversarial shards to use instead of making them", unit="path or address", stands_in=True
     )
 
 
@@ -149,7 +185,7 @@ class ObjectiveSettings:
     name: str = setting(
         "maep",
         "training objective (Eq. 1, 2, 9-16); mlm changes its stage at pretrain.mask_until",
-        choices=("mae", "purification", "mlm", "maep", "reconstruction", "trades_pixel", "trades_latent"),
+        choices=OBJECTIVES,
     )
     rec_weight: float = setting(1.0, "lambda, weight of the hidden patches' term (maep)", low=0.0)
     trades_weight: float = setting(1.0, "beta, weight of the distance between the pair (trades_*)", low=0.0)
@@ -178,25 +214,33 @@ class TrainSettings:
     ema: float = setting(0.999, "decay of the averaged weights that become the purifier; 0: none", low=0.0, high=1.0)
     flip: bool = setting(True, "mirror pairs at random")
     clean_share: float = setting(0.0, "share of samples whose input is the clean image itself", low=0.0, high=1.0)
-    log_every: int = setting(10, "steps between lines of metrics.jsonl", unit="steps", low=1)
-    save_every: int = setting(200, "steps between checkpoints", unit="steps", low=1)
+    log_every: int = setting(10, "steps between lines of metrics.jsonl", unit="steps", low=1, affects_result=False)
+    save_every: int = setting(200, "steps between checkpoints", unit="steps", low=1, affects_result=False)
     source: str | None = setting(
         None, "configuration whose images, classifier and attack make the training pairs; unset: the run's own"
     )
     source_set: list[str] = setting([], "key=value words on top of that configuration, such as data.root=PATH")
     pause_at: int | None = setting(
-        None, "step after which the training is saved and left, to go on another time", unit="steps", low=1
+        None,
+        "step after which the training is saved and left, to go on another time",
+        unit="steps",
+        low=1,
+        affects_result=False,
     )
-    keep_last: int = setting(3, "newest checkpoints kept", low=2)
-    keep_every: int = setting(0, "checkpoints of every so many steps kept besides; 0: none", unit="steps", low=0)
-    keep_best: int = setting(0, "checkpoints kept besides for the lowest mean loss since the one before", low=0)
+    keep_last: int = setting(3, "newest checkpoints kept", low=2, affects_result=False)
+    keep_every: int = setting(
+        0, "checkpoints of every so many steps kept besides; 0: none", unit="steps", low=0, affects_result=False
+    )
+    keep_best: int = setting(
+        0, "checkpoints kept besides for the lowest mean loss since the one before", low=0, affects_result=False
+    )
 
 
 @dataclass
 class FinetuneSettings(TrainSettings):
     method: str = setting(
         "lora", "what is trained: an adapter (lora, dora, ia3), everything (full), nothing (none)",
-        choices=("lora", "dora", "ia3", "full", "none"),
+        choices=FINETUNING,
     )  # fmt: skip
     targets: str = setting("decoder", "which layers an adapter adapts", choices=("decoder", "both"))
     rank: int = setting(8, "rank of lora and dora", low=1)
@@ -211,38 +255,73 @@ class FinetuneSettings(TrainSettings):
 
 @dataclass
 class ComputeSettings:
-    device: str = setting("auto", "where to compute", choices=("auto", "cpu", "cuda"))
+    device: str = setting("auto", "where to compute", choices=("auto", "cpu", "cuda"), affects_result=False)
     precision: str = setting("fp32", "arithmetic of training", choices=("fp32", "bf16", "fp16"))
     compile: bool = setting(False, "torch.compile the training step")
-    threads: int = setting(0, "CPU threads a process; 0: torch's choice", low=0)
+    threads: int = setting(0, "CPU threads a process; 0: torch's choice", low=0, affects_result=False)
     claim_timeout: float = setting(
-        60.0, "silence after which a worker's shards or chunks are taken over by others", unit="seconds", above=0.0
+        60.0,
+        "silence after which a worker's shards or chunks are taken over by others",
+        unit="seconds",
+        above=0.0,
+        affects_result=False,
     )
-    zero_stage: int | None = setting(None, "DeepSpeed ZeRO stage; unset: no DeepSpeed", choices=(None, 0, 1, 2, 3))
-    log_samples: bool = setting(False, "write down which samples each process consumed, under run.dir/samples")
+    zero_stage: int | None = setting(
+        None, "DeepSpeed ZeRO stage; unset: no DeepSpeed", choices=(None, 0, 1, 2, 3), affects_result=False
+    )
+    log_samples: bool = setting(
+        False, "write down which samples each process consumed, under run.dir/samples", affects_result=False
+    )
     join_timeout: float = setting(
-        300.0, "time in which all processes of a job must have joined", unit="seconds", above=0.0
+        300.0, "time in which all processes of a job must have joined", unit="seconds", above=0.0, affects_result=False
     )
     stall_timeout: float = setting(
-        600.0, "time without progress after which a job ends, naming who stalled", unit="seconds", above=0.0
+        600.0,
+        "time without progress after which a job ends, naming who stalled",
+        unit="seconds",
+        above=0.0,
+        affects_result=False,
     )
-    grace: float = setting(60.0, "time between a signal and the kill; bounds the last save", unit="seconds", above=0.0)
+    grace: float = setting(
+        60.0,
+        "time between a signal and the kill; bounds the last save",
+        unit="seconds",
+        above=0.0,
+        affects_result=False,
+    )
+
+
+@dataclass
+class PurifierSettings:
+    kind: str = setting(
+        "maep", "which defense; its settings are the section of that name (maep: model, objective and purify)",
+        choices="maep.purifiers.registry:KINDS", added=True,
+    )  # fmt: skip
 
 
 @dataclass
 class PurifySettings:
-    batch_tiles: int = setting(256, "tiles a forward pass; bounds the memory", unit="tiles", low=1)
+    batch_tiles: int = setting(
+        256, "tiles a forward pass; bounds the memory", unit="tiles", low=1, affects_result=("evaluate", "point")
+    )
     overlap: int = setting(0, "overlap of neighbouring tiles, blended", unit="pixels", low=0)
     shifts: int = setting(
-        1, "grids, each shifted by a further share of a tile down and right, whose results are averaged", low=1, high=16
+        1,
+        "grids, each shifted by a further share of a tile down and right, whose results are averaged",
+        low=1,
+        high=16,
+        added=("records",),
     )
     passes: int = setting(1, "times the purifier is applied to its own output (the paper: 1)", low=1)
     noise: float = setting(
         0.0, "deviation of Gaussian noise added before each pass; above 0 the purifier is random",
-        unit="[0,1] pixels", low=0.0,
-    )  # fmt: skip
+        unit="[0,1] pixels", low=0.0, added=("records",))  # fmt: skip
     mask_ratio: float = setting(
-        0.0, "share of patches hidden at random when purifying, r; above 0 the purifier is random", low=0.0, high=0.95
+        0.0,
+        "share of patches hidden at random when purifying, r; above 0 the purifier is random",
+        low=0.0,
+        high=0.95,
+        added=("records",),
     )
 
 
@@ -262,37 +341,50 @@ class EvaluationSettings:
     blackbox_attacks: list[str] = setting(
         ["square"], "attacks of the black-box threat model: square, or square-K with K queries instead of 5000"
     )
-    norm: str = setting("Linf", "norm of the budget", choices=("Linf", "L2"))
+    norm: str = setting("Linf", "norm of the budget", choices=NORMS)
     eps: list[float] = setting([8 / 255], "budgets; fractions may be written", unit="[0,1] pixels", low=0.0)
-    threat_models: list[str] = setting(
-        ["oblivious", "bpda", "adaptive", "adaptive-eot", "blackbox"],
-        "what the attacker knows",
-        choices=("oblivious", "bpda", "adaptive", "adaptive-eot", "blackbox"),
-    )
+    threat_models: list[str] = setting(list(THREAT_MODELS), "what the attacker knows", choices=THREAT_MODELS)
     precision: str = setting(
-        "fp32", "arithmetic of the model that attacks follow; verdicts are taken in fp32", choices=("fp32", "bf16")
+        "fp32",
+        "arithmetic of the model that attacks follow; verdicts are taken in fp32",
+        choices=("fp32", "bf16"),
+        affects_result=("evaluate", "point"),
     )
-    compile: bool = setting(False, "torch.compile the model that attacks follow; verdicts are the uncompiled one's")
+    compile: bool = setting(
+        False,
+        "torch.compile the model that attacks follow; verdicts are the uncompiled one's",
+        affects_result=("evaluate", "point"),
+    )
     draws: int = setting(
         8, "draws of a random purifier that adaptive-eot averages over, and that its scores are taken from", low=1
     )
     purifiers: str = setting(
-        "both", "which of the run's purifiers to judge", choices=("both", "pretrained", "finetuned")
+        "both",
+        "which of the run's purifiers to judge",
+        choices=("both", "pretrained", "finetuned"),
+        affects_result=("evaluate", "point"),
     )
     purifier: str | None = setting(
         None,
         "run, purifier/ or checkpoint to judge instead of the run's own, without training one; also purifier=PATH",
         unit="path",
+        stands_in=True,
     )
     check_images: int = setting(
-        16, "images on which the defence itself is checked for masked gradients", unit="images", low=1
+        16,
+        "images on which the defence itself is checked for masked gradients",
+        unit="images",
+        low=1,
+        affects_result=("evaluate", "point"),
     )
-    figure_images: int = setting(8, "images in the report's figure", unit="images", low=1)
+    figure_images: int = setting(
+        8, "images in the report's figure", unit="images", low=1, affects_result=("evaluate", "report", "point")
+    )
 
 
 @dataclass
 class Settings:
-    """The whole configuration, one section a concern."""
+    """The whole configuration, one section a concern; `maep.config.load` adds the section of the purifier's kind."""
 
     run: RunSettings = field(default_factory=RunSettings)
     data: DataSettings = field(default_factory=DataSettings)
@@ -303,5 +395,6 @@ class Settings:
     pretrain: TrainSettings = field(default_factory=TrainSettings)
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
     compute: ComputeSettings = field(default_factory=ComputeSettings)
+    purifier: PurifierSettings = field(default_factory=PurifierSettings)
     purify: PurifySettings = field(default_factory=PurifySettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)

@@ -4,25 +4,25 @@ import ctypes
 
 import torch
 
-from maep.config.schema import ComputeSettings
 from maep.runtime.errors import fail
 
 # glibc's <malloc.h>
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
-LARGEST_INT = 2**31 - 1
-GROWTH = 2**26
+LARGEST_INT = 2**31 - 1  # the threshold that is never reached: freed memory is never given back
+GROWTH = 2**26  # bytes that the heap grows by at least: a batch of activations in a few steps, nothing beside a model
 
 
-def prepare_device(compute: ComputeSettings) -> str:
+def prepare_device(device: str, threads: int) -> str:
     """`cuda` or `cpu`, with this process's threads and memory made ready for it. Before anything is computed.
 
+    device, threads: as compute.device (`auto`, `cpu`, `cuda`) and compute.threads (0: torch's choice).
     Raises UserError if cuda is asked for and there is none.
     """
-    if compute.device == "cuda" and not torch.cuda.is_available():
+    if device == "cuda" and not torch.cuda.is_available():
         fail("compute.device=cuda: no CUDA device here; choose cpu or auto")
-    if compute.threads:
-        torch.set_num_threads(compute.threads)
-    if compute.device != "cpu" and torch.cuda.is_available():
+    if threads:
+        torch.set_num_threads(threads)
+    if device != "cpu" and torch.cuda.is_available():
         return "cuda"
     _keep_freed_memory()
     return "cpu"

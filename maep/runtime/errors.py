@@ -1,8 +1,9 @@
 """What ends a command early: an exception that carries its exit code, and one clear line instead of a traceback."""
 
+import difflib
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from maep.runtime.exits import ExitCode
@@ -72,6 +73,15 @@ class Stopped(AskedToEnd):
 def fail(message: str) -> NoReturn:
     """Raise a `UserError`; reads well at the end of a condition."""
     raise UserError(" ".join(message.split()))
+
+
+def nearest(word: str, choices: Sequence[str]) -> str:
+    """`; did you mean …?` for the choice most like `word`, or nothing.
+
+    Half of the letters in common is as far as a typing mistake goes.
+    """
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _terminate(signum: int, _frame: object) -> NoReturn:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from maep.config.load import LEAVES, config_names, load_settings, settings_help, to_yaml
+from maep.config.command_line import settings_help
+from maep.config.load import config_names, leaves, load_settings, to_yaml
+from maep.config.schema import Settings
 from maep.runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,7 +106,7 @@ def test_unknown_configuration_lists_the_known_ones() -> None:
 def test_help_lists_every_setting_with_help() -> None:
     """No setting without a line of help."""
     text = settings_help()
-    for key, (item, _) in LEAVES.items():
+    for key, (item, _) in leaves(Settings).items():
         assert f"  {key}=" in text
         assert item.metadata["help"]
 
@@ -118,3 +120,21 @@ def test_command_line_ends_with_code_2_and_one_line() -> None:
         assert done.stderr.startswith("error: ")
         assert done.stderr.count("\n") == 1
         assert "did you mean" in done.stderr
+
+
+def test_a_purifiers_kind_brings_its_section() -> None:
+    """Its settings are read, checked by the kind, written to YAML, and refused by name without the kind."""
+    settings = load_settings("digits", ["purifier.kind=median", "median.window=5"])
+    assert settings.median.window == 5  # type: ignore[attr-defined]
+    assert "median:\n  window: 5" in to_yaml(settings)
+    assert "purifier.kind=median" in refusal("median.window=5")
+    assert "odd" in refusal("purifier.kind=median", "median.window=4")
+    assert "choose one of maep, median" in refusal("purifier.kind=medain")
+
+
+def test_settings_survive_their_yaml(tmp_path: Path) -> None:
+    """What a run writes down is read back as the same settings, a kind's section included."""
+    settings = load_settings("digits", ["purifier.kind=median", "median.window=5", "attack.eps=8/255"])
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(settings))
+    assert load_settings(str(path)) == settings

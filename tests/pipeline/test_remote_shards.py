@@ -7,10 +7,10 @@ import pytest
 
 from maep.config.load import load_settings
 from maep.data.adversarial import adversarial_path
+from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import clean_shards_path, clean_split
 from maep.models.classifiers import classifier_identity
-from maep.pipeline.stages import run_pipeline
-from maep.training.classifier import classifier_weights
+from maep.pipeline.execution import run_pipeline
 from tests.storage.http_server import Server, serving
 from tests.tiny import Problem
 

@@ -10,13 +10,13 @@ import torch
 
 from maep.config.load import load_settings
 from maep.config.schema import PurifySettings
+from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import clean_split
 from maep.data.shards import to_float
 from maep.models.classifiers import load_classifier
-from maep.pipeline.stages import run_pipeline
+from maep.pipeline.execution import run_pipeline
 from maep.purifiers import load_purifier
 from maep.runtime.errors import UserError
-from maep.training.classifier import classifier_weights
 from tests.tiny import Problem
 
 TRAINED = ["model.image_size=16", "pretrain.steps=6", "pretrain.save_every=3", "finetune.method=none"]

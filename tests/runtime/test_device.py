@@ -6,7 +6,6 @@ import sys
 import pytest
 import torch
 
-from maep.config.load import load_settings
 from maep.runtime.device import prepare_device
 from maep.runtime.errors import UserError
 from tests.tiny import ROOT
@@ -16,7 +15,8 @@ import resource, torch
 from maep.config.load import load_settings
 from maep.runtime.device import prepare_device
 if {prepared}:
-    prepare_device(load_settings(None, ["compute.device=cpu"]).compute)
+    compute = load_settings(None, ["compute.device=cpu"]).compute
+    prepare_device(compute.device, compute.threads)
 torch.ones(2**24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
@@ -40,11 +40,11 @@ def test_threads_are_the_configured_ones() -> None:
     """compute.threads reaches torch; 0 leaves its choice."""
     before = torch.get_num_threads()
     try:
-        assert prepare_device(load_settings(None, ["compute.device=cpu", "compute.threads=1"]).compute) == "cpu"
+        assert prepare_device("cpu", 1) == "cpu"
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
-    prepare_device(load_settings(None, ["compute.device=cpu"]).compute)
+    prepare_device("cpu", 0)
     assert torch.get_num_threads() == before
 
 
@@ -52,4 +52,4 @@ def test_threads_are_the_configured_ones() -> None:
 def test_missing_device_is_refused() -> None:
     """compute.device=cuda without a device names the setting and the choice."""
     with pytest.raises(UserError, match=r"compute\.device=cuda: no CUDA device here; choose cpu or auto"):
-        prepare_device(load_settings(None, ["compute.device=cuda"]).compute)
+        prepare_device("cuda", 0)

@@ -1,0 +1,76 @@
+"""The command line that all commands share: `cfg=NAME key=value … --option`, and the help that lists every setting."""
+
+import argparse
+import textwrap
+from collections.abc import Sequence
+
+from maep.config.load import (
+    config_names,
+    default_of,
+    leaves,
+    load_settings,
+    sweep_names,
+    type_name,
+    valid_choices,
+)
+from maep.config.schema import Settings
+from maep.runtime.errors import fail, nearest
+
+
+def settings_help() -> str:
+    """Every setting with type, unit, default and help, for `--help`."""
+    lines = []
+    for key, (item, hint) in leaves(Settings).items():
+        unit = f" [{item.metadata['unit']}]" if item.metadata.get("unit") else ""
+        choices = f" ({', '.join(map(str, valid_choices(item)))})" if valid_choices(item) else ""
+        lines.append(f"  {key}={default_of(item)}  <{type_name(hint)}>")
+        lines.append(textwrap.indent(f"{item.metadata['help']}{choices}{unit}", "      "))
+    return "settings (key=default <type>):\n" + "\n".join(lines)
+
+
+def split_arguments(
+    description: str,
+    arguments: Sequence[str],
+    *,
+    options: argparse.ArgumentParser | None = None,
+    default_cfg: str = "",
+) -> tuple[argparse.Namespace, list[str]]:
+    """Parse `cfg=NAME key=value … --option`, without resolving the settings.
+
+    options: a parser made with `add_help=False` that holds the launcher's own `--` options and positionals.
+    Returns its namespace (with `cfg`) and the `key=value` words. Raises UserError for an unknown option.
+    """
+    parser = argparse.ArgumentParser(
+        description=description,
+        parents=[options] if options else [],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"cfg=NAME: one of {', '.join([*config_names(), *sweep_names()])}\n\n{settings_help()}",
+        exit_on_error=False,
+    )
+    pairs = [word for word in arguments if "=" in word and not word.startswith("-")]
+    words = [word for word in arguments if word not in pairs]
+    try:
+        namespace, unknown = parser.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        fail(str(error))
+    if unknown:
+        known = [name for action in parser._actions for name in action.option_strings]
+        fail(f"{unknown[0]}: unknown argument{nearest(unknown[0], known)} (settings are written key=value)")
+    names = [word.partition("=")[2] for word in pairs if word.startswith("cfg=")]
+    namespace.cfg = names[-1] if names else default_cfg
+    return namespace, [word for word in pairs if not word.startswith("cfg=")]
+
+
+def command_line(
+    description: str,
+    arguments: Sequence[str],
+    *,
+    options: argparse.ArgumentParser | None = None,
+    default_cfg: str = "",
+) -> tuple[argparse.Namespace, Settings]:
+    """Parse `cfg=NAME key=value … --option` as `split_arguments`, and resolve the settings.
+
+    Raises UserError on bad input.
+    """
+    namespace, overrides = split_arguments(description, arguments, options=options, default_cfg=default_cfg)
+    return namespace, load_settings(namespace.cfg or None, overrides)

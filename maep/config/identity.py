@@ -1,0 +1,82 @@
+"""What decides an artefact: the one place that says which settings a result depends on.
+
+An artefact reads sections of the settings (`READS`); whether a setting in them matters stands at the setting itself
+(`maep.config.schema.setting`: affects_result, stands_in, added). Two artefacts whose decisive settings and inputs are
+equal are the same artefact.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import Field, fields
+from typing import Any
+
+from maep.config.load import default_of, leaves_of, setting_value
+from maep.config.pair_source import source_facts
+from maep.config.schema import Settings
+from maep.runtime.digests import digest
+
+PAIRS = ("data", "classifier", "attack")  # sections that make the pairs of a training
+# Sections and keys that each artefact reads; those of a stage's inputs are left to the inputs' own identities.
+# `records` is a chunk's record within `evaluate`, `point` a finished run within a sweep.
+READS = {
+    "shards": ("data",),
+    "classifier": ("classifier", "run.seed", "compute.precision"),
+    "attack": ("attack", "run.seed"),
+    "pretrain": ("purifier", "model", "objective", "pretrain", "compute", "run.seed"),
+    "finetune": ("finetune", "objective", "compute", "run.seed"),
+    "evaluate": ("purifier", "evaluation", "purify", "run.seed"),
+    "records": ("purifier", "evaluation", "purify", "run.seed"),
+    "report": ("run.name", "evaluation.figure_images"),
+    "point": tuple(item.name for item in fields(Settings)),
+}
+
+
+def decides(item: Field[Any], artefact: str) -> bool:
+    """Whether an artefact that reads a setting depends on it."""
+    affects = item.metadata.get("affects_result", True)
+    return affects if isinstance(affects, bool) else artefact in affects
+
+
+def decisive_settings(settings: Settings, artefact: str, reads: Iterable[str] = ()) -> dict[str, Any]:
+    """`{key: value}` of the settings that decide an artefact, one of READS.
+
+    reads: sections and keys, where they are others than the artefact's own. The name of another configuration
+    (pretrain.source) stands with the digest of what it says.
+    """
+    values = dict(_decisive(settings, artefact, tuple(reads) or READS[artefact]))
+    for training, source in source_facts(settings).items():
+        if f"{training}.source" in values:
+            values[f"{training}.source"] += f" {digest(decisive_settings(source, 'point', PAIRS))[:8]}"
+    return values
+
+
+def decisive_fields(section: Any, artefact: str) -> dict[str, Any]:
+    """`{name: value}` of the settings of one section that decide an artefact that is made, not given.
+
+    section: such as `settings.data`.
+    """
+    values = {}
+    for item in fields(section):
+        value = getattr(section, item.name)
+        omitted = item.metadata.get("stands_in") or (_is_added(item, artefact) and value == default_of(item))
+        if decides(item, artefact) and not omitted:
+            values[item.name] = value
+    return values
+
+
+def _decisive(settings: Settings, artefact: str, reads: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    for key, (item, _) in leaves_of(settings).items():
+        if _reads(settings, key, reads) and decides(item, artefact):
+            value = setting_value(settings, key)
+            if not (_is_added(item, artefact) and value == default_of(item)):
+                yield key, value
+
+
+def _reads(settings: Settings, key: str, reads: tuple[str, ...]) -> bool:
+    """The section of the purifier's kind is read where its kind is."""
+    section = key.partition(".")[0]
+    return key in reads or section in reads or (section == settings.purifier.kind and "purifier" in reads)
+
+
+def _is_added(item: Field[Any], artefact: str) -> bool:
+    added = item.metadata.get("added", False)
+    return added if isinstance(added, bool) else artefact in added

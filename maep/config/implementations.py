@@ -1,0 +1,54 @@
+"""The names that settings choose from, each with where it is implemented: the one list of each kind.
+
+As text, so that a mistyped setting is answered without importing torch. Purifiers have a registry of their own,
+`maep.purifiers.registry`, since they bring settings with them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A training objective. path: of its function. whole_images: it is defined on unmasked images alone."""
+
+    path: str
+    whole_images: bool = False
+
+
+OBJECTIVES = {
+    "mae": Objective("maep.objectives:mae"),
+    "purification": Objective("maep.objectives:purification", whole_images=True),
+    "mlm": Objective("maep.objectives:mlm"),
+    "maep": Objective("maep.objectives:maep"),
+    "reconstruction": Objective("maep.objectives:reconstruction", whole_images=True),
+    "trades_pixel": Objective("maep.objectives:trades_pixel", whole_images=True),
+    "trades_latent": Objective("maep.objectives:trades_latent", whole_images=True),
+}
+THREAT_MODELS = {
+    "oblivious": "maep.attacks.threat_models:Oblivious",
+    "bpda": "maep.attacks.threat_models:Bpda",
+    "adaptive": "maep.attacks.threat_models:Adaptive",
+    "adaptive-eot": "maep.attacks.threat_models:AdaptiveEot",
+    "blackbox": "maep.attacks.threat_models:BlackBox",
+}
+# Of the training pairs; maep.attacks.gradient takes all three by these names.
+GRADIENT_ATTACKS = ("fgsm", "bim", "pgd")
+NORMS = ("Linf", "L2")
+_ADAPTER = "adapter/adapter_model.safetensors"
+# Finetuning methods, each with the weights that it leaves in run.dir.
+FINETUNING = {"lora": _ADAPTER, "dora": _ADAPTER, "ia3": _ADAPTER, "full": "finetuned/model.safetensors", "none": None}
+
+
+def implementation(path: str) -> Any:
+    """What `module:name` names."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
+
+
+def names_of(reference: str) -> tuple[str, ...]:
+    """The names in a registry given as `module:NAME`."""
+    registry: Mapping[str, Any] = implementation(reference)
+    return tuple(registry)

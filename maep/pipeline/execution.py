@@ -1,0 +1,209 @@
+"""Running stages: which have to run again, why, and the books that are kept of it.
+
+The same identity is not run again; another one moves the old outputs in the run directory aside, says which setting
+changed, and runs. A stage that is killed anywhere goes on from there: its record says that it has begun.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from maep.config.identity import decisive_settings
+from maep.config.load import to_yaml
+from maep.config.schema import Settings
+from maep.evaluation.reporting.report import write_environment
+from maep.evaluation.stage import given_identity
+from maep.pipeline.stage_records import (
+    Reason,
+    StageRecord,
+    Why,
+    changes,
+    in_words,
+    read_stage_record,
+    record_path,
+)
+from maep.pipeline.stages import STAGES, Launcher, Stage, needs_of, stages_of, wanted_stages
+from maep.runtime.console import say
+from maep.runtime.digests import digest
+from maep.runtime.errors import UserError, fail
+from maep.storage.atomic import atomic_file
+from maep.storage.locks import Lock, one_at_a_time, run_lock
+
+REASONS_SHOWN = 4  # so that a line stays a line; the rest of a changed section follows from these
+
+
+def _record(settings: Settings, name: str) -> StageRecord | None:
+    return read_stage_record(Path(settings.run.dir), name)
+
+
+def _present(stage: Stage, settings: Settings, seconds: float = 0.0, *, finished: bool = False) -> StageRecord:
+    """The stage's record for the settings and inputs of this run."""
+    inputs = {}
+    for name in needs_of(stage, settings):
+        record = _record(settings, name)
+        inputs[name] = record.identity if record else ""
+    if stage.name == "evaluate" and settings.evaluation.purifier:
+        inputs["evaluation.purifier"] = given_identity(settings.evaluation.purifier)
+    identity = stage.identity(settings) if finished else ""
+    return StageRecord(decisive_settings(settings, stage.name), inputs, finished, identity, seconds)
+
+
+def _changes(stage: Stage, settings: Settings, record: StageRecord) -> list[Reason]:
+    return changes(record, _present(stage, settings), settings, stage.name)
+
+
+def _is_whole(stage: Stage, settings: Settings, identity: str) -> bool:
+    """Whether the stage's result is still there, and still the one recorded."""
+    try:
+        return stage.identity(settings) == identity
+    except (UserError, OSError) as error:
+        say(f"{stage.name}: its result cannot be read ({error})")
+        return False
+
+
+def why_unfinished(stage: Stage, settings: Settings) -> list[Reason]:
+    """Why a stage would run now; [] if it is finished for these settings and inputs, and whole."""
+    record = _record(settings, stage.name)
+    if record is None:
+        return [Reason(Why.NOT_RUN)]
+    reasons = _changes(stage, settings, record)
+    if reasons or not record.finished:
+        return reasons or [Reason(Why.STOPPED)]
+    return [] if _is_whole(stage, settings, record.identity) else [Reason(Why.RESULT_ALTERED)]
+
+
+def unfinished_stages(settings: Settings) -> dict[str, list[Reason]]:
+    """`{name: why}` of the stages that a run of the whole pipeline would run, in order."""
+    unfinished: dict[str, list[Reason]] = {}
+    for name in stages_of(settings):
+        stage = STAGES[name]
+        reasons = [Reason(Why.STAGE_BEFORE, need) for need in needs_of(stage, settings) if need in unfinished]
+        reasons = reasons or why_unfinished(stage, settings)
+        if reasons:
+            unfinished[name] = reasons
+    return unfinished
+
+
+def _set_aside(stage: Stage, settings: Settings, record: StageRecord) -> None:
+    """Move outputs of another identity to run.dir/superseded/, so that nothing is lost."""
+    run = Path(settings.run.dir)
+    directory = run / "superseded" / f"{stage.name}-{digest([record.settings, record.inputs])[:8]}"
+    for name in stage.outputs:
+        if (run / name).exists():
+            target = directory / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not target.exists():
+                (run / name).rename(target)
+                say(f"{stage.name}: {name} moved to {target}")
+
+
+def _begin(stage: Stage, settings: Settings, reasons: list[Reason]) -> None:
+    """Say why a stage runs, move what it made for other settings aside, and write down that it has begun."""
+    record = _record(settings, stage.name)
+    differences = _changes(stage, settings, record) if record else []
+    how = ""
+    if record:
+        resumes = not record.finished and not differences
+        how = " on, from where it was stopped" if resumes else f" again: {in_words(reasons, REASONS_SHOWN)}"
+    idle = stage.idle(settings)
+    say(f"{stage.name}: {f'nothing to do, {idle}' if idle else f'runs{how}'}")
+    if record and differences:
+        _set_aside(stage, settings, record)
+    seconds = record.seconds if record and not differences else 0.0
+    _write(stage, settings, seconds)
+
+
+def _write(stage: Stage, settings: Settings, seconds: float, *, finished: bool = False) -> None:
+    _present(stage, settings, seconds, finished=finished).write(record_path(Path(settings.run.dir), stage.name))
+
+
+def _seconds(settings: Settings, name: str) -> float:
+    """Spent on a stage so far."""
+    record = _record(settings, name)
+    return record.seconds if record else 0.0
+
+
+def run_stage(stage: Stage, settings: Settings, launch: Launcher, lock: Lock | None = None) -> None:
+    """Run a stage unless it is finished for these settings and inputs; says what it does and why.
+
+    lock: of the run directory; once a later attempt of the job has it, this one leaves the stage's record alone.
+    """
+    reasons = why_unfinished(stage, settings)
+    if not reasons:
+        say(f"{stage.name}: finished before ({_seconds(settings, stage.name):.0f} s)")
+        return
+    _begin(stage, settings, reasons)
+    started, before = time.time(), _seconds(settings, stage.name)
+    try:
+        if not stage.idle(settings):
+            stage.run(settings, launch)
+    finally:
+        seconds = before + time.time() - started
+        if lock is None or lock.is_held():
+            _write(stage, settings, seconds)
+    _write(stage, settings, seconds, finished=True)
+    say(f"{stage.name}: finished ({seconds:.0f} s)")
+
+
+def _nothing_to_launch(name: str, _settings: Settings) -> None:
+    raise RuntimeError(f"{name}: an idle stage launches nothing")
+
+
+def _require_needs(name: str, settings: Settings) -> None:
+    """Raise UserError unless all that a stage needs is finished; needs without work to do are recorded here."""
+    for need in needs_of(STAGES[name], settings):
+        _require_needs(need, settings)
+        stage, record = STAGES[need], _record(settings, need)
+        reasons = _changes(stage, settings, record) if record else [Reason(Why.NOT_RUN)]
+        if record and record.finished and not reasons:
+            continue
+        if stage.idle(settings):
+            run_stage(stage, settings, _nothing_to_launch)
+        else:
+            why = in_words(reasons or [Reason(Why.STOPPED)], 2)
+            fail(f"stage={name}: needs stage {need}, not finished ({why}); run stage={need} or stage=all")
+
+
+def work_on_stage(name: str, settings: Settings, worker: tuple[int, int] = (0, 1)) -> bool:
+    """Do a share of a stage that any number of workers may work on; the run directory is not locked meanwhile.
+
+    worker: (i, n), one of n. Whoever finds everything finished writes the stage's record. Returns whether it is
+    finished. Raises UserError if what it needs is not finished, or if its work is not shared out.
+    """
+    stage = STAGES[name]
+    if stage.share is None:
+        fail(f"stage={name}: its work is not shared out; choose {' or '.join(n for n, s in STAGES.items() if s.share)}")
+    records = record_path(Path(settings.run.dir), name).parent
+    with one_at_a_time(records):
+        _require_needs(name, settings)
+        reasons = why_unfinished(stage, settings)
+        if not reasons:
+            say(f"{name}: finished before")
+            return True
+        if [reason.why for reason in reasons] != [Why.STOPPED]:
+            _begin(stage, settings, reasons)
+    started = time.time()
+    whole = stage.idle(settings) != "" or stage.share(settings, worker)
+    with one_at_a_time(records):
+        record = _record(settings, name)
+        finished = whole or (record is not None and record.finished)
+        _write(stage, settings, _seconds(settings, name) + time.time() - started, finished=finished)
+    say(f"{name}: worker {worker[0]} of {worker[1]} is done; {'all is finished' if finished else 'others go on'}")
+    return finished
+
+
+def run_pipeline(settings: Settings, wanted: str, launch: Launcher) -> None:
+    """Run what `wanted_stages` names, in order, in a run directory that is locked meanwhile.
+
+    launch: runs the function of a training stage on the processes asked for.
+    Raises UserError for an unknown stage, a stage whose needs are not finished, or a run directory in use.
+    """
+    names = wanted_stages(settings, wanted)
+    directory = Path(settings.run.dir)
+    with run_lock(directory) as lock:
+        _require_needs(names[0], settings)
+        with atomic_file(directory / "config.yaml") as temporary:
+            temporary.write_text(to_yaml(settings))
+        write_environment(directory, sys.argv)
+        for name in names:
+            run_stage(STAGES[name], settings, launch, lock)

@@ -10,43 +10,47 @@ work out as they go claim their shards in `.claims-NAME-IDENTITY` beside the dir
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from maep.attacks.gradient import AttackSpec, attack, random_targets
 from maep.config.schema import AttackSettings, Settings
+from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import clean_split
+from maep.data.shard_manifest import AdversarialManifest, ShardEntry
 from maep.data.shards import ShardSet, ShardWriter, index_of, seal_shard_set, to_float
 from maep.models.classifiers import classifier_identity, load_classifier
 from maep.runtime.console import progress_bar, say
 from maep.runtime.device import prepare_device
+from maep.runtime.digests import digest
 from maep.runtime.errors import UserError, fail
-from maep.storage.atomic import MANIFEST, digest, read_json, remove_temporaries, sha256_file, write_json
+from maep.storage.atomic import remove_temporaries, sha256_file
 from maep.storage.claims import Claims
+from maep.storage.documents import Document
 from maep.storage.locks import one_at_a_time
 from maep.storage.remote import Location, Reading, location
-from maep.training.classifier import classifier_weights
+from maep.storage.sealed import MANIFEST
 
-HALVINGS = 12
-TOLERANCE = 1e-9
+HALVINGS = 12  # of the interval in which the scale of an L2 perturbation is sought: to 1/4096, below a level's worth
+TOLERANCE = 1e-9  # relative; what float64 may lose in a norm over a million pixels
+WHOLE_LEVEL = 1e-6  # of a level: k/255 in a configuration comes out a little below or above k
 
 
-def attack_identity(settings: Settings, clean: ShardSet, classifier_identity: str) -> str:
+def attack_identity(attack: AttackSettings, seed: int, clean: ShardSet, classifier_identity: str) -> str:
     """64 hex digits of all that the adversarial images depend on."""
     return digest(
         {
             "classifier": classifier_identity,
             "images": clean.identity,
-            "shards": [shard["count"] for shard in clean.manifest["shards"]],
-            "attack": asdict(AttackSpec.of(settings.attack)),
-            "seed": settings.run.seed,
-            "batch_size": settings.attack.batch_size,
+            "shards": [shard.count for shard in clean.manifest.shards],
+            "attack": asdict(AttackSpec.of(attack)),
+            "seed": seed,
+            "batch_size": attack.batch_size,
         }
     )
 
@@ -55,28 +59,28 @@ def adversarial_path(settings: Settings, clean: ShardSet, classifier_identity: s
     """Where the adversarial shards of a configuration are or will be."""
     if settings.attack.shards:
         return location(settings.attack.shards)
-    return _made_path(settings, clean, classifier_identity)
+    return _default_path(settings, clean, classifier_identity)
 
 
-def _made_path(settings: Settings, clean: ShardSet, classifier_identity: str) -> Path:
-    identity = attack_identity(settings, clean, classifier_identity)
+def _default_path(settings: Settings, clean: ShardSet, classifier_identity: str) -> Path:
+    identity = attack_identity(settings.attack, settings.run.seed, clean, classifier_identity)
     return Path(settings.run.cache) / "adversarial" / f"{settings.data.name}-{identity[:8]}"
 
 
 def check_adversarial(adversarial: ShardSet, clean: ShardSet, classifier_identity: str, settings: Settings) -> None:
     """Raise UserError if the shards were made for another classifier, attack or image set than configured."""
-    known, path = adversarial.manifest, adversarial.path
+    manifest, path = adversarial.manifest, adversarial.path
     remedy = "unset attack.shards or name others"
-    if known.get("kind") != "adversarial":
+    if not isinstance(manifest, AdversarialManifest):
         fail(f"{path}: not adversarial shards; {remedy}")
-    if known["clean_identity"] != clean.identity:
+    if manifest.clean_identity != clean.identity:
         fail(f"{path}: made from another image set than {clean.path}; {remedy}")
-    if known["classifier_identity"] != classifier_identity:
+    if manifest.classifier_identity != classifier_identity:
         fail(f"{path}: made for another classifier than classifier.arch={settings.classifier.arch}; {remedy}")
     for name, value in asdict(AttackSpec.of(settings.attack)).items():
-        if known["attack"].get(name) != value:
-            told = f"made with attack.{name}={known['attack'].get(name)}, configured is {value}"
-            fail(f"{path}: made for another attack: {told}; {remedy}")
+        actual = manifest.attack.get(name)
+        if actual != value:
+            fail(f"{path}: made for another attack: made with attack.{name}={actual}, configured is {value}; {remedy}")
 
 
 def make_adversarial_shards(settings: Settings, worker: tuple[int, int] = (0, 1), shared: bool = False) -> Location:
@@ -92,24 +96,25 @@ def make_adversarial_shards(settings: Settings, worker: tuple[int, int] = (0, 1)
     clean = clean_split(settings, "train")
     weights = classifier_weights(settings)
     identity = classifier_identity(settings.classifier, weights)
-    path = _made_path(settings, clean, identity)
+    path = _default_path(settings, clean, identity)
     if settings.attack.shards or (path / MANIFEST).is_file():
-        found = ShardSet(adversarial_path(settings, clean, identity), Reading.of(settings))
-        check_adversarial(found, clean, identity, settings)
-        say(f"adversarial shards: {found.path}")
-        return found.path
+        existing = ShardSet(adversarial_path(settings, clean, identity), Reading.of(settings.data))
+        check_adversarial(existing, clean, identity, settings)
+        say(f"adversarial shards: {existing.path}")
+        return existing.path
     _check_budget(settings.attack)
     for problem in clean.verify() if worker[0] == 0 else ():  # the others notice what is altered when they read it
         fail(problem)
-    device = torch.device(prepare_device(settings.compute))
+    device = torch.device(prepare_device(settings.compute.device, settings.compute.threads))
     model = load_classifier(settings.classifier, len(clean.classes), weights).to(device)
-    _ShardAttack(settings, clean, identity, model, device, path).run(worker, shared)
+    timeout = settings.compute.claim_timeout
+    _ShardAttack(settings.attack, settings.run.seed, timeout, clean, identity, model, device, path).run(worker, shared)
     return path
 
 
 def _check_budget(settings: AttackSettings) -> None:
     """A budget below what 8 bits can store would silently leave every image as it is."""
-    if 0 < settings.eps * 255 < 1 - 1e-6:
+    if 0 < settings.eps * 255 < 1 - WHOLE_LEVEL:
         fail(f"attack.eps={settings.eps}: below one level of the 8-bit images, 1/255; choose 0 or at least 1/255")
 
 
@@ -124,7 +129,7 @@ def quantise(adversarial: Tensor, clean: Tensor, norm: str, eps: float) -> Tenso
     """
     delta = adversarial * 255 - clean
     if norm == "Linf":
-        levels = math.floor(eps * 255 + 1e-6)
+        levels = math.floor(eps * 255 + WHOLE_LEVEL)
         delta = delta.round().clamp(-levels, levels)
     else:
         delta = _shrunk(delta, eps * 255)
@@ -156,38 +161,63 @@ def distances(stored: Tensor, clean: Tensor, norm: str) -> Tensor:
 # --- the work ---
 
 
-@dataclass
-class _Outcome:
-    """How an attack went on some images, counted; see `facts`."""
+@dataclass(frozen=True)
+class Outcome:
+    """How an attack went on some images, counted, on the stored 8-bit images; outcomes can be added.
 
-    count: int = 0
-    clean_right: int = 0
-    adversarial_right: int = 0
-    succeeded: int = 0
-    attackable: int = 0
-    eps_used: float = 0.0
+    attackable: those that count for the success: untargeted the images that the classifier had right, targeted all,
+    where success is the target's label.
+    """
 
-    def add(self, other: "_Outcome") -> None:
-        for name in ("count", "clean_right", "adversarial_right", "succeeded", "attackable"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.eps_used = max(self.eps_used, other.eps_used)
+    count: int = field(default=0, metadata={"low": 0})
+    clean_right: int = field(default=0, metadata={"low": 0})
+    adversarial_right: int = field(default=0, metadata={"low": 0})
+    succeeded: int = field(default=0, metadata={"low": 0})
+    attackable: int = field(default=0, metadata={"low": 0})
+    eps_used: float = field(default=0.0, metadata={"low": 0})
 
-    def facts(self) -> dict[str, Any]:
-        """For the manifest: success_rate in percent, untargeted of the images that the classifier had right,
-        targeted of all images, where success is the target's label; accuracies in percent; all on 8-bit images."""
-        return {
-            "success_rate": 100 * self.succeeded / max(1, self.attackable),
-            "clean_accuracy": 100 * self.clean_right / max(1, self.count),
-            "adversarial_accuracy": 100 * self.adversarial_right / max(1, self.count),
-            "eps_used": self.eps_used,
-        }
+    def __add__(self, other: "Outcome") -> "Outcome":
+        return Outcome(
+            self.count + other.count,
+            self.clean_right + other.clean_right,
+            self.adversarial_right + other.adversarial_right,
+            self.succeeded + other.succeeded,
+            self.attackable + other.attackable,
+            max(self.eps_used, other.eps_used),
+        )
+
+    @property
+    def success_rate(self) -> float:
+        """Percent of the attackable images."""
+        return 100 * self.succeeded / max(1, self.attackable)
+
+    @property
+    def clean_accuracy(self) -> float:
+        """Percent of the images that the classifier had right."""
+        return 100 * self.clean_right / max(1, self.count)
+
+    @property
+    def adversarial_accuracy(self) -> float:
+        """Percent of the images that it has right still."""
+        return 100 * self.adversarial_right / max(1, self.count)
+
+
+@dataclass(frozen=True)
+class AttackRecord(Document):
+    """Beside each finished shard: of which attack it is, the SHA-256 of its files by name, and how the attack went."""
+
+    identity: str
+    files: Mapping[str, str]
+    outcome: Outcome
 
 
 @dataclass
 class _ShardAttack:
-    """One classifier and one attack on a set of clean shards."""
+    """One classifier and one attack on a set of clean shards. claim_timeout: seconds; see `Claims`."""
 
-    settings: Settings
+    settings: AttackSettings
+    seed: int
+    claim_timeout: float
     clean: ShardSet
     classifier: str
     model: nn.Module
@@ -195,9 +225,9 @@ class _ShardAttack:
     path: Path
 
     def __post_init__(self) -> None:
-        self.spec = AttackSpec.of(self.settings.attack)
-        self.identity = attack_identity(self.settings, self.clean, self.classifier)
-        self.shards: list[dict[str, Any]] = self.clean.manifest["shards"]
+        self.spec = AttackSpec.of(self.settings)
+        self.identity = attack_identity(self.settings, self.seed, self.clean, self.classifier)
+        self.shards = self.clean.manifest.shards
 
     def run(self, worker: tuple[int, int], shared: bool) -> None:
         """Make what is missing of a worker's share, or of all; seal the set if it is complete then."""
@@ -208,80 +238,78 @@ class _ShardAttack:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}") from error
         remove_temporaries(self.path)
         if shared:
-            share = share + [shard for shard in self.shards if shard not in share]
-        missing = [shard for shard in share if not self._is_made(shard)]
+            share = (*share, *(shard for shard in self.shards if shard not in share))
+        missing = [shard for shard in share if not self._is_finished(shard)]
         if len(missing) < len(share):
             say(f"attack: {len(share) - len(missing)} of {len(share)} shards were made before")
-        total = _Outcome()
-        with progress_bar() as bar, self._claimed(missing) if shared else nullcontext(missing) as mine:
-            row = bar.add_task("attack", total=sum(shard["count"] for shard in missing), note="")
-            for shard in mine:
+        total = Outcome()
+        with progress_bar() as bar, self._claimed(missing) if shared else nullcontext(missing) as shards:
+            row = bar.add_task("attack", total=sum(shard.count for shard in missing), note="")
+            for shard in shards:
                 for outcome in self._make(shard):
-                    total.add(outcome)
-                    bar.update(row, advance=outcome.count, note=f"success {total.facts()['success_rate']:.1f} %")
+                    total += outcome
+                    bar.update(row, advance=outcome.count, note=f"success {total.success_rate:.1f} %")
         self._seal_if_complete()
 
     @contextmanager
-    def _claimed(self, shards: list[dict[str, Any]]) -> Iterator[Iterable[dict[str, Any]]]:
+    def _claimed(self, shards: Sequence[ShardEntry]) -> Iterator[Iterable[ShardEntry]]:
         """Those of the shards that this worker is to make, each claimed while it makes it."""
-        by_name = {shard["name"]: shard for shard in shards}
+        by_name = {shard.name: shard for shard in shards}
         directory = self.path.with_name(f".claims-{self.path.name}")
-        with Claims(directory, self.settings.compute.claim_timeout) as claims:
-            names = claims.shared(list(by_name), lambda name: self._is_made(by_name[name]))
+        with Claims(directory, self.claim_timeout) as claims:
+            names = claims.shared(list(by_name), lambda name: self._is_finished(by_name[name]))
             yield (by_name[name] for name in names)
 
-    def _record(self, shard: dict[str, Any]) -> Path:
-        return (self.path / shard["name"]).with_suffix(".attack.json")
+    def _record(self, shard: ShardEntry) -> Path:
+        return (self.path / shard.name).with_suffix(".attack.json")
 
-    def _is_made(self, shard: dict[str, Any]) -> bool:
-        """Whether a shard is there, whole, and of this attack."""
-        record, tar = self._record(shard), self.path / shard["name"]
-        if not record.is_file():
+    def _is_finished(self, shard: ShardEntry) -> bool:
+        """Whether a shard exists, whole, and is of this attack."""
+        path, tar = self._record(shard), self.path / shard.name
+        if not path.is_file():
             return False
-        known = read_json(record)
-        files = {path.name: path for path in (tar, index_of(tar))}
-        whole = all(path.is_file() and sha256_file(path) == known["files"].get(n) for n, path in files.items())
-        return whole and known["identity"] == self.identity
+        record = AttackRecord.read(path)
+        whole = all(
+            path.is_file() and sha256_file(path) == record.files.get(path.name) for path in (tar, index_of(tar))
+        )
+        return whole and record.identity == self.identity
 
-    def _make(self, shard: dict[str, Any]) -> list[_Outcome]:
+    def _make(self, shard: ShardEntry) -> list[Outcome]:
         """Attack one shard in batches; its record is written after both of its files."""
-        tar = self.path / shard["name"]
-        indices = range(shard["first"], shard["first"] + shard["count"])
+        tar = self.path / shard.name
+        indices = range(shard.first, shard.first + shard.count)
         outcomes = []
-        with ShardWriter(tar, self.clean.manifest["encoding"]) as writer:
-            for start in range(0, len(indices), self.settings.attack.batch_size):
-                batch = indices[start : start + self.settings.attack.batch_size]
+        with ShardWriter(tar, self.clean.manifest.encoding) as writer:
+            for start in range(0, len(indices), self.settings.batch_size):
+                batch = indices[start : start + self.settings.batch_size]
                 stored, labels, outcome = self._attack(batch)
                 for index, image, label in zip(batch, stored.permute(0, 2, 3, 1).numpy(), labels, strict=True):
                     writer.write(index, image, int(label))
                 outcomes.append(outcome)
-        total = _Outcome()
-        for outcome in outcomes:
-            total.add(outcome)
         files = {path.name: sha256_file(path) for path in (tar, index_of(tar))}
-        write_json(self._record(shard), {"identity": self.identity, "files": files, "outcome": asdict(total)})
+        AttackRecord(self.identity, files, sum(outcomes, Outcome())).write(self._record(shard))
         return outcomes
 
-    def _attack(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, _Outcome]:
+    def _attack(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Outcome]:
         """Adversarial images (uint8 on the host), labels and outcome of one batch."""
         clean, labels = (tensor.to(self.device) for tensor in self.clean.batch(indices))
-        seed, spec = self.settings.run.seed, self.spec
-        made = attack(self.model, to_float(clean), labels, spec, indices, seed)
-        stored = quantise(made, clean, spec.norm, spec.eps)
+        seed, spec = self.seed, self.spec
+        adversarial = attack(self.model, to_float(clean), labels, spec, indices, seed)
+        stored = quantise(adversarial, clean, spec.norm, spec.eps)
         used = float(distances(stored, clean, spec.norm).max())
         if used > spec.eps * (1 + 1e-6):
             raise RuntimeError(f"samples {indices[0]}…{indices[-1]}: stored {used} from clean, eps is {spec.eps}")
         return stored.cpu(), labels.cpu(), self._outcome(clean, stored, labels, indices, used)
 
     @torch.no_grad()
-    def _outcome(self, clean: Tensor, stored: Tensor, labels: Tensor, indices: Sequence[int], used: float) -> _Outcome:
+    def _outcome(self, clean: Tensor, stored: Tensor, labels: Tensor, indices: Sequence[int], used: float) -> Outcome:
         before, after = (self.model(to_float(images)).argmax(1) for images in (clean, stored))
         right, still = before == labels, after == labels
         attackable, succeeded = right, right & ~still
         if self.spec.targeted:
-            targets = random_targets(labels, len(self.clean.classes), indices, self.settings.run.seed)
+            targets = random_targets(labels, len(self.clean.classes), indices, self.seed)
             attackable, succeeded = torch.ones_like(right), after == targets
-        return _Outcome(
+        return Outcome(
             count=len(labels),
             clean_right=int(right.sum()),
             adversarial_right=int(still.sum()),
@@ -293,30 +321,25 @@ class _ShardAttack:
     def _seal_if_complete(self) -> None:
         """Write the manifest when every shard is there; with several workers, whoever comes last does."""
         with one_at_a_time(self.path):
-            missing = [shard["name"] for shard in self.shards if not self._is_made(shard)]
+            missing = [shard.name for shard in self.shards if not self._is_finished(shard)]
             if missing:
                 say(f"attack: this worker is done; {len(missing)} of {len(self.shards)} shards are left to others")
                 return
-            total = _Outcome()
-            for shard in self.shards:
-                total.add(_Outcome(**read_json(self._record(shard))["outcome"]))
-            seal_shard_set(self.path, {**self._facts(), **total.facts()})
-        facts = total.facts()
+            total = sum((AttackRecord.read(self._record(shard)).outcome for shard in self.shards), Outcome())
+            seal_shard_set(self.path, self._manifest(total))
         say(
-            f"adversarial shards: {total.count} images, {self.spec.name} {self.spec.norm} eps {facts['eps_used']:.5f}: "
-            f"success {facts['success_rate']:.1f} %, accuracy {facts['clean_accuracy']:.1f} % to "
-            f"{facts['adversarial_accuracy']:.1f} %, {self.path}"
+            f"adversarial shards: {total.count} images, {self.spec.name} {self.spec.norm} eps {total.eps_used:.5f}: "
+            f"success {total.success_rate:.1f} %, accuracy {total.clean_accuracy:.1f} % to "
+            f"{total.adversarial_accuracy:.1f} %, {self.path}"
         )
 
-    def _facts(self) -> dict[str, Any]:
-        copied = ("dataset", "split", "image_size", "classes")
-        return {
-            "kind": "adversarial",
-            **{name: self.clean.manifest[name] for name in copied},
-            "clean_identity": self.clean.identity,
-            "classifier_identity": self.classifier,
-            "attack": asdict(self.spec),
-            "attack_identity": self.identity,
-            "seed": self.settings.run.seed,
-            "batch_size": self.settings.attack.batch_size,
-        }
+    def _manifest(self, total: Outcome) -> AdversarialManifest:
+        clean = self.clean.manifest
+        return AdversarialManifest(
+            dataset=clean.dataset, split=clean.split, image_size=clean.image_size, classes=clean.classes,
+            clean_identity=clean.identity, classifier_identity=self.classifier,
+            attack=asdict(self.spec), attack_identity=self.identity,
+            seed=self.seed, batch_size=self.settings.batch_size,
+            success_rate=total.success_rate, clean_accuracy=total.clean_accuracy,
+            adversarial_accuracy=total.adversarial_accuracy, eps_used=total.eps_used,
+        )  # fmt: skip

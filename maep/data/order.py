@@ -30,8 +30,8 @@ def sample_at(position: int, count: int, seed: int) -> tuple[int, int]:
     """
     if count < 1 or position < 0:
         raise ValueError(f"position {position} of {count} samples: out of range")
-    epoch, place = divmod(position, count)
-    return epoch, int(_permutation(count, seed, epoch)[place])
+    epoch, row = divmod(position, count)
+    return epoch, int(_permutation(count, seed, epoch)[row])
 
 
 def batch_at(position: int, size: int, count: int, seed: int) -> list[tuple[int, int]]:

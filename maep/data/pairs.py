@@ -29,6 +29,7 @@ class Request:
     mask_ratio: float
 
 
+PREFETCH = 4  # micro-batches a worker: a slow read of one is hidden behind the others
 Sample = tuple[np.ndarray, np.ndarray | None, np.ndarray, int, Request]
 
 
@@ -91,18 +92,21 @@ class PairDataset(Dataset):
 
     def _sample(self, request: Request, clean: np.ndarray, adversarial: np.ndarray | None) -> Sample:
         rng = keyed_rng("augment", self.seed, request.epoch, request.index)
-        flip, use_clean, top, left = rng.random(4)
-        clean = self._view(clean, self.settings.flip and flip < 0.5, top, left)
+        flip, use_clean, down, across = rng.random(4)
+        clean = self._view(clean, self.settings.flip and flip < 0.5, down, across)
         if adversarial is not None:
-            adversarial = self._view(adversarial, self.settings.flip and flip < 0.5, top, left)
+            adversarial = self._view(adversarial, self.settings.flip and flip < 0.5, down, across)
             if use_clean < self.settings.clean_share:
                 adversarial = clean
         visible = visible_patches(self.patches, request.mask_ratio, self.seed, request.epoch, request.index)
         return clean, adversarial, visible, self.clean.label(request.index), request
 
-    def _view(self, image: np.ndarray, flip: bool, top: float, left: float) -> np.ndarray:
-        rows, columns = (int(u * (n - self.size + 1)) for u, n in zip((top, left), image.shape[:2], strict=True))
-        image = image[rows : rows + self.size, columns : columns + self.size]
+    def _view(self, image: np.ndarray, flip: bool, down: float, across: float) -> np.ndarray:
+        """A crop, [3, size, size]. down, across: in [0, 1), how far into the image it starts."""
+        y, x = (
+            int(share * (side - self.size + 1)) for share, side in zip((down, across), image.shape[:2], strict=True)
+        )
+        image = image[y : y + self.size, x : x + self.size]
         return np.ascontiguousarray((image[:, ::-1] if flip else image).transpose(2, 0, 1))
 
 
@@ -139,10 +143,10 @@ class StepSampler(Sampler[list[Request]]):
         for step in range(self.first, self.last):
             ratio = mask_ratio_at(step, self.last, self.settings)
             batch = batch_at(step * size, size, self.count, self.seed)
-            mine = slice_of(batch, self.rank, self.world)
+            share = slice_of(batch, self.rank, self.world)
             for micro in range(self.settings.accumulation):
-                chosen = slice_of(mine, micro, self.settings.accumulation)
-                yield [Request(epoch, index, ratio) for epoch, index in chosen]
+                samples = slice_of(share, micro, self.settings.accumulation)
+                yield [Request(epoch, index, ratio) for epoch, index in samples]
 
     def __len__(self) -> int:
         return (self.last - self.first) * self.settings.accumulation
@@ -200,6 +204,6 @@ def pair_loader(
         num_workers=workers,
         worker_init_fn=ignore_signals,
         multiprocessing_context="forkserver" if workers else None,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=PREFETCH if workers else None,
         pin_memory=torch.cuda.is_available(),
     )

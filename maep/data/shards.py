@@ -18,6 +18,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -29,21 +30,17 @@ from PIL import Image
 from torch import Tensor
 from webdataset import TarWriter
 
+from maep.data.shard_manifest import ShardEntry, ShardIndex, ShardManifest, read_shard_manifest
+from maep.runtime.digests import digest
 from maep.runtime.errors import fail
-from maep.storage.atomic import (
-    MANIFEST,
-    atomic_file,
-    digest,
-    manifest_of,
-    read_json,
-    seal_directory,
-    sha256_file,
-    write_json,
-)
+from maep.storage.atomic import atomic_file, read_json, sha256_file, write_json
+from maep.storage.manifests import FileEntry
 from maep.storage.remote import OPEN_FILES, Extent, Location, Reading, Storage, location, open_storage
+from maep.storage.sealed import MANIFEST, file_entries, seal_directory
 
-READ_AT_ONCE = 256
+READ_AT_ONCE = 256  # samples whose encoded bytes are held at a time: some 40 MB of ImageNet's
 Check = Callable[[bytes], bool]
+# Both lossless. The levels cost least time for nearly the smallest size; a change of them changes the bytes of shards.
 ENCODINGS: dict[str, dict[str, Any]] = {
     "png": {"format": "PNG", "compress_level": 6},
     "webp": {"format": "WEBP", "lossless": True, "exact": True, "quality": 50, "method": 2},
@@ -136,65 +133,43 @@ class ShardWriter:
     def _finish(self) -> None:
         with self._stack:
             self._tar.close()
-        index = {
-            "shard": self.path.name,
-            "first": self._first or 0,
-            "count": len(self._labels),
-            "encoding": self.encoding,
-            "content": self._content.hexdigest(),
-            "offsets": self._offsets,
-            "bytes": self._sizes,
-            "crc32": self._checksums,
-            "labels": self._labels,
-        }
+        index = ShardIndex(
+            shard=self.path.name, first=self._first or 0, count=len(self._labels), encoding=self.encoding,
+            content=self._content.hexdigest(), offsets=np.asarray(self._offsets), bytes=np.asarray(self._sizes),
+            crc32=np.asarray(self._checksums), labels=np.asarray(self._labels),
+        )  # fmt: skip
         with atomic_file(index_of(self.path)) as temporary:
-            temporary.write_text(json.dumps(index, separators=(",", ":")) + "\n")
+            temporary.write_text(json.dumps(index.to_json(), separators=(",", ":")) + "\n")
 
 
-def _shard_facts(directory: Path) -> dict[str, Any]:
-    """count, encoding, shards and identity of a finished directory, from its indexes."""
-    shards: list[dict[str, Any]] = []
+def _with_contents(manifest: ShardManifest, directory: Path) -> ShardManifest:
+    """The manifest with count, encoding, shards and identity of a finished directory, from its indexes."""
+    shards: list[ShardEntry] = []
     contents, count, encoding = [], 0, "png"
     for number, path in enumerate(sorted(directory.glob("shard-*.tar"))):
-        index = read_json(index_of(path))
-        if path.name != shard_name(number) or index["first"] != count:
+        index = ShardIndex.read(index_of(path))
+        if path.name != shard_name(number) or index.first != count:
             raise ValueError(f"{path}: expected {shard_name(number)} starting at sample {count}")
-        shards.append({"name": path.name, "count": index["count"], "first": count})
-        contents.append(index["content"])
-        count, encoding = count + index["count"], index["encoding"]
-    return {"count": count, "encoding": encoding, "shards": shards, "identity": digest(contents)}
+        shards.append(ShardEntry(path.name, index.count, count))
+        contents.append(index.content)
+        count, encoding = count + index.count, index.encoding
+    return replace(manifest, count=count, encoding=encoding, shards=tuple(shards), identity=digest(contents))
 
 
-def seal_shard_set(directory: Path, facts: dict[str, Any], final: Path | None = None) -> None:
-    """Write the manifest of a directory whose shards are all there.
+def seal_shard_set(directory: Path, manifest: ShardManifest, final: Path | None = None) -> None:
+    """Write the manifest of a directory whose shards are all in it.
 
-    facts: JSON-able entries: kind, dataset, split, image_size, classes, …; `count`, `encoding`, `shards` and
-    `identity` (digest of every sample's index, label and pixels, in shards) are added from the indexes.
+    manifest: its `count`, `encoding`, `shards` and `identity` are filled in from the indexes, and its `files`.
     final: rename the directory to this name; without it, it is sealed where it is.
     Raises ValueError if a shard is missing or out of sequence, OSError or UserError if it cannot be written.
     """
-    known = {**facts, **_shard_facts(directory)}
+    manifest = _with_contents(manifest, directory)
     if final is not None:
-        seal_directory(directory, final, known)
+        seal_directory(directory, final, manifest)
         return
-    files = manifest_of(directory)
+    files = file_entries(directory)
     visible = {name: entry for name, entry in files.items() if not name.startswith(".")}
-    write_json(directory / MANIFEST, {**known, "files": visible})
-
-
-class _ShardIndex:
-    """Where one shard's samples lie, as arrays."""
-
-    def __init__(self, content: bytes, path: object) -> None:
-        """content: of the index file at `path`."""
-        index = json.loads(content)
-        self.first = int(index["first"])
-        self.offsets = np.asarray(index["offsets"], dtype=np.int64)
-        self.sizes = np.asarray(index["bytes"], dtype=np.int64)
-        self.labels = np.asarray(index["labels"], dtype=np.int64)
-        if "crc32" not in index:
-            fail(f"{path}: has no checksums of its samples, an earlier version made it; make the shards again")
-        self.checksums = np.asarray(index["crc32"], dtype=np.int64)
+    write_json(directory / MANIFEST, manifest.sealed(visible).to_json())
 
 
 class ShardSet:
@@ -215,23 +190,23 @@ class ShardSet:
         self._storage = open_storage(self.path, reading)
         self.manifest = _manifest(self._storage, self.path)
         if isinstance(self.path, Path):
-            for problem in _size_problems(self.path, self.manifest):
+            for problem in _size_problems(self.path, self.manifest).values():
                 fail(problem)
-        self._firsts = [shard["first"] for shard in self.manifest["shards"]]
-        self._indexes: OrderedDict[int, _ShardIndex] = OrderedDict()
+        self._firsts = [shard.first for shard in self.manifest.shards]
+        self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
 
     @property
     def identity(self) -> str:
         """64 hex digits: what the samples are, wherever they lie and however they are encoded."""
-        return str(self.manifest["identity"])
+        return self.manifest.identity
 
     @property
     def classes(self) -> list[str]:
         """Class names, by label."""
-        return list(self.manifest["classes"])
+        return list(self.manifest.classes)
 
     def __len__(self) -> int:
-        return int(self.manifest["count"])
+        return self.manifest.count
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_indexes": OrderedDict(), "_storage": None}
@@ -244,27 +219,27 @@ class ShardSet:
         if hasattr(self, "_storage"):
             self._storage.close()
 
-    def _place(self, index: int) -> tuple[int, int]:
-        """(shard, place in it) of a sample."""
+    def _locate(self, index: int) -> tuple[int, int]:
+        """(number of its shard, row in that) of a sample."""
         if not 0 <= index < len(self):
             raise IndexError(f"{self.path}: sample {index} of {len(self)}")
         number = bisect_right(self._firsts, index) - 1
         return number, index - self._firsts[number]
 
-    def _index(self, number: int) -> _ShardIndex:
+    def _index(self, number: int) -> ShardIndex:
         if number not in self._indexes:
-            self._indexes[number] = self._read_index(index_of(Path(self.manifest["shards"][number]["name"])).name)
+            self._indexes[number] = self._read_index(self.manifest.shards[number].index_name)
             if len(self._indexes) > OPEN_FILES:
                 self._indexes.popitem(last=False)
         self._indexes.move_to_end(number)
         return self._indexes[number]
 
-    def _read_index(self, name: str) -> _ShardIndex:
-        known = self.manifest["files"][name]
-        content = self._read([Extent.whole(name, known)], [lambda found: _sha256(found) == known["sha256"]])[0]
+    def _read_index(self, name: str) -> ShardIndex:
+        entry = self.manifest.files[name]
+        content = self._read([Extent.whole(name, entry)], [lambda content: _sha256(content) == entry.sha256])[0]
         if content is None:
             fail(f"{self.path / name}: altered (SHA-256 differs from {self.path / MANIFEST})")
-        return _ShardIndex(content, self.path / name)
+        return ShardIndex.from_json(json.loads(content), self.path / name)
 
     def _read(self, extents: list[Extent], checks: Sequence[Check]) -> list[bytes | None]:
         """What passes its check; what does not is read once more where that may help, and then None."""
@@ -287,15 +262,14 @@ class ShardSet:
 
     def _encoded(self, indices: Sequence[int]) -> list[bytes | None]:
         extents, checks = [], []
-        for number, row in map(self._place, indices):
-            shard, name = self._index(number), self.manifest["shards"][number]["name"]
-            known = self.manifest["files"][name]
-            extents.append(Extent(name, known, int(shard.offsets[row]), int(shard.sizes[row])))
-            checks.append(partial(_has_checksum, int(shard.checksums[row])))
+        for number, row in map(self._locate, indices):
+            shard, name = self._index(number), self.manifest.shards[number].name
+            extents.append(Extent(name, self.manifest.files[name], int(shard.offsets[row]), int(shard.bytes[row])))
+            checks.append(partial(_has_checksum, int(shard.crc32[row])))
         return self._read(extents, checks)
 
     def _decode(self, index: int, encoded: bytes | None) -> np.ndarray:
-        shard = self.path / self.manifest["shards"][self._place(index)[0]]["name"]
+        shard = self.path / self.manifest.shards[self._locate(index)[0]].name
         if encoded is None:
             fail(f"{shard}: sample {index:09d} is altered (its bytes differ from their checksum in the index)")
         try:
@@ -310,7 +284,7 @@ class ShardSet:
 
     def label(self, index: int) -> int:
         """One label, an index into `classes`."""
-        number, row = self._place(index)
+        number, row = self._locate(index)
         return int(self._index(number).labels[row])
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -335,40 +309,29 @@ def _has_checksum(checksum: int, content: bytes) -> bool:
     return zlib.crc32(content) == checksum
 
 
-def read_manifest(directory: Path) -> dict[str, Any]:
+def read_manifest(directory: Path) -> ShardManifest:
     """The manifest of a shard set. Raises UserError if there is none or it is not a shard set's."""
     return _manifest(open_storage(directory), directory)
 
 
-def _manifest(storage: Storage, place: Location) -> dict[str, Any]:
+def _manifest(storage: Storage, directory: Location) -> ShardManifest:
     if not storage.exists(MANIFEST):
-        fail(f"{place}: not a shard set (no {MANIFEST}); make one with shards/build.py")
+        fail(f"{directory}: not a shard set (no {MANIFEST}); make one with shards/build.py")
+    return read_shard_manifest(storage.read_file(MANIFEST), directory / MANIFEST)
+
+
+def _size_problem(path: Path, entry: FileEntry) -> str | None:
     try:
-        manifest = json.loads(storage.read_file(MANIFEST))
-    except ValueError as error:
-        fail(f"{place / MANIFEST}: cannot be read: {error}")
-    needed = ("count", "shards", "files", "identity", "classes")
-    missing = [key for key in needed if not isinstance(manifest, dict) or key not in manifest]
-    if missing:
-        fail(f"{place / MANIFEST}: not a shard set's manifest (it lacks {', '.join(missing)})")
-    for shard in manifest["shards"]:
-        for name in (shard["name"], index_of(Path(shard["name"])).name):
-            if name not in manifest["files"]:
-                fail(f"{place / MANIFEST}: does not list {name}")
-    return dict(manifest)
+        size = path.stat().st_size
+    except OSError as error:
+        return f"{path}: {error.strerror}, but {MANIFEST} lists it"
+    return f"{path}: {size} bytes, its manifest says {entry.bytes}" if size != entry.bytes else None
 
 
-def _size_problems(directory: Path, manifest: dict[str, Any]) -> list[str]:
-    problems = []
-    for name, known in manifest["files"].items():
-        try:
-            size = (directory / name).stat().st_size
-        except OSError as error:
-            problems.append(f"{directory / name}: {error.strerror}, but {MANIFEST} lists it")
-            continue
-        if size != known["bytes"]:
-            problems.append(f"{directory / name}: {size} bytes, its manifest says {known['bytes']}")
-    return problems
+def _size_problems(directory: Path, manifest: ShardManifest) -> dict[str, str]:
+    """`{name: problem}` of the files that are missing or of another size, without reading them."""
+    problems = {name: _size_problem(directory / name, entry) for name, entry in manifest.files.items()}
+    return {name: problem for name, problem in problems.items() if problem}
 
 
 def shard_problems(directory: Path) -> list[str]:
@@ -378,13 +341,11 @@ def shard_problems(directory: Path) -> list[str]:
     """
     manifest = read_manifest(directory)
     problems = _size_problems(directory, manifest)
-    named = {problem.partition(": ")[0] for problem in problems}
-    for name, known in manifest["files"].items():
-        path = directory / name
-        if str(path) not in named and sha256_file(path) != known["sha256"]:
-            problems.append(f"{path}: altered (SHA-256 differs from its manifest)")
-    strays = sorted(path for path in directory.glob("shard-*") if path.name not in manifest["files"])
-    return problems + [f"{path}: not in {MANIFEST}" for path in strays]
+    for name, entry in manifest.files.items():
+        if name not in problems and sha256_file(directory / name) != entry.sha256:
+            problems[name] = f"{directory / name}: altered (SHA-256 differs from its manifest)"
+    strays = sorted(path for path in directory.glob("shard-*") if path.name not in manifest.files)
+    return [*problems.values(), *(f"{path}: not in {MANIFEST}" for path in strays)]
 
 
 def find_shard_sets(path: Path) -> list[Path]:
@@ -400,7 +361,7 @@ def find_shard_sets(path: Path) -> list[Path]:
         return [path]
     below = {shard.parent for shard in path.rglob("shard-*.tar")}
     below |= {manifest.parent for manifest in path.rglob(MANIFEST) if "shards" in read_json(manifest)}
-    found = sorted(p for p in below if not any(part.startswith(".") for part in p.relative_to(path).parts))
-    if not found:
+    sets = sorted(p for p in below if not any(part.startswith(".") for part in p.relative_to(path).parts))
+    if not sets:
         fail(f"{path}: no shard set here or below (a directory with shard-*.tar and {MANIFEST})")
-    return found
+    return sets

@@ -1,7 +1,8 @@
 """The commit protocol: a file or directory under its final name is whole.
 
 Write under a temporary name beside it, fsync, (manifest with sizes and SHA-256,) rename, fsync the parent.
-Temporary names start with `.tmp-`; a crash leaves only those, and the next writer removes them.
+Temporary names start with `.tmp-`; a crash leaves only those, and the next writer removes them. Files are here,
+directories with a manifest in `maep.storage.sealed`.
 """
 
 import hashlib
@@ -12,12 +13,9 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from maep.runtime.errors import UserError, fail
-
-MANIFEST = "manifest.json"
-T = TypeVar("T")
 
 
 def sha256_file(path: Path) -> str:
@@ -26,12 +24,8 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digest(value: Any) -> str:
-    """SHA-256 of a JSON-able value in canonical form; the identity of settings and artefacts."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Force a file, or a directory's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -54,9 +48,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        _fsync(temporary)
+        fsync(temporary)
         temporary.replace(path)
-        _fsync(path.parent)
+        fsync(path.parent)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
@@ -77,70 +71,6 @@ def read_json(path: Path) -> Any:
         fail(f"{path}: no such file")
     except (OSError, ValueError) as error:
         fail(f"{path}: cannot be read: {error}")
-
-
-def manifest_of(directory: Path) -> dict[str, dict[str, Any]]:
-    """`{relative name: {"bytes", "sha256"}}` of every file below `directory`, the manifest itself left out."""
-    files = sorted(p for p in directory.rglob("*") if p.is_file() and p != directory / MANIFEST)
-    return {str(p.relative_to(directory)): {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in files}
-
-
-def seal_directory(
-    temporary: Path, final: Path, facts: dict[str, Any], files: dict[str, dict[str, Any]] | None = None
-) -> None:
-    """Write the manifest of a finished temporary directory, fsync everything in it, rename it to `final`.
-
-    files: as `manifest_of`, where the writers have fsynced and hashed them; default: it is done here.
-    """
-    if files is None:
-        for path in temporary.rglob("*"):
-            if path.is_file():
-                _fsync(path)
-        files = manifest_of(temporary)
-    manifest = temporary / MANIFEST
-    manifest.write_text(json.dumps({**facts, "files": files}, indent=1) + "\n")
-    _fsync(manifest)
-    _fsync(temporary)
-    if final.exists():
-        shutil.rmtree(final)
-    temporary.replace(final)
-    _fsync(final.parent)
-
-
-@contextmanager
-def atomic_directory(path: Path, facts: dict[str, Any]) -> Iterator[Path]:
-    """Yields a temporary directory; seals it under `path` when the block ends well, removes it when not.
-
-    facts: JSON-able entries that go into the manifest beside `files`.
-    """
-    temporary = temporary_name(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        yield temporary
-        seal_directory(temporary, path, facts)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def problem_with(directory: Path) -> str | None:
-    """What is wrong with a sealed directory, naming the file; None if every file matches its manifest."""
-    try:
-        files = json.loads((directory / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
-        return f"{directory / MANIFEST}: {type(error).__name__}"
-    for name, known in files.items():
-        path = directory / name
-        if not path.is_file():
-            return f"{path}: missing"
-        if path.stat().st_size != known["bytes"]:
-            return f"{path}: {path.stat().st_size} bytes, its manifest says {known['bytes']}"
-        if sha256_file(path) != known["sha256"]:
-            return f"{path}: altered (SHA-256 differs from its manifest)"
-    return None
 
 
 def remove_temporaries(directory: Path) -> None:

@@ -19,7 +19,7 @@ from maep.runtime.errors import UserError
 from maep.storage.atomic import remove_temporaries, temporary_name
 
 HEADER = 4
-KEPT_AFTER_EVICTION = 0.9
+FILL_AFTER_EVICTION = 0.9  # of the limit: an eviction looks at every block, so each makes room for many
 
 
 class BlockCache:
@@ -72,9 +72,9 @@ class BlockCache:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
             text = file.read()  # empty in a new directory, or where its writer was killed
-            total = size + (int(text) if text else sum(held for _, held, _ in _blocks(self.directory)))
+            total = size + (int(text) if text else sum(each for _, each, _ in _blocks(self.directory)))
             if total > self.limit:
-                total = self._evict(int(self.limit * KEPT_AFTER_EVICTION) - size) + size
+                total = self._evict(int(self.limit * FILL_AFTER_EVICTION) - size) + size
             file.truncate(0)
             file.write(str(total))
             file.flush()

@@ -23,7 +23,7 @@ from maep.runtime.console import say
 from maep.runtime.errors import UserError
 from maep.storage.atomic import remove_temporaries, temporary_name
 
-REFRESHES = 4
+REFRESHES = 4  # in a timeout: three may come late or fail before a living worker loses its unit
 OWNER = re.compile(r"process (?P<process>\d+) on (?P<host>[^,]+)")
 
 
@@ -35,10 +35,10 @@ def this_worker() -> str:
 
 def _has_ended(owner: str | None) -> bool:
     """Whether an owner, as `this_worker` names it, was a process of this host and is no more."""
-    named = OWNER.match(owner or "")
-    if named is None or named["host"] != socket.gethostname():
+    words = OWNER.match(owner or "")
+    if words is None or words["host"] != socket.gethostname():
         return False
-    return not Path(f"/proc/{named['process']}").exists()
+    return not Path(f"/proc/{words['process']}").exists()
 
 
 class Claims:
@@ -51,7 +51,7 @@ class Claims:
 
     def __init__(self, directory: Path, timeout: float, owner: str = "") -> None:
         self.directory, self.timeout, self.owner = directory, timeout, owner or this_worker()
-        self._mine: set[Path] = set()
+        self._claimed: set[Path] = set()
         self._clock = temporary_name(directory / f"clock-{id(self)}")
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._refresh, name="claims", daemon=True)
@@ -69,7 +69,7 @@ class Claims:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
-        for path in list(self._mine):
+        for path in list(self._claimed):
             self._release(path)
         self._clock.unlink(missing_ok=True)
 
@@ -102,22 +102,24 @@ class Claims:
         Ends when every unit is done or held by a worker that was seen to refresh its claim, so after `timeout`
         at the latest when nothing is free. Units of dead workers are yielded too.
         """
-        sighted: dict[str, tuple[Path, float] | None] = {}
-        rest = list(units)
-        while rest:
-            held = []
-            for unit in rest:
+        first_sights: dict[str, tuple[Path, float] | None] = {}
+        remaining = list(units)
+        while remaining:
+            elsewhere = []
+            for unit in remaining:
                 if is_done(unit):
                     continue
-                with self.hold(unit) as mine:
-                    if not mine:
-                        held.append(unit)
+                with self.hold(unit) as is_ours:
+                    if not is_ours:
+                        elsewhere.append(unit)
                     elif not is_done(unit):
                         yield unit
-            sights = {unit: self._sight(unit) for unit in held}
-            rest = [u for u in held if sights[u] is None or sights[u] == sighted.setdefault(u, sights[u])]
-            if rest:
-                time.sleep(self.timeout / REFRESHES / 2)
+            sights = {unit: self._sight(unit) for unit in elsewhere}
+            remaining = [
+                u for u in elsewhere if sights[u] is None or sights[u] == first_sights.setdefault(u, sights[u])
+            ]
+            if remaining:
+                time.sleep(self.timeout / REFRESHES / 2)  # twice a refresh: none is missed
 
     def _claims(self, unit: str) -> list[Path]:
         """All claims of a unit, the lowest number first."""
@@ -143,7 +145,7 @@ class Claims:
         sight = self._sight(unit)
         number = 0
         if sight is not None:
-            if self._now() - sight[1] < self.timeout and not _has_ended(self._text(sight[0])):
+            if self._file_system_time() - sight[1] < self.timeout and not _has_ended(self._text(sight[0])):
                 return None
             number = int(sight[0].name.rpartition("-")[2]) + 1
         path = self.directory / f"{unit}.claim-{number}"
@@ -156,7 +158,7 @@ class Claims:
             raise UserError(f"{path}: cannot be written: {error.strerror}") from error
         if number:
             say(f"{unit}: taken over; its worker has ended or has not refreshed it for {self.timeout:.0f} s")
-        self._mine.add(path)
+        self._claimed.add(path)
         if self._newest(unit) != path:  # this worker slept between looking and claiming, and others came and went
             self._release(path)
             return None
@@ -164,23 +166,23 @@ class Claims:
 
     def _release(self, path: Path) -> None:
         """Give a unit back: claims that it was taken over from go first, so that none of them counts again."""
-        self._mine.discard(path)
+        self._claimed.discard(path)
         unit, number = path.name.rsplit(".claim-", 1)
         for claim in self._claims(unit):
             if int(claim.name.rpartition("-")[2]) <= int(number):
                 claim.unlink(missing_ok=True)
 
-    def _now(self) -> float:
-        """The file system's time."""
+    def _file_system_time(self) -> float:
+        """Now, on the clock that the claims' times are of."""
         self._clock.touch()
         return self._clock.stat().st_mtime
 
     def _refresh(self) -> None:
         while not self._ended.wait(self.timeout / REFRESHES):
-            for path in list(self._mine):
+            for path in list(self._claimed):
                 try:
                     os.utime(path)
                 except FileNotFoundError:
-                    self._mine.discard(path)
+                    self._claimed.discard(path)
                 except OSError as error:
                     say(f"{path}: cannot be refreshed ({error.strerror}); others may take it over")

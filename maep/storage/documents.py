@@ -10,14 +10,20 @@ import json
 import math
 import types
 from collections.abc import Mapping
+from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from maep.runtime.errors import fail
+from maep.runtime.errors import UserError, fail
 from maep.storage.atomic import read_json, write_json
 
 T = TypeVar("T")
 NUMBERS = {int: (int,), float: (int, float)}
+
+
+class NewerFormat(UserError):
+    """The file was written by a newer version of maep. It need not be damaged, so it is never passed over as such."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +42,8 @@ class Document:
     def from_json(cls, value: object, source: str | Path) -> Self:
         """Checked. source: the file (and the place in it), for the message.
 
-        Raises UserError, naming source and entry, for a newer format, a missing entry, or a wrong type or range.
-        Entries that this version does not know are left out.
+        Raises UserError, naming source and entry, for a missing entry, or a wrong type or range; for a newer format a
+        NewerFormat, which is one too. Entries that this version does not know are left out.
         """
         if not isinstance(value, dict):
             fail(f"{source}: expected a JSON object, found {_kind(value)}")
@@ -45,7 +51,7 @@ class Document:
         if not isinstance(version, int) or isinstance(version, bool) or version < 0:
             fail(f"{source}: {cls.VERSION_KEY}={version!r}: expected a whole number")
         if version > cls.FORMAT:
-            fail(f"{source}: format {version}; this version of maep reads up to {cls.FORMAT}: update maep")
+            raise NewerFormat(f"{source}: format {version}; this version of maep reads up to {cls.FORMAT}: update maep")
         entries = cls.upgrade(value, version) if version < cls.FORMAT else value
         return read_fields(cls, entries, str(source))
 
@@ -63,13 +69,24 @@ class Document:
         write_json(path, self.to_json())
 
 
+# Both asked once a class: a shard set's manifest can have tens of thousands of entries, read before every start.
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+@cache
+def _fields(cls: type) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(cls)
+
+
 def read_fields(cls: type[T], entries: Mapping[str, Any], source: str) -> T:
     """A dataclass from JSON entries, checked against its annotations and the `low` and `high` of its fields' metadata.
 
     Raises UserError naming source and entry.
     """
-    hints, values = get_type_hints(cls), {}
-    for item in dataclasses.fields(cls):  # type: ignore[arg-type]
+    hints, values = _hints(cls), {}  # type: ignore[arg-type]
+    for item in _fields(cls):  # type: ignore[arg-type]
         if item.name not in entries:
             if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
                 fail(f"{source}: lacks the entry {item.name!r}")
@@ -87,6 +104,8 @@ def read_fields(cls: type[T], entries: Mapping[str, Any], source: str) -> T:
 
 def _typed(hint: Any, value: Any, where: str) -> Any:
     """`value` as the type that `hint` names; JSON's lists become tuples where those are wanted."""
+    if type(value) is hint and hint is not float:  # nearly every entry of a long manifest
+        return value
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any or hint is object:
         return value
@@ -128,6 +147,9 @@ def _sequence(origin: type, arguments: tuple[Any, ...], value: Any, where: str) 
 
 
 def _scalar(hint: Any, value: Any, where: str) -> Any:
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        values = [member.value for member in hint]
+        return hint(value) if value in values else _wrong(where, value, f"one of {', '.join(map(str, values))}")
     accepts = NUMBERS.get(hint, (hint,))
     if not isinstance(value, accepts) or (isinstance(value, bool) and hint is not bool):
         return _wrong(where, value, _name(hint))

@@ -1,6 +1,6 @@
 """Locks on directories: the kernel's (flock), which go when their holder dies, however it dies.
 
-A holder on a frozen node is not dead, and its lock stays. If it is an earlier life of the same SLURM job, SLURM has
+A holder on a frozen node is not dead, and its lock stays. If it is an earlier attempt of the same SLURM job, SLURM has
 ended it, and the lock is taken over: a new file is put in the place of the one that it holds.
 """
 
@@ -13,13 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from maep.runtime.console import say
 from maep.runtime.errors import UserError, fail
+from maep.storage.documents import Document
 
 LOCK = ".lock"
-SHORT, POLL = 2.0, 0.05  # seconds that go without saying, and between two attempts
+SHORT = 2.0  # seconds of waiting that go without saying: most of what is shared is made faster
+POLL = 0.05  # seconds between two tries: the wait ends at once, and a try is one system call
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,37 @@ class Lock:
     file: IO[str]
 
     def is_held(self) -> bool:
-        """Whether no later life of the job has taken it over meanwhile."""
+        """Whether no later attempt of the job has taken it over meanwhile."""
         return self.path.exists() and os.path.samestat(self.path.stat(), os.fstat(self.file.fileno()))
+
+
+@dataclass(frozen=True)
+class Signature(Document):
+    """Who holds a lock. job: SLURM's, None without it; attempt: how often SLURM has restarted that job."""
+
+    process: int
+    node: str
+    job: str | None = None
+    attempt: int = 0
+
+    @classmethod
+    def upgrade(cls, entries: dict[str, Any], version: int) -> dict[str, Any]:
+        """Format 0 called an attempt a life."""
+        return {**entries, "attempt": entries.get("life", 0)}
+
+    @classmethod
+    def of_this_process(cls) -> Self:
+        """As it signs its locks."""
+        restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        return cls(os.getpid(), socket.gethostname(), os.environ.get("SLURM_JOB_ID"), restarts)
+
+    @classmethod
+    def from_text(cls, text: str) -> Self | None:
+        """From a lock's file; None while its holder is still signing, or where another version of maep signed."""
+        try:
+            return cls.from_json(json.loads(text), LOCK)
+        except (ValueError, UserError):
+            return None
 
 
 @contextmanager
@@ -39,29 +70,31 @@ def run_lock(directory: Path) -> Iterator[Lock]:
     """Hold the run directory for this process. Raises UserError, naming the holder, if another run is in it."""
     lock, holder = _try(directory, "run.dir=")
     if lock is None:
-        fail(f"run.dir={directory}: in use by {_in_words(holder)}; choose another run.dir")
+        fail(f"run.dir={directory}: in use by {_name_of(holder)}; choose another run.dir")
     with lock.file:
         yield lock
 
 
 @contextmanager
 def one_at_a_time(directory: Path) -> Iterator[None]:
-    """Hold `directory` while something that several runs share is made in it; others wait and then find it made.
+    """Hold `directory` while something that several runs share is made in it; others wait until it is finished.
 
     Raises UserError when the directory cannot be written.
     """
-    started, told = time.monotonic(), False
-    while (attempt := _try(directory))[0] is None:
-        if not told and time.monotonic() - started > SHORT:
-            say(f"waiting for {_in_words(attempt[1])}, which works on {directory}")
-            told = True
+    started, reported = time.monotonic(), False
+    lock, holder = _try(directory)
+    while lock is None:
+        if not reported and time.monotonic() - started > SHORT:
+            say(f"waiting for {_name_of(holder)}, which works on {directory}")
+            reported = True
         time.sleep(POLL)
-    with attempt[0].file:
+        lock, holder = _try(directory)
+    with lock.file:
         yield
 
 
-def _try(directory: Path, setting: str = "") -> tuple[Lock, str] | tuple[None, str]:
-    """The lock, or None and who holds it. setting: that names the directory, for the error."""
+def _try(directory: Path, setting: str = "") -> tuple[Lock | None, Signature | None]:
+    """The lock, or None and who holds it, as far as that is known. setting: that names the directory, for the error."""
     path = directory / LOCK
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -72,55 +105,41 @@ def _try(directory: Path, setting: str = "") -> tuple[Lock, str] | tuple[None, s
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.seek(0)
-        holder = file.read()
+        holder = Signature.from_text(file.read())
         file.close()
-        return (_take_over(path, holder), holder) if _is_earlier_life(holder) else (None, holder)
+        return (_take_over(path, holder) if _is_earlier_attempt(holder) else None), holder
     lock = Lock(path, file)
     if not lock.is_held():  # taken over between opening and locking
         file.close()
-        return None, ""
+        return None, None
     _sign(file)
-    return lock, ""
+    return lock, None
 
 
-def _take_over(path: Path, holder: str) -> Lock:
-    """Put a lock of our own in the place of one whose holder does not let go."""
-    say(f"{path.parent}: taken over from {_in_words(holder)}, an earlier life of this job")
-    mine = path.with_name(f".tmp-lock-{socket.gethostname()}-{os.getpid()}")
-    file = mine.open("a+")
+def _take_over(path: Path, holder: Signature | None) -> Lock:
+    """Replace the lock's file, whose holder does not let go, by one that this process holds."""
+    say(f"{path.parent}: taken over from {_name_of(holder)}, an earlier attempt of this job")
+    temporary = path.with_name(f".tmp-lock-{socket.gethostname()}-{os.getpid()}")
+    file = temporary.open("a+")
     fcntl.flock(file, fcntl.LOCK_EX)
     _sign(file)
-    mine.replace(path)
+    temporary.replace(path)
     return Lock(path, file)
 
 
 def _sign(file: IO[str]) -> None:
     file.seek(0)
     file.truncate()
-    file.write(json.dumps(_life()))
+    file.write(json.dumps(Signature.of_this_process().to_json()))
     file.flush()
 
 
-def _life() -> dict[str, Any]:
-    """Who this process is; job and life are SLURM's, None and 0 without it."""
-    job, life = os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    return {"process": os.getpid(), "node": socket.gethostname(), "job": job, "life": life}
+def _is_earlier_attempt(holder: Signature | None) -> bool:
+    successor = Signature.of_this_process()
+    if holder is None or successor.job is None:
+        return False
+    return holder.job == successor.job and holder.attempt < successor.attempt
 
 
-def _is_earlier_life(holder: str) -> bool:
-    told, mine = _told(holder), _life()
-    return mine["job"] is not None and told.get("job") == mine["job"] and told["life"] < mine["life"]
-
-
-def _told(holder: str) -> dict[str, Any]:
-    """What a holder signed with; nothing while it is still signing, or if an older version of this program did."""
-    try:
-        told = json.loads(holder)
-    except ValueError:
-        return {}
-    return told if isinstance(told, dict) else {}
-
-
-def _in_words(holder: str) -> str:
-    told = _told(holder)
-    return f"process {told['process']} on {told['node']}" if told else "another process"
+def _name_of(holder: Signature | None) -> str:
+    return f"process {holder.process} on {holder.node}" if holder else "another process"

@@ -8,7 +8,7 @@ import os
 import random
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,14 +16,16 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
-from maep.config.schema import Settings
+from maep.config.schema import DataSettings
 from maep.runtime.console import say
 from maep.runtime.errors import UserError, fail
 from maep.storage.block_cache import BlockCache
+from maep.storage.manifests import FileEntry
 
-OPEN_FILES = 64
-CONNECTIONS = 8
-WORTH_ANOTHER_TRY = (408, 425, 429)
+OPEN_FILES = 64  # of each set in each process: far below the 1,024 that a process may have open by default
+CONNECTIONS = 8  # requests under way at a time: a store answers one in tens of ms, a batch needs dozens of blocks
+WORTH_ANOTHER_TRY = (408, 425, 429)  # of HTTP's client errors: request timeout, too early, too many requests
+JITTER = (0.5, 1.0)  # of the waiting time, drawn: readers that failed together do not ask again together
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Remote:
 
 
 Location = Path | Remote
+BlockKey = tuple[str, int]  # file name, number of the block in it
 
 
 def location(text: str) -> Location:
@@ -61,32 +64,32 @@ class Reading:
     cache_block: int
 
     @classmethod
-    def of(cls, settings: Settings) -> "Reading":
-        data = settings.data
+    def of(cls, data: DataSettings) -> "Reading":
+        """As the settings of a data set say."""
         times = (data.read_timeout, data.read_attempts, data.read_backoff)
         return cls(*times, Path(data.cache_dir), data.cache_bytes, data.cache_block)
 
 
 @dataclass(frozen=True)
 class Extent:
-    """`size` bytes from `start` of the file `name`, whose manifest entry is `known`: {"bytes", "sha256"}."""
+    """`size` bytes from `start` of the file `name`, whose entry in the manifest is `entry`."""
 
     name: str
-    known: dict[str, Any]
+    entry: FileEntry
     start: int
     size: int
 
     @classmethod
-    def whole(cls, name: str, known: dict[str, Any]) -> "Extent":
+    def whole(cls, name: str, entry: FileEntry) -> "Extent":
         """All of a file."""
-        return cls(name, known, 0, known["bytes"])
+        return cls(name, entry, 0, entry.bytes)
 
 
 class Storage(Protocol):
     """The files of one directory."""
 
     def exists(self, name: str) -> bool:
-        """Whether there is such a file. Raises UserError if that cannot be told."""
+        """Whether there is such a file. Raises UserError if it cannot be asked."""
 
     def read_file(self, name: str) -> bytes:
         """All of a file that no manifest describes. Raises UserError if it cannot be read."""
@@ -95,19 +98,19 @@ class Storage(Protocol):
         """The bytes of some extents; fewer where a file is too short. Raises UserError if one cannot be read."""
 
     def forget(self, extent: Extent) -> bool:
-        """Told that its bytes were wrong: True if another read may give others."""
+        """Drop what is kept of it, since its bytes were wrong: True if another read may give others."""
 
     def close(self) -> None:
         """Give back what is open."""
 
 
-def open_storage(place: Location, reading: Reading | None = None) -> Storage:
+def open_storage(directory: Location, reading: Reading | None = None) -> Storage:
     """The files at a location; `reading` is needed for a remote one."""
-    if isinstance(place, Path):
-        return LocalStorage(place)
+    if isinstance(directory, Path):
+        return LocalStorage(directory)
     if reading is None:
-        fail(f"{place}: a directory is wanted here, not an address")
-    return RemoteStorage(place, reading)
+        fail(f"{directory}: expected a directory here, not an address")
+    return RemoteStorage(directory, reading)
 
 
 class LocalStorage:
@@ -155,8 +158,8 @@ class LocalStorage:
 class RemoteStorage:
     """A remote directory, read over `CONNECTIONS` connections at a time, through a cache unless that has no bytes."""
 
-    def __init__(self, place: Remote, reading: Reading) -> None:
-        self.place, self.reading = place, reading
+    def __init__(self, remote: Remote, reading: Reading) -> None:
+        self.remote, self.reading = remote, reading
         self._pool = ThreadPoolExecutor(CONNECTIONS)
 
     @cached_property
@@ -167,14 +170,14 @@ class RemoteStorage:
     def _filesystem(self) -> Any:
         import fsspec  # only now: a local set is read without
 
-        protocol = self.place.address.partition("://")[0]
+        protocol = self.remote.address.partition("://")[0]
         try:
             return fsspec.filesystem(protocol)
         except ValueError:
-            fail(f"{self.place}: unknown protocol {protocol}; such as http, https, s3 or file")
+            fail(f"{self.remote}: unknown protocol {protocol}; such as http, https, s3 or file")
         except ImportError as error:
             extra = "; pip install 'maep[s3]'" if protocol == "s3" else ""
-            fail(f"{self.place}: {protocol} needs a package that is not installed: {error}{extra}")
+            fail(f"{self.remote}: {protocol} needs a package that is not installed: {error}{extra}")
 
     def exists(self, name: str) -> bool:
         try:
@@ -189,42 +192,42 @@ class RemoteStorage:
     def read(self, extents: Sequence[Extent]) -> list[bytes]:
         if self._cache is None:
             return list(self._pool.map(lambda e: self._fetch(e.name, e.start, e.start + e.size), extents))
-        wanted = {(e.name, block): e.known for e in extents for block in self._blocks_of(e)}
-        held = {key: self._cache.get(_block_name(known, key[1])) for key, known in wanted.items()}
-        missing = [key for key, content in held.items() if content is None]
-        for found in self._pool.map(lambda run: self._fetch_blocks(run, wanted[run[0]]), _runs(missing)):
-            held.update(found)
-        return [self._cut(extent, held) for extent in extents]
+        entries = {(e.name, block): e.entry for e in extents for block in self._blocks_of(e)}
+        blocks = {key: self._cache.get(_block_name(entry, key[1])) for key, entry in entries.items()}
+        missing = [key for key, content in blocks.items() if content is None]
+        for fetched in self._pool.map(lambda run: self._fetch_blocks(run, entries[run[0]]), _runs(missing)):
+            blocks.update(fetched)
+        return [self._cut(extent, blocks) for extent in extents]
 
     def _blocks_of(self, extent: Extent) -> range:
         size = self.reading.cache_block
         return range(extent.start // size, -(-(extent.start + extent.size) // size))
 
-    def _cut(self, extent: Extent, held: dict[tuple[str, int], bytes | None]) -> bytes:
-        blocks = self._blocks_of(extent)
-        start = extent.start - blocks.start * self.reading.cache_block
-        return b"".join(held[extent.name, block] or b"" for block in blocks)[start : start + extent.size]
+    def _cut(self, extent: Extent, blocks: Mapping[BlockKey, bytes | None]) -> bytes:
+        numbers = self._blocks_of(extent)
+        start = extent.start - numbers.start * self.reading.cache_block
+        return b"".join(blocks[extent.name, number] or b"" for number in numbers)[start : start + extent.size]
 
-    def _fetch_blocks(self, run: list[tuple[str, int]], known: dict[str, Any]) -> dict[tuple[str, int], bytes]:
+    def _fetch_blocks(self, run: Sequence[BlockKey], entry: FileEntry) -> dict[BlockKey, bytes]:
         """Neighbouring blocks of one file in one request, kept in the cache."""
         assert self._cache is not None
         name, size = run[0][0], self.reading.cache_block
         first = run[0][1] * size
-        content = self._fetch(name, first, min((run[-1][1] + 1) * size, known["bytes"]))
-        found = {key: content[key[1] * size - first :][:size] for key in run}
-        for key, block in found.items():
-            self._cache.put(_block_name(known, key[1]), block)
-        return found
+        content = self._fetch(name, first, min((run[-1][1] + 1) * size, entry.bytes))
+        blocks = {key: content[key[1] * size - first :][:size] for key in run}
+        for key, block in blocks.items():
+            self._cache.put(_block_name(entry, key[1]), block)
+        return blocks
 
     def _fetch(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
         try:
             return self._attempts(name, start, end)
         except FileNotFoundError:
-            fail(f"{self.place / name}: no such file")
+            fail(f"{self.remote / name}: no such file")
 
     def _attempts(self, name: str, start: int | None, end: int | None) -> bytes:
         """All bytes of a file or those of [start, end). Raises FileNotFoundError, or UserError after the last try."""
-        address = str(self.place / name)
+        address = str(self.remote / name)
         for attempt in range(1, self.reading.attempts + 1):
             try:
                 content = self._request(address, start, end)
@@ -234,12 +237,12 @@ class RemoteStorage:
             except (FileNotFoundError, UserError):
                 raise
             except Exception as error:  # noqa: BLE001  (every file system has errors of its own)
-                told = _reason(error, self.reading.timeout)
+                reason = _reason(error, self.reading.timeout)
                 if attempt == self.reading.attempts or _is_final(error):
-                    fail(f"{address}: cannot be read (attempt {attempt} of {self.reading.attempts}): {told}")
-                say(f"{address}: {told}; attempt {attempt} of {self.reading.attempts}")
+                    fail(f"{address}: cannot be read (attempt {attempt} of {self.reading.attempts}): {reason}")
+                say(f"{address}: {reason}; attempt {attempt} of {self.reading.attempts}")
             wait = self.reading.backoff * 2 ** (attempt - 1)
-            time.sleep(wait * random.SystemRandom().uniform(0.5, 1))
+            time.sleep(wait * random.SystemRandom().uniform(*JITTER))
         raise AssertionError("at least one attempt")
 
     def _request(self, address: str, start: int | None, end: int | None) -> bytes:
@@ -254,29 +257,29 @@ class RemoteStorage:
 
     def forget(self, extent: Extent) -> bool:
         for block in self._blocks_of(extent) if self._cache else ():
-            self._cache.forget(_block_name(extent.known, block))  # type: ignore[union-attr]
+            self._cache.forget(_block_name(extent.entry, block))  # type: ignore[union-attr]
         return True
 
     def close(self) -> None:
         self._pool.shutdown(wait=False)
 
 
-def _block_name(known: dict[str, Any], block: int) -> str:
+def _block_name(entry: FileEntry, block: int) -> str:
     """By content, not address: a set that was moved stays cached, one that was made anew is not mixed with the old."""
-    return f"{known['sha256'][:32]}-{block:06d}"
+    return f"{entry.sha256[:32]}-{block:06d}"
 
 
-def _runs(keys: Sequence[tuple[str, int]]) -> list[list[tuple[str, int]]]:
-    """(file, block) keys as runs of neighbours."""
-    grouped = groupby(enumerate(sorted(keys)), lambda place: (place[1][0], place[1][1] - place[0]))
+def _runs(keys: Sequence[BlockKey]) -> list[list[BlockKey]]:
+    """The keys as runs of neighbours in one file."""
+    grouped = groupby(enumerate(sorted(keys)), lambda item: (item[1][0], item[1][1] - item[0]))
     return [[key for _, key in group] for _, group in grouped]
 
 
-def _check_length(address: str, came: int, wanted: int) -> None:
-    if came > wanted:
-        fail(f"{address}: {came} bytes came instead of {wanted}; the server must answer requests for byte ranges")
-    if came < wanted:
-        raise OSError(f"{came} bytes came instead of {wanted}")
+def _check_length(address: str, size: int, expected: int) -> None:
+    if size > expected:
+        fail(f"{address}: {size} bytes came instead of {expected}; the server must answer requests for byte ranges")
+    if size < expected:
+        raise OSError(f"{size} bytes came instead of {expected}")
 
 
 def _reason(error: Exception, timeout: float) -> str:

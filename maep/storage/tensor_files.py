@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from maep.runtime.errors import UserError, fail
+from maep.storage.manifests import FileEntry
 
 DTYPES = {
     torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.int32: "I32",
@@ -59,28 +60,28 @@ class HostBuffer:
     def fill(self, pieces: Sequence[Piece]) -> None:
         """Copy the pieces as safetensors lays them out. Returns when they are in memory."""
         pieces = sorted(pieces, key=lambda piece: (-piece.tensor.element_size(), piece.key))
-        ends, places = 0, []
+        size, extents = 0, []
         for piece in pieces:
-            places.append((ends, ends + piece.tensor.numel() * piece.tensor.element_size()))
-            ends = places[-1][1]
-        self._header = _header(pieces, places)
-        self._size = ends
-        if self._bytes.numel() < ends:
-            self._bytes = torch.empty(ends, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
-        for piece, (begin, end) in zip(pieces, places, strict=True):
-            place = self._bytes[begin:end].view(piece.tensor.dtype)
-            place.copy_(piece.tensor.detach().reshape(-1), non_blocking=True)
+            extents.append((size, size + piece.tensor.numel() * piece.tensor.element_size()))
+            size = extents[-1][1]
+        self._header = _header(pieces, extents)
+        self._size = size
+        if self._bytes.numel() < size:
+            self._bytes = torch.empty(size, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+        for piece, (begin, end) in zip(pieces, extents, strict=True):
+            target = self._bytes[begin:end].view(piece.tensor.dtype)
+            target.copy_(piece.tensor.detach().reshape(-1), non_blocking=True)
         if torch.cuda.is_available():
             torch.cuda.current_stream().synchronize()
 
-    def write(self, path: Path) -> dict[str, Any]:
+    def write(self, path: Path) -> FileEntry:
         """Write the file and fsync it; returns its entry of a manifest. Raises OSError.
 
         It is hashed in memory by a second thread meanwhile, so it need not be read again.
         """
         content: Any = self._bytes.numpy()
-        body, found = memoryview(content)[: self._size], hashlib.sha256(self._header)
-        hashing = threading.Thread(target=found.update, args=(body,))
+        body, sha256 = memoryview(content)[: self._size], hashlib.sha256(self._header)
+        hashing = threading.Thread(target=sha256.update, args=(body,))
         hashing.start()
         try:
             with path.open("wb") as file:
@@ -90,17 +91,17 @@ class HostBuffer:
                 os.fsync(file.fileno())
         finally:
             hashing.join()
-        return {"bytes": len(self._header) + self._size, "sha256": found.hexdigest()}
+        return FileEntry(len(self._header) + self._size, sha256.hexdigest())
 
 
-def _header(pieces: Sequence[Piece], places: Sequence[tuple[int, int]]) -> bytes:
+def _header(pieces: Sequence[Piece], extents: Sequence[tuple[int, int]]) -> bytes:
     """The head of a safetensors file: its length, then JSON padded to eight bytes."""
-    entries: dict[str, Any] = {
+    entries: dict[str, object] = {
         "__metadata__": {piece.name: ",".join(map(str, piece.shape)) for piece in pieces if not piece.is_whole}
     }
-    for piece, place in zip(pieces, places, strict=True):
+    for piece, extent in zip(pieces, extents, strict=True):
         shape = piece.shape if piece.is_whole else [piece.tensor.numel()]
-        entries[piece.key] = {"dtype": DTYPES[piece.tensor.dtype], "shape": shape, "data_offsets": place}
+        entries[piece.key] = {"dtype": DTYPES[piece.tensor.dtype], "shape": shape, "data_offsets": extent}
     content = json.dumps(entries).encode()
     content += b" " * (-len(content) % 8)
     return len(content).to_bytes(8, "little") + content

@@ -9,11 +9,11 @@ Order, crops and flips are keyed by (seed, epoch, sample index), so the step is 
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from maep.config.schema import ClassifierSettings, Settings
-from maep.data.images.build import clean_split
+from maep.data.classifier_weights import WEIGHTS, classifier_directory
 from maep.data.order import batch_at
 from maep.data.pairs import ignore_signals
 from maep.data.shards import ShardSet, to_float
@@ -32,38 +32,46 @@ from maep.runtime.console import progress_bar, say
 from maep.runtime.device import prepare_device
 from maep.runtime.errors import NonFiniteLoss, Stopped, fail
 from maep.runtime.randomness import keyed_rng
-from maep.storage.atomic import MANIFEST, atomic_directory, digest, problem_with, read_json
 from maep.storage.locks import one_at_a_time
+from maep.storage.manifests import StampedManifest
+from maep.storage.sealed import MANIFEST, atomic_directory, problem_with
 from maep.training.checkpointing.directory import Retention, checkpoint_path, newest_whole, prune
 from maep.training.distributed.world import DTYPES
 from maep.training.signals import StopFlag
 
-WEIGHTS = "model.safetensors"
 STATE = "state.safetensors"
-IN_MEMORY = 8 * 2**30
-NOT_IDENTITY = ("weights", "save_every")
-KEPT = Retention(last=2)
-TEST_BATCH = 250
+IN_MEMORY = 8 * 2**30  # bytes; CIFAR's images, 0.2 GB, are decoded once onto the device, ImageNet's 190 GB never
+RETENTION = Retention(last=2)  # the fewest: one that is whole while the next is written
+TEST_BATCH = 250  # images; a forward without gradients holds one layer at a time, less than a training step does
+EPOCHS_AT_ONCE = 2  # epochs whose draws are kept: a batch may straddle two
 
 
-def classifier_directory(settings: Settings, train: ShardSet) -> Path:
-    """Where the classifier trained with these settings on these images is or will be."""
-    chosen = {key: value for key, value in asdict(settings.classifier).items() if key not in NOT_IDENTITY}
-    facts = [chosen, settings.run.seed, settings.compute.precision, train.identity]
-    return Path(settings.run.cache) / "classifiers" / f"{settings.classifier.arch}-{digest(facts)[:8]}"
+@dataclass(frozen=True, kw_only=True)
+class ClassifierManifest(StampedManifest):
+    """Of a trained classifier.
 
-
-def classifier_weights(settings: Settings) -> Path:
-    """The weights file of the configured classifier: the one given, or the one that the stage trains.
-
-    Raises UserError if the given file or the clean shards, whose images name the trained one, are missing.
+    settings: the section `classifier` it was trained with. precision: compute.precision. classes: names, by label.
+    clean_accuracy: percent of the test_images images of the test split; None without any.
     """
-    if settings.classifier.weights:
-        path = Path(settings.classifier.weights)
-        if not path.is_file():
-            fail(f"classifier.weights={path}: no such file; unset it to train a classifier")
-        return path
-    return classifier_directory(settings, clean_split(settings, "train")) / WEIGHTS
+
+    kind: str = "classifier"
+    settings: Mapping[str, object]
+    seed: int
+    precision: str
+    classes: tuple[str, ...]
+    train_identity: str
+    test_identity: str
+    test_images: int = field(metadata={"low": 0})
+    clean_accuracy: float | None = field(metadata={"low": 0, "high": 100})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierCheckpoint(StampedManifest):
+    """Of a classifier in training. step: done so far. scaler: state of the gradient scaler, empty unless fp16."""
+
+    kind: str = "classifier checkpoint"
+    step: int = field(metadata={"low": 0})
+    scaler: Mapping[str, object] = field(default_factory=dict)
 
 
 def train_classifier(settings: Settings, train: ShardSet, test: ShardSet) -> Path:
@@ -84,10 +92,10 @@ def train_classifier(settings: Settings, train: ShardSet, test: ShardSet) -> Pat
             run.train()
             run.finish(final, test)
         shutil.rmtree(training, ignore_errors=True)
-    facts = read_json(final / MANIFEST)
-    accuracy = facts["clean_accuracy"]
-    told = "no test images" if accuracy is None else f"{accuracy:.2f} % of {facts['test_images']} test images right"
-    say(f"classifier: {settings.classifier.arch}, {told}, {final}")
+    manifest = ClassifierManifest.read(final / MANIFEST)
+    percent, images = manifest.clean_accuracy, manifest.test_images
+    result = "no test images" if percent is None else f"{percent:.2f} % of {images} test images right"
+    say(f"classifier: {settings.classifier.arch}, {result}, {final}")
     return final / WEIGHTS
 
 
@@ -109,8 +117,8 @@ class _InMemory:
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """As `ShardSet.batch`."""
-        chosen = torch.as_tensor(indices, device=self.images.device)
-        return self.images[chosen], self.labels[chosen]
+        rows = torch.as_tensor(indices, device=self.images.device)
+        return self.images[rows], self.labels[rows]
 
 
 class _Batches(Dataset):
@@ -123,7 +131,7 @@ class _Batches(Dataset):
         return self.images.batch(indices)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=EPOCHS_AT_ONCE)
 def _draws(seed: int, epoch: int, count: int) -> np.ndarray:
     """Three numbers in [0, 1) for every sample of an epoch: row, column, flip; float32 [count, 3]."""
     return keyed_rng("classifier-augment", seed, epoch).random((count, 3), dtype=np.float32)
@@ -163,7 +171,7 @@ class _Training:
     def __init__(self, settings: Settings, train: ShardSet, directory: Path) -> None:
         self.settings, self.classifier, self.train_set = settings, settings.classifier, train
         self.directory = directory
-        self.device = torch.device(prepare_device(settings.compute))
+        self.device = torch.device(prepare_device(settings.compute.device, settings.compute.threads))
         if settings.compute.precision == "fp16" and self.device.type == "cpu":
             fail("compute.precision=fp16: needs a CUDA device; choose bf16 or fp32")
         self.count, self.batch_size = len(train), self.classifier.batch_size
@@ -183,10 +191,10 @@ class _Training:
         return network
 
     def _sgd(self) -> torch.optim.SGD:
-        chosen = self.classifier
+        options = self.classifier
         return torch.optim.SGD(
-            self.network.parameters(), lr=chosen.lr, momentum=chosen.momentum,
-            weight_decay=chosen.weight_decay, nesterov=chosen.momentum > 0,
+            self.network.parameters(), lr=options.lr, momentum=options.momentum,
+            weight_decay=options.weight_decay, nesterov=options.momentum > 0,
         )  # fmt: skip
 
     def train(self) -> None:
@@ -211,9 +219,9 @@ class _Training:
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (uint8) and labels of the steps that are left, in memory where they fit, else read by workers."""
-        size = self.train_set.manifest["image_size"]
+        side = self.train_set.manifest.image_size or self.train_set.image(0).shape[0]
         plan = [[index for _, index in self._pairs(step)] for step in range(self.step, self.steps)]
-        if self.count * 3 * size * size <= IN_MEMORY:
+        if self.count * 3 * side * side <= IN_MEMORY:
             images = _InMemory(self.train_set, self.device)
             return (images.batch(indices) for indices in plan)
         workers = self.settings.data.workers
@@ -252,10 +260,10 @@ class _Training:
         return torch.autocast(self.device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
 
     def _stop_on(self, loss: float, pairs: list[tuple[int, int]]) -> None:
-        named = ", ".join(f"{index:09d} (epoch {epoch})" for epoch, index in pairs[:8])
+        samples = ", ".join(f"{index:09d} (epoch {epoch})" for epoch, index in pairs[:8])
         last = newest_whole(self.directory) or "none"
         raise NonFiniteLoss(
-            f"classifier: the loss is {loss} at step {self.step}; samples {named}, …; last good checkpoint: {last}; "
+            f"classifier: the loss is {loss} at step {self.step}; samples {samples}, …; last good checkpoint: {last}; "
             f"a lower classifier.lr may help"
         )
 
@@ -276,42 +284,37 @@ class _Training:
             buffer = self.optimizer.state[parameter].get("momentum_buffer")
             if buffer is not None:
                 tensors[name] = buffer
-        facts = {"step": self.step, "scaler": self.scaler.state_dict()}
-        with atomic_directory(checkpoint_path(self.directory, self.step), facts) as temporary:
+        manifest = ClassifierCheckpoint(step=self.step, scaler=self.scaler.state_dict())
+        with atomic_directory(checkpoint_path(self.directory, self.step), manifest) as temporary:
             save_file(_plain(tensors), temporary / STATE)
-        prune(self.directory, KEPT)
+        prune(self.directory, RETENTION)
 
     def _restore(self) -> int:
         """Put back the newest whole checkpoint; returns its step, 0 without one."""
-        found = newest_whole(self.directory)
-        if found is None:
+        newest = newest_whole(self.directory)
+        if newest is None:
             return 0
-        tensors = load_file(found / STATE)
+        tensors = load_file(newest / STATE)
         model = {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
         self.network.network.load_state_dict(model)
         for name, parameter in self._momentum():
             if name in tensors:
                 self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(tensors[name])
-        facts: dict[str, Any] = read_json(found / MANIFEST)
-        if facts["scaler"]:
-            self.scaler.load_state_dict(facts["scaler"])
-        say(f"classifier: goes on after step {facts['step']} of {self.steps}")
-        return int(facts["step"])
+        saved = ClassifierCheckpoint.read(newest / MANIFEST)
+        if saved.scaler:
+            self.scaler.load_state_dict(dict(saved.scaler))
+        say(f"classifier: goes on after step {saved.step} of {self.steps}")
+        return saved.step
 
     def finish(self, final: Path, test: ShardSet) -> None:
         """Measure the clean accuracy and commit the weights."""
-        facts = {
-            "kind": "classifier",
-            "settings": asdict(self.classifier),
-            "seed": self.settings.run.seed,
-            "precision": self.settings.compute.precision,
-            "classes": self.train_set.classes,
-            "train_identity": self.train_set.identity,
-            "test_identity": test.identity,
-            "test_images": len(test),
-            "clean_accuracy": accuracy(self.network, test, self.device),
-        }
-        with atomic_directory(final, facts) as temporary:
+        manifest = ClassifierManifest(
+            settings=asdict(self.classifier), seed=self.settings.run.seed, precision=self.settings.compute.precision,
+            classes=tuple(self.train_set.classes), train_identity=self.train_set.identity,
+            test_identity=test.identity, test_images=len(test),
+            clean_accuracy=accuracy(self.network, test, self.device),
+        )  # fmt: skip
+        with atomic_directory(final, manifest) as temporary:
             save_file(_plain(self.network.network.state_dict()), temporary / WEIGHTS)
 
 

@@ -4,21 +4,23 @@ An adapter, LoRA on the decoder unless another is chosen, with r = 0 writes run.
 manifest says how many parameters it has; full finetuning writes run.dir/finetuned.
 """
 
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from maep.config.pair_source import source_settings
 from maep.config.schema import FinetuneSettings, Settings
 from maep.models.masked_autoencoder import MaskedAutoencoder
-from maep.purifiers import read_purifier, save_purifier
+from maep.purifiers import MAEPurifier, read_purifier, save_purifier
 from maep.runtime.console import say
-from maep.storage.atomic import atomic_directory
+from maep.storage.manifests import CheckpointManifest, StampedManifest
+from maep.storage.sealed import atomic_directory
 from maep.training.inputs import finetuning_pairs, online_attack
 from maep.training.loop import TrainingJob, train
-from maep.training.source import source_settings
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -45,29 +47,54 @@ def with_adapter(model: MaskedAutoencoder, settings: FinetuneSettings, seed: int
     return get_peft_model(model, config)
 
 
-def parameter_counts(model: nn.Module) -> dict[str, int]:
-    """How many parameters are trained, and how many there are without the adapter's."""
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    return {"trained_parameters": trained, "parameters": frozen or trained}
+@dataclass(frozen=True, kw_only=True)
+class AdapterManifest(StampedManifest):
+    """Of run.dir/adapter. method, targets: as in the settings of the finetuning. trained_parameters: the adapter's.
+
+    parameters: those of the model, which stay as they are.
+    """
+
+    kind: str = "adapter"
+    method: str
+    targets: str
+    trained_parameters: int = field(metadata={"low": 0})
+    parameters: int = field(metadata={"low": 0})
 
 
-def finetune(settings: Settings) -> None:
+@dataclass(frozen=True)
+class ParameterCounts:
+    """How many parameters of a model are trained, and how many are not: with an adapter, the model's own."""
+
+    trained: int
+    frozen: int
+
+
+def parameter_counts(model: nn.Module) -> ParameterCounts:
+    """The parameters of a model, counted by whether they are trained."""
+    counts = {True: 0, False: 0}
+    for parameter in model.parameters():
+        counts[parameter.requires_grad] += parameter.numel()
+    return ParameterCounts(counts[True], counts[False])
+
+
+def finetune(settings: Settings, on_stall: Callable[[str], object] | None = None) -> None:
     """Finetune run.dir/purifier as settings.finetune says, going on from its checkpoints. Every rank calls it."""
-    directory, chosen = Path(settings.run.dir), settings.finetune
-    base = read_purifier(directory / "purifier")
+    directory, options = Path(settings.run.dir), settings.finetune
+    base = read_purifier(directory / "purifier", MAEPurifier).model
     base.train()
-    model: nn.Module = base if chosen.method == "full" else with_adapter(base, chosen, settings.run.seed)
+    model: nn.Module = base if options.method == "full" else with_adapter(base, options, settings.run.seed)
     pairs = finetuning_pairs(settings)
     job = TrainingJob(
-        label="finetune", model=model, dataset=pairs, settings=chosen, objective=settings.objective,
+        label="finetune", model=model, dataset=pairs, settings=options, objective=settings.objective,
         compute=settings.compute, directory=directory / "checkpoints-finetune",
         metrics=directory / "metrics-finetune.jsonl", samples=directory / "samples-finetune",
         workers=settings.data.workers,
-        facts={
-            "model": asdict(settings.model), "method": chosen.method, "rank": chosen.rank, "targets": chosen.targets,
-        },
-        online=online_attack(source_settings(settings, chosen), len(pairs.clean.classes)),
+        manifest=CheckpointManifest(
+            step=0, purifier=MAEPurifier.kind, model=asdict(settings.model), method=options.method, rank=options.rank,
+            targets=options.targets,
+        ),
+        online=online_attack(source_settings(settings, options), len(pairs.clean.classes)),
+        on_stall=on_stall,
     )  # fmt: skip
     weights, accelerator = train(job)
     if accelerator.is_main_process:
@@ -77,18 +104,21 @@ def finetune(settings: Settings) -> None:
 
 def _export(settings: Settings, weights: dict[str, Tensor]) -> None:
     """Write the finetuned weights: an adapter in peft's format, or a whole purifier."""
-    directory, chosen = Path(settings.run.dir), settings.finetune
-    model = read_purifier(directory / "purifier")
-    if chosen.method == "full":
+    directory, options = Path(settings.run.dir), settings.finetune
+    model = read_purifier(directory / "purifier", MAEPurifier).model
+    if options.method == "full":
         model.load_state_dict(weights)
-        save_purifier(model, settings.purify, directory / "finetuned")
+        save_purifier(MAEPurifier(model, settings.purify), directory / "finetuned")
         return
-    adapted = with_adapter(model, chosen, settings.run.seed)
+    adapted = with_adapter(model, options, settings.run.seed)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if parameter.requires_grad:
                 parameter.copy_(weights[name])
-    facts = {"kind": "adapter", "method": chosen.method, "targets": chosen.targets, **parameter_counts(adapted)}
-    say(f"finetune: {chosen.method} trained {facts['trained_parameters']} beside {facts['parameters']} parameters")
-    with atomic_directory(directory / "adapter", facts) as temporary:
+    counts = parameter_counts(adapted)
+    say(f"finetune: {options.method} trained {counts.trained} beside {counts.frozen} parameters")
+    manifest = AdapterManifest(
+        method=options.method, targets=options.targets, trained_parameters=counts.trained, parameters=counts.frozen
+    )
+    with atomic_directory(directory / "adapter", manifest) as temporary:
         adapted.save_pretrained(str(temporary), safe_serialization=True)

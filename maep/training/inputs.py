@@ -1,8 +1,10 @@
 """What a training reads: checked pairs from shards, or the attack that makes them as it goes."""
 
 from maep.attacks.gradient import AttackSpec, attack
+from maep.config.pair_source import source_settings
 from maep.config.schema import Settings, TrainSettings
 from maep.data.adversarial import adversarial_path, check_adversarial
+from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import clean_split
 from maep.data.pairs import PairDataset
 from maep.data.shards import ShardSet
@@ -10,9 +12,7 @@ from maep.models.classifiers import classifier_identity, load_classifier
 from maep.runtime.device import prepare_device
 from maep.runtime.errors import fail
 from maep.storage.remote import Reading
-from maep.training.classifier import classifier_weights
 from maep.training.loop import OnlineAttack
-from maep.training.source import source_settings
 
 
 def own_pairs(settings: Settings, train: TrainSettings) -> PairDataset:
@@ -22,17 +22,17 @@ def own_pairs(settings: Settings, train: TrainSettings) -> PairDataset:
     if settings.attack.online:
         return _dataset(settings, train, clean, None)
     identity = classifier_identity(settings.classifier, classifier_weights(settings))
-    adversarial = ShardSet(adversarial_path(settings, clean, identity), Reading.of(settings))
+    adversarial = ShardSet(adversarial_path(settings, clean, identity), Reading.of(settings.data))
     check_adversarial(adversarial, clean, identity, settings)
     return _dataset(settings, train, clean, adversarial)
 
 
 def finetuning_pairs(settings: Settings) -> PairDataset:
     """Pairs of the finetuning: of the data set that settings.finetune names, or of the run's own."""
-    chosen = settings.finetune
-    if chosen.clean_shards and chosen.adversarial_shards:
-        return _other_pairs(settings, chosen, chosen.clean_shards, chosen.adversarial_shards)
-    return own_pairs(settings, chosen)
+    train = settings.finetune
+    if train.clean_shards and train.adversarial_shards:
+        return _other_pairs(settings, train, train.clean_shards, train.adversarial_shards)
+    return own_pairs(settings, train)
 
 
 def verify_pairs(pairs: PairDataset) -> None:
@@ -48,8 +48,8 @@ def verify_pairs(pairs: PairDataset) -> None:
 
 def _other_pairs(settings: Settings, train: TrainSettings, clean: str, adversarial: str) -> PairDataset:
     """Pairs of another data set, named by its two shard sets (Sec. 4.4, transfer)."""
-    images, attacked = (ShardSet(place, Reading.of(settings)) for place in (clean, adversarial))
-    if attacked.manifest.get("clean_identity") != images.identity:
+    images, attacked = (ShardSet(address, Reading.of(settings.data)) for address in (clean, adversarial))
+    if attacked.manifest.clean_identity != images.identity:
         fail(f"{adversarial}: was not made from the images of {clean}; name the clean set it was made from")
     return _dataset(settings, train, images, attacked)
 
@@ -64,6 +64,6 @@ def online_attack(settings: Settings, classes: int) -> OnlineAttack | None:
     if not settings.attack.online:
         return None
     classifier = load_classifier(settings.classifier, classes, classifier_weights(settings))
-    classifier.requires_grad_(False).to(prepare_device(settings.compute))
+    classifier.requires_grad_(False).to(prepare_device(settings.compute.device, settings.compute.threads))
     spec = AttackSpec.of(settings.attack)
     return lambda images, labels, keys: attack(classifier, images, labels, spec, keys, settings.run.seed)

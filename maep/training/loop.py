@@ -7,9 +7,9 @@ from the newest whole checkpoint and ends with the same weights.
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -20,12 +20,13 @@ from maep.data.pairs import PairBatch, PairDataset, mask_ratio_at, pair_loader
 from maep.data.shards import to_float
 from maep.runtime.console import progress_bar, say
 from maep.runtime.errors import NonFiniteLoss, Paused, Stopped
+from maep.storage.manifests import CheckpointManifest
 from maep.training.checkpointing.async_saver import Saver
 from maep.training.checkpointing.directory import Retention, checkpoint_path, load_checkpoint, newest_whole, step_of
 from maep.training.checkpointing.partition import local_part, whole
 from maep.training.checkpointing.training_state import TrainingState
 from maep.training.distributed.accelerator import make_accelerator
-from maep.training.distributed.heartbeat import Heartbeat, is_peer_loss
+from maep.training.distributed.heartbeat import Heartbeat, Phase, is_peer_loss
 from maep.training.distributed.world import agree, gather_objects
 from maep.training.ema import Average
 from maep.training.metrics_log import MetricsLog, SampleLog
@@ -33,7 +34,7 @@ from maep.training.module import TrainingModule
 from maep.training.schedule import learning_rate, total_steps
 from maep.training.signals import StopFlag
 
-LEAVING = 0.9  # of the grace time may be spent on the last save
+LEAVING = 0.9  # of the grace time may be spent on the last save; the rest is for ending loaders, logs and the process
 OnlineAttack = Callable[[Tensor, Tensor, list[int]], Tensor]
 
 
@@ -43,7 +44,11 @@ class TrainingJob:
 
     model: called with (images, visible); its parameters with requires_grad are trained.
     online: (images, labels, keys) -> adversarial images, when there are no adversarial shards.
-    identity: what the weights depend on; a checkpoint of another identity is not resumed.
+    on_stall: called with the reason before the watchdog ends this process.
+    manifest: what its checkpoints say of the model; a checkpoint of another model is not resumed. The step and what
+    else changes as it goes on is filled in.
+    directory, metrics, samples: the checkpoints' folder, the log's file, the folder of the consumed samples' logs.
+    workers: loader processes of each rank.
     """
 
     label: str
@@ -55,9 +60,10 @@ class TrainingJob:
     directory: Path
     metrics: Path
     samples: Path
-    facts: dict[str, Any]
+    manifest: CheckpointManifest
     workers: int = 0
     online: OnlineAttack | None = None
+    on_stall: Callable[[str], object] | None = None
 
 
 @dataclass
@@ -95,21 +101,21 @@ class Trainer:
         self.engine = self.module if job.compute.zero_stage is not None else None
         self.state = TrainingState(self.parameters, self.optimizer.optimizer, average)
         self.saver = Saver(job.directory, self.state, Retention.of(job.settings), job.compute.stall_timeout)
-        self.pulse = Heartbeat(job.metrics.parent, job.compute.stall_timeout)
+        self.pulse = Heartbeat(job.metrics.parent, job.compute.stall_timeout, job.on_stall)
         self.step = 0
         self.losses: list[float] = []
         self.samples: SampleLog | None = None
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint, chosen by rank 0, if there is one."""
-        found = newest_whole(self.job.directory) if self.accelerator.is_main_process else None
-        self.saver.good = gather_objects(found)[0]
+        newest = newest_whole(self.job.directory) if self.accelerator.is_main_process else None
+        self.saver.good = gather_objects(newest)[0]
         if self.saver.good is None:
             return
-        facts = load_checkpoint(self.saver.good, self.state, self.job.facts)
-        self.step = facts["step"]
-        if self.accelerator.scaler is not None and facts.get("scaler"):
-            self.accelerator.scaler.load_state_dict(facts["scaler"])
+        saved = load_checkpoint(self.saver.good, self.state, self.job.manifest)
+        self.step = saved.step
+        if self.accelerator.scaler is not None and saved.scaler:
+            self.accelerator.scaler.load_state_dict(dict(saved.scaler))
         if self.accelerator.is_main_process:
             say(f"{self.job.label}: goes on from step {self.step} of {self.steps} ({self.saver.good})")
 
@@ -151,7 +157,7 @@ class Trainer:
                         self._stop(stop)
                     if self.step % self.settings.save_every == 0 or self.step == self.last:
                         self._save()
-                self.pulse.at("save", self.step)
+                self.pulse.at(Phase.SAVE, self.step)
                 self.saver.finish()
                 if self.step < self.steps:
                     raise Paused(job.label, self.step)
@@ -166,23 +172,23 @@ class Trainer:
         """Begin to save this step unless that is done or under way; False if the save before did not end in time."""
         if checkpoint_path(self.job.directory, self.step) == self.saver.latest:
             return True
-        self.pulse.at("save", self.step)
+        self.pulse.at(Phase.SAVE, self.step)
         scaler = self.accelerator.scaler
-        facts = {
-            "kind": "checkpoint", "step": self.step, "samples": self.step * self.settings.batch_size,
-            "loss": sum(self.losses) / len(self.losses) if self.losses else None,
-            "world": self.accelerator.num_processes, "zero_stage": self.job.compute.zero_stage,
-            "scaler": scaler.state_dict() if scaler is not None else None, **self.job.facts,
-        }  # fmt: skip
-        begun = self.saver.save(self.step, facts, within=within)
-        if begun:
+        manifest = replace(
+            self.job.manifest, step=self.step, samples=self.step * self.settings.batch_size,
+            loss=sum(self.losses) / len(self.losses) if self.losses else None,
+            world=self.accelerator.num_processes, zero_stage=self.job.compute.zero_stage,
+            scaler=scaler.state_dict() if scaler is not None else None,
+        )  # fmt: skip
+        started = self.saver.save(manifest, within=within)
+        if started:
             self.losses = []
-        return begun
+        return started
 
     def _stop(self, stop: StopFlag) -> NoReturn:
         """Save what can be saved in the time that is left, and leave."""
         grace = LEAVING * self.job.compute.grace
-        if self._save(stop.left(grace)) and self.saver.finish(stop.left(grace)):
+        if self._save(stop.remaining(grace)) and self.saver.finish(stop.remaining(grace)):
             raise Stopped(stop.signum or signal.SIGTERM, self.step)
         good = self.saver.good
         say(
@@ -191,7 +197,7 @@ class Trainer:
         )
         raise Stopped(stop.signum or signal.SIGTERM, step_of(good) if good else 0)
 
-    def _step(self, batches: Iterator[PairBatch], stop: StopFlag) -> tuple[dict[str, Any], bool]:
+    def _step(self, batches: Iterator[PairBatch], stop: StopFlag) -> tuple[dict[str, int | float], bool]:
         """One optimizer step; returns the values to log and whether any rank was asked to stop."""
         started = time.perf_counter()
         ratio = mask_ratio_at(self.step, self.steps, self.settings)
@@ -201,16 +207,16 @@ class Trainer:
         self.module.train()
         tally = Tally()
         for micro in range(self.settings.accumulation):
-            self.pulse.at("data", self.step)
+            self.pulse.at(Phase.DATA, self.step)
             waiting = time.perf_counter()
             batch = next(batches)
             tally.waited += time.perf_counter() - waiting
-            self.pulse.at("compute", self.step)
+            self.pulse.at(Phase.COMPUTE, self.step)
             with self.accelerator.accumulate(self.module):
                 total, parts = self.module(*self._inputs(batch, ratio))
                 tally.add(batch, total, parts)
                 if micro + 1 == self.settings.accumulation:
-                    self.pulse.at("reduce", self.step)
+                    self.pulse.at(Phase.REDUCE, self.step)
                     flags = [len(tally.bad), bool(stop.signum), self.saver.has_failed]
                     bad, stopping, failed, *sums = agree([*flags, *tally.sums.values()], self.accelerator.device)
                     if failed:
@@ -218,7 +224,7 @@ class Trainer:
                     if bad:
                         self._refuse(tally.bad)
                 self.saver.before_update()
-                self.pulse.at("compute", self.step)
+                self.pulse.at(Phase.COMPUTE, self.step)
                 norm = self._backward(total)
         if self.state.average:
             self.state.average.update(self.step)
@@ -265,9 +271,9 @@ class Trainer:
     def _refuse(self, bad: list[tuple[int, int]]) -> NoReturn:
         keys = [key for part in gather_objects(bad) for key in part]
         self.saver.finish()
-        named = ", ".join(f"{index:09d} (epoch {epoch})" for epoch, index in keys[:8])
+        samples = ", ".join(f"{index:09d} (epoch {epoch})" for epoch, index in keys[:8])
         raise NonFiniteLoss(
-            f"{self.job.label}: loss is not finite at step {self.step + 1}; samples {named}; "
+            f"{self.job.label}: loss is not finite at step {self.step + 1}; samples {samples}; "
             f"last good checkpoint: {self.saver.good or 'none'}"
         )
 
@@ -292,7 +298,7 @@ def _optimizer(parameters: dict[str, nn.Parameter], settings: TrainSettings) -> 
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr, betas=betas)
 
 
-def _note(values: dict[str, Any]) -> str:
+def _note(values: dict[str, int | float]) -> str:
     return f"loss {values['loss']:.4f}  {values['images_per_second']:.0f} images/s"
 
 

@@ -5,9 +5,8 @@ never in a log twice.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from maep.storage.atomic import atomic_file
 from maep.training.distributed.world import gather_objects, world
@@ -15,9 +14,9 @@ from maep.training.distributed.world import gather_objects, world
 
 def forget_after(path: Path, step: int) -> None:
     """Drop a log's lines of later steps, and a last line that a kill cut off."""
-    kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+    lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
     with atomic_file(path) as temporary:
-        temporary.write_text("".join(line + "\n" for line in kept))
+        temporary.write_text("".join(line + "\n" for line in lines))
 
 
 def _step_of(line: str) -> float:
@@ -39,9 +38,9 @@ class MetricsLog:
         self._file = path.open("a")
         self._board = SummaryWriter(str(tensorboard), purge_step=step + 1)
 
-    def write(self, values: dict[str, Any]) -> None:
-        """values: JSON-able, with `step`."""
-        self._file.write(json.dumps(values) + "\n")
+    def write(self, values: Mapping[str, int | float]) -> None:
+        """values: of one step, by name, with `step`."""
+        self._file.write(json.dumps(dict(values)) + "\n")
         self._file.flush()
         for name, value in values.items():
             if isinstance(value, float):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from maep.config.schema import ObjectiveSettings
-from maep.objectives import OBJECTIVES
+from maep.objectives import objective as objective_named
 from maep.training.distributed.world import DTYPES
 
 
@@ -18,9 +18,10 @@ class TrainingModule(nn.Module):
     def __init__(self, model: nn.Module, objective: ObjectiveSettings, precision: str) -> None:
         super().__init__()
         self.model, self.objective, self.dtype = model, objective, DTYPES[precision]
+        self.losses = objective_named(objective.name)
 
     def forward(self, clean: Tensor, adversarial: Tensor, visible: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """clean, adversarial: [N, 3, H, W] in [0, 1]; visible: bool [N, T] or None for all. Returns [N] losses."""
         with torch.autocast(clean.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            losses = OBJECTIVES[self.objective.name](self.model, clean, adversarial, visible, self.objective)
+            losses = self.losses(self.model, clean, adversarial, visible, self.objective)
         return losses.total.float(), {name: part.float() for name, part in losses.parts.items()}

@@ -1,4 +1,8 @@
-"""Preemption: a signal only sets a flag; the loop looks at it between steps."""
+"""Preemption: a signal only sets a flag; the loop looks at it between steps.
+
+A process has one handler a signal, which Python keeps; the flag that it sets is asked from there (`_installed_flag`),
+so no second record of it can disagree.
+"""
 
 import signal
 import time
@@ -22,7 +26,7 @@ def hold_signals() -> Iterator[None]:
 class StopFlag:
     """Remembers SIGTERM, SIGUSR2 or SIGINT while in context; a second SIGINT interrupts at once.
 
-    `signum` is 0 until a signal comes. Where `arm` was called before, the context gives that flag.
+    `signum` is 0 until a signal comes. Where the process has a flag already, as after `arm`, the context gives that.
     """
 
     def __init__(self) -> None:
@@ -31,10 +35,10 @@ class StopFlag:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopFlag":
-        if _armed is not None:
-            return _armed
-        self._install()
-        return self
+        flag = _installed_flag() or self
+        if flag is self:
+            self._install()
+        return flag
 
     def __exit__(self, *_: object) -> None:
         for signum, handler in self._previous.items():
@@ -48,16 +52,19 @@ class StopFlag:
         if self.signum and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.signum = signum
-        self.left(0)
+        self.remaining(0)
 
-    def left(self, grace: float) -> float:
+    def remaining(self, grace: float) -> float:
         """Seconds left of `grace` since the signal came, or since this was first asked where another rank got it."""
         if self._since is None:
             self._since = time.monotonic()
         return max(0.0, self._since + grace - time.monotonic())
 
 
-_armed: StopFlag | None = None
+def _installed_flag() -> StopFlag | None:
+    """The flag that this process's handler of SIGTERM sets; None where another handler is installed."""
+    flag = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    return flag if isinstance(flag, StopFlag) else None
 
 
 def arm() -> StopFlag:
@@ -66,9 +73,9 @@ def arm() -> StopFlag:
     A rank of a job calls it first, so that a signal during imports or joining is not lost: the ranks agree on it
     before their first step. Signals that the launcher blocked at the start (`hold_signals`) arrive now.
     """
-    global _armed
-    if _armed is None:
-        _armed = StopFlag()
-        _armed._install()
+    flag = _installed_flag()
+    if flag is None:
+        flag = StopFlag()
+        flag._install()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    return _armed
+    return flag

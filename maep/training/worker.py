@@ -7,7 +7,7 @@ process this is. A SLURM job calls `run_training` in its own processes.
 import sys
 from collections.abc import Callable, Sequence
 
-from maep.config.load import command_line
+from maep.config.command_line import command_line
 from maep.config.schema import Settings
 from maep.runtime.errors import PeerLost, exit_code, fail
 from maep.runtime.exits import ExitCode
@@ -17,12 +17,15 @@ from maep.training.finetune import finetune
 from maep.training.pretrain import pretrain
 from maep.training.signals import arm
 
-TRAININGS: dict[str, Callable[[Settings], None]] = {"pretrain": pretrain, "finetune": finetune}
+TRAININGS = {"pretrain": pretrain, "finetune": finetune}
 
 
-def run_training(name: str, settings: Settings) -> None:
-    """Run a training stage in this process, as the rank that the environment says."""
-    TRAININGS[name](settings)
+def run_training(name: str, settings: Settings, on_stall: Callable[[str], object] | None = None) -> None:
+    """Run a training stage in this process, as the rank that the environment says.
+
+    on_stall: called with the reason before the watchdog ends a process that stalls.
+    """
+    TRAININGS[name](settings, on_stall)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -16,15 +16,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from maep.cli.shard_commands import worker
 from maep.config.load import load_settings
 from maep.config.schema import Settings
 from maep.data.adversarial import adversarial_path, check_adversarial, distances, make_adversarial_shards, quantise
+from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import clean_shards_path
+from maep.data.shard_manifest import AdversarialManifest
 from maep.data.shards import ShardSet, shard_problems, to_float, to_uint8
 from maep.models.classifiers import classifier_identity, load_classifier
 from maep.runtime.errors import UserError
-from maep.training.classifier import classifier_weights
-from shards.attack import worker
 from tests.tiny import ROOT, Problem, environment
 
 
@@ -151,21 +152,22 @@ def test_manifest_says_what_the_shards_hold(attackable: list[str], made: Path) -
     settings = settings_of(attackable, made.parents[1])
     clean, adversarial = clean_of(settings), ShardSet(made)
     assert adversarial.verify() == []
-    assert adversarial.manifest["shards"] == clean.manifest["shards"]
+    assert adversarial.manifest.shards == clean.manifest.shards
     (images, labels), (attacked, same) = (part.batch(range(len(clean))) for part in (clean, adversarial))
     assert torch.equal(labels, same)
-    facts = adversarial.manifest
+    manifest = adversarial.manifest
+    assert isinstance(manifest, AdversarialManifest)
     used = distances(attacked, images, "Linf")
-    assert facts["eps_used"] == float(used.max())
-    assert 0 < facts["eps_used"] <= settings.attack.eps + 1e-9
+    assert manifest.eps_used == float(used.max())
+    assert 0 < manifest.eps_used <= settings.attack.eps + 1e-9
     model = load_classifier(settings.classifier, 10, classifier_weights(settings))
     right, still = (model(to_float(part)).argmax(1) == labels for part in (images, attacked))
-    assert facts["clean_accuracy"] == pytest.approx(100 * float(right.float().mean()))
-    assert facts["adversarial_accuracy"] == pytest.approx(100 * float(still.float().mean()))
-    assert facts["success_rate"] == pytest.approx(100 * float((right & ~still).sum() / right.sum()))
-    assert facts["success_rate"] > 0
-    assert facts["kind"] == "adversarial"
-    assert facts["clean_identity"] == clean.identity
+    assert manifest.clean_accuracy == pytest.approx(100 * float(right.float().mean()))
+    assert manifest.adversarial_accuracy == pytest.approx(100 * float(still.float().mean()))
+    assert manifest.success_rate == pytest.approx(100 * float((right & ~still).sum() / right.sum()))
+    assert manifest.success_rate > 0
+    assert manifest.kind == "adversarial"
+    assert manifest.clean_identity == clean.identity
 
 
 @pytest.mark.parametrize("method", ["fgsm", "bim", "pgd"])
@@ -181,7 +183,8 @@ def test_every_attack_is_stored_in_budget(
     adversarial = ShardSet(make_adversarial_shards(settings))
     used = distances(adversarial.batch(range(120))[0], clean.batch(range(120))[0], norm)
     assert 0.5 * eps < float(used.max()) <= eps
-    assert 0 <= adversarial.manifest["success_rate"] <= 100
+    assert isinstance(adversarial.manifest, AdversarialManifest)
+    assert 0 <= adversarial.manifest.success_rate <= 100
 
 
 def at_the_edge(norm: str, eps: float, count: int = 50) -> tuple[Tensor, Tensor]:

@@ -9,11 +9,12 @@ import torch
 from maep.config.load import load_settings
 from maep.config.schema import TrainSettings
 from maep.data.adversarial import adversarial_path
+from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import clean_shards_path
 from maep.data.pairs import PairBatch, PairDataset, mask_ratio_at, pair_loader, visible_patches
+from maep.data.shard_manifest import AdversarialManifest
 from maep.data.shards import ShardSet
 from maep.models.classifiers import classifier_identity
-from maep.training.classifier import classifier_weights
 from tests.tiny import Problem
 
 
@@ -69,7 +70,9 @@ def test_every_sample_once_an_epoch_across_batches(pairs: PairDataset) -> None:
 
 def test_pairs_are_flipped_together_and_within_budget(pairs: PairDataset) -> None:
     """The two images of a pair never differ by more than epsilon, so crop and flip are the same for both."""
-    budget = round(pairs.adversarial.manifest["eps_used"] * 255) if pairs.adversarial else 0
+    assert pairs.adversarial is not None
+    assert isinstance(pairs.adversarial.manifest, AdversarialManifest)
+    budget = round(pairs.adversarial.manifest.eps_used * 255)
     identical = 0
     for batch in read(pairs, 0, 4, 1):
         assert batch.adversarial is not None

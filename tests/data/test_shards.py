@@ -18,6 +18,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from maep.data import shards as shards_module
+from maep.data.shard_manifest import CleanManifest
 from maep.data.shards import (
     ShardSet,
     ShardWriter,
@@ -46,7 +47,7 @@ def write_set(path: Path, images: np.ndarray, encoding: str = "png", each: int =
         with ShardWriter(path / shard_name(number), encoding) as writer:
             for index in range(first, min(first + each, len(images))):
                 writer.write(index, images[index], index % 3)
-    seal_shard_set(path, {"kind": "clean", "classes": ["a", "b", "c"]})
+    seal_shard_set(path, CleanManifest(classes=("a", "b", "c")))
     return path
 
 
@@ -55,7 +56,7 @@ def test_random_access_is_lossless(tmp_path: Path, encoding: str) -> None:
     """Every image and label comes back exactly, by position, also from a pickled set."""
     images = pixels(13)
     shards = ShardSet(write_set(tmp_path / "set", images, encoding))
-    assert (len(shards), shards.classes, shards.manifest["encoding"]) == (13, ["a", "b", "c"], encoding)
+    assert (len(shards), shards.classes, shards.manifest.encoding) == (13, ["a", "b", "c"], encoding)
     for reader in (shards, pickle.loads(pickle.dumps(shards))):
         for index in (12, 0, 7, 4, 5):
             assert np.array_equal(reader.image(index), images[index])
@@ -124,7 +125,7 @@ def test_sealing_refuses_a_gap(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").unlink()
     (tmp_path / shard_name(1)).unlink()
     with pytest.raises(ValueError, match="expected shard-00001"):
-        seal_shard_set(tmp_path, {"classes": []})
+        seal_shard_set(tmp_path, CleanManifest())
 
 
 def truncate(path: Path) -> None:

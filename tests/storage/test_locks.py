@@ -1,5 +1,6 @@
 """Directories that one process at a time may work in."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ with run_lock(Path(sys.argv[1])) as lock:
 
 @contextmanager
 def held_by_another(directory: Path) -> Iterator["subprocess.Popen[str]"]:
-    """A process, of this one's SLURM job if there is one, that holds a directory until it is killed or told."""
+    """A process, of this one's SLURM job if there is one, that holds a directory until it is killed or asked."""
     command = [sys.executable, "-c", HOLD, str(directory)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
@@ -35,7 +36,7 @@ def held_by_another(directory: Path) -> Iterator["subprocess.Popen[str]"]:
 
 @pytest.fixture
 def job(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """This process is in the first life of a SLURM job."""
+    """This process is in the first attempt of a SLURM job."""
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
     return monkeypatch
@@ -52,8 +53,8 @@ def test_second_run_is_refused_naming_the_first(tmp_path: Path) -> None:
             assert lock.is_held()
 
 
-def test_later_life_takes_over(tmp_path: Path, job: pytest.MonkeyPatch) -> None:
-    """A frozen process of the same job's earlier life does not keep the directory, and knows when it wakes up."""
+def test_later_attempt_takes_over(tmp_path: Path, job: pytest.MonkeyPatch) -> None:
+    """A frozen process of the same job's earlier attempt does not keep the directory, and knows when it wakes up."""
     with held_by_another(tmp_path) as holder:
         with pytest.raises(UserError), run_lock(tmp_path):
             pass
@@ -68,7 +69,7 @@ def test_later_life_takes_over(tmp_path: Path, job: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("job_id", ["18", None])
 def test_other_jobs_do_not_take_over(tmp_path: Path, job: pytest.MonkeyPatch, job_id: str | None) -> None:
-    """Neither a later life of another job nor a run without SLURM."""
+    """Neither a later attempt of another job nor a run without SLURM."""
     with held_by_another(tmp_path):
         job.setenv("SLURM_RESTART_COUNT", "1")
         if job_id:
@@ -80,8 +81,21 @@ def test_other_jobs_do_not_take_over(tmp_path: Path, job: pytest.MonkeyPatch, jo
 
 
 def test_maker_of_something_shared_takes_over(tmp_path: Path, job: pytest.MonkeyPatch) -> None:
-    """Nor is a frozen earlier life waited for by the next."""
+    """Nor is a frozen earlier attempt waited for by the next."""
     with held_by_another(tmp_path):
         job.setenv("SLURM_RESTART_COUNT", "1")
         with one_at_a_time(tmp_path):
             pass
+
+
+def test_a_signature_of_an_older_version_is_understood(tmp_path: Path, job: pytest.MonkeyPatch) -> None:
+    """It called an attempt a life: the earlier one is taken over from, the same one is not."""
+    with held_by_another(tmp_path) as holder:
+        signed = {"process": holder.pid, "node": "n1", "job": "17", "life": 1}
+        (tmp_path / ".lock").write_text(json.dumps(signed))
+        job.setenv("SLURM_RESTART_COUNT", "1")
+        with pytest.raises(UserError, match=f"in use by process {holder.pid} on n1"), run_lock(tmp_path):
+            pass
+        job.setenv("SLURM_RESTART_COUNT", "2")
+        with run_lock(tmp_path) as lock:
+            assert lock.is_held()

@@ -14,6 +14,7 @@ from maep.config.load import load_settings
 from maep.config.schema import TrainSettings
 from maep.data.images.build import clean_shards_path, clean_split
 from maep.data.pairs import PairBatches, PairDataset, pair_loader
+from maep.data.shard_manifest import CleanManifest
 from maep.data.shards import ShardSet, ShardWriter, seal_shard_set, shard_name
 from maep.runtime.errors import UserError
 from maep.storage.remote import Reading, Remote, location
@@ -35,7 +36,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory, images: np.ndarray) -> P
         with ShardWriter(path / shard_name(number)) as writer:
             for index in range(number * EACH, (number + 1) * EACH):
                 writer.write(index, images[index], index % 10)
-    seal_shard_set(path, {"kind": "clean", "image_size": SIDE, "classes": [str(label) for label in range(10)]})
+    seal_shard_set(path, CleanManifest(image_size=SIDE, classes=tuple(map(str, range(10)))))
     return path
 
 

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from maep.runtime.errors import UserError
 from maep.storage.atomic import sha256_file
+from maep.storage.manifests import FileEntry
 from maep.storage.tensor_files import HostBuffer, Piece, ShardedTensors
 
 
@@ -19,7 +20,7 @@ def write(directory: Path, *parts: list[Piece]) -> None:
         path = directory / f"rank-{rank:04d}-of-{len(parts):04d}.safetensors"
         buffer.fill(pieces)
         entry = buffer.write(path)
-        assert entry == {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        assert entry == FileEntry(path.stat().st_size, sha256_file(path))
 
 
 def test_pieces_make_the_whole(tmp_path: Path) -> None:

@@ -15,13 +15,14 @@ from safetensors.torch import load_file
 
 from maep.config.load import load_settings
 from maep.config.schema import Settings
+from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import build_shards
 from maep.data.shards import ShardSet
 from maep.models.classifiers import load_classifier
 from maep.runtime.errors import NonFiniteLoss, UserError
 from maep.storage.atomic import read_json
 from maep.training import classifier as stage
-from maep.training.classifier import augment, classifier_weights, cosine, train_classifier
+from maep.training.classifier import augment, cosine, train_classifier
 from tests.tiny import ROOT, environment
 
 SMALL = [

@@ -7,8 +7,9 @@ import torch
 
 from maep.config.schema import FinetuneSettings, ModelSettings
 from maep.models.masked_autoencoder import MaskedAutoencoder
-from maep.purifiers.serialization import merge_adapter
-from maep.storage.atomic import atomic_directory
+from maep.purifiers.adapter import merge_adapter
+from maep.storage.manifests import Manifest
+from maep.storage.sealed import atomic_directory
 from maep.training.finetune import parameter_counts, with_adapter
 
 MODEL = ModelSettings(
@@ -40,13 +41,13 @@ def test_adapters_train_their_layers_and_merge(method: str, targets: str, tmp_pa
     assert any("decoder" in name for name in trained)
     assert any("decoder" not in name and "refine" not in name for name in trained) == (targets == "both")
     counts = parameter_counts(adapted)
-    assert counts["parameters"] == total
-    assert 0 < counts["trained_parameters"] < total
+    assert counts.frozen == total
+    assert 0 < counts.trained < total
     with torch.no_grad():
         for parameter in adapted.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    with atomic_directory(tmp_path / "adapter", {}) as temporary:
+    with atomic_directory(tmp_path / "adapter", Manifest()) as temporary:
         adapted.save_pretrained(str(temporary))
     with torch.no_grad():
         learnt = adapted(IMAGES, None)

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from maep.config.load import WHOLE_IMAGE_OBJECTIVES
+from maep.config.implementations import OBJECTIVES
 from maep.config.schema import FinetuneSettings, ModelSettings, ObjectiveSettings
 from maep.models.masked_autoencoder import MaskedAutoencoder
-from maep.objectives import OBJECTIVES
 from maep.training.finetune import with_adapter
 from maep.training.module import TrainingModule
 
@@ -23,7 +22,7 @@ def test_every_objective_trains_an_adapted_model(name: str) -> None:
     adapted = with_adapter(MaskedAutoencoder(SMALL), FinetuneSettings(), 0)
     module = TrainingModule(adapted, ObjectiveSettings(name=name), "bf16")
     clean = torch.rand(3, 3, 16, 16)
-    visible = None if name in WHOLE_IMAGE_OBJECTIVES else torch.arange(16).expand(3, 16) % 2 == 0
+    visible = None if OBJECTIVES[name].whole_images else torch.arange(16).expand(3, 16) % 2 == 0
     total, _parts = module(clean, (clean + 0.03).clamp(0, 1), visible)
     total.sum().backward()
     assert total.shape == (3,)

@@ -13,38 +13,41 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from signal import SIG_DFL, SIGINT, signal
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from PIL import Image
 
+from maep.config.identity import decisive_fields
 from maep.config.schema import DataSettings, Settings
 from maep.data.images.sources import Item, Source, corrupt_reason, open_source
+from maep.data.shard_manifest import CleanManifest, SkippedImage
 from maep.data.shards import ShardSet, ShardWriter, index_of, seal_shard_set, shard_name
 from maep.runtime.console import progress_bar, say
+from maep.runtime.digests import digest
 from maep.runtime.errors import UserError, fail
-from maep.storage.atomic import MANIFEST, digest, read_json, remove_temporaries, write_json
+from maep.storage.atomic import remove_temporaries
+from maep.storage.documents import Document
 from maep.storage.locks import one_at_a_time
 from maep.storage.remote import Location, Reading, location, open_storage
+from maep.storage.sealed import MANIFEST
 
 SPLITS = ("train", "test")
-READING = ("read_timeout", "read_attempts", "read_backoff", "cache_dir", "cache_bytes", "cache_block")
-NOT_CONTENT = ("workers", "shards", *READING)
 PLAN = {split: f".plan-{split}.json" for split in SPLITS}
-CHECKED_AT_ONCE = 500
-PARALLEL_FROM = 2_000_000
+CHECKED_AT_ONCE = 500  # images a task: about a second of decoding, so that the progress bar moves and workers stay even
+PARALLEL_FROM = 2_000_000  # pixels; fewer are written in a second, which starting worker processes alone would take
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def content_settings(settings: DataSettings) -> dict[str, Any]:
     """The settings that determine what the shards hold."""
-    return {key: value for key, value in asdict(settings).items() if key not in NOT_CONTENT}
+    return decisive_fields(settings, "shards")
 
 
 def clean_shards_path(settings: Settings) -> Location:
@@ -56,14 +59,14 @@ def clean_shards_path(settings: Settings) -> Location:
 
 def clean_shards(settings: Settings) -> dict[str, ShardSet]:
     """The clean shards of the splits that there are, `train` and `test`."""
-    path, reading = clean_shards_path(settings), Reading.of(settings)
-    there = [split for split in SPLITS if open_storage(path / split, reading).exists(MANIFEST)]
-    return {split: ShardSet(path / split, reading) for split in there}
+    path, reading = clean_shards_path(settings), Reading.of(settings.data)
+    existing = [split for split in SPLITS if open_storage(path / split, reading).exists(MANIFEST)]
+    return {split: ShardSet(path / split, reading) for split in existing}
 
 
 def clean_split(settings: Settings, split: str) -> ShardSet:
     """The clean shards of one split, `train` or `test`. Raises UserError if there are none."""
-    path, reading = clean_shards_path(settings) / split, Reading.of(settings)
+    path, reading = clean_shards_path(settings) / split, Reading.of(settings.data)
     if not open_storage(path, reading).exists(MANIFEST):
         fail(f"{path}: no clean {split} shards; run shards/build.py (or stage=shards) with the same settings first")
     return ShardSet(path, reading)
@@ -84,7 +87,7 @@ def build_shards(settings: Settings) -> Location:
     directory. Raises UserError for bad input, for a corrupt image unless data.on_error=skip, for a full disk.
     """
     if settings.data.shards:
-        return _check_given(settings)
+        return _check_built(settings)
     path = _built_path(settings)
     with one_at_a_time(path):
         if not all((path / split).exists() for split in SPLITS):
@@ -93,16 +96,16 @@ def build_shards(settings: Settings) -> Location:
                 if not (path / split).exists():
                     _build_split(path, split, source, items, settings.data)
                 (path / PLAN[split]).unlink(missing_ok=True)
-    return _check_given(settings)
+    return _check_built(settings)
 
 
-def _check_given(settings: Settings) -> Location:
+def _check_built(settings: Settings) -> Location:
     path = clean_shards_path(settings)
-    found = clean_shards(settings)
-    if not found:
+    splits = clean_shards(settings)
+    if not splits:
         fail(f"data.shards={path}: holds no shard set (expected {path / 'train'} or {path / 'test'})")
-    for shards in found.values():
-        size = shards.manifest.get("image_size")
+    for shards in splits.values():
+        size = shards.manifest.image_size
         if size != settings.data.image_size:
             fail(f"{shards.path}: its images are {size} pixels wide, data.image_size={settings.data.image_size}")
     return path
@@ -127,34 +130,47 @@ class _Task:
 def _build_split(path: Path, split: str, source: Source, items: list[Item], settings: DataSettings) -> None:
     working = path / f".building-{split}"
     limit = settings.train_limit if split == "train" else settings.test_limit
-    named = [(item.name, item.label) for item in items]
+    labels = [(item.name, item.label) for item in items]
     try:
-        _prepare(working, path / PLAN[split], digest([named, content_settings(settings), source.state()]))
-        taken, skipped = _choose(source, items, limit, settings)
-        if not taken:
+        _prepare(working, path / PLAN[split], digest([labels, content_settings(settings), source.state()]))
+        images, skipped = _choose(source, items, limit, settings)
+        if not images:
             fail(f"data.root={settings.root}: all {len(skipped)} images of the {split} split are corrupt")
-        tasks = _plan_shards(working, source, taken, settings)
+        tasks = _plan_shards(working, source, images, settings)
         missing = [task for task in tasks if not index_of(task.path).exists()]
         _run(_write_shard, missing, [len(task.items) for task in missing], f"{split} shards", settings)
         _remove_strays(working, tasks)
-        seal_shard_set(working, _facts(split, source, skipped, settings), path / split)
+        seal_shard_set(working, _manifest(split, source, skipped, settings), path / split)
     except OSError as error:
         raise UserError(f"{path / split}: cannot be written: {error.strerror or error}") from error
-    say(f"{split}: {len(taken)} images in {len(tasks)} shards, {path / split}")
+    say(f"{split}: {len(images)} images in {len(tasks)} shards, {path / split}")
 
 
-def _prepare(working: Path, file: Path, plan: str) -> None:
+@dataclass(frozen=True)
+class BuildPlan(Document):
+    """identity: digest of what the shards of a split under way are to hold."""
+
+    identity: str
+
+    @classmethod
+    def from_json(cls, value: object, source: str | Path) -> Self:
+        """As every document; format 0 was the digest alone."""
+        return cls(value) if isinstance(value, str) else super().from_json(value, source)
+
+
+def _prepare(working: Path, file: Path, identity: str) -> None:
     """Keep the shards of an earlier, killed build of the same plan; remove those of any other."""
-    if not file.exists() or read_json(file) != plan:
+    plan = BuildPlan(identity)
+    if not file.exists() or BuildPlan.read(file) != plan:
         if working.exists():
             shutil.rmtree(working)
-        write_json(file, plan)
+        plan.write(file)
     working.mkdir(exist_ok=True)
     remove_temporaries(working)
 
 
 def _remove_strays(working: Path, tasks: list[_Task]) -> None:
-    """Leave the planned shards alone in the directory.
+    """Remove all but the planned shards from the directory.
 
     The workers of a killed build may outlive it by moments, so their temporary files can have been in use before.
     """
@@ -164,25 +180,26 @@ def _remove_strays(working: Path, tasks: list[_Task]) -> None:
 
 def _choose(
     source: Source, items: list[Item], limit: int | None, settings: DataSettings
-) -> tuple[list[Item], list[dict[str, str]]]:
+) -> tuple[list[Item], list[SkippedImage]]:
     """The images to store, and those skipped as corrupt; other images take the place of skipped ones."""
     if settings.on_error == "raise":
         return items[:limit], []
     limit = len(items) if limit is None else min(limit, len(items))
     good: list[Item] = []
-    skipped: list[dict[str, str]] = []
-    rest = items
-    while len(good) < limit and rest:
-        tried, rest = rest[: limit - len(good)], rest[limit - len(good) :]
-        parts = [tried[at : at + CHECKED_AT_ONCE] for at in range(0, len(tried), CHECKED_AT_ONCE)]
-        found = _run(_check, [(source, part) for part in parts], [*map(len, parts)], "checking", settings)
-        for item, reason in zip(tried, (reason for part in found for reason in part), strict=True):
+    skipped: list[SkippedImage] = []
+    remaining = items
+    while len(good) < limit and remaining:
+        missing = limit - len(good)
+        candidates, remaining = remaining[:missing], remaining[missing:]
+        parts = [candidates[at : at + CHECKED_AT_ONCE] for at in range(0, len(candidates), CHECKED_AT_ONCE)]
+        results = _run(_check, [(source, part) for part in parts], [*map(len, parts)], "checking", settings)
+        for item, reason in zip(candidates, (reason for part in results for reason in part), strict=True):
             if reason is None:
                 good.append(item)
             else:
-                skipped.append({"name": item.name, "reason": reason})
-    for entry in skipped:
-        say(f"skipped {entry['name']}: {entry['reason']}")
+                skipped.append(SkippedImage(item.name, reason))
+    for image in skipped:
+        say(f"skipped {image.name}: {image.reason}")
     return good, skipped
 
 
@@ -200,19 +217,13 @@ def _plan_shards(working: Path, source: Source, items: list[Item], settings: Dat
     ]
 
 
-def _facts(split: str, source: Source, skipped: list[dict[str, str]], settings: DataSettings) -> dict[str, Any]:
-    """The manifest's entries; nothing in them depends on where the images or the shards lie."""
-    content = content_settings(settings)
-    content["root"] = source.root.name if source.root else None
-    return {
-        "kind": "clean",
-        "dataset": settings.name,
-        "split": split,
-        "image_size": settings.image_size,
-        "classes": list(source.classes),
-        "skipped": skipped,
-        "settings": content,
-    }
+def _manifest(split: str, source: Source, skipped: list[SkippedImage], settings: DataSettings) -> CleanManifest:
+    """Nothing in it depends on where the images or the shards lie."""
+    root = source.root.name if source.root else None
+    return CleanManifest(
+        dataset=settings.name, split=split, image_size=settings.image_size, classes=source.classes,
+        skipped=tuple(skipped), settings={**content_settings(settings), "root": root},
+    )  # fmt: skip
 
 
 # --- the work of a process ---
@@ -227,8 +238,8 @@ def crop_to(image: Image.Image, size: int, resize: int) -> np.ndarray:
     if shorter != resize:
         width, height = (max(resize, round(side * resize / shorter)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = ((side - size) // 2 for side in image.size)
-    return np.asarray(image.crop((left, top, left + size, top + size)))
+    x, y = ((side - size) // 2 for side in image.size)
+    return np.asarray(image.crop((x, y, x + size, y + size)))
 
 
 def _write_shard(task: _Task) -> None:
@@ -268,7 +279,7 @@ def _run(
                 results.append(work(task))
                 bar.advance(row, count)
             return results
-        return _run_parallel(work, tasks, workers, lambda place: bar.advance(row, images[place]))
+        return _run_parallel(work, tasks, workers, lambda number: bar.advance(row, images[number]))
 
 
 def _run_parallel(work: Callable[[T], R], tasks: Sequence[T], workers: int, finished: Callable[[int], None]) -> list[R]:
@@ -276,7 +287,7 @@ def _run_parallel(work: Callable[[T], R], tasks: Sequence[T], workers: int, fini
     context.set_forkserver_preload([__name__])
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
     try:
-        futures = {pool.submit(work, task): place for place, task in enumerate(tasks)}
+        futures = {pool.submit(work, task): number for number, task in enumerate(tasks)}
         for future in as_completed(futures):
             future.result()
             finished(futures[future])

@@ -92,8 +92,8 @@ def _plain(value: Any) -> Any:
 def folder_of(archive: Archive, layout: Layout) -> str | None:
     """The folder of the archive that holds these batches (`""`: its top), or None."""
     folders = [name[: -len(layout.meta)] for name in archive.files if f"/{name}".endswith(f"/{layout.meta}")]
-    known = set(archive.files)
-    return next((folder for folder in folders if folder + layout.train[0] in known), None)
+    files = set(archive.files)
+    return next((folder for folder in folders if folder + layout.train[0] in files), None)
 
 
 def _check(batch: Any, layout: Layout, source: str) -> None:
@@ -115,21 +115,21 @@ def read_cifar(path: Path, kind: str) -> CifarBatches:
     """
     archive, layout = open_archive(path), LAYOUTS[kind]
     folder = folder_of(archive, layout)
-    wanted = [f"{folder}{name}" for name in (layout.meta, *layout.train, *layout.test)]
-    missing = [name for name in wanted if name not in archive.files]
+    names = [f"{folder}{name}" for name in (layout.meta, *layout.train, *layout.test)]
+    missing = [name for name in names if name not in archive.files]
     if missing:
         fail(f"data.root={path}: {missing[0]}: missing from the {kind} batches")
-    content = archive.read_many(wanted)
-    meta, *batches = (read_pickle(content[name], f"{path}: {name}") for name in wanted)
+    content = archive.read_many(names)
+    meta, *batches = (read_pickle(content[name], f"{path}: {name}") for name in names)
     classes = meta.get(layout.class_names) if isinstance(meta, dict) else None
     if not classes:
-        fail(f"{path}: {wanted[0]}: has no `{layout.class_names}`")
-    for name, batch in zip(wanted[1:], batches, strict=True):
+        fail(f"{path}: {names[0]}: has no `{layout.class_names}`")
+    for name, batch in zip(names[1:], batches, strict=True):
         _check(batch, layout, f"{path}: {name}")
     labels = [int(label) for batch in batches for label in batch[layout.labels]]
     if not all(0 <= label < len(classes) for label in labels):
         fail(f"data.root={path}: a label is not in 0..{len(classes) - 1}")
     pixels = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    names = [str(name) for batch in batches for name in batch["filenames"]]
+    images = [str(name) for batch in batches for name in batch["filenames"]]
     train = sum(len(batch["data"]) for batch in batches[: len(layout.train)])
-    return CifarBatches(pixels, labels, names, classes, train)
+    return CifarBatches(pixels, labels, images, classes, train)

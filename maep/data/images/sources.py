@@ -156,25 +156,25 @@ def _folders_layout(archive: Archive) -> tuple[Source, Splits]:
     flat = [split for split, prefix in prefixes.items() if _is_flat(archive, prefix)]
     if "train" in flat:
         fail(f"data.root={archive.path}: {prefixes['train'] or 'top'}: images lie outside class folders")
-    named = {s: _class_folders(archive, prefix) for s, prefix in prefixes.items() if s not in flat}
-    labelled = {s: _flat_labels(archive, top, prefixes[s], sorted(named.get("train", ()))) for s in flat}
-    classes = _common_classes(archive, named, labelled)
+    foldered = {s: _class_folders(archive, prefix) for s, prefix in prefixes.items() if s not in flat}
+    labelled = {s: _flat_labels(archive, top, prefixes[s], sorted(foldered.get("train", ()))) for s in flat}
+    classes = _common_classes(archive, foldered, labelled)
     labels = {name: label for label, name in enumerate(classes)}
     splits = {
         split: [Item(name, labels[kind]) for kind, names in folders.items() for name in names]
-        for split, folders in (named | labelled).items()
+        for split, folders in (foldered | labelled).items()
     }
     return Source(archive.path, "files", tuple(classes)), splits
 
 
 def _split_folder(archive: Archive, top: str, names: tuple[str, ...]) -> str | None:
     """The folder of a split; one with class folders goes before a flat one, a flat val before a flat test."""
-    found = [f"{top}{name}/" for name in names if f"{top}{name}" in archive.folders]
-    flat = {folder: _is_flat(archive, folder) for folder in found}
-    found.sort(key=lambda folder: (flat[folder], flat[folder] and folder == f"{top}test/"))
-    if len(found) > 1:
-        say(f"data.root={archive.path}: taking {found[0]}, leaving {', '.join(found[1:])} alone")
-    return found[0] if found else None
+    folders = [f"{top}{name}/" for name in names if f"{top}{name}" in archive.folders]
+    flat = {folder: _is_flat(archive, folder) for folder in folders}
+    folders.sort(key=lambda folder: (flat[folder], flat[folder] and folder == f"{top}test/"))
+    if len(folders) > 1:
+        say(f"data.root={archive.path}: using {folders[0]}, ignoring {', '.join(folders[1:])}")
+    return folders[0] if folders else None
 
 
 def _is_flat(archive: Archive, prefix: str) -> bool:
@@ -189,7 +189,7 @@ def _class_folders(archive: Archive, prefix: str) -> dict[str, list[str]]:
     for name in _images(archive):
         if name.startswith(prefix):
             images[name[len(prefix) :].partition("/")[0]].append(name)
-    empty = [name for name, found in images.items() if not found]
+    empty = [folder for folder, names in images.items() if not names]
     if empty:
         kinds = ", ".join(IMAGE_SUFFIXES)
         fail(f"data.root={archive.path}: class folder {prefix}{empty[0]}/ has no images ({kinds})")
@@ -211,25 +211,25 @@ def _flat_labels(archive: Archive, top: str, prefix: str, classes: list[str]) ->
     Lines are `file label …` (commas or spaces; a header may lead), the label a class name or a number of the
     sorted classes; or one class name a line, for the files in their order.
     """
-    place = f"data.root={archive.path}"
-    found = next((top + name for name in LABEL_LISTS if top + name in archive.files), None)
-    if found is None:
-        fail(f"{place}: {prefix} is flat and has no label list; add one of {', '.join(LABEL_LISTS)}")
-    lines = [line.replace(",", " ").split() for line in archive.read(found).decode("utf-8-sig").splitlines()]
+    setting = f"data.root={archive.path}"
+    label_list = next((top + name for name in LABEL_LISTS if top + name in archive.files), None)
+    if label_list is None:
+        fail(f"{setting}: {prefix} is flat and has no label list; add one of {', '.join(LABEL_LISTS)}")
+    lines = [line.replace(",", " ").split() for line in archive.read(label_list).decode("utf-8-sig").splitlines()]
     files = [name for name in _images(archive) if name.startswith(prefix)]
     rows = [line for line in lines if line]
     if all(len(row) == 1 for row in rows):
         if len(rows) != len(files):
-            fail(f"{place}: {found} has {len(rows)} lines for the {len(files)} images of {prefix}")
+            fail(f"{setting}: {label_list} has {len(rows)} lines for the {len(files)} images of {prefix}")
         rows = [[file, row[0]] for file, row in zip(files, rows, strict=True)]
     if not classes and any(row[-1].isdigit() for row in rows):
-        fail(f"{place}: {found} numbers its classes, but no training folders say which they are")
+        fail(f"{setting}: {label_list} numbers its classes, but no training folders say which they are")
     labels = {PurePosixPath(row[0]).stem: _class_of(row[1], classes) for row in rows if len(row) > 1}
     images = defaultdict(list)
     for file in files:
         label = labels.get(PurePosixPath(file).stem)
         if label is None or (classes and label not in classes):
-            fail(f"{place}: {file}: {found} gives no known class for it")
+            fail(f"{setting}: {file}: {label_list} gives no known class for it")
         images[label].append(file)
     return images
 
@@ -244,19 +244,19 @@ def _class_of(word: str, classes: list[str]) -> str:
 def _labels_layout(archive: Archive) -> tuple[Source, Splits]:
     """`labels.csv` with the columns file, index and, if known, wnid and name; files relative to it."""
     top = _top(archive)
-    place = f"data.root={archive.path}: {top}labels.csv"
+    source = f"data.root={archive.path}: {top}labels.csv"
     if f"{top}labels.csv" not in archive.files:
-        fail(f"{place}: missing")
+        fail(f"{source}: missing")
     rows = csv.DictReader(io.StringIO(archive.read(f"{top}labels.csv").decode("utf-8-sig")))
     if not {"file", "index"} <= set(rows.fieldnames or ()):
-        fail(f"{place}: must have the columns file, index (and may have wnid, name)")
-    known, names, items = set(archive.files), {}, []
+        fail(f"{source}: must have the columns file, index (and may have wnid, name)")
+    files, names, items = set(archive.files), {}, []
     for row in rows:
         file = top + (row["file"] or "")
-        if file not in known:
-            fail(f"{place}: line {rows.line_num}: no such file {file}")
+        if file not in files:
+            fail(f"{source}: line {rows.line_num}: no such file {file}")
         if not (row["index"] or "").isdigit():
-            fail(f"{place}: line {rows.line_num}: index {row['index']!r} is not a whole number >= 0")
+            fail(f"{source}: line {rows.line_num}: index {row['index']!r} is not a whole number >= 0")
         label = int(row["index"])
         names[label] = row.get("name") or row.get("wnid") or str(label)
         items.append(Item(file, label))
@@ -297,7 +297,7 @@ def _digits_layout() -> tuple[Source, Splits]:
 # --- order and hold-out ---
 
 
-def _place(item: Item) -> tuple[str, str, int]:
+def _sort_key(item: Item) -> tuple[str, str, int]:
     """Sorts the images of a class by a hash of the name, folder and suffix apart.
 
     So the order is the same however the images are packed.
@@ -307,7 +307,7 @@ def _place(item: Item) -> tuple[str, str, int]:
 
 def _by_class(items: Sequence[Item]) -> dict[int, list[Item]]:
     classes = defaultdict(list)
-    for item in sorted(items, key=_place):
+    for item in sorted(items, key=_sort_key):
         classes[item.label].append(item)
     return dict(sorted(classes.items()))
 
@@ -326,16 +326,16 @@ def hold_out(items: Sequence[Item], classes: Sequence[str], fraction: float) -> 
     class is within one image of its share, and where classes have a single image each, whole classes go.
     """
     by_class = _by_class(items)
-    share = {label: fraction * len(mine) for label, mine in by_class.items()}
+    share = {label: fraction * len(members) for label, members in by_class.items()}
     missing = round(fraction * len(items)) - sum(int(value) for value in share.values())
     by_remainder = sorted(
         share, key=lambda label: (-round(share[label] % 1, 9), sha256(classes[label].encode()).hexdigest())
     )
     extra = set(by_remainder[:missing])
-    held = {label: int(share[label]) + (label in extra) for label in by_class}
+    test = {label: int(share[label]) + (label in extra) for label in by_class}
     return {
-        "train": [item for label, mine in by_class.items() for item in mine[held[label] :]],
-        "test": [item for label, mine in by_class.items() for item in mine[: held[label]]],
+        "train": [item for label, members in by_class.items() for item in members[test[label] :]],
+        "test": [item for label, members in by_class.items() for item in members[: test[label]]],
     }
 
 

@@ -10,6 +10,7 @@ threads speak over a process group of their own. At most one save is under way.
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -20,7 +21,8 @@ import torch
 import torch.distributed as dist
 
 from maep.runtime.errors import PeerLost, UserError
-from maep.storage.atomic import seal_directory
+from maep.storage.manifests import CheckpointManifest, FileEntry
+from maep.storage.sealed import seal_directory
 from maep.storage.tensor_files import HostBuffer
 from maep.training.checkpointing.directory import Retention, checkpoint_path, prune
 from maep.training.checkpointing.training_state import TrainingState
@@ -32,7 +34,7 @@ class Save:
     """One save under way or done: seconds that the training waited for it, and that it took in the background."""
 
     path: Path
-    facts: dict[str, Any]
+    manifest: CheckpointManifest
     blocked: float = 0.0
     background: float = 0.0
     problem: str | None = None
@@ -48,8 +50,8 @@ class Saver:
         """timeout: seconds that ranks wait for one another."""
         self.directory, self.state, self.keep = directory, state, keep
         self.good: Path | None = None
-        self._now: Save | None = None
-        self._told: Save | None = None
+        self._current: Save | None = None
+        self._unreported: Save | None = None  # finished, and not yet in the metrics
         self._buffer = HostBuffer()
         self._group = None
         if world().size > 1:
@@ -59,36 +61,36 @@ class Saver:
     @property
     def latest(self) -> Path | None:
         """The checkpoint under way, else the last complete one that is known here."""
-        return self._now.path if self._now is not None else self.good
+        return self._current.path if self._current is not None else self.good
 
-    def save(self, step: int, facts: dict[str, Any], *, within: float | None = None) -> bool:
-        """Begin to save; waits for the one before, for at most `within` seconds.
+    def save(self, manifest: CheckpointManifest, *, within: float | None = None) -> bool:
+        """Begin to save the step that the manifest names; waits for the one before, for at most `within` seconds.
 
         Returns whether it has begun. Raises what `finish` raises, for the one before.
         """
         started = time.perf_counter()
         if not self.finish(within):
             return False
-        save = Save(checkpoint_path(self.directory, step), facts)
+        save = Save(checkpoint_path(self.directory, manifest.step), manifest)
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream())
         save.thread = threading.Thread(target=self._work, args=(save,), name="save", daemon=True)
         save.thread.start()
-        self._now = save
+        self._current = save
         save.blocked = time.perf_counter() - started
         return True
 
     def before_update(self) -> None:
         """Wait until the state is in memory; the optimizer must not step before."""
-        if self._now is not None and not self._now.copied.is_set():
+        if self._current is not None and not self._current.copied.is_set():
             started = time.perf_counter()
-            self._now.copied.wait()
-            self._now.blocked += time.perf_counter() - started
+            self._current.copied.wait()
+            self._current.blocked += time.perf_counter() - started
 
     @property
     def has_failed(self) -> bool:
         """Whether the save under way is known to have failed; ranks that agree on it then call `finish`."""
-        return self._now is not None and (self._now.problem is not None or self._now.error is not None)
+        return self._current is not None and (self._current.problem is not None or self._current.error is not None)
 
     def finish(self, within: float | None = None) -> bool:
         """Wait for the save under way, for at most `within` seconds; returns whether none is under way now.
@@ -96,27 +98,27 @@ class Saver:
         Raises UserError, on every rank, when any rank could not write; earlier checkpoints are untouched. Raises
         PeerLost when another rank is gone.
         """
-        save = self._now
+        save = self._current
         if save is None or save.thread is None:
             return True
         save.thread.join(within)
         if save.thread.is_alive():
             return False
-        self._now = None
+        self._current = None
         if save.error is not None:
             raise save.error
         if save.problem is not None:
             raise UserError(f"{save.path}: cannot be written: {save.problem}; earlier checkpoints are untouched")
-        self._told, self.good = save, save.path
+        self._unreported, self.good = save, save.path
         return True
 
     def metrics(self) -> dict[str, float]:
         """Seconds of the last finished save, once."""
-        if self._now is not None and self._now.thread is not None and not self._now.thread.is_alive():
+        if self._current is not None and self._current.thread is not None and not self._current.thread.is_alive():
             if self.has_failed:
                 return {}
             self.finish()
-        save, self._told = self._told, None
+        save, self._unreported = self._unreported, None
         return {} if save is None else {"save_blocked_seconds": save.blocked, "save_seconds": save.background}
 
     # in the background
@@ -142,13 +144,13 @@ class Saver:
         problem = self._first(problem)
         if problem is None:
             name = f"rank-{world().rank:04d}-of-{world().size:04d}.safetensors"
-            entry: dict[str, Any] = {}
-            problem = _try(lambda: entry.update(self._buffer.write(temporary / name)))
-            files = dict(self._exchange((name, entry)))
+            entries: list[FileEntry] = []
+            problem = _try(lambda: entries.append(self._buffer.write(temporary / name)))
+            files = {name: entry for name, written in self._exchange((name, entries)) for entry in written}
             problem = self._first(problem)
         if problem is None:
             if leads:
-                problem = _try(lambda: seal_directory(temporary, save.path, save.facts, files))
+                problem = _try(lambda: seal_directory(temporary, save.path, save.manifest, files))
             problem = self._first(problem)
         if leads:
             if problem is not None:
@@ -167,7 +169,7 @@ class Saver:
 
     def _first(self, problem: str | None) -> str | None:
         """The first rank's problem, the same on all."""
-        return next((told for told in self._exchange(problem) if told), None)
+        return next((each for each in self._exchange(problem) if each), None)
 
 
 def _make_empty(directory: Path) -> None:
@@ -175,7 +177,7 @@ def _make_empty(directory: Path) -> None:
     directory.mkdir(parents=True)
 
 
-def _try(work: Any) -> str | None:
+def _try(work: Callable[[], object]) -> str | None:
     """Do it; returns what the system says when it cannot be done."""
     try:
         work()

@@ -1,7 +1,7 @@
 """Checkpoints on disk: every rank writes its part; one is whole or absent.
 
     checkpoints/step-000200/
-        manifest.json                       facts (step, samples, loss, model, …) and every file's size and SHA-256
+        manifest.json                       a CheckpointManifest: step, samples, loss, model, …, and every file
         rank-0000-of-0002.safetensors …     tensors, see training_state.py and maep/storage/tensor_files.py
 
 Any number of processes under any ZeRO stage resumes from them. `maep.training.checkpointing.async_saver` writes them.
@@ -11,17 +11,16 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from maep.config.schema import TrainSettings
 from maep.runtime.console import say
 from maep.runtime.errors import UserError, fail
-from maep.storage.atomic import MANIFEST, problem_with, read_json
+from maep.storage.manifests import CheckpointManifest
+from maep.storage.sealed import MANIFEST, problem_with
 from maep.storage.tensor_files import ShardedTensors
 from maep.training.checkpointing.training_state import TrainingState
 
 STEP = re.compile(r"step-(\d+)")
-DECIDES = ("model", "method", "rank")
 
 
 @dataclass(frozen=True)
@@ -50,12 +49,15 @@ def step_of(checkpoint: Path) -> int:
 
 def checkpoints(directory: Path) -> list[Path]:
     """Committed checkpoints, the oldest first."""
-    found = [p for p in directory.glob("step-*") if STEP.fullmatch(p.name) and (p / MANIFEST).is_file()]
-    return sorted(found, key=step_of)
+    committed = [p for p in directory.glob("step-*") if STEP.fullmatch(p.name) and (p / MANIFEST).is_file()]
+    return sorted(committed, key=step_of)
 
 
 def newest_whole(directory: Path) -> Path | None:
-    """The newest checkpoint whose files match its manifest; damaged ones are passed over, each named."""
+    """The newest checkpoint whose files match its manifest; damaged ones are passed over, each named.
+
+    Raises UserError for one that a newer version of maep wrote.
+    """
     for path in reversed(checkpoints(directory)):
         problem = problem_with(path)
         if problem is None:
@@ -66,39 +68,32 @@ def newest_whole(directory: Path) -> Path | None:
 
 def prune(directory: Path, keep: Retention) -> None:
     """Remove the checkpoints that `keep` does not name, and what a killed save left behind."""
-    found = checkpoints(directory)
-    kept = {*found[-keep.last :], *(path for path in found if keep.every and step_of(path) % keep.every == 0)}
+    committed = checkpoints(directory)
+    survivors = {*committed[-keep.last :], *(p for p in committed if keep.every and step_of(p) % keep.every == 0)}
     if keep.best:
-        losses = {path: read_json(path / MANIFEST).get("loss") for path in found}
-        known = [path for path in found if losses[path] is not None]
-        kept |= set(sorted(known, key=lambda path: losses[path])[: keep.best])
-    for path in found:
-        if path not in kept:
+        losses = {path: CheckpointManifest.read(path / MANIFEST).loss for path in committed}
+        measured = {path: loss for path, loss in losses.items() if loss is not None}
+        survivors |= set(sorted(measured, key=measured.__getitem__)[: keep.best])
+    for path in committed:
+        if path not in survivors:
             shutil.rmtree(path)
     for path in directory.glob(".tmp-step-*"):
         shutil.rmtree(path)
 
 
-def load_checkpoint(path: Path, state: TrainingState, facts: dict[str, Any]) -> dict[str, Any]:
-    """Restore a verified checkpoint into `state`; returns the facts of its manifest.
+def load_checkpoint(path: Path, state: TrainingState, expected: CheckpointManifest) -> CheckpointManifest:
+    """Restore a verified checkpoint into `state`; returns its manifest.
 
-    facts: of this training; those that decide what its weights are must agree. Collective under ZeRO-3. Raises
-    UserError if it belongs to another model.
+    expected: of this training's own; the architectures must agree. Collective under ZeRO-3. Raises UserError if
+    it belongs to another model.
     """
-    saved: dict[str, Any] = read_json(path / MANIFEST)
-    for key in DECIDES:
-        if saved.get(key) != facts.get(key):
-            fail(f"{path}: is of another model: {_difference(key, saved.get(key), facts.get(key))}")
+    saved = CheckpointManifest.read(path / MANIFEST)
+    theirs, ours = saved.architecture, expected.architecture
+    for key in {**theirs, **ours}:
+        if theirs.get(key) != ours.get(key):
+            fail(f"{path}: is of another model: it has {key}={theirs.get(key)}, this run {ours.get(key)}")
     try:
         state.load(ShardedTensors(path))
     except (KeyError, RuntimeError) as error:
         raise UserError(f"{path}: does not fit this model: {error}") from error
     return saved
-
-
-def _difference(key: str, saved: Any, ours: Any) -> str:
-    """The first setting that differs, in words."""
-    if isinstance(saved, dict) and isinstance(ours, dict):
-        name = next(name for name in {**saved, **ours} if saved.get(name) != ours.get(name))
-        return f"it has {key}.{name}={saved.get(name)}, this run {ours.get(name)}"
-    return f"it has {key}={saved}, this run {ours}"

@@ -17,7 +17,7 @@ from maep.models.weights import require_fit
 from maep.runtime.errors import fail
 from maep.storage.tensor_files import Piece, ShardedTensors
 from maep.training.checkpointing.partition import local_part, owned, put_part, whole_shape
-from maep.training.checkpointing.zero import Place, new_state, state_of, zero_places
+from maep.training.checkpointing.zero import Partition, new_state, state_of, zero_partitions
 from maep.training.ema import Average
 
 
@@ -32,19 +32,19 @@ class TrainingState:
     def pieces(self, rank: int, world: int) -> list[Piece]:
         """What `rank` of `world` has to write. The tensors are the training's own, not copies."""
         loads = [0] * world
-        mine = []
-        for piece, is_shared in self._held():
+        pieces = []
+        for piece, is_shared in self._local_pieces():
             owner = rank
             if is_shared:
                 owner = loads.index(min(loads))
                 loads[owner] += piece.tensor.numel()
             if owner == rank and piece.tensor.numel():
-                mine.append(piece)
-        return mine
+                pieces.append(piece)
+        return pieces
 
-    def _held(self) -> Iterator[tuple[Piece, bool]]:
+    def _local_pieces(self) -> Iterator[tuple[Piece, bool]]:
         """Everything that this rank holds, and whether all others hold the same; in the same order on every rank."""
-        places = zero_places(self.optimizer)
+        partitions = zero_partitions(self.optimizer)
         for name, parameter in self.parameters.items():
             start, count = owned(parameter)
             shape, shared = whole_shape(parameter), not hasattr(parameter, "ds_tensor")
@@ -53,18 +53,18 @@ class TrainingState:
                 parts[f"ema/{name}"] = self.average.parts[name]
             for key, part in parts.items():
                 yield Piece(key, part.detach().flatten()[:count], shape, start), shared
-            if parameter in places:
-                yield from self._held_by_zero(name, shape, places[parameter])
+            if parameter in partitions:
+                yield from self._zero_pieces(name, shape, partitions[parameter])
             else:
                 for key, value in sorted(self.optimizer.state.get(parameter, {}).items()):
                     yield Piece(f"optimizer/{key}/{name}", value.detach(), tuple(value.shape)), True
 
-    def _held_by_zero(self, name: str, shape: tuple[int, ...], place: Place) -> Iterator[tuple[Piece, bool]]:
-        for key, value in sorted(state_of(self.optimizer, place).items()):
+    def _zero_pieces(self, name: str, shape: tuple[int, ...], partition: Partition) -> Iterator[tuple[Piece, bool]]:
+        for key, value in sorted(state_of(self.optimizer, partition).items()):
             if value.dim() == 0:
                 yield Piece(f"optimizer/{key}/{name}", value.detach(), ()), True
             else:
-                yield Piece(f"optimizer/{key}/{name}", place.of(value.detach()), shape, place.start), False
+                yield Piece(f"optimizer/{key}/{name}", partition.of(value.detach()), shape, partition.start), False
 
     @torch.no_grad()
     def load(self, saved: ShardedTensors) -> None:
@@ -73,47 +73,47 @@ class TrainingState:
         Raises UserError, naming the first parameters, if it belongs to another model, and if it lacks the average.
         """
         self._require_same_parameters(saved)
-        places = zero_places(self.optimizer)
+        partitions = zero_partitions(self.optimizer)
         if hasattr(self.optimizer, "checkpoint_event_prologue"):
             self.optimizer.checkpoint_event_prologue()
         for name, parameter in self.parameters.items():
             weights = saved.tensor(f"model/{name}")
             put_part(parameter, local_part(parameter).data, weights)
-            if parameter in places:
-                places[parameter].of(places[parameter].flat.data).copy_(places[parameter].cut(weights))
+            if parameter in partitions:
+                partitions[parameter].of(partitions[parameter].flat.data).copy_(partitions[parameter].cut(weights))
             if self.average:
                 put_part(parameter, self.average.parts[name], saved.tensor(f"ema/{name}"))
-        self._load_optimizer(saved, places)
+        self._load_optimizer(saved, partitions)
         if hasattr(self.optimizer, "checkpoint_event_epilogue"):
             self.optimizer.checkpoint_event_epilogue()
 
     def _require_same_parameters(self, saved: ShardedTensors) -> None:
         expected = {name: torch.empty(whole_shape(p), device="meta") for name, p in self.parameters.items()}
-        found = {name.removeprefix("model/"): saved.shape(name) for name in saved.names("model/")}
-        require_fit(expected, {n: torch.empty(shape, device="meta") for n, shape in found.items()}, saved.directory)
+        shapes = {name.removeprefix("model/"): saved.shape(name) for name in saved.names("model/")}
+        require_fit(expected, {n: torch.empty(shape, device="meta") for n, shape in shapes.items()}, saved.directory)
         if self.average and not saved.names("ema/"):
             fail(f"{saved.directory}: holds no averaged weights; set ema=0 as when it was saved")
 
-    def _load_optimizer(self, saved: ShardedTensors, places: dict[Any, Place]) -> None:
+    def _load_optimizer(self, saved: ShardedTensors, partitions: dict[Any, Partition]) -> None:
         kinds = {name.split("/")[1] for name in saved.names("optimizer/")}  # in no order: it differs between processes
-        if places:
-            new_state(self.optimizer, places, kinds & {"step"}, kinds - {"step"})
+        if partitions:
+            new_state(self.optimizer, partitions, kinds & {"step"}, kinds - {"step"})
         for name, parameter in self.parameters.items():
             for key in kinds:
                 full = f"optimizer/{key}/{name}"
                 if full not in saved:
                     continue  # a parameter that had no gradient yet has no state
                 value = saved.tensor(full)
-                if parameter not in places:
-                    self.optimizer.state[parameter][key] = _own(value, "cpu" if key == "step" else parameter.device)
+                if parameter not in partitions:
+                    self.optimizer.state[parameter][key] = _copy(value, "cpu" if key == "step" else parameter.device)
                     continue
-                state = state_of(self.optimizer, places[parameter])
+                state = state_of(self.optimizer, partitions[parameter])
                 if value.dim() == 0:
                     state[key].copy_(torch.maximum(state[key], value))
                 else:
-                    places[parameter].of(state[key]).copy_(places[parameter].cut(value))
+                    partitions[parameter].of(state[key]).copy_(partitions[parameter].cut(value))
 
 
-def _own(value: Tensor, device: Any) -> Tensor:
+def _copy(value: Tensor, device: Any) -> Tensor:
     """A copy that outlives the file it was mapped from."""
     return value.clone().to(device)

@@ -15,7 +15,7 @@ from maep.training.checkpointing.partition import owned
 
 
 @dataclass(frozen=True)
-class Place:
+class Partition:
     """`flat[at : at + count]` belongs to the elements of a parameter from `start` on; count may be 0."""
 
     flat: Tensor
@@ -32,41 +32,41 @@ class Place:
         return whole.flatten().narrow(0, self.start, self.count)
 
 
-def zero_places(optimizer: Any) -> dict[Any, Place]:
-    """`{parameter: place}` for a ZeRO optimizer; empty for any other."""
+def zero_partitions(optimizer: Any) -> dict[Any, Partition]:
+    """`{parameter: partition}` for a ZeRO optimizer; empty for any other."""
     if hasattr(optimizer, "fp32_partitioned_groups_flat"):
-        return dict(_places_of_stage_3(optimizer))
+        return dict(_partitions_of_stage_3(optimizer))
     if hasattr(optimizer, "single_partition_of_fp32_groups"):
-        return dict(_places_of_stage_1_and_2(optimizer))
+        return dict(_partitions_of_stage_1_and_2(optimizer))
     return {}
 
 
-def _places_of_stage_1_and_2(optimizer: Any) -> Iterator[tuple[Any, Place]]:
+def _partitions_of_stage_1_and_2(optimizer: Any) -> Iterator[tuple[Any, Partition]]:
     for parameters, flat in zip(optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups, strict=True):
         for parameter in parameters:
-            held = parameter._hp_mapping
-            if held is None:
-                yield parameter, Place(flat, 0, 0, 0)
+            mapping = parameter._hp_mapping
+            if mapping is None:
+                yield parameter, Partition(flat, 0, 0, 0)
             else:
-                count = held.hp_fragment_address.numel
-                yield parameter, Place(flat, held.hp_fragment_address.start, held.lp_fragment_address.start, count)
+                part, start = mapping.hp_fragment_address, mapping.lp_fragment_address.start
+                yield parameter, Partition(flat, part.start, start, part.numel)
 
 
-def _places_of_stage_3(optimizer: Any) -> Iterator[tuple[Any, Place]]:
+def _partitions_of_stage_3(optimizer: Any) -> Iterator[tuple[Any, Partition]]:
     for parameters in optimizer.fp16_groups:
         for parameter in parameters:
             group, at, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
             start, count = owned(parameter)
-            yield parameter, Place(optimizer.fp32_partitioned_groups_flat[group], at, start, count)
+            yield parameter, Partition(optimizer.fp32_partitioned_groups_flat[group], at, start, count)
 
 
-def state_of(optimizer: Any, place: Place) -> dict[str, Tensor]:
-    """The state of the flat part that a place is in; empty before the first step."""
-    return optimizer.optimizer.state.get(place.flat, {})
+def state_of(optimizer: Any, partition: Partition) -> dict[str, Tensor]:
+    """The state of the flat part that a partition is in; empty before the first step."""
+    return optimizer.optimizer.state.get(partition.flat, {})
 
 
-def new_state(optimizer: Any, places: dict[Any, Place], scalars: set[str], tensors: set[str]) -> None:
+def new_state(optimizer: Any, partitions: dict[Any, Partition], scalars: set[str], tensors: set[str]) -> None:
     """Give every flat part a state of zeros to fill: numbers and tensors laid out like the part."""
-    for flat in {id(place.flat): place.flat for place in places.values()}.values():
+    for flat in {id(each.flat): each.flat for each in partitions.values()}.values():
         state = {key: torch.zeros(()) for key in scalars}
         optimizer.optimizer.state[flat] = state | {key: torch.zeros_like(flat.detach()) for key in tensors}

@@ -5,7 +5,6 @@ in fp32; fp16 adds accelerate's gradient scaler.
 """
 
 import os
-from typing import Any
 
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -22,7 +21,7 @@ def make_accelerator(compute: ComputeSettings, train: TrainSettings) -> Accelera
 
     Raises UserError for arithmetic that the device or backend cannot do, or a batch smaller than the processes.
     """
-    device, joined = prepare_device(compute), join_world(compute)
+    device, joined = prepare_device(compute.device, compute.threads), join_world(compute)
     if train.batch_size < joined.size * train.accumulation:
         fail(
             f"batch_size={train.batch_size}: smaller than {joined.size} processes times "
@@ -44,13 +43,13 @@ def make_accelerator(compute: ComputeSettings, train: TrainSettings) -> Accelera
         kwargs_handlers=[*joins, DistributedDataParallelKwargs(find_unused_parameters=sees_all)],
         step_scheduler_with_optimizer=False,
     )
-    seen = accelerator.process_index, accelerator.num_processes
-    if seen != (joined.rank, joined.size):
-        raise RuntimeError(f"joined as {joined.rank} of {joined.size}, accelerate believes {seen[0]} of {seen[1]}")
+    rank, size = accelerator.process_index, accelerator.num_processes
+    if (rank, size) != (joined.rank, joined.size):
+        raise RuntimeError(f"joined as {joined.rank} of {joined.size}, accelerate believes {rank} of {size}")
     return accelerator
 
 
-def _deepspeed_config(train: TrainSettings, stage: int, processes: int) -> dict[str, Any]:
+def _deepspeed_config(train: TrainSettings, stage: int, processes: int) -> dict[str, object]:
     return {
         "train_micro_batch_size_per_gpu": -(-train.batch_size // (processes * train.accumulation)),
         "gradient_accumulation_steps": train.accumulation,
@@ -59,7 +58,7 @@ def _deepspeed_config(train: TrainSettings, stage: int, processes: int) -> dict[
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "wall_clock_breakdown": False,
-        "steps_per_print": 2**31,
+        "steps_per_print": 2**31,  # never: the loop has a log of its own
     }
 
 

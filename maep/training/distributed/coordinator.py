@@ -1,7 +1,7 @@
-"""Rank 0 leads, the others follow: stage records, locks and directories are one process's business.
+"""Rank 0 coordinates, the others follow: stage records, locks and directories are one process's business.
 
-Under SLURM every rank runs `lead_or_follow` with the same settings. `launch/local.py` leads from outside instead: it
-decides in its own process and starts ranks that only train.
+Under SLURM every rank calls `run_coordinated` with the same settings. `launch/local.py` coordinates from outside
+instead: it decides in its own process and starts ranks that only train.
 """
 
 import time
@@ -12,33 +12,33 @@ import torch.distributed as dist
 
 from maep.config.load import to_yaml
 from maep.config.schema import Settings
+from maep.runtime.digests import digest
 from maep.runtime.errors import PeerLost, fail
-from maep.storage.atomic import digest
 from maep.training.distributed.world import LAST_WORDS, World, wait_until
 
 Launcher = Callable[[str, Settings], None]
-NOTHING_MORE = ""
-POLL = 0.2
+END = ""  # the order after which there is none
+POLL = 0.2  # seconds between two looks for an order: they may come hours apart, and every look is a request to rank 0
 
 
-def lead_or_follow(world: World, settings: Settings, lead: Callable[[Launcher], None], train: Launcher) -> None:
-    """Rank 0 calls `lead(launch)`; when that calls `launch(name, settings)`, every rank calls `train(name, settings)`.
+def run_coordinated(world: World, settings: Settings, coordinate: Callable[[Launcher], None], train: Launcher) -> None:
+    """Rank 0 calls `coordinate(launch)`; every `launch(name, settings)` in it makes all ranks call `train` with them.
 
-    world: from `join_world`. settings: the same on every rank. lead: decides what to train, as
+    world: from `join_world`. settings: the same on every rank. coordinate: decides what to train, as
     `lambda launch: run_pipeline(settings, stage, launch)`. train: runs a training stage as this rank, as
     `maep.training.worker.run_training`. The others wait, however long rank 0 takes to decide, and return when it has
-    nothing more to train. What `lead` or `train` raises goes through. Raises PeerLost when rank 0 is gone, UserError
-    when a rank has other settings than rank 0.
+    nothing more to train. What `coordinate` or `train` raises goes through. Raises PeerLost when rank 0 is gone, and
+    UserError when a rank has other settings than rank 0.
     """
     if world.store is None:
-        lead(train)
+        coordinate(train)
     elif world.rank == 0:
-        _lead(world, world.store, lead, train)
+        _coordinate(world, world.store, coordinate, train)
     else:
         _follow(world.store, settings, train)
 
 
-def _lead(world: World, store: dist.Store, lead: Callable[[Launcher], None], train: Launcher) -> None:
+def _coordinate(world: World, store: dist.Store, coordinate: Callable[[Launcher], None], train: Launcher) -> None:
     orders = 0
 
     def launch(name: str, settings: Settings) -> None:
@@ -48,9 +48,9 @@ def _lead(world: World, store: dist.Store, lead: Callable[[Launcher], None], tra
         train(name, settings)
 
     try:
-        lead(launch)
+        coordinate(launch)
     finally:
-        store.set(f"order-{orders}", NOTHING_MORE)
+        store.set(f"order-{orders}", END)
         # The store ends with this process: leave last.
         wait_until(lambda: store.add("left", 0) == world.size - 1, LAST_WORDS)
 
@@ -78,7 +78,7 @@ def _await_order(store: dist.Store, key: str) -> str:
 
 
 def _leave(store: dist.Store) -> None:
-    """Tell rank 0 that it need not wait for this process; if it is gone already, that is told elsewhere."""
+    """Sign off, so that rank 0 need not wait for this process; if it is gone already, that is reported elsewhere."""
     with suppress(dist.DistError):
         store.add("left", 1)
 

@@ -2,11 +2,11 @@
 
     run.dir/heartbeats/rank-0003.json    {"rank", "node", "step", "phase", "time"}, renewed every few seconds
 
-Phases: start, data, compute, reduce (waiting for the other ranks), save. A rank whose file is no longer renewed is
-dead or frozen; one that stays in a phase is stuck there.
+A rank whose file is no longer renewed is dead or frozen; one that stays in a phase is stuck there.
 """
 
 import json
+import math
 import os
 import re
 import socket
@@ -14,34 +14,75 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch.distributed as dist
 
-from maep.runtime.errors import PeerLost
+from maep.runtime.errors import PeerLost, UserError
 from maep.runtime.exits import ExitCode
+from maep.storage.documents import Document
 from maep.training.distributed.world import wait_until, world
 
-PHASES = ("start", "data", "compute", "reduce", "save")
-INTERVAL = 2.0
-SILENT = 2.5  # intervals
+INTERVAL = 2.0  # seconds between two heartbeats: a lost rank is named within seconds, and thousands write little
+PER_TIMEOUT = 20  # beats at least in the time after which a stall ends the run, where that is short
+SILENT = 2.5  # intervals without a heartbeat: two were missed, and the shared file system had half of one to be late
 PEER_LOSS = re.compile(r"gloo|NCCL|by peer|pair closure|remote worker|remote process exited|Broken pipe")
 SLACK = 1.1  # the process group's own timeout, which raises an error instead of ending the process, comes first
 
-told_of_stalls: list[Callable[[str], object]] = []  # called with the reason before the watchdog ends the process
+
+class Phase(StrEnum):
+    """What a rank is doing in a step."""
+
+    START = "start"
+    DATA = "data"
+    COMPUTE = "compute"
+    REDUCE = "reduce"  # waiting for the other ranks
+    SAVE = "save"
+
+
+WAITING = (Phase.REDUCE, Phase.SAVE)  # for others, who are then to blame
+
+
+@dataclass(frozen=True)
+class Beat(Document):
+    """A heartbeat: where a rank is. step: the last one done. time: seconds since the epoch, by its node's clock."""
+
+    rank: int = field(metadata={"low": 0})
+    node: str
+    step: int = field(metadata={"low": 0})
+    phase: Phase
+    time: float
+
+    @property
+    def silence(self) -> float:
+        """Seconds since it was written."""
+        return time.time() - self.time
+
+    @property
+    def name(self) -> str:
+        """The rank and its node, in words."""
+        return f"rank {self.rank} on node {self.node}"
+
+    @property
+    def position(self) -> str:
+        """The step and phase, in words."""
+        return f"in step {self.step + 1} ({self.phase})"
 
 
 class Heartbeat:
     """Renews this rank's file while in context, and ends the process when `at` was not called for `timeout` seconds.
 
-    directory: of the run. Time in which the process itself was stopped does not count.
+    directory: of the run. on_stall: called with the reason, on one line, before it ends the process. Time in which the
+    process itself was stopped does not count.
     """
 
-    def __init__(self, directory: Path, timeout: float) -> None:
-        self.directory, self.timeout = directory / "heartbeats", timeout
-        self.interval = min(INTERVAL, timeout / 20)
-        self._now = (0, "start")
+    def __init__(self, directory: Path, timeout: float, on_stall: Callable[[str], object] | None = None) -> None:
+        self.directory, self.timeout, self.on_stall = directory / "heartbeats", timeout, on_stall
+        self.interval = min(INTERVAL, timeout / PER_TIMEOUT)
+        self._position = (0, Phase.START)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
@@ -55,65 +96,67 @@ class Heartbeat:
         self._ended.set()
         self._thread.join()
 
-    def at(self, phase: str, step: int) -> None:
+    def at(self, phase: Phase, step: int) -> None:
         """The rank goes on to a phase of the step after `step`."""
-        self._now = (step, phase)
+        self._position = (step, phase)
 
     def _beat(self) -> None:
-        seen, stuck, last = self._now, 0.0, time.monotonic()
+        before, stuck, last = self._position, 0.0, time.monotonic()
         while not self._ended.wait(self.interval):
             elapsed, last = time.monotonic() - last, time.monotonic()
-            stuck = stuck + min(elapsed, 2 * self.interval) if self._now is seen else 0.0
-            seen = self._now
+            stuck = stuck + min(elapsed, 2 * self.interval) if self._position is before else 0.0
+            before = self._position
             self._write()
             if stuck > SLACK * self.timeout:
                 self._end(stuck)
 
     def _write(self) -> None:
-        step, phase = self._now
-        node = socket.gethostname()
-        facts = {"rank": world().rank, "node": node, "step": step, "phase": phase, "time": time.time()}
+        step, phase = self._position
+        beat = Beat(world().rank, socket.gethostname(), step, phase, time.time())
         path = self.directory / f"rank-{world().rank:04d}.json"
         temporary = path.with_name(f".tmp-{path.name}")
         try:
-            temporary.write_text(json.dumps(facts) + "\n")
+            temporary.write_text(json.dumps(beat.to_json()) + "\n")
             temporary.replace(path)
-        except OSError as error:  # a full disk must not end the training; a missing heartbeat is told by the others
+        except OSError as error:  # a full disk must not end the training; the others report a missing heartbeat
             print(f"warning: {path}: cannot be written: {error.strerror}", file=sys.stderr)
 
     def _end(self, stuck: float) -> None:
-        step, phase = self._now
-        why = (
+        step, phase = self._position
+        reason = (
             f"rank {world().rank} has been in step {step + 1} ({phase}) for {stuck:.0f} s, over "
             f"compute.stall_timeout={self.timeout:g} s: {self.blame()}; the same command goes on from the last "
             "checkpoint"
         )
-        print(f"error: {why}", file=sys.stderr, flush=True)
+        print(f"error: {reason}", file=sys.stderr, flush=True)
         try:
-            for tell in told_of_stalls:
-                tell(why)
+            if self.on_stall:
+                self.on_stall(reason)
         finally:
             os._exit(ExitCode.PEER_LOST)  # the training's thread is stuck in a library and cannot be asked to end
 
     def blame(self) -> str:
-        """Which ranks are dead, frozen or behind, in words, as far as the heartbeats tell."""
+        """Which ranks are dead, frozen or behind, in words, by the heartbeats."""
         beats = self.read()
-        silent = [beat for beat in beats if beat["silent"] > SILENT * self.interval]
+        silent = [beat for beat in beats if self._is_silent(beat)]
         if silent:
             return "; ".join(
-                f"{_name(beat)} has given no sign of life for {beat['silent']:.0f} s, {_place(beat)}" for beat in silent
+                f"{beat.name} has given no sign of life for {beat.silence:.0f} s, {beat.position}" for beat in silent
             )
-        behind = [beat for beat in beats if beat["phase"] not in ("reduce", "save")] or beats
-        first = min(behind, key=lambda beat: beat["step"])["step"]
-        return "; ".join(f"{_name(beat)} is stuck, {_place(beat)}" for beat in behind if beat["step"] == first)
+        behind = [beat for beat in beats if beat.phase not in WAITING] or beats
+        first = min(beat.step for beat in behind)
+        return "; ".join(f"{beat.name} is stuck, {beat.position}" for beat in behind if beat.step == first)
 
-    def read(self) -> list[dict[str, Any]]:
-        """The heartbeats of this job's ranks, with the seconds of silence; a rank without a file counts as silent."""
+    def _is_silent(self, beat: Beat) -> bool:
+        return beat.silence > SILENT * self.interval
+
+    def read(self) -> list[Beat]:
+        """The heartbeats of this job's ranks; a rank without a file has been silent for ever."""
         return [_read(self.directory / f"rank-{rank:04d}.json", rank) for rank in range(world().size)]
 
     def lost(self) -> PeerLost:
         """The error for a connection to another rank that broke: names the rank, once its heartbeats are missed."""
-        wait_until(lambda: any(beat["silent"] > SILENT * self.interval for beat in self.read()), 3 * self.interval)
+        wait_until(lambda: any(map(self._is_silent, self.read())), 3 * self.interval)
         return PeerLost(f"the connection to another process broke: {self.blame()}")
 
 
@@ -124,17 +167,8 @@ def is_peer_loss(error: BaseException) -> bool:
     )
 
 
-def _read(path: Path, rank: int) -> dict[str, Any]:
+def _read(path: Path, rank: int) -> Beat:
     try:
-        beat: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {"rank": rank, "node": "unknown", "step": 0, "phase": "start", "silent": float("inf")}
-    return beat | {"silent": time.time() - beat["time"]}
-
-
-def _name(beat: dict[str, Any]) -> str:
-    return f"rank {beat['rank']} on node {beat['node']}"
-
-
-def _place(beat: dict[str, Any]) -> str:
-    return f"in step {beat['step'] + 1} ({beat['phase']})"
+        return Beat.read(path)
+    except UserError:
+        return Beat(rank, "unknown", 0, Phase.START, -math.inf)

@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -19,9 +19,11 @@ from maep.config.schema import ComputeSettings
 from maep.runtime.device import prepare_device
 from maep.runtime.errors import PeerLost, UserError, fail
 
+COMPLETE = "complete"  # the verdict where nothing is wrong
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-POLL = 0.05
-LAST_WORDS = 10.0
+POLL = 0.05  # seconds between two looks at a condition: short beside everything that is waited for, and no load
+LAST_WORDS = 10.0  # seconds in which a verdict crosses the network and is read, before the store ends with rank 0
+CONNECT = 5.0  # seconds for one connection to rank 0; a node that drops packets would hold it for minutes
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,31 @@ class World:
     store: dist.Store | None = None
 
 
-_joined: World | None = None
+# A process joins one world, once, as torch has one default process group a process: a fact of the process, kept here.
+_process_world: World | None = None
 
 
 def world() -> World:
     """The joined world of this process; before joining, a world of its own."""
-    return _joined or World(0, 1)
+    return _process_world or World(0, 1)
+
+
+@dataclass(frozen=True)
+class Member:
+    """What a process registers with as a rank: its node and process id, and how many processes it was started as."""
+
+    node: str
+    process: int
+    size: int
+
+    @classmethod
+    def from_text(cls, text: bytes | str) -> "Member":
+        """From the store."""
+        return cls(**json.loads(text))
+
+    def to_text(self) -> str:
+        """For the store."""
+        return json.dumps(asdict(self))
 
 
 def join_world(compute: ComputeSettings, nodes: Sequence[str] = ()) -> World:
@@ -49,16 +70,16 @@ def join_world(compute: ComputeSettings, nodes: Sequence[str] = ()) -> World:
     for a rank that joins twice or was started as part of another number of processes; UserError for a rank outside
     of WORLD_SIZE.
     """
-    global _joined
-    if _joined is None:
+    global _process_world
+    if _process_world is None:
         rank, size = _number("RANK", "0"), _number("WORLD_SIZE", "1")
         if not 0 <= rank < size:
             fail(f"RANK={rank}: must be from 0 to {size - 1}, below WORLD_SIZE={size}")
         store = _meet(rank, size, compute.join_timeout, nodes) if size > 1 else None
         if store is not None:
             _make_group(rank, size, store, compute)
-        _joined = World(rank, size, store)
-    return _joined
+        _process_world = World(rank, size, store)
+    return _process_world
 
 
 def _number(variable: str, default: str) -> int:
@@ -71,7 +92,7 @@ def _number(variable: str, default: str) -> int:
 def _make_group(rank: int, size: int, store: dist.Store, compute: ComputeSettings) -> None:
     """NCCL on CUDA devices, else gloo; its operations give up after `compute.stall_timeout`."""
     dist.init_process_group(
-        "nccl" if prepare_device(compute) == "cuda" else "gloo",
+        "nccl" if prepare_device(compute.device, compute.threads) == "cuda" else "gloo",
         store=dist.PrefixStore("group", store),
         rank=rank,
         world_size=size,
@@ -83,17 +104,16 @@ def _meet(rank: int, size: int, seconds: float, nodes: Sequence[str]) -> dist.St
     """Register with the store on rank 0 and wait for its verdict."""
     deadline = time.monotonic() + seconds
     store = _open_store(rank, seconds)
-    mine = json.dumps({"node": socket.gethostname(), "process": os.getpid(), "size": size})
-    first = store.compare_set(f"rank-{rank}", "", mine).decode()
-    if first != mine:
-        told = json.loads(first)
-        raise PeerLost(f"rank {rank}: joined twice; the first is process {told['process']} on node {told['node']}")
+    member = Member(socket.gethostname(), os.getpid(), size)
+    first = Member.from_text(store.compare_set(f"rank-{rank}", "", member.to_text()))
+    if first != member:
+        raise PeerLost(f"rank {rank}: joined twice; the first is process {first.process} on node {first.node}")
     if rank == 0:
         problem = _roll_call(store, size, deadline, seconds, nodes)
-        store.set("verdict", problem or "complete")
+        store.set("verdict", problem or COMPLETE)
         if problem:
-            came = sum(store.check([f"rank-{r}"]) for r in range(1, size))
-            wait_until(lambda: store.add("heard", 0) >= came, LAST_WORDS)
+            present = sum(store.check([f"rank-{r}"]) for r in range(1, size))
+            wait_until(lambda: store.add("heard", 0) >= present, LAST_WORDS)
     else:
         problem = _verdict(store, rank, size, seconds)
     if problem:
@@ -116,7 +136,7 @@ def _open_store(rank: int, seconds: float) -> dist.Store:
 
 def _answers(host: str, port: int) -> bool:
     try:
-        socket.create_connection((host, port), timeout=5).close()
+        socket.create_connection((host, port), timeout=CONNECT).close()
     except OSError:
         return False
     return True
@@ -138,28 +158,30 @@ def _roll_call(store: dist.Store, size: int, deadline: float, seconds: float, no
     wait_until(lambda: store.check(keys), deadline - time.monotonic())
     missing = [rank for rank in range(size) if not store.check(keys[rank : rank + 1])]
     if missing:
-        named = ", ".join(f"rank {rank}" + (f" on node {nodes[rank]}" if nodes else "") for rank in missing)
-        return f"{named} did not join within {seconds:g} s; {size - len(missing)} of {size} processes did"
+        ranks = ", ".join(f"rank {rank}" + (f" on node {nodes[rank]}" if nodes else "") for rank in missing)
+        return f"{ranks} did not join within {seconds:g} s; {size - len(missing)} of {size} processes did"
     for rank, key in enumerate(keys):
-        told = json.loads(store.get(key))
-        if told["size"] != size:
-            return f"rank {rank} on node {told['node']} was started as one of {told['size']} processes, not of {size}"
+        member = Member.from_text(store.get(key))
+        if member.size != size:
+            return f"rank {rank} on node {member.node} was started as one of {member.size} processes, not of {size}"
     return ""
 
 
 def _verdict(store: dist.Store, rank: int, size: int, seconds: float) -> str:
-    """The other ranks: what rank 0 found wrong, or nothing."""
+    """The other ranks: what is wrong by the verdict of rank 0, or nothing."""
     try:
         if not wait_until(lambda: store.check(["verdict"]), seconds + LAST_WORDS):
             return f"rank 0 did not say within {seconds + LAST_WORDS:g} s whether all had joined"
         verdict = store.get("verdict").decode()
-        expected = json.loads(store.get("rank-0"))["size"]
+        expected = Member.from_text(store.get("rank-0")).size
         store.add("heard", 1)
     except dist.DistError as error:
         raise PeerLost(f"rank 0 went away while the processes joined: {error}") from error
-    if verdict == "complete" and expected != size:
+    if verdict != COMPLETE:
+        return verdict
+    if expected != size:
         return f"rank {rank}: was started as one of {size} processes, rank 0 as one of {expected}"
-    return "" if verdict == "complete" else verdict
+    return ""
 
 
 def agree(values: list[float], device: torch.device) -> list[float]:

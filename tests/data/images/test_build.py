@@ -22,9 +22,10 @@ from maep.config.load import load_settings
 from maep.config.schema import Settings
 from maep.data.images import build
 from maep.data.images.build import build_shards, clean_shards_path, crop_to
+from maep.data.shard_manifest import CleanManifest
 from maep.data.shards import ShardSet, index_of, shard_name
 from maep.runtime.errors import UserError
-from maep.storage.atomic import MANIFEST
+from maep.storage.sealed import MANIFEST
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -67,10 +68,10 @@ def test_shards_hold_the_images(tmp_path: Path) -> None:
     path = build_shards(configured(tmp_path / "cache", root, "data.test_fraction=0.25"))
     train, test = ShardSet(path / "train"), ShardSet(path / "test")
     assert (len(train), len(test), train.classes) == (18, 6, ["a", "b", "c"])
-    counts = [shard["count"] for shard in train.manifest["shards"]]
+    counts = [shard.count for shard in train.manifest.shards]
     assert max(counts) <= 4
     assert max(counts) - min(counts) <= 1
-    assert train.manifest["split"] == "train"
+    assert train.manifest.split == "train"
     assert Counter(test.label(index) for index in range(6)) == {0: 2, 1: 2, 2: 2}
     wanted = Counter(
         (crop_to(Image.open(file), 16, 16).tobytes(), "abc".index(file.parent.name)) for file in root.rglob("*.png")
@@ -242,8 +243,9 @@ def test_corrupt_image_is_named_or_skipped(tmp_path: Path, monkeypatch: pytest.M
         skip = ("data.test_fraction=0.0", "data.on_error=skip", workers)
         train = ShardSet(build_shards(configured(tmp_path / workers, root, *skip)) / "train")
         assert len(train) == 22
-        assert sorted(entry["name"] for entry in train.manifest["skipped"]) == names
-        assert all("corrupt image: " in entry["reason"] for entry in train.manifest["skipped"])
+        assert isinstance(train.manifest, CleanManifest)
+        assert sorted(image.name for image in train.manifest.skipped) == names
+        assert all("corrupt image: " in image.reason for image in train.manifest.skipped)
         assert str(tmp_path) not in (train.path / MANIFEST).read_text()
     limited = build_shards(configured(tmp_path / "c", root, *skip, "data.train_limit=22"))
     assert len(ShardSet(limited / "train")) == 22

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from maep.runtime.errors import UserError
-from maep.storage.atomic import problem_with, read_json
+from maep.storage.atomic import read_json
+from maep.storage.manifests import CheckpointManifest
+from maep.storage.sealed import problem_with
 from maep.storage.tensor_files import HostBuffer
 from maep.training.checkpointing.async_saver import Saver
 from maep.training.checkpointing.directory import (
@@ -57,10 +59,10 @@ def test_resumed_from_a_save_goes_on_exactly(tmp_path: Path) -> None:
         saver.before_update()
         first.step(number)
         if number == 2:
-            saver.save(3, {"step": 3})
+            saver.save(CheckpointManifest(step=3))
     saver.finish()
     again = Small()
-    assert load_checkpoint(checkpoint_path(tmp_path, 3), again.state, {})["step"] == 3
+    assert load_checkpoint(checkpoint_path(tmp_path, 3), again.state, CheckpointManifest(step=0)).step == 3
     for number in range(3, 6):
         again.step(number)
     for name, parameter in first.parameters.items():
@@ -100,7 +102,7 @@ def test_update_waits_for_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     small = Small()
     small.step(0)
     saver, go = small.saver(tmp_path), held_back(monkeypatch, "fill")
-    saver.save(1, {})
+    saver.save(CheckpointManifest(step=1))
     threading.Timer(0.2, go.set).start()
     saver.before_update()
     assert go.is_set()
@@ -114,11 +116,11 @@ def test_training_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest
     small = Small()
     small.step(0)
     saver, go = small.saver(tmp_path), held_back(monkeypatch, "write")
-    assert saver.save(1, {})
+    assert saver.save(CheckpointManifest(step=1))
     saver.before_update()
     small.step(1)
     assert not saver.finish(within=0.01)
-    assert not saver.save(2, {}, within=0.01)
+    assert not saver.save(CheckpointManifest(step=2), within=0.01)
     assert checkpoints(tmp_path) == []
     go.set()
     assert saver.finish()
@@ -131,14 +133,14 @@ def test_full_disk_leaves_the_earlier_ones(tmp_path: Path, monkeypatch: pytest.M
     small.step(0)
     saver = small.saver(tmp_path)
     for step in (1, 2):
-        saver.save(step, {})
+        saver.save(CheckpointManifest(step=step))
     saver.finish()
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(HostBuffer, "write", full)
-    saver.save(3, {})
+    saver.save(CheckpointManifest(step=3))
     with pytest.raises(UserError, match=r"step-000003: cannot be written: No space left on device; earlier"):
         saver.finish()
     assert [path.name for path in tmp_path.iterdir()] == [path.name for path in checkpoints(tmp_path)]
@@ -151,7 +153,7 @@ def test_error_in_the_background_is_raised(tmp_path: Path, monkeypatch: pytest.M
     small = Small()
     saver = small.saver(tmp_path)
     monkeypatch.setattr(HostBuffer, "fill", lambda *_: 1 / 0)
-    saver.save(1, {})
+    saver.save(CheckpointManifest(step=1))
     saver.before_update()
     with pytest.raises(ZeroDivisionError):
         saver.finish()
@@ -163,7 +165,7 @@ def test_retention(tmp_path: Path) -> None:
     small.step(0)
     saver = small.saver(tmp_path, Retention(last=2, every=4, best=1))
     for step, loss in enumerate([5, 4, 1, 3, 2, 6, 7, 8, 9, 9], start=1):
-        saver.save(step, {"loss": loss})
+        saver.save(CheckpointManifest(step=step, loss=loss))
     saver.finish()
     assert [step_of(path) for path in checkpoints(tmp_path)] == [3, 4, 8, 9, 10]
     assert read_json(checkpoint_path(tmp_path, 3) / "manifest.json")["loss"] == 1
@@ -175,10 +177,10 @@ def test_two_whole_ones_while_the_third_is_written(tmp_path: Path, monkeypatch: 
     small.step(0)
     saver = small.saver(tmp_path)
     for step in (1, 2):
-        saver.save(step, {})
+        saver.save(CheckpointManifest(step=step))
     saver.finish()
     go = held_back(monkeypatch, "write")
-    saver.save(3, {})
+    saver.save(CheckpointManifest(step=3))
     saver.before_update()
     assert [step_of(path) for path in checkpoints(tmp_path)] == [1, 2]
     go.set()
@@ -186,15 +188,20 @@ def test_two_whole_ones_while_the_third_is_written(tmp_path: Path, monkeypatch: 
     assert [step_of(path) for path in checkpoints(tmp_path)] == [2, 3]
 
 
+def of_model(width: int) -> CheckpointManifest:
+    """The manifest of a model of some encoder width."""
+    return CheckpointManifest(step=1, model={"encoder_width": width, "depth": 2})
+
+
 def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     """Another setting of the model is named, and so is another shape."""
     small = Small()
     small.step(0)
     saver = small.saver(tmp_path)
-    saver.save(1, {"model": {"encoder_width": 64, "depth": 2}})
+    saver.save(of_model(64))
     saver.finish()
     path = checkpoint_path(tmp_path, 1)
     with pytest.raises(UserError, match=r"of another model: it has model\.encoder_width=64, this run 32"):
-        load_checkpoint(path, small.state, {"model": {"encoder_width": 32, "depth": 2}})
+        load_checkpoint(path, small.state, of_model(32))
     with pytest.raises(UserError, match=r"weights do not fit: 0\.weight \(is \(64, 8\), expected \(32, 8\)\)"):
-        load_checkpoint(path, Small(32).state, {"model": {"encoder_width": 64, "depth": 2}})
+        load_checkpoint(path, Small(32).state, of_model(64))

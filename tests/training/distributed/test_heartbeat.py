@@ -1,4 +1,4 @@
-"""The watchdog: a process that stalls says why, to all who asked, and ends."""
+"""The watchdog: a process that stalls says why, calls back, and ends."""
 
 import subprocess
 import sys
@@ -10,16 +10,15 @@ from tests.tiny import ROOT, environment
 STALLED = """
 import sys, time
 from pathlib import Path
-from maep.training.distributed.heartbeat import Heartbeat, told_of_stalls
-told_of_stalls.append(Path(sys.argv[1], "why").write_text)
-with Heartbeat(Path(sys.argv[1]), 0.5) as pulse:
-    pulse.at("reduce", 7)
+from maep.training.distributed.heartbeat import Heartbeat, Phase
+with Heartbeat(Path(sys.argv[1]), 0.5, on_stall=Path(sys.argv[1], "why").write_text) as pulse:
+    pulse.at(Phase.REDUCE, 7)
     time.sleep(60)
 """
 
 
 def test_a_stall_is_told_before_the_process_ends(tmp_path: Path) -> None:
-    """Whoever asked to be told has the rank, the step and the phase, in the words that are printed."""
+    """The callback gets the rank, the step and the phase, in the words that are printed."""
     command = [sys.executable, "-c", STALLED, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == ExitCode.PEER_LOST, done.stderr

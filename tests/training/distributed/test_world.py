@@ -13,7 +13,7 @@ import torch
 
 from maep.config.load import load_settings
 from maep.config.schema import Settings
-from maep.training.distributed.coordinator import Launcher, lead_or_follow
+from maep.training.distributed.coordinator import Launcher, run_coordinated
 from maep.training.distributed.world import agree, gather_objects, join_world
 from maep.training.signals import StopFlag, arm, hold_signals
 
@@ -114,11 +114,11 @@ def follow_orders(settings: Settings) -> list[str]:
     def train(name: str, _: Settings) -> None:
         trained.append(f"{name} {agree([1], torch.device('cpu'))[0]:g}")
 
-    def lead(launch: Launcher) -> None:
+    def coordinate(launch: Launcher) -> None:
         launch("pretrain", settings)
         launch("finetune", settings)
 
-    lead_or_follow(join_world(settings.compute), settings, lead, train)
+    run_coordinated(join_world(settings.compute), settings, coordinate, train)
     return trained
 
 
@@ -130,7 +130,7 @@ def test_others_follow_rank_0() -> None:
 
 def nothing_to_do(settings: Settings) -> str:
     """Rank 0 finds nothing to train, or fails while it looks."""
-    lead_or_follow(join_world(settings.compute), settings, lambda _: 1 / 0, lambda *_: None)
+    run_coordinated(join_world(settings.compute), settings, lambda _: 1 / 0, lambda *_: None)
     return "followed"
 
 

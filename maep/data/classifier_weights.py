@@ -1,0 +1,32 @@
+"""Where the classifier's weights are: a file that is given, or the one that its stage trains on the clean shards."""
+
+from pathlib import Path
+
+from maep.config.identity import decisive_fields
+from maep.config.schema import Settings
+from maep.data.images.build import clean_split
+from maep.data.shards import ShardSet
+from maep.runtime.digests import digest
+from maep.runtime.errors import fail
+
+WEIGHTS = "model.safetensors"
+
+
+def classifier_directory(settings: Settings, train: ShardSet) -> Path:
+    """Where the classifier trained with these settings on these images is or will be."""
+    decisive = decisive_fields(settings.classifier, "classifier")
+    facts = [decisive, settings.run.seed, settings.compute.precision, train.identity]
+    return Path(settings.run.cache) / "classifiers" / f"{settings.classifier.arch}-{digest(facts)[:8]}"
+
+
+def classifier_weights(settings: Settings) -> Path:
+    """The weights file of the configured classifier: the one given, or the one that the stage trains.
+
+    Raises UserError if the given file or the clean shards, whose images name the trained one, are missing.
+    """
+    if settings.classifier.weights:
+        path = Path(settings.classifier.weights)
+        if not path.is_file():
+            fail(f"classifier.weights={path}: no such file; unset it to train a classifier")
+        return path
+    return classifier_directory(settings, clean_split(settings, "train")) / WEIGHTS

@@ -1,0 +1,94 @@
+"""What the manifests of sealed directories say: of what kind the content is, its files, and who wrote it.
+
+Every sealed directory has one `manifest.json` (see `maep.storage.sealed`); `format` is its version, the same for all
+kinds. What was written before manifests had a version is format 0. The manifests of shard sets are in
+`maep.data.shard_manifest`, those of adapters and classifiers beside the code that writes them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Self
+
+from maep.config.schema import ModelSettings
+from maep.runtime.version import __version__
+from maep.storage.documents import Document
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size and SHA-256 (64 hex digits) of one file."""
+
+    bytes: int = field(metadata={"low": 0})
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Document):
+    """What every sealed directory says of itself.
+
+    kind: what it holds. files: all others in it, by relative name.
+    """
+
+    kind: str = ""
+    files: Mapping[str, FileEntry] = field(default_factory=dict)
+
+    def sealed(self, files: Mapping[str, FileEntry]) -> Self:
+        """The same, of these files."""
+        return replace(self, files=files)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object: the version first, the files, of which there can be thousands, last."""
+        entries = super().to_json()
+        entries["files"] = entries.pop("files")
+        return entries
+
+
+@dataclass(frozen=True, kw_only=True)
+class StampedManifest(Manifest):
+    """One that also names the version of maep that wrote it; empty where that was before 0.2.
+
+    Shard sets have none: the same images give the same bytes under every version.
+    """
+
+    maep: str = ""
+
+    def sealed(self, files: Mapping[str, FileEntry]) -> Self:
+        """The same, of these files, written by this version."""
+        return replace(self, files=files, maep=__version__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointManifest(StampedManifest):
+    """Of a checkpoint of pretraining or finetuning.
+
+    step, samples: consumed so far. loss: the mean since the checkpoint before. world: processes that wrote it.
+    purifier: the kind of purifier that is trained. model, purify: these sections of the settings. method, rank,
+    targets: of the finetuning; `full` trains all weights, as pretraining does. scaler: state of the gradient scaler
+    under fp16.
+    """
+
+    kind: str = "checkpoint"
+    step: int = field(metadata={"low": 0})
+    samples: int = field(default=0, metadata={"low": 0})
+    loss: float | None = None
+    world: int = field(default=1, metadata={"low": 1})
+    zero_stage: int | None = field(default=None, metadata={"low": 0, "high": 3})
+    scaler: Mapping[str, object] | None = None
+    purifier: str = "maep"
+    model: Mapping[str, object] = field(default_factory=dict)
+    purify: Mapping[str, object] = field(default_factory=dict)
+    method: str = "full"
+    rank: int | None = None
+    targets: str | None = None
+
+    @property
+    def architecture(self) -> dict[str, object]:
+        """`{setting: value}` of what decides which tensors there are, and their shapes.
+
+        A setting of the model that came later has its default in a manifest from before.
+        """
+        model = {**asdict(ModelSettings()), **self.model} if self.model else {}
+        return {
+            "purifier": self.purifier, "method": self.method, "rank": self.rank,
+            **{f"model.{name}": value for name, value in model.items()},
+        }  # fmt: skip

@@ -12,12 +12,15 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from maep.config.load import nearest
 from maep.runtime.console import say
-from maep.runtime.errors import fail
-from maep.storage.atomic import MANIFEST, atomic_directory, problem_with, read_json
+from maep.runtime.errors import fail, nearest
+from maep.storage.manifests import CheckpointManifest
+from maep.storage.sealed import MANIFEST, atomic_directory, problem_with
+
+if TYPE_CHECKING:
+    from maep.storage.tensor_files import ShardedTensors
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -30,102 +33,101 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--step", type=int, help="the checkpoint of this step; default: the newest")
     parser.add_argument("--to", type=Path, help="what to write; must not exist")
     parser.add_argument("--parts", type=int, default=1, help="files to share the tensors out over")
-    given = parser.parse_args(arguments)
-    if given.action not in ACTIONS:
-        fail(f"checkpoint {given.action}: unknown{nearest(given.action, list(ACTIONS))}; choose {', '.join(ACTIONS)}")
-    ACTIONS[given.action](find_checkpoints(given.run), given)
+    options = parser.parse_args(arguments)
+    action = options.action
+    if action not in ACTIONS:
+        fail(f"checkpoint {action}: unknown{nearest(action, list(ACTIONS))}; choose {', '.join(ACTIONS)}")
+    ACTIONS[action](find_checkpoints(options.run), options)
     return 0
 
 
-def find_checkpoints(place: Path) -> list[Path]:
+def find_checkpoints(directory: Path) -> list[Path]:
     """The checkpoints that a person means by a path, the oldest first; those of finetuning after those of pretraining.
 
     Raises UserError if there are none.
     """
     from maep.training.checkpointing.directory import STEP, checkpoints
 
-    if STEP.fullmatch(place.name) and place.is_dir():
-        return [place]
-    found = [path for name in (".", "checkpoints", "checkpoints-finetune") for path in checkpoints(place / name)]
-    if not found:
-        fail(f"{place}: no checkpoints; give a run directory, its checkpoints/, or one step-…")
-    return found
+    if STEP.fullmatch(directory.name) and directory.is_dir():
+        return [directory]
+    folders = [directory / name for name in (".", "checkpoints", "checkpoints-finetune")]
+    paths = [path for folder in folders for path in checkpoints(folder)]
+    if not paths:
+        fail(f"{directory}: no checkpoints; give a run directory, its checkpoints/, or one step-…")
+    return paths
 
 
-def _chosen(found: list[Path], step: int | None) -> Path:
+def _whole_checkpoint(paths: list[Path], step: int | None) -> Path:
     """The checkpoint of a step, or the newest; a damaged one is refused."""
     from maep.training.checkpointing.directory import step_of
 
-    fitting = [path for path in found if step in (None, step_of(path))]
-    if not fitting:
-        fail(f"--step {step}: no such checkpoint; choose one of {', '.join(str(step_of(path)) for path in found)}")
-    problem = problem_with(fitting[-1])
+    matches = [path for path in paths if step in (None, step_of(path))]
+    if not matches:
+        fail(f"--step {step}: no such checkpoint; choose one of {', '.join(str(step_of(path)) for path in paths)}")
+    problem = problem_with(matches[-1])
     if problem:
-        fail(f"{fitting[-1]}: not a whole checkpoint: {problem}")
-    return fitting[-1]
+        fail(f"{matches[-1]}: not a whole checkpoint: {problem}")
+    return matches[-1]
 
 
-def _target(given: argparse.Namespace, default: str, checkpoint: Path) -> Path:
-    target: Path = given.to or checkpoint.parent.parent / default / checkpoint.name
+def _target(options: argparse.Namespace, default: str, checkpoint: Path) -> Path:
+    target: Path = options.to or checkpoint.parent.parent / default / checkpoint.name
     if target.exists():
         fail(f"--to {target}: exists already; remove it or choose another")
     return target
 
 
-def show(found: list[Path], _given: argparse.Namespace) -> None:
+def show(paths: list[Path], _options: argparse.Namespace) -> None:
     """Print a line a checkpoint."""
     say(f"{'checkpoint':<36}{'loss':>9}{'size':>12}{'processes':>11}{'ZeRO':>6}  state")
-    for path in found:
+    for path in paths:
         problem = problem_with(path)
-        facts: dict[str, Any] = read_json(path / MANIFEST)
-        size = sum(entry["bytes"] for entry in facts["files"].values())
-        loss, stage = facts.get("loss"), facts.get("zero_stage")
-        told = f"{'-' if loss is None else f'{loss:.5f}':>9}{f'{size / 1e6:.1f} MB':>12}{facts.get('world', '-'):>11}"
-        place = f"{path.parent.name}/{path.name}"
-        say(f"{place:<36}{told}{'-' if stage is None else stage:>6}  {problem or 'whole'}")
+        manifest = CheckpointManifest.read(path / MANIFEST)
+        size = sum(entry.bytes for entry in manifest.files.values())
+        loss, stage = manifest.loss, manifest.zero_stage
+        columns = f"{'-' if loss is None else f'{loss:.5f}':>9}{f'{size / 1e6:.1f} MB':>12}{manifest.world:>11}"
+        name = f"{path.parent.name}/{path.name}"
+        say(f"{name:<36}{columns}{'-' if stage is None else stage:>6}  {problem or 'whole'}")
 
 
-def verify(found: list[Path], given: argparse.Namespace) -> None:
+def verify(paths: list[Path], options: argparse.Namespace) -> None:
     """Check all of them, or that of one step. Raises UserError naming every damaged file."""
     from maep.training.checkpointing.directory import step_of
 
-    chosen = [path for path in found if given.step in (None, step_of(path))]
-    problems = [problem for path in chosen if (problem := problem_with(path))]
+    matches = [path for path in paths if options.step in (None, step_of(path))]
+    problems = [problem for path in matches if (problem := problem_with(path))]
     if problems:
-        fail(f"{len(problems)} of {len(chosen)} checkpoints are damaged: {'; '.join(problems)}")
-    say(f"{len(chosen)} checkpoints are whole: {', '.join(path.name for path in chosen)}")
+        fail(f"{len(problems)} of {len(matches)} checkpoints are damaged: {'; '.join(problems)}")
+    say(f"{len(matches)} checkpoints are whole: {', '.join(path.name for path in matches)}")
 
 
-def export(found: list[Path], given: argparse.Namespace) -> None:
+def export(paths: list[Path], options: argparse.Namespace) -> None:
     """Write the purifier that a checkpoint holds."""
-    from maep.purifiers import MAEPurifier, load_purifier, save_purifier
+    from maep.purifiers import load_purifier, save_purifier
 
-    checkpoint = _chosen(found, given.step)
-    target = _target(given, "exported", checkpoint)
-    purifier = load_purifier(checkpoint)
-    assert isinstance(purifier, MAEPurifier)
-    save_purifier(purifier.model, purifier.settings, target)
+    checkpoint = _whole_checkpoint(paths, options.step)
+    target = _target(options, "exported", checkpoint)
+    save_purifier(load_purifier(checkpoint), target)
     say(f"exported {checkpoint} to {target}")
 
 
-def convert(found: list[Path], given: argparse.Namespace) -> None:
+def convert(paths: list[Path], options: argparse.Namespace) -> None:
     """Share a checkpoint's tensors out over `--parts` files, a part at a time in memory."""
     from maep.storage.tensor_files import HostBuffer, Piece, ShardedTensors
 
-    if given.parts < 1:
-        fail(f"--parts {given.parts}: must be at least 1")
-    checkpoint = _chosen(found, given.step)
-    target = _target(given, "converted", checkpoint)
+    if options.parts < 1:
+        fail(f"--parts {options.parts}: must be at least 1")
+    checkpoint = _whole_checkpoint(paths, options.step)
+    target = _target(options, "converted", checkpoint)
     saved, buffer = ShardedTensors(checkpoint), HostBuffer()
-    facts = {key: value for key, value in read_json(checkpoint / MANIFEST).items() if key != "files"}
-    with atomic_directory(target, facts) as temporary:
-        for part, names in enumerate(_shares(saved, given.parts)):
+    with atomic_directory(target, CheckpointManifest.read(checkpoint / MANIFEST)) as temporary:
+        for part, names in enumerate(_shares(saved, options.parts)):
             buffer.fill([Piece(name, saved.tensor(name), saved.shape(name)) for name in names])
-            buffer.write(temporary / f"rank-{part:04d}-of-{given.parts:04d}.safetensors")
-    say(f"converted {checkpoint} to {target}, {given.parts} parts")
+            buffer.write(temporary / f"rank-{part:04d}-of-{options.parts:04d}.safetensors")
+    say(f"converted {checkpoint} to {target}, {options.parts} parts")
 
 
-def _shares(saved: Any, parts: int) -> list[list[str]]:
+def _shares(saved: "ShardedTensors", parts: int) -> list[list[str]]:
     """Names for each part, so that the parts are about the same size."""
     loads, shares = [0] * parts, [list[str]() for _ in range(parts)]
     for name in saved.names():

@@ -11,21 +11,24 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 
-from maep.config.load import command_line
+from maep.config.command_line import command_line
 from maep.config.schema import Settings
 from maep.data.images.archives import open_archive
 from maep.data.images.sources import IMAGE_SUFFIXES, Item, Source
+from maep.data.shard_manifest import PurifiedManifest, ShardEntry, ShardManifest
 from maep.data.shards import ShardSet, ShardWriter, encode_image, seal_shard_set, to_float, to_uint8
 from maep.purifiers import Purifier, load_purifier
 from maep.runtime.console import progress_bar, say
 from maep.runtime.device import prepare_device
 from maep.runtime.errors import UserError, fail
-from maep.storage.atomic import MANIFEST, atomic_directory, atomic_file, remove_temporaries, temporary_name
+from maep.storage.atomic import atomic_file, remove_temporaries, temporary_name
+from maep.storage.manifests import StampedManifest
+from maep.storage.sealed import MANIFEST, atomic_directory
 
 K = TypeVar("K")
 Advance = Callable[[], None]
@@ -36,26 +39,30 @@ def main(arguments: Sequence[str]) -> int:
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument("source", metavar="IN", nargs="?", help="image, folder, shard (.tar) or shard set")
     options.add_argument("target", metavar="OUT", nargs="?", help="what to write; must not exist")
-    given, settings = command_line(__doc__ or "", arguments, options=options, default_cfg=_run_config(arguments))
-    if not given.source or not given.target:
+    words, settings = command_line(__doc__ or "", arguments, options=options, default_cfg=_run_config(arguments))
+    if not words.source or not words.target:
         fail("purify: give IN and OUT, such as: maep purify photo.png clean.png run.dir=runs/cifar10")
-    source, target = Path(given.source), Path(given.target)
-    work = plan(source, target)
+    source, target = Path(words.source), Path(words.target)
+    purify_source = plan(source, target)
     remove_temporaries(target.parent)
-    work(_purifier(settings), source, target)
+    purify_source(_purifier(settings), source, target)
     say(f"purify: {target}")
     return 0
 
 
 def _run_config(arguments: Sequence[str]) -> str:
     """The configuration that the run directory named in the arguments was made with, if it has one."""
-    named = [word.partition("=")[2] for word in arguments if word.startswith("run.dir=")]
-    path = Path(named[-1]) / "config.yaml" if named else None
+    directories = [word.partition("=")[2] for word in arguments if word.startswith("run.dir=")]
+    path = Path(directories[-1]) / "config.yaml" if directories else None
     return str(path) if path and path.is_file() else ""
 
 
 def _purifier(settings: Settings) -> Purifier:
-    return load_purifier(settings.run.dir, device=prepare_device(settings.compute), settings=settings.purify)
+    device = prepare_device(settings.compute.device, settings.compute.threads)
+    purifier = load_purifier(settings.run.dir, device=device, settings=settings.purify)
+    if purifier.needs_classifier:
+        fail(f"{settings.run.dir}: its purifier (kind {purifier.kind}) asks a classifier, which this command has not")
+    return purifier
 
 
 def plan(source: Path, target: Path) -> Callable[[Purifier, Path, Path], None]:
@@ -66,12 +73,12 @@ def plan(source: Path, target: Path) -> Callable[[Purifier, Path, Path], None]:
         fail(f"{target}: exists already; remove it or name another")
     if source.is_dir():
         return purify_shard_set if (source / MANIFEST).is_file() and any(source.glob("shard-*")) else purify_folder
-    kind, suffixes = (purify_tar, (".tar",)) if source.suffix == ".tar" else (purify_image, (".png", ".webp"))
-    if kind is purify_image and source.suffix.lower() not in IMAGE_SUFFIXES:
+    function, suffixes = (purify_tar, (".tar",)) if source.suffix == ".tar" else (purify_image, (".png", ".webp"))
+    if function is purify_image and source.suffix.lower() not in IMAGE_SUFFIXES:
         fail(f"{source}: not an image or a shard; expected {', '.join(IMAGE_SUFFIXES)} or .tar")
     if target.suffix not in suffixes:
         fail(f"{target}: the output is lossless; name it with {' or '.join(suffixes)}")
-    return kind
+    return function
 
 
 def purify_stream(
@@ -81,28 +88,27 @@ def purify_stream(
 
     images: (key, uint8 [H, W, 3]); an entry with None keeps its place between them. At most one batch is held.
     """
-    held: list[tuple[K, np.ndarray | None]] = []
+    batch: list[tuple[K, np.ndarray | None]] = []
     shape, count = None, 0
     for key, image in images:
         if image is not None:
             if count and (image.shape != shape or count >= purifier.images_at_once(*image.shape[:2])):
-                yield from _purified(purifier, held)
-                held, count = [], 0
+                yield from _purified(purifier, batch)
+                batch, count = [], 0
             shape, count = image.shape, count + 1
-        held.append((key, image))
-    yield from _purified(purifier, held)
+        batch.append((key, image))
+    yield from _purified(purifier, batch)
 
 
-def _purified(purifier: Purifier, held: list[tuple[K, np.ndarray | None]]) -> Iterator[tuple[K, np.ndarray | None]]:
-    images = [image for _, image in held if image is not None]
+def _purified(purifier: Purifier, batch: list[tuple[K, np.ndarray | None]]) -> Iterator[tuple[K, np.ndarray | None]]:
+    images = [image for _, image in batch if image is not None]
     if not images:
-        yield from held
+        yield from batch
         return
-    device = next(purifier.parameters()).device
-    batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(device)
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(purifier.device)
     with torch.inference_mode():
-        purified = iter(to_uint8(purifier.purify(to_float(batch))).permute(0, 2, 3, 1).cpu().numpy())
-    for key, image in held:
+        purified = iter(to_uint8(purifier.purify(to_float(pixels))).permute(0, 2, 3, 1).cpu().numpy())
+    for key, image in batch:
         yield key, None if image is None else np.ascontiguousarray(next(purified))
 
 
@@ -116,8 +122,8 @@ def purify_image(purifier: Purifier, source: Path, target: Path) -> None:
 
 def purify_folder(purifier: Purifier, source: Path, target: Path) -> None:
     """All images below a folder, to the same names as .png, with a manifest."""
-    every = open_archive(source).files
-    names = [name for name in every if _is_image(name)]
+    files = open_archive(source).files
+    names = [name for name in files if _is_image(name)]
     if not names:
         fail(f"{source}: holds no image ({', '.join(IMAGE_SUFFIXES)})")
     outputs = {str(Path(name).with_suffix(".png")): name for name in names}
@@ -125,10 +131,13 @@ def purify_folder(purifier: Purifier, source: Path, target: Path) -> None:
         other = outputs[str(Path(name).with_suffix(".png"))]
         if other != name:
             fail(f"{source}: {name} and {other} would have the same output; rename one")
-    if len(names) < len(every):
-        say(f"purify: {len(every) - len(names)} files that are not images are left out")
+    if len(names) < len(files):
+        say(f"purify: {len(files) - len(names)} files that are not images are left out")
     images = ((name, _read(source, name)) for name in names)
-    with _progress(len(names)) as advance, atomic_directory(target, {"kind": "purified images"}) as directory:
+    with (
+        _progress(len(names)) as advance,
+        atomic_directory(target, StampedManifest(kind="purified images")) as directory,
+    ):
         for name, image in purify_stream(purifier, images):
             assert image is not None
             path = (directory / name).with_suffix(".png")
@@ -169,21 +178,26 @@ def purify_shard_set(purifier: Purifier, source: Path, target: Path) -> None:
     problems = shards.verify()
     if problems:
         fail(problems[0])
-    made = ("count", "encoding", "shards", "identity", "files")
-    facts = {name: value for name, value in shards.manifest.items() if name not in made}
-    facts |= {"kind": "purified", "purified_from": shards.identity}
+    manifest = _purified_manifest(shards.manifest)
     with _progress(len(shards)) as advance, _working_directory(target) as directory:
-        for shard in shards.manifest["shards"]:
+        for shard in shards.manifest.shards:
             _purify_shard(purifier, shards, shard, directory, advance)
-        seal_shard_set(directory, facts, target)
+        seal_shard_set(directory, manifest, target)
 
 
-def _purify_shard(
-    purifier: Purifier, shards: ShardSet, shard: dict[str, Any], directory: Path, advance: Advance
-) -> None:
-    indices = range(shard["first"], shard["first"] + shard["count"])
+def _purified_manifest(source: ShardManifest) -> PurifiedManifest:
+    """Of a set whose samples are those of `source`, purified."""
+    return PurifiedManifest(
+        dataset=source.dataset, split=source.split, image_size=source.image_size, classes=source.classes,
+        clean_identity=source.clean_identity, purified_from=source.identity,
+        source={name: value for name, value in source.to_json().items() if name != "files"},
+    )  # fmt: skip
+
+
+def _purify_shard(purifier: Purifier, shards: ShardSet, shard: ShardEntry, directory: Path, advance: Advance) -> None:
+    indices = range(shard.first, shard.first + shard.count)
     images = ((index, shards.image(index)) for index in indices)
-    with ShardWriter(directory / shard["name"], shards.manifest["encoding"]) as writer:
+    with ShardWriter(directory / shard.name, shards.manifest.encoding) as writer:
         for index, image in purify_stream(purifier, images):
             assert image is not None
             writer.write(index, image, shards.label(index))

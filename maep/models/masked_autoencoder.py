@@ -35,7 +35,7 @@ def visible_pixels(visible: Tensor, patch: int, grid: tuple[int, int]) -> Tensor
 
 @torch.compiler.disable
 def visible_index(visible: Tensor) -> Tensor:
-    """Places of the visible patches, in order: bool [N, T] to int64 [N, K].
+    """Indices of the visible patches, in order: bool [N, T] to int64 [N, K].
 
     Raises ValueError if rows show different numbers of patches, or none.
     """
@@ -120,10 +120,10 @@ class MaskedAutoencoder(nn.Module):
         encoder, equally many a row; None = all (r = 0). What hidden pixels hold has no influence.
         Returns [N, 3, H, W] in the [0, 1] scale, not clipped. Raises ValueError for shapes that do not fit.
         """
-        shown = None if visible is None else visible_index(visible)
+        index = None if visible is None else visible_index(visible)
         masked = self._masked(images, visible)
-        encoded = self._encode(masked, shown)
-        patches = self._decode(encoded, shown, self._grid(images))
+        encoded = self._encode(masked, index)
+        patches = self._decode(encoded, index, self._grid(images))
         decoded = unpatchify(patches, self.patch, self._grid(images)).to(images.dtype)
         correction = self.refine(masked, decoded) if self.config.refine_width else 0.0
         if self.config.prediction == "residual":
@@ -138,8 +138,8 @@ class MaskedAutoencoder(nn.Module):
 
         Returns [N, K, D] or, with a class token, [N, 1 + K, D], that token first.
         """
-        shown = None if visible is None else visible_index(visible)
-        return self._encode(self._masked(images, visible), shown)
+        index = None if visible is None else visible_index(visible)
+        return self._encode(self._masked(images, visible), index)
 
     def decode(self, latent: Tensor, grid: tuple[int, int], visible: Tensor | None = None) -> Tensor:
         """D(latent): predicted patches [N, T, p*p*3], pixels in [-1, 1] or residuals in units of residual_scale.
@@ -163,23 +163,23 @@ class MaskedAutoencoder(nn.Module):
             raise ValueError(f"visible {tuple(visible.shape)}: expected {(len(images), grid[0] * grid[1])}")
         return torch.where(visible_pixels(visible, self.patch, grid), pixels, 0.0)
 
-    def _encode(self, masked: Tensor, shown: Tensor | None) -> Tensor:
+    def _encode(self, masked: Tensor, index: Tensor | None) -> Tensor:
         rows, columns = self._grid(masked)
         features = self.stem(masked) if self.config.stem_width else masked
         tokens = self.patch_embed(features) + self._positions(self.pos_embed, rows, columns)
-        if shown is not None:
-            tokens = tokens.gather(1, shown[:, :, None].expand(-1, -1, tokens.shape[2]))
+        if index is not None:
+            tokens = tokens.gather(1, index[:, :, None].expand(-1, -1, tokens.shape[2]))
         if self.config.class_token:
             tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
         return self.norm(self.blocks(tokens))
 
-    def _decode(self, latent: Tensor, shown: Tensor | None, grid: tuple[int, int]) -> Tensor:
+    def _decode(self, latent: Tensor, index: Tensor | None, grid: tuple[int, int]) -> Tensor:
         tokens = self.decoder_embed(latent)
         first = 1 if self.config.class_token else 0
         patches = tokens[:, first:]
-        if shown is not None:
-            everywhere = self.mask_token.to(tokens.dtype).expand(len(tokens), grid[0] * grid[1], -1)
-            patches = everywhere.scatter(1, shown[:, :, None].expand_as(patches), patches)
+        if index is not None:
+            mask_tokens = self.mask_token.to(tokens.dtype).expand(len(tokens), grid[0] * grid[1], -1)
+            patches = mask_tokens.scatter(1, index[:, :, None].expand_as(patches), patches)
         patches = patches + self._positions(self.decoder_pos_embed, *grid)
         tokens = torch.cat([tokens[:, :first].to(patches.dtype), patches], dim=1) if first else patches
         features = self.decoder_norm(self.decoder_blocks(tokens)[:, first:])
@@ -187,11 +187,11 @@ class MaskedAutoencoder(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             return self.decoder_pred(features.to(self.decoder_norm.weight.dtype))
 
-    def _positions(self, known: Tensor, rows: int, columns: int) -> Tensor:
+    def _positions(self, table: Tensor, rows: int, columns: int) -> Tensor:
         """Positions of a grid: those of the training size, or computed for another."""
         if rows == columns and rows * columns == self.num_patches:
-            return known
-        return sincos_positions(rows, columns, known.shape[1], known.device).to(known.dtype)
+            return table
+        return sincos_positions(rows, columns, table.shape[1], table.device).to(table.dtype)
 
     def flops(self, image_size: int, mask_ratio: float) -> float:
         """Floating-point operations of one image's forward pass: matrix products and convolutions.
@@ -201,13 +201,14 @@ class MaskedAutoencoder(nn.Module):
         c, pixels = self.config, image_size**2
         patches = (image_size // self.patch) ** 2
         token = int(c.class_token)
-        shown = patches - round(mask_ratio * patches) + token
+        visible = patches - round(mask_ratio * patches) + token
         channels = c.stem_width or 3
         total = 2.0 * pixels * channels * c.encoder_width
-        total += c.encoder_depth * _block_flops(shown, c.encoder_width, c.mlp_ratio)
-        total += 2 * shown * c.encoder_width * c.decoder_width
+        total += c.encoder_depth * _block_flops(visible, c.encoder_width, c.mlp_ratio)
+        total += 2 * visible * c.encoder_width * c.decoder_width
         total += c.decoder_depth * _block_flops(patches + token, c.decoder_width, c.mlp_ratio)
         total += 2 * pixels * c.decoder_width * 3
+        # 18: a multiplication and an addition for each of the nine taps of a 3x3 convolution.
         if c.stem_width:
             total += 18 * pixels * c.stem_width * (3 + (c.stem_depth - 1) * c.stem_width)
         if c.refine_width:

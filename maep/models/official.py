@@ -40,21 +40,22 @@ def load_official(model: MaskedAutoencoder, state: Mapping[str, Tensor], source:
             _check_table(state[name], name, source)
     weights = {name: tensor for name, tensor in state.items() if name not in TABLES}
     weights = _folded(weights, model.patch)
-    kept = [name for name in model.state_dict() if name.startswith(ADDED)]
+    unaffected = [name for name in model.state_dict() if name.startswith(ADDED)]
     if not any(name.startswith("decoder") for name in weights):
-        kept += [name for name in model.state_dict() if name.startswith(("decoder", "mask_token"))]
+        unaffected += [name for name in model.state_dict() if name.startswith(("decoder", "mask_token"))]
         say(f"{source}: holds an encoder only; the decoder starts untrained")
     elif model.config.prediction == "residual":
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith("decoder_pred.")}
-        kept += ["decoder_pred.weight", "decoder_pred.bias"]
+        unaffected += ["decoder_pred.weight", "decoder_pred.bias"]
         say(f"{source}: predicts pixels; with model.prediction=residual the last layer starts at zero")
-    load_weights(model, weights, source, ignore=kept)
+    load_weights(model, weights, source, ignore=unaffected)
 
 
 def _check_table(table: Tensor, name: str, source: str | Path) -> None:
     side = round((table.shape[1] - 1) ** 0.5)
     grid = sincos_positions(side, side, table.shape[2])
     expected = torch.cat([torch.zeros(1, table.shape[2]), grid])[None]
+    # 1e-4 lets fp32 sines of another library pass, and no table that was learned.
     if table.shape != expected.shape or not torch.allclose(table.float(), expected, atol=1e-4):
         fail(f"{source}: {name} is not MAE's fixed sine-cosine table; only fixed positions can be loaded")
 

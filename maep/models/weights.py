@@ -57,8 +57,8 @@ def require_fit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], sou
         if name in state and state[name].shape != tensor.shape
     ]
     if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        fail(f"{source}: weights do not fit: {', '.join(problems[:3])}{more}")
+        others = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        fail(f"{source}: weights do not fit: {', '.join(problems[:3])}{others}")
 
 
 def load_weights(
@@ -69,8 +69,8 @@ def load_weights(
     source: the file, for messages. ignore: names that may be missing from either side; those absent keep the
     module's values, those unknown are left out. Raises UserError naming the first three that differ.
     """
-    own = module.state_dict()
-    expected = {name: tensor for name, tensor in own.items() if name not in ignore or name in state}
-    chosen = {name: tensor for name, tensor in state.items() if name not in ignore or name in own}
-    require_fit(expected, chosen, source)
-    module.load_state_dict(dict(chosen), strict=False)
+    current = module.state_dict()
+    expected = {name: tensor for name, tensor in current.items() if name not in ignore or name in state}
+    update = {name: tensor for name, tensor in state.items() if name not in ignore or name in current}
+    require_fit(expected, update, source)
+    module.load_state_dict(update, strict=False)

@@ -1,40 +1,35 @@
-"""What a purifier is, and the one of this library."""
+"""The paper's purifier: a masked autoencoder that removes perturbations it was trained on (arXiv 2501.16904)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from maep.config.schema import PurifySettings
+from maep.config.schema import ModelSettings, PurifySettings, Settings
 from maep.models.masked_autoencoder import MaskedAutoencoder
+from maep.models.weights import load_weights
+from maep.purifiers.adapter import merge_adapter
+from maep.purifiers.base import UNNAMED, Purifier, Source, TileLayout, require_images, section_of
 from maep.purifiers.tiling import Tiling, seam_error
+from maep.runtime.errors import fail
 from maep.runtime.randomness import keyed_rng
 
 
-class Purifier(nn.Module):
-    """Removes adversarial perturbations from images; subclasses give `purify`."""
-
-    def purify(self, images: Tensor) -> Tensor:
-        """images: [N, 3, H, W] in [0, 1], any size. Returns the same shape and range; differentiable."""
-        raise NotImplementedError
-
-    def images_at_once(self, height: int, width: int) -> int:
-        """How many images of a size are best given to `purify` together, at least 1."""
-        return 1
-
-    def seam_error(self, images: Tensor, purified: Tensor) -> tuple[Tensor, Tensor] | None:
-        """How visible the borders of tiles are in what was purified: see `maep.purifiers.tiling.seam_error`.
-
-        images, purified: [N, 3, H, W], before and after. None where there is no border.
-        """
-        return None
-
-    def reseed(self, *key: int) -> None:
-        """Start the random numbers at `key`, if the purifier draws any."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        """`purify`, so that a purifier is a module like any other."""
-        return self.purify(images)
+def tile_options(options: PurifySettings, size: int) -> dict[str, PurifySettings]:
+    """Ways to lay tiles of side `size` over an image: the three there are, and the one in use if it is another."""
+    plain = replace(options, overlap=0, shifts=1)
+    layouts = {
+        "plain": plain,
+        # A quarter of a tile, and four grids: enough to hide a seam, at 1.8 and 4 times the forward passes.
+        "overlapping, blended": replace(plain, overlap=size // 4),
+        "shifted, averaged": replace(plain, shifts=4),
+    }
+    return layouts if options in layouts.values() else {**layouts, "as used": options}
 
 
 class MAEPurifier(Purifier):
@@ -42,12 +37,21 @@ class MAEPurifier(Purifier):
 
     model: takes and returns [N, 3, s, s], s = model.config.image_size.
     settings: tiles a forward, overlap, shifted grids, passes; noise and mask_ratio, drawn anew at every call.
+    Its settings are the sections `model`, `objective`, `pretrain`, `finetune` and `purify`.
     """
+
+    kind = "maep"
+    stages = ("shards", "classifier", "attack", "pretrain", "finetune")
 
     def __init__(self, model: MaskedAutoencoder, settings: PurifySettings) -> None:
         super().__init__()
         self.model, self.settings = model, settings
         self.reseed(0)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether noise or masks are drawn."""
+        return bool(self.settings.noise or self.settings.mask_ratio)
 
     def reseed(self, *key: int) -> None:
         """Start the noise and masks at `key`; what follows depends on it and on the calls since alone."""
@@ -59,8 +63,7 @@ class MAEPurifier(Purifier):
         At most `batch_tiles` tiles are in the network at a time, also in the backward pass, which computes
         activations again where there is more than one batch of tiles. Raises ValueError for another shape.
         """
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images {tuple(images.shape)}: expected [N, 3, H, W]")
+        require_images(images)
         for _ in range(self.settings.passes):
             images = self._once(self._noisy(images)).clamp(0, 1)
         return images
@@ -119,3 +122,51 @@ class MAEPurifier(Purifier):
         if len(parts) > 1 and torch.is_grad_enabled() and tiles.requires_grad:
             return torch.cat([checkpoint(self.model, *part, use_reentrant=False) for part in parts])
         return torch.cat([self.model(*part) for part in parts])
+
+    # variants of it
+
+    def tile_layouts(self) -> Sequence[TileLayout]:
+        """Plain, overlapping and shifted grids, and the one in use."""
+        layouts = tile_options(self.settings, self.model.config.image_size)
+        return [TileLayout(name, options, options == self.settings) for name, options in layouts.items()]
+
+    def with_options(self, options: PurifySettings, source: str | Path = "this purifier") -> "MAEPurifier":
+        """The same network used otherwise. Raises UserError for an overlap of a whole tile."""
+        size = self.model.config.image_size
+        if options.overlap >= size:
+            fail(f"purify.overlap={options.overlap}: must be below the side of the tiles of {source}, {size}")
+        return MAEPurifier(self.model, options).train(self.training)
+
+    def with_adapter(self, directory: Path) -> "MAEPurifier":
+        """The network with an adapter merged, as `maep.purifiers.adapter.merge_adapter`."""
+        return MAEPurifier(merge_adapter(self.model, directory), self.settings)
+
+    def compiled(self) -> "MAEPurifier":
+        """The network alone is compiled: masks and noise are drawn outside it."""
+        return MAEPurifier(cast(Any, torch.compile(self.model)), self.settings).eval()
+
+    # on disk
+
+    def config(self) -> dict[str, Any]:
+        """The sections `model` and `purify` of the settings."""
+        return {"model": asdict(self.model.config), "purify": asdict(self.settings)}
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """The network's, under its own names."""
+        return self.model.state_dict()
+
+    def identity_facts(self) -> object:
+        """The network's settings alone: as it was before purifiers had kinds, so that old records stay valid."""
+        return asdict(self.model.config)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, object], tensors: Mapping[str, Tensor], source: Source = UNNAMED) -> Self:
+        """As `Purifier.from_config`."""
+        model = MaskedAutoencoder(section_of(ModelSettings, config.get("model"), source.config))
+        load_weights(model, tensors, source.weights)
+        return cls(model, section_of(PurifySettings, config.get("purify") or {}, source.config))
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """With random weights from torch's generator."""
+        return cls(MaskedAutoencoder(settings.model), settings.purify)

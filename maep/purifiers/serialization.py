@@ -1,43 +1,68 @@
 """Purifiers on disk: `purifier/`, LoRA adapters beside it, checkpoints, and run directories of these.
 
-    run.dir/purifier/    model.safetensors, config.json = {"model": …, "purify": …}, manifest.json
+    run.dir/purifier/    config.json, manifest.json, and model.safetensors where its kind has weights
     run.dir/finetuned/   the same, after full finetuning; replaces purifier/
     run.dir/adapter/     peft's format; merged into purifier/
+
+    config.json          {"format": 1, "kind": "maep", "model": {…}, "purify": {…}}   further entries are the kind's own
 
 A manifest that is there is checked; one is always written.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar, overload
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
-from maep.config.schema import ModelSettings, PurifySettings
-from maep.models.masked_autoencoder import MaskedAutoencoder
-from maep.models.weights import load_weights, read_weights, require_fit
-from maep.purifiers.mae import MAEPurifier, Purifier
-from maep.runtime.errors import UserError, fail
-from maep.storage.atomic import MANIFEST, atomic_directory, problem_with, read_json
+from maep.config.schema import PurifySettings
+from maep.models.weights import read_weights
+from maep.purifiers.adapter import ADAPTER_CONFIG
+from maep.purifiers.base import Purifier, Source
+from maep.purifiers.registry import DEFAULT, purifier_class
+from maep.runtime.errors import fail
+from maep.storage.documents import Document
+from maep.storage.manifests import CheckpointManifest, StampedManifest
+from maep.storage.sealed import MANIFEST, atomic_directory, problem_with
 from maep.storage.tensor_files import ShardedTensors
 
-WEIGHTS, CONFIG, ADAPTER = "model.safetensors", "config.json", "adapter_config.json"
-S = TypeVar("S", ModelSettings, PurifySettings)
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+P = TypeVar("P", bound=Purifier)
 
 
-def save_purifier(model: MaskedAutoencoder, settings: PurifySettings, directory: Path) -> None:
-    """Write `model` and how to use it under `directory`, whole or not at all.
+@dataclass(frozen=True)
+class PurifierConfig(Document):
+    """config.json: the kind of a purifier (absent before there were several) and that kind's own entries."""
+
+    kind: str = DEFAULT
+    entries: Mapping[str, object] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, value: object, source: str | Path) -> Self:
+        """As `Document.from_json`; the kind's entries stand beside `kind` in the file."""
+        if isinstance(value, dict):
+            head = {key: value[key] for key in (cls.VERSION_KEY, "kind") if key in value}
+            value = {**head, "entries": {key: entry for key, entry in value.items() if key not in head}}
+        return super().from_json(value, source)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object, version and kind first."""
+        return {self.VERSION_KEY: self.FORMAT, "kind": self.kind, **self.entries}
+
+
+def save_purifier(purifier: Purifier, directory: Path) -> None:
+    """Write a purifier under `directory`, whole or not at all.
 
     Raises UserError when it cannot be written.
     """
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with atomic_directory(directory, {"kind": "purifier"}) as temporary:
-        save_file(state, temporary / WEIGHTS)
-        config = {"model": asdict(model.config), "purify": asdict(settings)}
-        (temporary / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in purifier.weights().items()}
+    with atomic_directory(directory, StampedManifest(kind="purifier")) as temporary:
+        if tensors:
+            save_file(tensors, temporary / WEIGHTS)
+        PurifierConfig(purifier.kind, purifier.config()).write(temporary / CONFIG)
 
 
 def load_purifier(
@@ -48,83 +73,77 @@ def load_purifier(
     path: a run directory (its finetuned/, or purifier/ with adapter/ merged if there is one), a `purifier/`
     directory, or a checkpoint directory `checkpoints/step-…` written by any number of processes (its averaged
     weights if it has them). device: where to put it. settings: how to use it; default: as it was saved.
-    Raises UserError for a path that holds none of these, and for files that are altered or do not fit.
+    Raises UserError for a path that holds none of these, and for files that are altered, of an unknown kind or a newer
+    version, or do not fit.
     """
     path = Path(path)
-    if (path / ADAPTER).is_file():
+    if (path / ADAPTER_CONFIG).is_file():
         fail(f"{path}: is an adapter; name the run directory that holds it and its purifier/")
     if (path / CONFIG).is_file():
-        model, saved = read_purifier(path), _purify_settings(path)
+        purifier = read_purifier(path)
     elif any(path.glob("rank-*.safetensors")):
-        model, saved = _read_checkpoint(path)
+        purifier = _read_checkpoint(path)
     else:
-        model, saved = _read_run(path)
-    use, size = settings or saved, model.config.image_size
-    if use.overlap >= size:
-        fail(f"purify.overlap={use.overlap}: must be below the side of the tiles of {path}, {size}")
-    return MAEPurifier(model.requires_grad_(False), use).to(device).eval()
+        purifier = _read_run(path)
+    if settings is not None:
+        purifier = purifier.with_options(settings, path)
+    return purifier.requires_grad_(False).to(device).eval()
 
 
-def read_purifier(directory: Path) -> MaskedAutoencoder:
-    """The model of a `purifier/` directory, without adapter.
+@overload
+def read_purifier(directory: Path) -> Purifier: ...
 
-    Raises UserError if it is altered or does not fit.
+
+@overload
+def read_purifier(directory: Path, cls: type[P]) -> P: ...
+
+
+def read_purifier(directory: Path, cls: type[Purifier] = Purifier) -> Purifier:
+    """What a `purifier/` directory holds, without adapter; to be trained on or saved again.
+
+    cls: the class that is expected. Raises UserError if the directory is altered, does not fit, or holds another kind.
     """
     _require_whole(directory)
-    settings = _settings_of(ModelSettings, _config(directory)["model"], directory / CONFIG)
-    model = MaskedAutoencoder(settings)
-    load_weights(model, read_weights(directory / WEIGHTS), directory / WEIGHTS)
-    return model
+    config, weights = PurifierConfig.read(directory / CONFIG), directory / WEIGHTS
+    kind = purifier_class(config.kind, f"{directory / CONFIG}: kind")
+    if not issubclass(kind, cls):
+        fail(f"{directory}: holds a purifier of kind {config.kind}; expected {cls.kind}")
+    tensors = read_weights(weights) if weights.is_file() or kind.is_trained() else {}
+    return kind.from_config(config.entries, tensors, Source(str(directory / CONFIG), str(weights)))
 
 
-def merge_adapter(model: MaskedAutoencoder, directory: Path) -> MaskedAutoencoder:
-    """The model with an adapter in peft's format (LoRA, DoRA or IA3) merged into its weights.
-
-    Raises UserError if the adapter is altered or names layers or shapes that the model has not.
-    """
-    # Takes seconds to import, and most processes need none of it.
-    from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-
-    _require_whole(directory)
-    try:
-        adapted = get_peft_model(model, PeftConfig.from_pretrained(str(directory)))
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{directory / ADAPTER}: does not fit the purifier: {error}") from error
-    state = read_weights(directory / "adapter_model.safetensors")
-    require_fit(get_peft_model_state_dict(adapted), state, directory / "adapter_model.safetensors")
-    set_peft_model_state_dict(adapted, state)
-    merged: Any = adapted.merge_and_unload()
-    return merged
-
-
-def _read_run(path: Path) -> tuple[MaskedAutoencoder, PurifySettings]:
+def _read_run(path: Path) -> Purifier:
     base, adapter, finetuned = path / "purifier", path / "adapter", path / "finetuned"
+    has_adapter = (adapter / ADAPTER_CONFIG).is_file()
     if (finetuned / CONFIG).is_file():
-        if (adapter / ADAPTER).is_file():
+        if has_adapter:
             fail(f"{path}: holds both adapter/ and finetuned/; name {finetuned} or remove one")
-        return read_purifier(finetuned), _purify_settings(finetuned)
+        return read_purifier(finetuned)
     if not (base / CONFIG).is_file():
         fail(f"{path}: no purifier; expected a run directory, its purifier/, or a checkpoint step-…")
-    model = read_purifier(base)
-    if (adapter / ADAPTER).is_file():
-        model = merge_adapter(model, adapter)
-    return model, _purify_settings(base)
+    if not has_adapter:
+        return read_purifier(base)
+    _require_whole(adapter)
+    return read_purifier(base).with_adapter(adapter)
 
 
-def _read_checkpoint(path: Path) -> tuple[MaskedAutoencoder, PurifySettings]:
+def _read_checkpoint(path: Path) -> Purifier:
     problem = problem_with(path)
     if problem:
         fail(f"{path}: not a whole checkpoint: {problem}")
-    facts = read_json(path / MANIFEST)
-    if facts.get("method", "full") != "full":
+    manifest = CheckpointManifest.read(path / MANIFEST)
+    if manifest.method != "full":
         fail(f"{path}: holds only an adapter in training; name the run directory or one of its checkpoints/")
-    saved = ShardedTensors(path)
-    names = [name.removeprefix("model/") for name in saved.names("model/")]
-    kinds = {name: "ema" if f"ema/{name}" in saved else "model" for name in names}
-    state = {name: saved.tensor(f"{kind}/{name}") for name, kind in kinds.items()}
-    model = MaskedAutoencoder(_settings_of(ModelSettings, facts.get("model"), path / MANIFEST))
-    load_weights(model, state, path)
-    return model, _settings_of(PurifySettings, facts.get("purify") or {}, path / MANIFEST)
+    kind = purifier_class(manifest.purifier, f"{path / MANIFEST}: purifier")
+    config = {"model": manifest.model, "purify": manifest.purify}
+    return kind.from_config(config, _averaged(ShardedTensors(path)), Source(str(path / MANIFEST), str(path)))
+
+
+def _averaged(checkpoint: ShardedTensors) -> dict[str, Tensor]:
+    """The weights in a checkpoint, the averaged ones where there are any."""
+    names = [name.removeprefix("model/") for name in checkpoint.names("model/")]
+    parts = {name: "ema" if f"ema/{name}" in checkpoint else "model" for name in names}
+    return {name: checkpoint.tensor(f"{part}/{name}") for name, part in parts.items()}
 
 
 def _require_whole(directory: Path) -> None:
@@ -132,24 +151,3 @@ def _require_whole(directory: Path) -> None:
     problem = problem_with(directory) if (directory / MANIFEST).is_file() else None
     if problem:
         fail(problem)
-
-
-def _config(directory: Path) -> dict[str, Any]:
-    config = read_json(directory / CONFIG)
-    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
-        fail(f"{directory / CONFIG}: is no purifier's; expected an entry `model` with its settings")
-    return config
-
-
-def _purify_settings(directory: Path) -> PurifySettings:
-    return _settings_of(PurifySettings, _config(directory).get("purify") or {}, directory / CONFIG)
-
-
-def _settings_of(cls: type[S], values: Any, source: Path) -> S:
-    """A section of the settings from JSON; settings added since then take their defaults."""
-    if not isinstance(values, Mapping):
-        fail(f"{source}: lacks the model's settings")
-    unknown = [name for name in values if name not in {item.name for item in fields(cls)}]
-    if unknown:
-        fail(f"{source}: unknown settings {', '.join(unknown[:3])}; was it written by a newer version?")
-    return cls(**values)

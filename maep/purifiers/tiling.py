@@ -1,4 +1,4 @@
-"""Cutting images of any size into square tiles, and joining what was made of them."""
+"""Cutting images of any size into square tiles, and joining them again."""
 
 import math
 
@@ -18,8 +18,8 @@ def reflected(length: int, padded: int, before: int = 0) -> Tensor:
     before: how many of them lie before the axis begins.
     """
     period = max(1, 2 * (length - 1))
-    place = (torch.arange(padded) - before) % period
-    return torch.minimum(place, period - place).clamp(max=length - 1)
+    phase = (torch.arange(padded) - before) % period
+    return torch.minimum(phase, period - phase).clamp(max=length - 1)
 
 
 def blend_weights(count: int, size: int, overlap: int) -> Tensor:

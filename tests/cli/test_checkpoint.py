@@ -11,6 +11,7 @@ from maep.config.schema import ModelSettings
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.purifiers import load_purifier
 from maep.runtime.errors import UserError
+from maep.storage.manifests import CheckpointManifest
 from maep.storage.tensor_files import ShardedTensors
 from maep.training.checkpointing.async_saver import Saver
 from maep.training.checkpointing.directory import Retention
@@ -36,7 +37,7 @@ def trained(tmp_path: Path) -> Path:
     for step in (1, 2, 3):
         model(torch.rand(2, 3, 16, 16)).mean().backward()
         optimizer.step()
-        saver.save(step, {"step": step, "loss": 1 / step, "world": 1, "model": MODEL})
+        saver.save(CheckpointManifest(step=step, loss=1 / step, model=MODEL))
         saver.finish()
     return tmp_path
 

@@ -16,9 +16,11 @@ from maep import load_purifier
 from maep.__main__ import run
 from maep.config.load import load_settings, to_yaml
 from maep.config.schema import ModelSettings, PurifySettings
+from maep.data.shard_manifest import PurifiedManifest
 from maep.data.shards import ShardSet, to_float, to_uint8
 from maep.models.masked_autoencoder import MaskedAutoencoder
-from maep.purifiers import save_purifier
+from maep.purifiers import MAEPurifier, save_purifier
+from maep.purifiers.median import MedianPurifier, MedianSettings
 from maep.runtime.errors import UserError
 from tests.small import write_shards
 
@@ -32,12 +34,12 @@ MODEL = ModelSettings(
 def run_dir(tmp_path: Path) -> Path:
     """A run directory with a purifier of random weights."""
     torch.manual_seed(0)
-    save_purifier(MaskedAutoencoder(MODEL), PurifySettings(batch_tiles=3), tmp_path / "run/purifier")
+    save_purifier(MAEPurifier(MaskedAutoencoder(MODEL), PurifySettings(batch_tiles=3)), tmp_path / "run/purifier")
     return tmp_path / "run"
 
 
-def purify(source: Path, target: Path, run_dir: Path, *more: str) -> int:
-    return run(["purify", str(source), str(target), f"run.dir={run_dir}", "purify.batch_tiles=3", *more])
+def purify(source: Path, target: Path, run_dir: Path, *arguments: str) -> int:
+    return run(["purify", str(source), str(target), f"run.dir={run_dir}", "purify.batch_tiles=3", *arguments])
 
 
 def picture(seed: int, height: int = 16, width: int = 16) -> np.ndarray:
@@ -112,12 +114,24 @@ def test_a_shard_set(tmp_path: Path, run_dir: Path) -> None:
     """A sealed set of the same layout and labels, whole, that names the set it was made from."""
     shards = write_shards(tmp_path / "in", 10)
     assert purify(tmp_path / "in", tmp_path / "out", run_dir) == 0
-    made = ShardSet(tmp_path / "out")
-    assert made.verify() == []
-    assert made.manifest["kind"] == "purified"
-    assert made.manifest["purified_from"] == shards.identity
-    assert [made.label(i) for i in range(10)] == [shards.label(i) for i in range(10)]
-    assert all(close(made.image(i), expected(run_dir, shards.image(i))) for i in range(10))
+    purified = ShardSet(tmp_path / "out")
+    assert purified.verify() == []
+    assert isinstance(purified.manifest, PurifiedManifest)
+    assert purified.manifest.purified_from == shards.identity
+    assert [purified.label(i) for i in range(10)] == [shards.label(i) for i in range(10)]
+    assert all(close(purified.image(i), expected(run_dir, shards.image(i))) for i in range(10))
+
+
+def test_a_purifier_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A filter's run directory purifies like any other; a kind that asks its classifier is refused by name."""
+    purifier = MedianPurifier(MedianSettings())
+    save_purifier(purifier, tmp_path / "run/purifier")
+    Image.fromarray(picture(0, 20, 37)).save(tmp_path / "in.png")
+    assert purify(tmp_path / "in.png", tmp_path / "out.png", tmp_path / "run") == 0
+    assert np.array_equal(read(tmp_path / "out.png"), expected(tmp_path / "run", picture(0, 20, 37)))
+    monkeypatch.setattr(MedianPurifier, "needs_classifier", True)
+    with pytest.raises(UserError, match=r"its purifier \(kind median\) asks a classifier, which this command has not"):
+        purify(tmp_path / "in.png", tmp_path / "other.png", tmp_path / "run")
 
 
 def test_refuses_what_it_cannot_do(tmp_path: Path, run_dir: Path) -> None:
@@ -127,7 +141,7 @@ def test_refuses_what_it_cannot_do(tmp_path: Path, run_dir: Path) -> None:
     folder.mkdir()
     (tmp_path / "text.txt").write_text("hello")
     (tmp_path / "bad.tar").write_bytes(b"no tar" * 200)
-    for source, target, told in (
+    for source, target, message in (
         (tmp_path / "none.png", tmp_path / "out.png", r"none\.png: no such file"),
         (image, tmp_path / "out.jpg", r"out\.jpg: the output is lossless; name it with \.png or \.webp"),
         (image, image, r"in\.png: exists already"),
@@ -135,7 +149,7 @@ def test_refuses_what_it_cannot_do(tmp_path: Path, run_dir: Path) -> None:
         (folder, tmp_path / "out", r"empty: holds no image"),
         (tmp_path / "bad.tar", tmp_path / "out.tar", r"bad\.tar: cannot be read as tar"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             purify(source, target, run_dir)
     with pytest.raises(UserError, match="no purifier"):
         purify(image, tmp_path / "out.png", folder)
@@ -150,14 +164,14 @@ def test_leaves_nothing_half_written(tmp_path: Path, run_dir: Path) -> None:
     source.mkdir()
     for i in range(5):
         Image.fromarray(picture(i)).save(source / f"{i}.png")
-    whole = (source / "4.png").read_bytes()
-    (source / "4.png").write_bytes(whole[: len(whole) // 2])
+    content = (source / "4.png").read_bytes()
+    (source / "4.png").write_bytes(content[: len(content) // 2])
     with tarfile.open(tmp_path / "in.tar", "w") as tar:
         tar.add(source, arcname=".")
     before = sorted(tmp_path.rglob("*"))
-    for given, target in ((source, tmp_path / "out"), (tmp_path / "in.tar", tmp_path / "out.tar")):
+    for origin, target in ((source, tmp_path / "out"), (tmp_path / "in.tar", tmp_path / "out.tar")):
         with pytest.raises(UserError, match=r"4\.png: corrupt image"):
-            purify(given, target, run_dir)
+            purify(origin, target, run_dir)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -172,7 +186,7 @@ def test_same_output_name_twice_is_refused(tmp_path: Path, run_dir: Path) -> Non
 
 def test_command_ends_with_2_for_an_unknown_verb_or_setting(tmp_path: Path) -> None:
     """As a process: exit code 2, one line on stderr, the nearest choice."""
-    for words, told in (
+    for words, message in (
         (["purfy"], "did you mean purify?"),
         (["purify", "a", "b", "purify.overlp=1"], "purify.overlap"),
     ):
@@ -180,5 +194,5 @@ def test_command_ends_with_2_for_an_unknown_verb_or_setting(tmp_path: Path) -> N
             [sys.executable, "-m", "maep", *words], capture_output=True, text=True, check=False, timeout=300
         )
         assert done.returncode == 2
-        assert told in done.stderr
+        assert message in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1

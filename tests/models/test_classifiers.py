@@ -38,9 +38,9 @@ def cifar(shared_data: Path) -> tuple[Tensor, Tensor]:
     with zipfile.ZipFile(shared_data / "cifar10.zip") as archive:
         names = sorted(n for n in archive.namelist() if n.startswith("test/") and not n.endswith("/"))
         classes = sorted({name.split("/")[1] for name in names})
-        chosen = names[:: len(names) // TESTED]
-        images = batch([pixels(io.BytesIO(archive.read(name))) for name in chosen])
-    return images, torch.tensor([classes.index(name.split("/")[1]) for name in chosen])
+        sample = names[:: len(names) // TESTED]
+        images = batch([pixels(io.BytesIO(archive.read(name))) for name in sample])
+    return images, torch.tensor([classes.index(name.split("/")[1]) for name in sample])
 
 
 def percent_right(classifier: nn.Module, images: Tensor, labels: Tensor) -> float:
@@ -195,7 +195,7 @@ def test_identity_names_the_function(tmp_path: Path) -> None:
     settings = ClassifierSettings(arch="cifar_resnet8")
     made_up_weights(settings, tmp_path / "a.safetensors")
     made_up_weights(ClassifierSettings(arch="wrn10_1"), tmp_path / "b.safetensors")
-    known = classifier_identity(settings, tmp_path / "a.safetensors")
+    identity = classifier_identity(settings, tmp_path / "a.safetensors")
     others = [
         classifier_identity(settings, tmp_path / "b.safetensors"),
         classifier_identity(ClassifierSettings(arch="cifar_resnet14"), tmp_path / "a.safetensors"),
@@ -203,9 +203,9 @@ def test_identity_names_the_function(tmp_path: Path) -> None:
         classifier_identity(ClassifierSettings(arch="cifar_resnet8", std=[0.5] * 3), tmp_path / "a.safetensors"),
         classifier_identity(ClassifierSettings(arch="cifar_resnet8", timm_args={"a": 1}), tmp_path / "a.safetensors"),
     ]
-    assert len({known, *others}) == 6
+    assert len({identity, *others}) == 6
     (tmp_path / "a.safetensors").rename(tmp_path / "c.safetensors")
     same = ClassifierSettings(arch="cifar_resnet8", epochs=3, lr=0.5, weights="elsewhere")
-    assert classifier_identity(same, tmp_path / "c.safetensors") == known
+    assert classifier_identity(same, tmp_path / "c.safetensors") == identity
     with pytest.raises(UserError, match="no such classifier weights"):
         classifier_identity(settings, tmp_path / "a.safetensors")

@@ -25,11 +25,11 @@ REFINE = {"refine_width": 8, "refine_depth": 1, "refine_scale": 2}
 def model(**changes: Any) -> MaskedAutoencoder:
     """A small one with all weights random, so that nothing is hidden by a zero initialisation."""
     torch.manual_seed(0)
-    made = MaskedAutoencoder(ModelSettings(**{**SMALL, **changes}))
+    model = MaskedAutoencoder(ModelSettings(**{**SMALL, **changes}))
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    return made.eval()
+    return model.eval()
 
 
 def half_visible(rows: int, patches: int) -> Tensor:
@@ -127,16 +127,16 @@ def test_pixels_and_residuals_are_in_their_units() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "message"),
     [
         (lambda visible: visible.index_put((torch.tensor(0), torch.arange(16)), torch.tensor(True)), "equally many"),
         (torch.zeros_like, "at least one"),
         (lambda visible: visible.new_ones(2, 9), "expected"),
     ],
 )
-def test_refuses_masks_that_do_not_fit(spoil: Callable[[Tensor], Tensor], told: str) -> None:
+def test_refuses_masks_that_do_not_fit(spoil: Callable[[Tensor], Tensor], message: str) -> None:
     """Unequal rows, nothing visible, and another number of patches each raise, saying so."""
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         model()(torch.rand(2, 3, 16, 16), spoil(half_visible(2, 16)))
 
 

@@ -67,8 +67,8 @@ def official_state() -> dict[str, Tensor]:
 
 
 def reference_block(x: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
-    def apply(kind: Callable[..., Tensor], part: str, value: Tensor, *more: Any) -> Tensor:
-        return kind(value, *more, state[f"{name}.{part}.weight"], state[f"{name}.{part}.bias"])
+    def apply(kind: Callable[..., Tensor], part: str, value: Tensor, *others: Any) -> Tensor:
+        return kind(value, *others, state[f"{name}.{part}.weight"], state[f"{name}.{part}.bias"])
 
     def layer_norm(part: str, value: Tensor) -> Tensor:
         normed = F.layer_norm(value, value.shape[-1:], eps=1e-6)
@@ -131,11 +131,11 @@ def test_loads_key_for_key(tmp_path: Path) -> None:
     state = official_state()
     net = MaskedAutoencoder(ModelSettings(**SETTINGS))
     load_initial(net, saved(tmp_path, state))
-    own = net.state_dict()
-    assert set(own) | {"pos_embed", "decoder_pos_embed"} == set(state)
-    for name in own:
+    loaded = net.state_dict()
+    assert set(loaded) | {"pos_embed", "decoder_pos_embed"} == set(state)
+    for name in loaded:
         if not name.startswith(("patch_embed", "decoder_pred")):
-            assert torch.equal(own[name], state[name]), name
+            assert torch.equal(loaded[name], state[name]), name
 
 
 @pytest.mark.parametrize("keep", [[0, 1, 2, 3], [1, 2]])
@@ -174,7 +174,7 @@ def test_residual_prediction_still_starts_as_the_identity(tmp_path: Path, capsys
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"encoder_depth": 3}, r"blocks\.2\.norm1\.weight \(missing\)"),
         ({"class_token": False}, r"cls_token \(unexpected\)"),
@@ -182,10 +182,10 @@ def test_residual_prediction_still_starts_as_the_identity(tmp_path: Path, capsys
         ({"stem_width": 4, "stem_depth": 1}, r"patch_embed\.proj\.weight"),
     ],
 )
-def test_names_what_does_not_fit(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+def test_names_what_does_not_fit(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     """A model of other sizes gets a UserError with the file and the keys."""
     net = MaskedAutoencoder(ModelSettings(**{**SETTINGS, **changes}))
-    with pytest.raises(UserError, match=rf"mae\.pth.*{told}"):
+    with pytest.raises(UserError, match=rf"mae\.pth.*{message}"):
         load_initial(net, saved(tmp_path, official_state()))
 
 

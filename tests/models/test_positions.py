@@ -13,8 +13,8 @@ def formula(row: int, column: int, width: int) -> np.ndarray:
     """One place, written out: sines then cosines of the column, then of the row."""
     quarter = width // 4
     values = []
-    for place in (column, row):
-        angles = [place / 10000 ** (i / quarter) for i in range(quarter)]
+    for coordinate in (column, row):
+        angles = [coordinate / 10000 ** (i / quarter) for i in range(quarter)]
         values += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
     return np.asarray(values)
 

@@ -31,9 +31,9 @@ def purifier(trained: bool = True, **settings: Any) -> MAEPurifier:
 @contextmanager
 def batches_of(module: nn.Module) -> Iterator[list[int]]:
     """The batch sizes that go through a module."""
-    seen: list[int] = []
-    handle = module.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
-    yield seen
+    sizes: list[int] = []
+    handle = module.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    yield sizes
     handle.remove()
 
 
@@ -60,9 +60,9 @@ def test_takes_any_size_and_stays_in_range(height: int, width: int) -> None:
 def test_grid_without_overlap_is_tile_by_tile() -> None:
     """Each tile of a 32 x 48 image is purified as an image of its own."""
     net, images = purifier(), torch.rand(1, 3, 32, 48)
-    whole = net(images)
-    alone = net(images[:, :, 16:32, 32:48])
-    torch.testing.assert_close(whole[:, :, 16:32, 32:48], alone)
+    purified = net(images)
+    tile = net(images[:, :, 16:32, 32:48])
+    torch.testing.assert_close(purified[:, :, 16:32, 32:48], tile)
 
 
 def test_shifted_grids_are_averaged() -> None:
@@ -106,9 +106,9 @@ def test_seams_are_measured_and_softened() -> None:
 def test_an_image_of_the_models_size_is_one_tile() -> None:
     """It goes through the network once, as it is."""
     net, images = purifier(overlap=4), torch.rand(3, 3, 16, 16)
-    with batches_of(net.model) as seen:
+    with batches_of(net.model) as sizes:
         purified = net(images)
-    assert seen == [3]
+    assert sizes == [3]
     assert torch.equal(purified, net.model(images).clamp(0, 1))
 
 
@@ -121,12 +121,12 @@ def test_passes_apply_it_again() -> None:
 def test_never_more_than_batch_tiles_at_a_time() -> None:
     """2 images of 12 tiles in batches of 5, forward and, computed again, backward; the result is the same."""
     net, images = purifier(batch_tiles=5), torch.rand(2, 3, 40, 64)
-    with batches_of(net.model) as seen, torch.no_grad():
+    with batches_of(net.model) as sizes, torch.no_grad():
         torch.testing.assert_close(net(images), purifier()(images))
-    assert seen == [5, 5, 5, 5, 4]
-    with batches_of(net.model) as seen:
+    assert sizes == [5, 5, 5, 5, 4]
+    with batches_of(net.model) as sizes:
         net(images.requires_grad_()).sum().backward()
-    assert sorted(seen) == [4, 4] + [5] * 8
+    assert sorted(sizes) == [4, 4] + [5] * 8
 
 
 def saved_numbers(net: MAEPurifier, images: Tensor) -> int:

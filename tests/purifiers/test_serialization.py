@@ -12,11 +12,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from maep import load_purifier
+from maep.config.load import load_settings
 from maep.config.schema import ModelSettings, PurifySettings
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.purifiers import MAEPurifier, read_purifier, save_purifier
+from maep.purifiers.registry import purifier_class
 from maep.runtime.errors import UserError
-from maep.storage.atomic import atomic_directory
+from maep.storage.manifests import CheckpointManifest
+from maep.storage.sealed import atomic_directory
 
 MODEL = ModelSettings(
     image_size=16, patch_size=4, encoder_width=16, encoder_depth=1, encoder_heads=2, decoder_width=16,
@@ -27,17 +30,17 @@ IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 def model(seed: int = 0) -> MaskedAutoencoder:
     torch.manual_seed(seed)
-    made = MaskedAutoencoder(MODEL)
+    network = MaskedAutoencoder(MODEL)
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in network.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    return made.eval()
+    return network.eval()
 
 
 def run_directory(path: Path, seed: int = 0) -> MaskedAutoencoder:
-    made = model(seed)
-    save_purifier(made, PurifySettings(overlap=2, batch_tiles=7), path / "purifier")
-    return made
+    network = model(seed)
+    save_purifier(MAEPurifier(network, PurifySettings(overlap=2, batch_tiles=7)), path / "purifier")
+    return network
 
 
 def adapted(base: MaskedAutoencoder) -> PeftModel:
@@ -52,7 +55,7 @@ def adapted(base: MaskedAutoencoder) -> PeftModel:
 
 
 def write_checkpoint(path: Path, facts: dict[str, Any], parts: list[dict[str, Tensor]]) -> None:
-    with atomic_directory(path, facts) as directory:
+    with atomic_directory(path, CheckpointManifest(**facts)) as directory:
         for rank, part in enumerate(parts):
             save_file(part, directory / f"rank-{rank:02d}-of-{len(parts):02d}.safetensors")
 
@@ -64,11 +67,11 @@ def same(purifier: nn.Module, expected: nn.Module) -> bool:
 
 def test_loads_from_a_run_and_from_its_purifier_directory(tmp_path: Path) -> None:
     """The same output to the last bit, eval mode, frozen, with the settings it was saved with."""
-    made = run_directory(tmp_path)
+    network = run_directory(tmp_path)
     for path in (tmp_path, str(tmp_path / "purifier")):
         purifier = load_purifier(path)
         assert isinstance(purifier, MAEPurifier)
-        assert same(purifier, made)
+        assert same(purifier, network)
         assert not purifier.training
         assert not any(parameter.requires_grad for parameter in purifier.parameters())
         assert purifier.settings == PurifySettings(overlap=2, batch_tiles=7)
@@ -76,10 +79,11 @@ def test_loads_from_a_run_and_from_its_purifier_directory(tmp_path: Path) -> Non
 
 
 def test_config_holds_the_models_settings(tmp_path: Path) -> None:
-    """config.json is the contract's: the model's settings and how to purify."""
+    """config.json is the contract's: format and kind, the model's settings and how to purify."""
     run_directory(tmp_path)
     config = json.loads((tmp_path / "purifier/config.json").read_text())
-    assert config == {"model": asdict(MODEL), "purify": asdict(PurifySettings(overlap=2, batch_tiles=7))}
+    sections = {"model": asdict(MODEL), "purify": asdict(PurifySettings(overlap=2, batch_tiles=7))}
+    assert config == {"format": 1, "kind": "maep", **sections}
 
 
 def test_adapter_is_merged_and_equals_unmerged(tmp_path: Path) -> None:
@@ -118,7 +122,7 @@ def test_fully_finetuned_weights_take_the_place(tmp_path: Path) -> None:
     """finetuned/ is used before purifier/; with an adapter beside it the choice is the user's."""
     run_directory(tmp_path)
     other = model(1)
-    save_purifier(other, PurifySettings(), tmp_path / "finetuned")
+    save_purifier(MAEPurifier(other, PurifySettings()), tmp_path / "finetuned")
     assert same(load_purifier(tmp_path), other)
     adapted(model()).save_pretrained(str(tmp_path / "adapter"))
     with pytest.raises(UserError, match="both adapter/ and finetuned/"):
@@ -144,14 +148,14 @@ def test_loads_checkpoints_of_any_number_of_ranks(tmp_path: Path, ranks: int, av
 
 def test_damaged_artefacts_are_named(tmp_path: Path) -> None:
     """A changed byte, a missing rank, and a checkpoint without manifest are refused, naming the file."""
-    made = run_directory(tmp_path)
+    network = run_directory(tmp_path)
     weights = tmp_path / "purifier/model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(bytes(content))
     with pytest.raises(UserError, match=r"model\.safetensors: altered"):
         load_purifier(tmp_path)
-    parts = [{f"model/{name}": tensor} for name, tensor in made.state_dict().items()]
+    parts = [{f"model/{name}": tensor} for name, tensor in network.state_dict().items()]
     step = tmp_path / "checkpoints/step-000010"
     write_checkpoint(step, {"step": 10, "model": asdict(MODEL)}, parts)
     missing = next(step.glob("rank-02-*"))
@@ -177,6 +181,48 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     (directory / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"config\.json: unknown settings colour"):
         read_purifier(directory)
+
+
+def rewrite_config(run: Path, **entries: object) -> None:
+    """Change entries of its config.json; its manifest goes, or the change would be noticed as damage."""
+    (run / "purifier/manifest.json").unlink(missing_ok=True)
+    path = run / "purifier/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+
+
+def test_a_config_without_a_kind_is_the_papers(tmp_path: Path) -> None:
+    """As it was written before there were kinds and formats."""
+    network = run_directory(tmp_path)
+    path = tmp_path / "purifier/config.json"
+    config = json.loads(path.read_text())
+    (tmp_path / "purifier/manifest.json").unlink()
+    path.write_text(json.dumps({name: config[name] for name in ("model", "purify")}))
+    assert same(load_purifier(tmp_path), network)
+
+
+def test_unknown_kinds_and_newer_formats_are_named(tmp_path: Path) -> None:
+    """One line with the file: what it says, and what this version knows. A wrong type is named, too."""
+    run_directory(tmp_path)
+    for entries, message in (
+        ({"kind": "medain"}, r"config\.json: kind=medain: no such purifier; did you mean median\? \(there are: maep, "),
+        ({"kind": "maep", "format": 2}, r"config\.json: format 2; this version of maep reads up to 1"),
+        ({"format": 1, "kind": 3}, r"config\.json: kind=3: expected text"),
+        ({"kind": "maep", "purify": {"passes": "two"}}, r"config\.json: passes=\"two\": expected a whole number"),
+        ({"model": None}, r"config\.json: lacks the settings of the purifier \(ModelSettings\)"),
+    ):
+        rewrite_config(tmp_path, **entries)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=message):
+            load_purifier(tmp_path)
+    write_checkpoint(tmp_path / "step-000001", {"step": 1, "purifier": "medain", "model": asdict(MODEL)}, [{}])
+    with pytest.raises(UserError, match=r"manifest\.json: purifier=medain: no such purifier; did you mean median"):
+        load_purifier(tmp_path / "step-000001")
+
+
+def test_another_kind_than_expected_is_refused(tmp_path: Path) -> None:
+    """What only the paper's purifier can be used for, such as finetuning, says so."""
+    save_purifier(purifier_class("median").from_settings(load_settings(None, ["purifier.kind=median"])), tmp_path)
+    with pytest.raises(UserError, match=r"holds a purifier of kind median; expected maep"):
+        read_purifier(tmp_path, MAEPurifier)
 
 
 def test_places_without_a_purifier_are_named(tmp_path: Path) -> None:

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from maep.config.load import nearest
 from maep.config.schema import ClassifierSettings
 from maep.models.classifiers.normalized import Normalized
 from maep.models.classifiers.resnet import CifarResNet
 from maep.models.classifiers.wide_resnet import WideResNet
 from maep.models.weights import load_weights, read_weights
-from maep.runtime.errors import fail
-from maep.storage.atomic import digest, sha256_file
+from maep.runtime.digests import digest
+from maep.runtime.errors import fail, nearest
+from maep.storage.atomic import sha256_file
 
 CIFAR_RESNET = re.compile(r"cifar_resnet(\d+)(w?)")
 COUNTER = "num_batches_tracked"
@@ -98,8 +98,8 @@ def fold_batch_norms(classifier: nn.Module) -> None:
 
 def _with_counters(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """The network's own batch norm counters in place of the file's: some lack them, and only training reads them."""
-    own = {name: value for name, value in network.state_dict().items() if name.endswith(COUNTER)}
-    return {**own, **{name: value for name, value in state.items() if not name.endswith(COUNTER)}}
+    counters = {name: value for name, value in network.state_dict().items() if name.endswith(COUNTER)}
+    return {**counters, **{name: value for name, value in state.items() if not name.endswith(COUNTER)}}
 
 
 def classifier_identity(settings: ClassifierSettings, weights: Path) -> str:

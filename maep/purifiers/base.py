@@ -1,0 +1,203 @@
+"""What a purifier is: a module from images to images, and what a kind of it says about itself."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import chain
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from maep.config import schema
+from maep.config.schema import PurifySettings
+from maep.runtime.errors import fail
+from maep.storage.documents import read_fields
+
+S = TypeVar("S")
+
+
+class Source(NamedTuple):
+    """The files that a purifier's config and weights were read from, for messages."""
+
+    config: str = "config"
+    weights: str = "weights"
+
+
+UNNAMED = Source()
+
+
+@dataclass(frozen=True)
+class TileLayout:
+    """A way to lay tiles over an image. options: of a purifier that lays them so; in_use: whether this one does."""
+
+    name: str
+    options: PurifySettings
+    in_use: bool
+
+
+class Purifier(nn.Module):
+    """Removes adversarial perturbations from images: base of every kind in `maep.purifiers.registry`.
+
+    A kind gives `purify`, `config`, `from_config` and `from_settings` (`Filter` has the last three for kinds without
+    weights), and says of itself
+    kind: its name in the registry, in `purifier.kind` and in what is saved.
+    Settings: the dataclass of its section of the settings, which is named like the kind; None: it has none of its own.
+    stages: the stages of the pipeline that must have run before it is evaluated.
+    needs_classifier: whether purifying asks the classifier that it stands before; then `attach` hands that over.
+    is_differentiable: whether autograd sees through `purify`.
+    """
+
+    kind: ClassVar[str]
+    Settings: ClassVar[type[Any] | None] = None
+    stages: ClassVar[tuple[str, ...]] = ("shards", "classifier")
+    needs_classifier: ClassVar[bool] = False
+    is_differentiable: ClassVar[bool] = True
+
+    @classmethod
+    def is_trained(cls) -> bool:
+        """Whether the pipeline trains it; if not, the settings are all there is to it."""
+        return "pretrain" in cls.stages
+
+    @classmethod
+    def check(cls, section: Any) -> None:
+        """Raise UserError where settings of its section (an instance of `Settings`) do not fit together."""
+
+    @property
+    def is_random(self) -> bool:
+        """Whether `purify` draws random numbers: two calls differ, and `reseed` decides what they give."""
+        return False
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are; the CPU if it has none."""
+        return next((tensor.device for tensor in chain(self.parameters(), self.buffers())), torch.device("cpu"))
+
+    # purifying
+
+    def purify(self, images: Tensor) -> Tensor:
+        """images: [N, 3, H, W] in [0, 1], any size. Returns the same shape and range.
+
+        Raises ValueError for another shape.
+        """
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`purify`, so that a purifier is a module like any other."""
+        return self.purify(images)
+
+    def reseed(self, *key: int) -> None:
+        """Start the random numbers at `key`, if the purifier draws any."""
+
+    def attach(self, classifier: nn.Module) -> None:
+        """Take the classifier that it stands before, images [N, 3, H, W] in [0, 1] → logits, if it asks one."""
+
+    def images_at_once(self, height: int, width: int) -> int:
+        """How many images of a size are best given to `purify` together, at least 1."""
+        return 1
+
+    def seam_error(self, images: Tensor, purified: Tensor) -> tuple[Tensor, Tensor] | None:
+        """How visible the borders of tiles are in what was purified: see `maep.purifiers.tiling.seam_error`.
+
+        images, purified: [N, 3, H, W], before and after. None where there is no border.
+        """
+        return None
+
+    def tile_layouts(self) -> Sequence[TileLayout]:
+        """The ways to lay tiles that a report compares; () where the purifier lays none."""
+        return ()
+
+    # variants of it
+
+    def with_options(self, options: PurifySettings, source: str | Path = "this purifier") -> "Purifier":
+        """The same purifier used otherwise; itself, for a kind that has no such options.
+
+        source: where it was read from, for the message. Raises UserError for options that do not fit it.
+        """
+        return self
+
+    def with_adapter(self, directory: Path) -> "Purifier":
+        """The purifier with an adapter in peft's format merged. Raises UserError for a kind that takes none."""
+        fail(f"{directory}: is an adapter; a purifier of kind {self.kind} takes none")
+
+    def compiled(self) -> "Purifier":
+        """A copy with the same weights whose networks are compiled, for attacks to follow; by default itself.
+
+        What draws random numbers must not be compiled.
+        """
+        return self
+
+    # on disk
+
+    def config(self) -> dict[str, Any]:
+        """Its JSON-able entries of config.json: all that `from_config` needs beside the weights."""
+        raise NotImplementedError
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """Named tensors for model.safetensors, as `from_config` takes them; {} where there are none."""
+        return self.state_dict()
+
+    def identity_facts(self) -> object:
+        """The JSON-able facts, beside its tensors and `PurifySettings`, that its output depends on."""
+        return {"kind": self.kind, **self.config()}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, object], tensors: Mapping[str, Tensor], source: Source = UNNAMED) -> Self:
+        """The purifier that `config` and `weights` were taken of.
+
+        Raises UserError, naming a file of `source`, for entries or tensors that do not fit.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def from_settings(cls, settings: schema.Settings) -> Self:
+        """The purifier that the settings describe; where it has weights, as it is before any training."""
+        raise NotImplementedError
+
+
+class Filter(Purifier):
+    """A purifier without weights: its section of the settings is all there is to it."""
+
+    Settings: ClassVar[type[Any]]
+
+    def __init__(self, settings: Any) -> None:
+        """settings: an instance of `Settings`. Raises UserError where it does not fit together."""
+        super().__init__()
+        self.check(settings)
+        self.settings = settings
+
+    def config(self) -> dict[str, Any]:
+        """The section, under its name."""
+        return {self.kind: asdict(self.settings)}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, object], tensors: Mapping[str, Tensor], source: Source = UNNAMED) -> Self:
+        """As `Purifier.from_config`; there must be no tensors."""
+        if tensors:
+            fail(f"{source.weights}: a purifier of kind {cls.kind} has no weights")
+        return cls(section_of(cls.Settings, config.get(cls.kind), source.config))
+
+    @classmethod
+    def from_settings(cls, settings: schema.Settings) -> Self:
+        """As `Purifier.from_settings`."""
+        return cls(getattr(settings, cls.kind))
+
+
+def section_of(cls: type[S], values: object, source: str) -> S:
+    """A section of the settings from JSON, checked; settings added since then take their defaults.
+
+    Raises UserError, naming `source`, where it is no object, or has unknown settings or wrong values.
+    """
+    if not isinstance(values, Mapping):
+        fail(f"{source}: lacks the settings of the purifier ({cls.__name__})")
+    names = [item.name for item in fields(cls)]  # type: ignore[arg-type]
+    unknown = [name for name in values if name not in names]
+    if unknown:
+        fail(f"{source}: unknown settings {', '.join(unknown[:3])}; was it written by a newer version?")
+    return read_fields(cls, values, source)
+
+
+def require_images(images: Tensor) -> None:
+    """Raise ValueError unless `images` is [N, 3, H, W]: grey images are not guessed at."""
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images {tuple(images.shape)}: expected [N, 3, H, W]")

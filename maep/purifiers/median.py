@@ -1,0 +1,50 @@
+"""The median filter as a purifier: no weights, nothing drawn. It is the baseline that a trained purifier must beat.
+
+Median smoothing was proposed against adversarial perturbations by Xu, Evans and Qi 2018 ("Feature Squeezing"); an
+attacker who differentiates through it breaks it.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from maep.config.schema import setting
+from maep.purifiers.base import Filter, require_images
+from maep.purifiers.tiling import reflected
+from maep.runtime.errors import fail
+
+
+@dataclass
+class MedianSettings:
+    """Section `median`. A window of 1 would be the identity; one above 15 leaves nothing of a 32 x 32 image."""
+
+    window: int = setting(3, "side of the square whose median each pixel becomes; odd", unit="pixels", low=3, high=15)
+
+
+class MedianPurifier(Filter):
+    """Each pixel of each channel becomes the median of the window around it; images are mirrored at their ends."""
+
+    kind = "median"
+    Settings = MedianSettings
+    settings: MedianSettings
+
+    @classmethod
+    def check(cls, section: MedianSettings) -> None:
+        """Raise UserError for a window that has no middle."""
+        if section.window % 2 == 0:
+            fail(f"median.window={section.window}: must be odd, such as {section.window + 1}")
+
+    def purify(self, images: Tensor) -> Tensor:
+        """images: [N, 3, H, W] in [0, 1]. Returns the same shape and range.
+
+        The gradient goes to the pixel that was the median. Raises ValueError for another shape.
+        """
+        require_images(images)
+        side = self.settings.window
+        for axis in (2, 3):
+            length = images.shape[axis]
+            continued = reflected(length, length + side - 1, side // 2)
+            images = images.index_select(axis, continued.to(images.device))
+        windows = images.unfold(2, side, 1).unfold(3, side, 1).flatten(-2)
+        # torch.median may pick any of equal values on CUDA, and so another gradient each time; a stable sort may not.
+        return windows.sort(dim=-1, stable=True).values[..., side**2 // 2]

@@ -1,0 +1,39 @@
+"""The kinds of purifiers: the one list of them, as text, so that reading it imports no torch.
+
+A new kind is its file, its line here and its test.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from maep.config.implementations import implementation
+from maep.runtime.errors import fail, nearest
+
+if TYPE_CHECKING:
+    from maep.purifiers.base import Purifier
+
+# Of what names no kind: purifiers and checkpoints written before there were several.
+DEFAULT = "maep"
+KINDS = {
+    "maep": "maep.purifiers.mae:MAEPurifier",
+    "median": "maep.purifiers.median:MedianPurifier",
+}
+
+
+def purifier_class(kind: str, source: str = "purifier.kind") -> "type[Purifier]":
+    """The class of a kind. source: where the kind was written, for the message.
+
+    Raises UserError, naming the nearest kind, for an unknown one.
+    """
+    if kind not in KINDS:
+        fail(f"{source}={kind}: no such purifier{nearest(kind, list(KINDS))} (there are: {', '.join(KINDS)})")
+    purifier: type[Purifier] = implementation(KINDS[kind])
+    return purifier
+
+
+def settings_class(kind: str) -> type[Any] | None:
+    """The dataclass of a kind's own section of the settings; None where it has none.
+
+    Those of the default kind are sections of `maep.config.schema`, so that a command which only reads its settings
+    need not import torch. Raises UserError as `purifier_class`.
+    """
+    return None if kind == DEFAULT else purifier_class(kind).Settings

@@ -1,0 +1,148 @@
+"""What every kind of purifier promises, checked for each kind in the registry; a new kind needs no line here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from maep import load_purifier
+from maep.attacks.reseeding import is_random
+from maep.config.load import load_settings
+from maep.config.schema import PurifySettings, Settings
+from maep.pipeline.stages import STAGES
+from maep.purifiers import Purifier, save_purifier
+from maep.purifiers.registry import KINDS, purifier_class, settings_class
+from maep.runtime.errors import UserError
+
+# A network as small as it can be, for kinds that have one.
+SMALL = [
+    "data.image_size=16", "model.image_size=16", "model.patch_size=4", "model.encoder_width=8",
+    "model.encoder_depth=1", "model.encoder_heads=1", "model.decoder_width=8", "model.decoder_depth=1",
+    "model.decoder_heads=1",
+]  # fmt: skip
+
+
+def settings_of(kind: str) -> Settings:
+    return load_settings(None, [f"purifier.kind={kind}", *SMALL])
+
+
+@pytest.fixture(params=sorted(KINDS))
+def purifier(request: pytest.FixtureRequest) -> Purifier:
+    """One of each kind, as its settings describe it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        instance = purifier_class(request.param).from_settings(settings_of(request.param))
+    return instance.eval().requires_grad_(False)
+
+
+def pictures(count: int = 3, height: int = 16, width: int = 16) -> Tensor:
+    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def purified(purifier: Purifier, images: Tensor, key: int = 0) -> Tensor:
+    purifier.reseed(key)
+    return purifier(images)
+
+
+def test_describes_itself(purifier: Purifier) -> None:
+    """Its name is the registry's, its stages are the pipeline's and in order, its settings have its section."""
+    assert purifier_class(purifier.kind) is type(purifier)
+    assert list(purifier.stages) == [name for name in STAGES if name in purifier.stages]
+    assert "evaluate" not in purifier.stages
+    section = settings_class(purifier.kind)
+    assert section is type(purifier).Settings
+    if section is not None:
+        assert isinstance(getattr(settings_of(purifier.kind), purifier.kind), section)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (7, 40), (16, 1), (33, 16)])
+def test_keeps_shape_range_and_type(purifier: Purifier, height: int, width: int) -> None:
+    """Any size, float32 in [0, 1]; grey images are refused; at least one image goes at a time."""
+    images = pictures(2, height, width).round()
+    result = purified(purifier, images)
+    assert (result.shape, result.dtype, result.device) == (images.shape, images.dtype, images.device)
+    assert 0 <= result.min() <= result.max() <= 1
+    assert purifier.images_at_once(height, width) >= 1
+    with pytest.raises(ValueError, match=r"\[N, 3, H, W\]"):
+        purifier(images[:, :1])
+
+
+def test_same_key_same_bits(purifier: Purifier) -> None:
+    """What it draws is a function of its key, and whether it draws is what it says."""
+    images = pictures()
+    assert torch.equal(purified(purifier, images, 5), purified(purifier, images, 5))
+    assert is_random(purifier, images) == purifier.is_random
+    if purifier.is_random:
+        assert purified(purifier, images, 5).ne(purified(purifier, images, 6)).any()
+
+
+def test_a_batch_of_one_is_purified_as_in_a_batch_of_many(purifier: Purifier) -> None:
+    """Images do not see each other."""
+    if purifier.is_random:
+        pytest.skip("what it draws depends on the batch")
+    images = pictures()
+    singly = torch.cat([purifier(image) for image in images.split(1)])
+    torch.testing.assert_close(purifier(images), singly, rtol=0, atol=1e-6)
+
+
+def test_is_differentiable_as_it_says(purifier: Purifier) -> None:
+    """Autograd gives each image a gradient, or none at all."""
+    images = pictures().requires_grad_()
+    result = purified(purifier, images)
+    assert result.requires_grad == purifier.is_differentiable
+    if purifier.is_differentiable:
+        (gradient,) = torch.autograd.grad((result * pictures().flip(0)).sum(), images)
+        assert gradient.isfinite().all()
+        assert gradient.flatten(1).ne(0).any(1).all()
+
+
+def test_is_saved_and_loaded(purifier: Purifier, tmp_path: Path) -> None:
+    """From purifier/ and its run: the same bits, eval mode, frozen; config.json names kind and format."""
+    save_purifier(purifier, tmp_path / "purifier")
+    config = json.loads((tmp_path / "purifier/config.json").read_text())
+    assert (config["kind"], config["format"]) == (purifier.kind, 1)
+    assert (tmp_path / "purifier/model.safetensors").is_file() == bool(purifier.weights())
+    for path in (tmp_path, tmp_path / "purifier"):
+        again = load_purifier(path)
+        assert type(again) is type(purifier)
+        assert torch.equal(purified(again, pictures()), purified(purifier, pictures()))
+        assert not again.training
+        assert not any(parameter.requires_grad for parameter in again.parameters())
+        assert again.identity_facts() == purifier.identity_facts()
+
+
+def test_other_options_leave_the_purifier_as_it_is(purifier: Purifier) -> None:
+    """`with_options` gives a purifier of the same weights; a copy to be compiled purifies alike."""
+    before = purified(purifier, pictures())
+    other = purifier.with_options(PurifySettings(passes=2))
+    assert type(other) is type(purifier)
+    assert other.weights().keys() == purifier.weights().keys()
+    assert torch.equal(purified(purifier, pictures()), before)
+
+
+def test_adapters_are_taken_or_refused_by_name(purifier: Purifier, tmp_path: Path) -> None:
+    """An adapter beside a purifier that takes none, or that is damaged, ends with one line."""
+    save_purifier(purifier, tmp_path / "purifier")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="adapter"):
+        load_purifier(tmp_path)
+
+
+def test_unknown_kinds_name_the_nearest() -> None:
+    """As a setting and in code."""
+    with pytest.raises(UserError, match=r"purifier\.kind=medain: no such purifier; did you mean median\?"):
+        purifier_class("medain")
+    with pytest.raises(UserError, match=r"purifier\.kind=medain.*: .*(choose one of maep|mean median)"):
+        load_settings(None, ["purifier.kind=medain"])
+
+
+def test_reading_the_registry_imports_no_torch() -> None:
+    """A mistyped setting is answered at once: names, and the settings of the default kind, need no torch."""
+    code = "import sys; from maep.purifiers.registry import KINDS, settings_class; settings_class('maep'); "
+    done = subprocess.run([sys.executable, "-c", code + "sys.exit('torch' in sys.modules)"], check=False, timeout=120)
+    assert done.returncode == 0

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from maep.runtime.console import say
 from maep.storage.atomic import atomic_file
+
+Facts = dict[str, Any]  # what was written beside the tensors, as JSON gave it back
 
 
 @dataclass
@@ -43,12 +45,15 @@ class AttackState:
     @classmethod
     def load(cls, path: Path, identity: str, device: torch.device) -> "AttackState | None":
         """The state in `path`, or None if there is none that is whole and was made from the same things."""
-        found = load_tensors(path, identity)
-        if found is None:
+        contents = load_tensors(path, identity)
+        if contents is None:
             return None
-        tensors, facts = found
+        tensors, facts = contents
         images, predictions, robust = (tensors[name].to(device) for name in ("images", "predictions", "robust"))
         return cls(images, predictions, robust, **facts)
+
+
+OnState = Callable[[AttackState], None]  # what is to be done with a state between two attacks
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
@@ -60,10 +65,10 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     return hasher.hexdigest()
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: dict[str, Any], identity: str) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, object], identity: str) -> None:
     """Commit tensors and JSON-able facts as one safetensors file that carries its own checksum."""
     host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"identity": identity, "facts": json.dumps(facts), "sha256": tensors_sha256(host)}
+    metadata = {"identity": identity, "facts": json.dumps(dict(facts)), "sha256": tensors_sha256(host)}
     with atomic_file(path) as temporary:
         save_file(host, temporary, metadata=metadata)
 
@@ -77,8 +82,8 @@ def identity_of(path: Path) -> str | None:
         return None
 
 
-def load_tensors(path: Path, identity: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Tensors and facts of `path`; None where it is missing, of another identity, or (said aloud) damaged.
+def load_tensors(path: Path, identity: str | None = None) -> tuple[dict[str, Tensor], Facts] | None:
+    """Tensors and facts of `path`; None where it is missing, of another identity, or (which is reported) damaged.
 
     identity: what the file must have been made from; None takes it as it is.
     """

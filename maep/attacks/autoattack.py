@@ -17,43 +17,45 @@ import torch
 from pyautoattack import AutoAttack, checks
 from torch import Tensor, nn
 
-from maep.attacks.attack_state import AttackState
+from maep.attacks.attack_state import AttackState, OnState
 from maep.attacks.reseeding import reseeded
-from maep.attacks.surrogate import attacked, both
+from maep.attacks.surrogate import perturb_batch, with_surrogate
 from maep.runtime.errors import fail
 
 LOGGER = logging.getLogger("auto-attack")
 LIBRARY = f"pyautoattack {pyautoattack.__version__}"
 VERSIONS = ("standard", "plus", "rand")
 PARTS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
-# Fewer classes than these cannot be ranked by the losses of these attacks.
+# Fewer classes cannot be ranked by the losses of these attacks: DLR divides by the distance to the third logit, its
+# targeted form by that to the third and fourth.
 MIN_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
 
 
 @dataclass(frozen=True)
-class Battery:
+class AttackSuite:
     """Which of pyautoattack's attacks are run, in which order and with whose parameters.
 
     version: `standard`, `plus`, `rand` or `custom`, as pyautoattack calls them. attacks: of `custom`, some of
-    `PARTS`. alone: one attack, with the parameters that it has in `standard`. queries: of Square.
+    `PARTS`. single: one attack, with the parameters that it has in `standard`. queries: of Square; 5000 are
+    AutoAttack's own.
     """
 
     version: str = "standard"
     attacks: tuple[str, ...] = ()
-    alone: str | None = None
+    single: str | None = None
     queries: int = 5000
 
     def attacker(self, model: nn.Module, **how: Any) -> AutoAttack:
         """pyautoattack's own object, set up. how: norm, eps, seed, device."""
         attacks = list(self.attacks) if self.version == "custom" else None
         attacker = AutoAttack(model, version=self.version, attacks=attacks, **how)
-        if self.alone:
-            attacker.attacks_to_run = [self.alone]
+        if self.single:
+            attacker.attacks_to_run = [self.single]
             attacker.square.n_queries = self.queries
         return attacker
 
 
-STANDARD = Battery()
+STANDARD = AttackSuite()
 
 
 def autoattack(
@@ -65,38 +67,38 @@ def autoattack(
     eps: float,
     seed: int,
     batch_size: int,
-    battery: Battery = STANDARD,
+    suite: AttackSuite = STANDARD,
     state: AttackState | None = None,
-    saved: Callable[[AttackState], None] = lambda state: None,
-    fast: nn.Module | None = None,
+    on_state: OnState = lambda state: None,
+    surrogate: nn.Module | None = None,
 ) -> AttackState:
-    """AutoAttack: the attacks of a battery, each on the images that survived so far.
+    """AutoAttack: the attacks of a suite, each on the images that survived so far.
 
     model: [N, 3, H, W] in [0,1] → logits [N, C], in eval mode, parameters frozen. labels: int64 [N].
     norm: Linf or L2. eps: budget in [0,1] pixels. batch_size and the images' order are part of the result.
-    state: continue from here. saved: called with the state after the clean predictions and after each attack.
-    fast: an inexact double that the attacks follow; see `maep.attacks.surrogate`.
+    state: continue from here. on_state: called with the state after the clean predictions and after each attack.
+    surrogate: an inexact copy of the model that the attacks follow; see `maep.attacks.surrogate`.
     Raises UserError for fewer classes than the DLR losses can rank.
     """
-    models = both(model, fast)
-    attackers = {one: battery.attacker(one, norm=norm, eps=eps, seed=seed, device=images.device) for one in models}
+    models = with_surrogate(model, surrogate)
+    attackers = {each: suite.attacker(each, norm=norm, eps=eps, seed=seed, device=images.device) for each in models}
     for attacker in attackers.values():
         _limit_targets(attacker, _classes(model, images))
     if state is None:
         with reseeded(model, seed, 0):
             state = _clean_state(model, images, labels, batch_size)
-        saved(state)
+        on_state(state)
     for number, name in enumerate(attackers[model].attacks_to_run, 1):
-        perturbs = {one: _single_attack(attacker, name) for one, attacker in attackers.items()}
+        perturbs = {each: _single_attack(attacker, name) for each, attacker in attackers.items()}
         if name in state.survivors:
             continue
         started = time.perf_counter()
         with attack_warnings(state.warnings), reseeded(models, seed, number):
             for index in state.robust.nonzero().flatten().split(batch_size):
-                _attack_batch(perturbs, model, fast, images[index], labels[index], index, state)
+                _attack_batch(perturbs, model, surrogate, images[index], labels[index], index, state)
         state.seconds += time.perf_counter() - started
         state.survivors[name] = int(state.robust.sum())
-        saved(state)
+        on_state(state)
     return state
 
 
@@ -154,7 +156,7 @@ def _clean_state(model: nn.Module, images: Tensor, labels: Tensor, batch_size: i
 def _attack_batch(
     perturbs: dict[nn.Module, Callable[[Tensor, Tensor], Tensor]],
     model: nn.Module,
-    fast: nn.Module | None,
+    surrogate: nn.Module | None,
     images: Tensor,
     labels: Tensor,
     index: Tensor,
@@ -164,10 +166,10 @@ def _attack_batch(
     if not len(index):
         return
 
-    def perturb(followed: nn.Module, chosen: Tensor) -> Tensor:
-        return perturbs[followed](images[chosen], labels[chosen])
+    def perturb(target: nn.Module, positions: Tensor) -> Tensor:
+        return perturbs[target](images[positions], labels[positions])
 
-    adversarial, predictions = attacked(perturb, model, fast, labels)
+    adversarial, predictions = perturb_batch(perturb, model, surrogate, labels)
     broken = predictions != labels
     state.robust[index[broken]] = False
     state.images[index[broken]] = adversarial[broken]
@@ -218,8 +220,10 @@ def check_model(model: nn.Module, images: Tensor, labels: Tensor, classes: int) 
 
 
 def square_warning(survivors: dict[str, int], count: int) -> list[str]:
-    """AutoAttack's sign of masked gradients: Square broke over 0.2 % of `count` images that the others left."""
+    """AutoAttack's sign of masked gradients, [] without it: Square broke over 0.2 % of `count` images that the others
+    left robust. survivors: as `AttackState.survivors`.
+    """
     warnings: list[str] = []
     with attack_warnings(warnings):
-        checks.check_square_sr({name: left / count for name, left in survivors.items()}, logger=LOGGER)
+        checks.check_square_sr({name: number / count for name, number in survivors.items()}, logger=LOGGER)
     return warnings

@@ -9,18 +9,17 @@ square-K                                           with K queries instead of 500
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from maep.attacks.attack_state import AttackState
-from maep.attacks.autoattack import LIBRARY, PARTS, VERSIONS, Battery, autoattack
+from maep.attacks.attack_state import AttackState, OnState
+from maep.attacks.autoattack import LIBRARY, PARTS, VERSIONS, AttackSuite, autoattack
 from maep.attacks.gradient import AttackSpec, attack
 from maep.attacks.reseeding import reseeded
-from maep.attacks.surrogate import attacked, both
+from maep.attacks.surrogate import perturb_batch, with_surrogate
 from maep.runtime.errors import fail
 
 AUTOATTACK = "autoattack-standard"
@@ -56,16 +55,17 @@ def gradient_spec(name: str, norm: str, eps: float) -> AttackSpec | None:
     )
 
 
-def battery_of(name: str) -> Battery | None:
+def suite_of(name: str) -> AttackSuite | None:
     """pyautoattack's attacks of that name, or None."""
     if name.removeprefix("autoattack-") in VERSIONS and name.startswith("autoattack-"):
-        return Battery(name.removeprefix("autoattack-"))
+        return AttackSuite(name.removeprefix("autoattack-"))
     if name.startswith(CUSTOM):
         attacks = tuple(name.removeprefix(CUSTOM).split("+"))
-        return Battery("custom", attacks) if set(attacks) <= set(PARTS) and len(set(attacks)) == len(attacks) else None
+        is_valid = set(attacks) <= set(PARTS) and len(set(attacks)) == len(attacks)
+        return AttackSuite("custom", attacks) if is_valid else None
     if match := SQUARE.fullmatch(name):
-        return Battery(alone="square", queries=int(match[1] or Battery.queries))
-    return Battery(alone=name) if name in PARTS else None
+        return AttackSuite(single="square", queries=int(match[1] or AttackSuite.queries))
+    return AttackSuite(single=name) if name in PARTS else None
 
 
 def is_autoattack(name: str) -> bool:
@@ -73,19 +73,24 @@ def is_autoattack(name: str) -> bool:
     return name.startswith("autoattack-")
 
 
+def title_of(name: str) -> str:
+    """A name as tables and figures show it: the standard suite is what the field calls AutoAttack."""
+    return name.replace(AUTOATTACK, "AutoAttack")
+
+
 @dataclass(frozen=True)
 class NamedAttack:
-    """One attack at one budget. norm: Linf or L2; eps: [0,1] pixels."""
+    """One attack at one budget. norm: Linf or L2; eps: [0,1] pixels. Raises UserError for an unknown name."""
 
     name: str
     norm: str
     eps: float
 
     def __post_init__(self) -> None:
-        if gradient_spec(self.name, self.norm, self.eps) is None and battery_of(self.name) is None:
+        if gradient_spec(self.name, self.norm, self.eps) is None and suite_of(self.name) is None:
             fail(f"evaluation.attacks: {self.name}: unknown attack; choose from {NAMES}")
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Mapping[str, object]:
         """Everything about the attack that its result depends on, JSON-able."""
         spec = gradient_spec(self.name, self.norm, self.eps)
         details = asdict(spec) if spec else {"library": LIBRARY}
@@ -101,29 +106,31 @@ class NamedAttack:
         seed: int,
         batch_size: int,
         state: AttackState | None = None,
-        saved: Callable[[AttackState], None] = lambda state: None,
-        fast: nn.Module | None = None,
+        on_state: OnState = lambda state: None,
+        surrogate: nn.Module | None = None,
     ) -> AttackState:
-        """Attack `images` ([N, 3, H, W] in [0,1]) in batches of `batch_size`.
+        """Attack `images` ([N, 3, H, W] in [0,1], labels int64 [N]) in batches of `batch_size`.
 
-        keys: the images' sample indices. state, saved: where to continue and what to do with a state in between;
-        the gradient attacks are short and have none in between. fast: an inexact double of the model that the attack
-        follows; the model decides (`maep.attacks.surrogate`).
+        keys: the images' sample indices. state, on_state: where to continue and what to do with a state in between;
+        the gradient attacks are short and have none in between. surrogate: an inexact copy of the model that the
+        attack follows; the model decides (`maep.attacks.surrogate`).
         """
-        battery = battery_of(self.name)
-        if battery is not None:
-            how: dict[str, Any] = {"norm": self.norm, "eps": self.eps, "seed": seed, "batch_size": batch_size}
-            return autoattack(model, images, labels, **how, battery=battery, state=state, saved=saved, fast=fast)
+        suite = suite_of(self.name)
+        if suite is not None:
+            return autoattack(
+                model, images, labels, norm=self.norm, eps=self.eps, seed=seed, batch_size=batch_size, suite=suite,
+                state=state, on_state=on_state, surrogate=surrogate,
+            )  # fmt: skip
         spec = gradient_spec(self.name, self.norm, self.eps)
         assert spec is not None
-        with reseeded(both(model, fast), seed):
-            return self._run_gradient(spec, model, fast, images, labels, keys, seed, batch_size)
+        with reseeded(with_surrogate(model, surrogate), seed):
+            return self._run_gradient(spec, model, surrogate, images, labels, keys, seed, batch_size)
 
     def _run_gradient(
         self,
         spec: AttackSpec,
         model: nn.Module,
-        fast: nn.Module | None,
+        surrogate: nn.Module | None,
         images: Tensor,
         labels: Tensor,
         keys: Sequence[int],
@@ -135,12 +142,12 @@ class NamedAttack:
         for first in range(0, len(images), batch_size):
             part = range(first, min(first + batch_size, len(images)))
 
-            def perturb(followed: nn.Module, chosen: Tensor, part: range = part) -> Tensor:
-                index = [part[place] for place in chosen.tolist()]
-                return attack(followed, images[index], labels[index], spec, [keys[place] for place in index], seed)
+            def perturb(target: nn.Module, positions: Tensor, part: range = part) -> Tensor:
+                index = [part[position] for position in positions.tolist()]
+                return attack(target, images[index], labels[index], spec, [keys[i] for i in index], seed)
 
-            made, predictions = attacked(perturb, model, fast, labels[part.start : part.stop])
-            adversarial.append(made)
+            batch, predictions = perturb_batch(perturb, model, surrogate, labels[part.start : part.stop])
+            adversarial.append(batch)
             answers.append(predictions)
             with torch.no_grad():
                 clean.append(model(images[part.start : part.stop]).argmax(1))

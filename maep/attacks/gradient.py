@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maep.config.implementations import GRADIENT_ATTACKS, NORMS
 from maep.config.schema import AttackSettings
+from maep.runtime.digests import digest
 from maep.runtime.randomness import keyed_rng
-from maep.storage.atomic import digest
 
-TINY = 1e-12
+TINY = 1e-12  # in the place of a norm of zero: far below any gradient that fp32 tells from zero
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class AttackSpec:
     targeted: bool
 
     def __post_init__(self) -> None:
-        if self.method not in ("fgsm", "bim", "pgd") or self.norm not in ("Linf", "L2") or self.eps < 0:
+        if self.method not in GRADIENT_ATTACKS or self.norm not in NORMS or self.eps < 0:
             raise ValueError(f"not an attack: {self}")
 
     @classmethod
@@ -42,8 +43,8 @@ class AttackSpec:
         if settings.method == "fgsm":
             return cls("fgsm", settings.norm, settings.eps, settings.eps, 1, False, settings.targeted)
         start = settings.random_start and settings.method == "pgd"
-        how = (settings.eps, settings.step, settings.steps, start, settings.targeted)
-        return cls(settings.method, settings.norm, *how)
+        budget = (settings.eps, settings.step, settings.steps)
+        return cls(settings.method, settings.norm, *budget, start, settings.targeted)
 
     @property
     def name(self) -> str:

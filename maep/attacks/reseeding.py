@@ -12,9 +12,9 @@ from maep.runtime.randomness import keyed_rng
 def reseed(model: nn.Module, *key: int) -> None:
     """Start the random numbers of every part of `model` that has its own (a `reseed` method) at `key`."""
     for module in model.modules():
-        own = getattr(module, "reseed", None)
-        if own is not None:
-            own(*key)
+        start = getattr(module, "reseed", None)
+        if start is not None:
+            start(*key)
 
 
 @contextmanager
@@ -28,7 +28,10 @@ def reseeded(model: nn.Module, *key: int) -> Iterator[None]:
 
 @torch.no_grad()
 def is_random(model: nn.Module, images: Tensor) -> bool:
-    """Whether `model` answers differently when asked twice. images: [N, 3, H, W] in [0,1]."""
+    """Whether `model` answers differently when asked twice. images: [N, 3, H, W] in [0,1].
+
+    The tolerances let pass what parallel sums differ by in fp32; noise that defends moves logits far more.
+    """
     with reseeded(model, 0):
         first, second = model(images), model(images)
     return not torch.allclose(first, second, rtol=1e-4, atol=1e-5)

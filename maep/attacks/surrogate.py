@@ -1,4 +1,4 @@
-"""Attacks that follow a fast, inexact double of the model they attack. What it says decides nothing: the model does."""
+"""Attacks that follow a fast, inexact surrogate of the model they attack. It decides nothing: the model itself does."""
 
 from collections.abc import Callable
 
@@ -8,25 +8,28 @@ from torch import Tensor, nn
 Perturb = Callable[[nn.Module, Tensor], Tensor]
 
 
-def both(model: nn.Module, fast: nn.Module | None) -> nn.ModuleList:
-    """The double, where there is one, and the model: for what must reach every part of either."""
-    return nn.ModuleList([model] if fast is None else [fast, model])
+def with_surrogate(model: nn.Module, surrogate: nn.Module | None) -> nn.ModuleList:
+    """The surrogate, where there is one, and the model: for what must reach every part of either."""
+    return nn.ModuleList([model] if surrogate is None else [surrogate, model])
 
 
 @torch.no_grad()
-def attacked(perturb: Perturb, model: nn.Module, fast: nn.Module | None, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """A batch attacked by following `fast`, or `model` if that is None: adversarial images, and `model`'s answers.
+def perturb_batch(
+    perturb: Perturb, model: nn.Module, surrogate: nn.Module | None, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A batch attacked by following `surrogate`, or `model` if that is None: adversarial images, and `model`'s answers.
 
-    perturb: (model to follow, places in the batch) → adversarial images there. labels: int64 [N] of the batch.
-    An image that fooled the double alone, perhaps before it was attacked, is attacked again by following the model; so
-    no image stands unattacked.
+    perturb: (model to follow, positions in the batch) → adversarial images there. labels: int64 [N] of the batch.
+    An image that fooled the surrogate alone, perhaps before it was attacked, is attacked again by following the model;
+    so no image counts as robust without having been attacked.
     Returns [N, 3, H, W] in [0,1] and int64 [N].
     """
-    adversarial = perturb(fast or model, torch.arange(len(labels), device=labels.device))
+    adversarial = perturb(surrogate or model, torch.arange(len(labels), device=labels.device))
     predictions = model(adversarial).argmax(1)
-    if fast is None:
+    if surrogate is None:
         return adversarial, predictions
-    again = ((predictions == labels) & (fast(adversarial).argmax(1) != labels)).nonzero().flatten()
+    fooled_alone = (predictions == labels) & (surrogate(adversarial).argmax(1) != labels)
+    again = fooled_alone.nonzero().flatten()
     if len(again):
         adversarial[again] = perturb(model, again)
         predictions[again] = model(adversarial[again]).argmax(1)

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from maep.attacks.reseeding import reseed
+from maep.config.implementations import THREAT_MODELS, implementation
+from maep.models.defended import DefendedClassifier
 from maep.runtime.errors import fail
 
 
@@ -59,7 +61,7 @@ class Bpda:
 class Adaptive:
     """The attacker knows everything: classifier f and purifier P, weights and gradients of both.
 
-    The attack follows the whole f∘P with exact gradients through the purifier, at the same budget. A defence is worth
+    The attack follows all of f∘P with exact gradients through the purifier, at the same budget. A defense is worth
     what is left here.
     """
 
@@ -83,12 +85,12 @@ class AdaptiveEot:
 
     def target(self, purifier: nn.Module, classifier: nn.Module, draws: int) -> nn.Module:
         """E[f∘P] over `draws` draws."""
-        whole = nn.Sequential(purifier, classifier).eval()
-        return Expectation(whole, draws).eval() if draws > 1 else whole
+        purified_classifier = nn.Sequential(purifier, classifier).eval()
+        return Expectation(purified_classifier, draws).eval() if draws > 1 else purified_classifier
 
 
 class BlackBox:
-    """The attacker knows nothing of classifier and purifier, but may ask the whole f∘P for its logits many times.
+    """The attacker knows nothing of classifier and purifier, but may ask f∘P for its logits many times.
 
     The attack is Square (Andriushchenko et al. 2020), a random search that needs no gradients. If it does better
     than the adaptive attacker, the purifier's gradients are masked and the adaptive numbers are too good.
@@ -175,13 +177,19 @@ class Expectation(nn.Module):
         return self.model(images)
 
 
-THREAT_MODELS: dict[str, ThreatModel] = {
-    model.name: model for model in (Oblivious(), Bpda(), Adaptive(), AdaptiveEot(), BlackBox())
-}
+def target_of_defended(attacker: ThreatModel, defended: DefendedClassifier, draws: int) -> nn.Module:
+    """What an attacker is given of a defense that is no purifier: what the defense says of itself.
+
+    draws: over which AdaptiveEot averages its logits. Returns [N, 3, H, W] in [0,1] → logits.
+    """
+    target = defended.target(attacker.name)
+    averages = attacker.name == AdaptiveEot.name and draws > 1
+    return Expectation(target, draws).eval() if averages else target
 
 
 def threat_model(name: str) -> ThreatModel:
     """The threat model of that name. Raises UserError with the valid names."""
     if name not in THREAT_MODELS:
         fail(f"evaluation.threat_models: {name}: choose one of {', '.join(THREAT_MODELS)}")
-    return THREAT_MODELS[name]
+    model: ThreatModel = implementation(THREAT_MODELS[name])()
+    return model

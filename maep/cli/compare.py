@@ -17,30 +17,29 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("runs", metavar="RUN", nargs="*", type=Path, help="run directory with a report.json")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="where to write (default runs/compare)")
     try:
-        given, unknown = parser.parse_known_args(list(arguments))
+        options, unknown = parser.parse_known_args(list(arguments))
     except argparse.ArgumentError as error:
         fail(f"compare: {error}")
     if unknown:
         fail(f"compare: {unknown[0]}: unknown argument; expected RUN RUN … [--out DIRECTORY]")
-    runs = list(dict.fromkeys(given.runs))
+    runs = list(dict.fromkeys(options.runs))
     if len(runs) < 2:
         fail("compare: give at least two different runs, such as: maep compare runs/cifar10 runs/cifar10_cpu")
 
     from maep.evaluation.reporting.comparison import (
-        comparison,
+        compare,
         comparison_figure,
         comparison_table,
-        read_judgements,
+        read_defenses,
         shared_columns,
     )
     from maep.evaluation.reporting.figures import save_figure
     from maep.runtime.console import console, say
-    from maep.storage.atomic import write_json
 
-    judgements = [one for run in runs for one in read_judgements(run)]
-    compared = comparison(judgements, shared_columns(judgements))
-    save_figure(comparison_figure(judgements, compared), given.out / "compare.png")
-    write_json(given.out / "compare.json", compared)
-    console.print(comparison_table(judgements, compared))
-    say(f"compare: {given.out / 'compare.json'}, {given.out / 'compare.png'}")
+    defenses = [defense for run in runs for defense in read_defenses(run)]
+    comparison = compare(defenses, shared_columns(defenses))
+    save_figure(comparison_figure(defenses, comparison), options.out / "compare.png")
+    comparison.write(options.out / "compare.json")
+    console.print(comparison_table(defenses, comparison))
+    say(f"compare: {options.out / 'compare.json'}, {options.out / 'compare.png'}")
     return 0

@@ -1,4 +1,4 @@
-"""Evaluation: any model judged, resumable and on any number of workers, and told honestly."""
+"""Evaluation of any model: resumable, on any number of workers, and reported with what speaks against its numbers."""
 
 from typing import TYPE_CHECKING, Any
 

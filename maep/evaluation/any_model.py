@@ -1,4 +1,4 @@
-"""Judge any classifier or defence: a module from images in [0, 1] to logits, on a shard set or tensors."""
+"""Evaluate any classifier or defense: a module from images in [0, 1] to logits, on a shard set or tensors."""
 
 import sys
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from maep.attacks.attack_state import tensors_sha256
+from maep.attacks.threat_models import Bpda, Oblivious
 from maep.config.load import load_settings, to_yaml
 from maep.config.schema import Settings
 from maep.data.shards import ShardSet
@@ -17,14 +18,20 @@ from maep.evaluation.audit.model_contract import answers, check_answers, check_m
 from maep.evaluation.reporting.provenance import write_environment
 from maep.evaluation.reporting.report import build_report
 from maep.evaluation.reporting.robustbench import write_model_info
+from maep.evaluation.scoring.defense import Defense
 from maep.evaluation.scoring.evaluation import Evaluation
-from maep.evaluation.scoring.plan import PLAN
+from maep.evaluation.scoring.plan import PLAN, Plan
 from maep.evaluation.workers import evaluate_all
+from maep.models.defended import DefendedClassifier
+from maep.runtime.digests import digest
 from maep.runtime.errors import fail
-from maep.storage.atomic import atomic_file, digest, read_json
+from maep.storage.atomic import atomic_file
 from maep.storage.locks import run_lock
 
+# Enough to tell a model that is right by chance from one that is not, in one batch on any machine.
 PROBES = 64
+# Threat models that say nothing of a classifier alone: its attackers know all there is.
+NEED_DEFENSE = (Oblivious.name, Bpda.name)
 
 
 @dataclass(frozen=True)
@@ -48,8 +55,8 @@ class ImageSet:
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Images and labels of some indices, in their order."""
-        chosen = torch.as_tensor(list(indices))
-        return self.images[chosen], self.labels[chosen]
+        index = torch.as_tensor(list(indices))
+        return self.images[index], self.labels[index]
 
 
 def evaluate(
@@ -61,14 +68,15 @@ def evaluate(
     settings: Settings | None = None,
     **evaluation: Any,
 ) -> dict[str, Any]:
-    """Judge a model and return what report.json holds; the report is in `run_dir`. Finished chunks are not done again.
+    """Evaluate a model; return what report.json in `run_dir` holds. Finished chunks are not done again.
 
     model: images [N, 3, H, W] in [0,1] → logits [N, C], in eval mode. If it is a `PurifiedClassifier`, or has modules
-    `purifier` and `classifier` as that has, every threat model applies; else it is attacked as a whole, by an attacker
-    who knows it and by one who only asks it. data: a shard set, or (images, labels). name: of the model in reports.
-    run_dir: default `runs/NAME`. settings: a whole configuration; evaluation: settings of its section `evaluation`,
-    such as `images=100, attacks=["pgd-20"], eps=[8/255]`.
-    Raises UserError, naming what is wrong, for a model or data that cannot be judged, or a directory of another model.
+    `purifier` and `classifier` as that has, or is a `maep.models.defended.DefendedClassifier`, every threat model
+    applies; else all of it is attacked, by an attacker who knows it and by one who only asks it. data: a shard set,
+    or (images, labels). name: of the model in reports. run_dir: default `runs/NAME`. settings: a whole configuration;
+    evaluation: settings of its section `evaluation`, such as `images=100, attacks=["pgd-20"], eps=[8/255]`.
+    Raises UserError, naming what is wrong, for a model or data that cannot be evaluated, or for a directory of another
+    model.
     """
     settings = settings or load_settings(None, [f"run.name={name}"])
     for key, value in evaluation.items():
@@ -78,33 +86,44 @@ def evaluate(
     settings.run.dir = str(run_dir or settings.run.dir)
     check_module(model)
     test = _image_set(data, model)
-    settings.data.name = str(test.manifest.get("dataset", "images")) if isinstance(test, ShardSet) else "images"
+    settings.data.name = (test.manifest.dataset or "images") if isinstance(test, ShardSet) else "images"
     settings.classifier.arch = name
     check_answers(model, *_probes(test, model), len(test.classes))
-    return _judge(model, test, name, settings)
+    return _evaluate(model, test, name, settings)
 
 
-def _judge(model: nn.Module, test: ShardSet | ImageSet, name: str, settings: Settings) -> dict[str, Any]:
+def _evaluate(model: nn.Module, test: ShardSet | ImageSet, name: str, settings: Settings) -> dict[str, Any]:
     directory = Path(settings.run.dir)
-    purifier, classifier = parts_of(model)
-    whole = isinstance(purifier, nn.Identity)
-    if whole:
-        kept = [threat for threat in settings.evaluation.threat_models if threat not in ("oblivious", "bpda")]
-        settings.evaluation.threat_models = kept
+    defense, label = defense_of(model, name)
+    if defense.is_undefended:
+        threats = [threat for threat in settings.evaluation.threat_models if threat not in NEED_DEFENSE]
+        settings.evaluation.threat_models = threats
         settings.evaluation.adaptive_images = settings.evaluation.images
-    label = "none" if whole else type(purifier).__name__
     with run_lock(directory):
-        place = directory / "evaluation" / label
-        subject = Evaluation(settings, purifier, classifier, model_identity(classifier, name),
-                             model_identity(purifier, label), test, place)  # fmt: skip
-        _refuse_another(subject)
+        evaluation = Evaluation(settings, defense, test, directory / "evaluation" / label)
+        _refuse_another(evaluation)
         with atomic_file(directory / "config.yaml") as temporary:
             temporary.write_text(to_yaml(settings))
         write_environment(directory, sys.argv)
-        evaluate_all([subject])
+        evaluate_all([evaluation])
         report = build_report(settings, directory, {label: label})
         write_model_info(report, directory / "robustbench.json")
-    return report
+    return report.to_json()
+
+
+def defense_of(model: nn.Module, name: str) -> tuple[Defense, str]:
+    """What is evaluated of a model, and its label in reports.
+
+    A `DefendedClassifier` says itself what its attackers are given; a model that is made of a purifier and a classifier
+    is taken apart; any other is a classifier alone.
+    """
+    if isinstance(model, DefendedClassifier):
+        label, classifier = type(model).__name__, model.target(Oblivious.name)
+        identity = digest([model_identity(model, label), plain_values(model)])
+        return Defense(nn.Identity(), classifier, identity, model_identity(classifier, name), model), label
+    purifier, classifier = parts_of(model)
+    label = "none" if isinstance(purifier, nn.Identity) else type(purifier).__name__
+    return Defense(purifier, classifier, model_identity(purifier, label), model_identity(classifier, name)), label
 
 
 def parts_of(model: nn.Module) -> tuple[nn.Module, nn.Module]:
@@ -120,22 +139,33 @@ def model_identity(model: nn.Module, name: str) -> str:
     return digest([name, repr(model), tensors_sha256(model.state_dict())])
 
 
-def _refuse_another(subject: Evaluation) -> None:
+def plain_values(model: nn.Module) -> dict[str, object]:
+    """Numbers and texts among the attributes of a module and its parts: a defense's strength is often one of these."""
+    return {
+        f"{part}.{name}": value
+        for part, module in model.named_modules()
+        for name, value in sorted(vars(module).items())
+        if isinstance(value, bool | int | float | str) and not name.startswith("_")
+    }
+
+
+def _refuse_another(evaluation: Evaluation) -> None:
     """Records of another model are not mixed with this one's, nor overwritten."""
-    path = subject.directory / PLAN
-    known = read_json(path) if path.is_file() else {}
-    for what, own in (
-        ("model", subject.classifier_identity),
-        ("purifier", subject.purifier_identity),
-        ("images", subject.test.identity),
+    path = evaluation.directory / PLAN
+    if not path.is_file():
+        return
+    plan, defense = Plan.read(path), evaluation.defense
+    for what, before, current in (
+        ("model", plan.classifier, defense.classifier_identity),
+        ("purifier", plan.purifier, defense.purifier_identity),
+        ("images", plan.images, evaluation.test.identity),
     ):
-        key = "classifier" if what == "model" else what
-        if known and known.get(key) != own:
+        if before != current:
             fail(f"{path}: was written for another {what}; choose another run.dir")
 
 
 def _image_set(data: str | Path | ShardSet | tuple[Tensor, Tensor], model: nn.Module) -> ShardSet | ImageSet:
-    """The data as something that gives batches. Raises UserError for what cannot be judged on."""
+    """The data as something that gives batches. Raises UserError for what cannot be evaluated on."""
     if isinstance(data, (str, Path)):
         data = ShardSet(Path(data))
     if isinstance(data, ShardSet):

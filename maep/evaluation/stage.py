@@ -1,45 +1,54 @@
 """The evaluate stage of a run: its purifiers, or one from elsewhere, before its classifier."""
 
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
 from maep.attacks.attack_state import tensors_sha256
+from maep.config.identity import decisive_fields
+from maep.config.implementations import FINETUNING
 from maep.config.schema import Settings
+from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import clean_split
+from maep.evaluation.scoring.defense import Defense
 from maep.evaluation.scoring.evaluation import Evaluation
-from maep.evaluation.scoring.plan import purify_facts
 from maep.evaluation.workers import evaluate_all
 from maep.models.classifiers import classifier_identity, load_classifier
-from maep.purifiers import MAEPurifier, load_purifier
+from maep.purifiers import Purifier, load_purifier, save_purifier
+from maep.purifiers.registry import purifier_class
+from maep.purifiers.serialization import CONFIG, PurifierConfig
 from maep.runtime.device import prepare_device
+from maep.runtime.digests import digest
 from maep.runtime.errors import fail
-from maep.storage.atomic import digest, sha256_file
-from maep.training.classifier import classifier_weights
-
-ADAPTER = "adapter/adapter_model.safetensors"
-FINETUNED = {"lora": ADAPTER, "dora": ADAPTER, "ia3": ADAPTER, "full": "finetuned/model.safetensors"}
+from maep.storage.atomic import sha256_file
+from maep.storage.locks import one_at_a_time
+from maep.storage.sealed import problem_with
 
 
 def purifiers_of(settings: Settings) -> dict[str, Path]:
     """`{label: what load_purifier takes}` of the purifiers that are judged.
 
     The one that is given (evaluation.purifier), by its own name; or the run's: `pretrained` is the paper's MAEP, the
-    method's name, such as `lora`, the finetuned one (Table 13).
+    method's name, such as `lora`, the finetuned one (Table 13). One that no stage trains is known by its kind.
     """
     if settings.evaluation.purifier:
         path = Path(settings.evaluation.purifier)
         return {given_name(path): path}
-    run = Path(settings.run.dir)
-    every = {"pretrained": run / "purifier"}
+    run, choice = Path(settings.run.dir), settings.evaluation.purifiers
+    if not is_trained(settings):
+        return {settings.purifier.kind: run / "purifier"} if choice != "finetuned" else {}
+    purifiers = {"pretrained": run / "purifier"}
     if settings.finetune.method != "none":
-        every[settings.finetune.method] = run
-    chosen = settings.evaluation.purifiers
+        purifiers[settings.finetune.method] = run
     return {
         label: path
-        for label, path in every.items()
-        if chosen == "both" or (label == "pretrained") == (chosen == "pretrained")
+        for label, path in purifiers.items()
+        if choice == "both" or (label == "pretrained") == (choice == "pretrained")
     }
+
+
+def is_trained(settings: Settings) -> bool:
+    """Whether a stage of the run trains its purifier; if not, the settings are all there is to it."""
+    return purifier_class(settings.purifier.kind).is_trained()
 
 
 def given_name(path: Path) -> str:
@@ -52,11 +61,13 @@ def given_name(path: Path) -> str:
 
 def purifier_identity(settings: Settings, label: str) -> str:
     """Digest of everything the purifier's output depends on."""
-    use = purify_facts(settings.purify)
+    use = decisive_fields(settings.purify, "records")
     if settings.evaluation.purifier:
         return digest([given_identity(settings.evaluation.purifier), use])
+    if not is_trained(settings):
+        return digest([function_identity(purifier_class(settings.purifier.kind).from_settings(settings))])
     run = Path(settings.run.dir)
-    names = ["purifier/model.safetensors"] + ([FINETUNED[label]] if label in FINETUNED else [])
+    names = filter(None, ("purifier/model.safetensors", FINETUNING.get(label)))
     return digest([[sha256_file(run / name) for name in names], use])
 
 
@@ -66,9 +77,29 @@ def given_identity(path: str) -> str:
 
     Raises UserError if there is none.
     """
-    purifier = load_purifier(path)
-    config = asdict(purifier.model.config) if isinstance(purifier, MAEPurifier) else type(purifier).__name__
-    return digest([config, tensors_sha256(purifier.state_dict())])
+    return function_identity(load_purifier(path))
+
+
+def function_identity(purifier: Purifier) -> str:
+    """Digest of all that a purifier's output depends on, except how it is used (`PurifySettings`)."""
+    return digest([purifier.identity_facts(), tensors_sha256(purifier.state_dict())])
+
+
+def write_untrained(settings: Settings) -> None:
+    """Write run.dir/purifier/ of a kind that no stage trains, so that it ships like any other; any worker may.
+
+    Raises UserError where the run directory holds a purifier of another kind: it may have taken days to train.
+    """
+    directory = Path(settings.run.dir) / "purifier"
+    purifier = purifier_class(settings.purifier.kind).from_settings(settings)
+    with one_at_a_time(Path(settings.run.dir) / "evaluation"):
+        if (directory / CONFIG).is_file():
+            config = PurifierConfig.read(directory / CONFIG)
+            if config.kind != purifier.kind:
+                fail(f"{directory}: holds one of kind {config.kind}, not {purifier.kind}; choose another run.dir")
+            if config.entries == purifier.config() and problem_with(directory) is None:
+                return
+        save_purifier(purifier, directory)
 
 
 def evaluate_run(settings: Settings, worker: tuple[int, int] = (0, 1)) -> bool:
@@ -83,17 +114,20 @@ def evaluate_run(settings: Settings, worker: tuple[int, int] = (0, 1)) -> bool:
     if problems:
         fail(problems[0])
     weights = classifier_weights(settings)
-    device = prepare_device(settings.compute)
+    device = prepare_device(settings.compute.device, settings.compute.threads)
     classifier = load_classifier(settings.classifier, len(test.classes), weights).to(device)
     identity = classifier_identity(settings.classifier, weights)
-    evaluations = [
-        Evaluation(
-            settings, load_purifier(path, device=device, settings=settings.purify), classifier, identity,
-            purifier_identity(settings, label), test, Path(settings.run.dir) / "evaluation" / label,
-        )
-        for label, path in purifiers_of(settings).items()
-    ]  # fmt: skip
+    if not (settings.evaluation.purifier or is_trained(settings)):
+        write_untrained(settings)
+    evaluations = []
+    for label, path in purifiers_of(settings).items():
+        purifier = load_purifier(path, device=device, settings=settings.purify)
+        purifier.attach(classifier)
+        directory = Path(settings.run.dir) / "evaluation" / label
+        defense = Defense(purifier, classifier, purifier_identity(settings, label), identity)
+        evaluations.append(Evaluation(settings, defense, test, directory))
     if not evaluations:
-        chosen = settings.evaluation.purifiers
-        fail(f"evaluation.purifiers={chosen}: this run has none (finetune.method=none); choose pretrained")
+        choice, reason = settings.evaluation.purifiers, "finetune.method=none"
+        reason = reason if is_trained(settings) else f"purifier.kind={settings.purifier.kind}"
+        fail(f"evaluation.purifiers={choice}: this run has none ({reason}); choose pretrained")
     return evaluate_all(evaluations, worker)

@@ -1,9 +1,9 @@
 """The work of an evaluation, shared by any number of workers: chunks attacked, purified, classified, written down.
 
-A worker claims one unit at a time (maep.storage.claims): first attacks, an attack on the classifier alone being one
-unit for all purifiers and threat models; and each record as soon as its attacks are there. What a record holds depends
-on its own chunk alone, so it is the same however the work was shared, cut or interrupted. A finished unit is not
-done again; one made for another classifier, purifier, attack, seed or image set is.
+A worker claims one unit at a time (maep.storage.claims): first attacks, an attack on the undefended classifier being
+one unit for all purifiers and threat models; and each record as soon as its attacks are there. What a record holds
+depends on its own chunk alone, so it is the same however the work was shared, cut or interrupted. A finished unit is
+not done again; one made for another classifier, purifier, attack, seed or image set is.
 """
 
 import signal
@@ -14,59 +14,63 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from rich.progress import Progress, TaskID
 
-from maep.attacks.attack_state import AttackState
-from maep.evaluation.audit.gradient_masking import Checks
-from maep.evaluation.audit.purification_cost import Purifying
-from maep.evaluation.scoring.chunk_attack import ChunkAttack, Saved
-from maep.evaluation.scoring.evaluation import Evaluation
-from maep.evaluation.scoring.metrics import count_right
-from maep.evaluation.scoring.plan import Task
-from maep.evaluation.scoring.score import Judge
+from maep.attacks.attack_state import AttackState, OnState
+from maep.attacks.threat_models import Adaptive
+from maep.evaluation.audit.gradient_masking import MaskingCheck
+from maep.evaluation.audit.purification_cost import CostMeasurement
+from maep.evaluation.scoring.chunk_attack import ChunkAttack
+from maep.evaluation.scoring.chunk_record import ChunkRecord
+from maep.evaluation.scoring.evaluation import Evaluation, prepare
+from maep.evaluation.scoring.score import is_scored, score_chunk
+from maep.evaluation.scoring.tasks import Task
 from maep.runtime.console import progress_bar, say
+from maep.runtime.digests import digest
 from maep.runtime.errors import Stopped
-from maep.storage.atomic import digest, remove_temporaries
+from maep.storage.atomic import remove_temporaries
 from maep.storage.claims import Claims
+
+Audits = Mapping[str, MaskingCheck | CostMeasurement]
 
 
 def evaluate_all(evaluations: Sequence[Evaluation], worker: tuple[int, int] = (0, 1)) -> bool:
     """Measure clean and robust accuracy of every evaluation in every threat model, attack and budget it plans.
 
     Evaluations must share their settings and images. worker: (i, n); the first worker starts at the first chunk,
-    the others further on, the last at the checks of the defence itself, and each takes whatever no living worker has.
-    Returns whether everything is finished now; if not, the rest is in the hands of living workers.
+    the others further on, the last at the checks of the defense itself, and each takes whatever no living worker has.
+    Returns whether everything is finished now; if not, the remaining work is in the hands of living workers.
     Raises UserError when the settings, the models and the test set do not fit.
     """
-    units = [Unit(Judge(evaluation), task) for evaluation in evaluations for task in evaluation.prepare()]
-    checks: dict[str, Checks | Purifying] = {
-        f"purifying-{one.identity[:24]}": one for one in map(Purifying, evaluations)
+    units = [Unit(evaluation, task) for evaluation in evaluations for task in prepare(evaluation)]
+    audits: Audits = {
+        audit.claim: audit
+        for evaluation in evaluations
+        for audit in (CostMeasurement(evaluation), MaskingCheck(evaluation))
     }
-    checks |= {f"checks-{check.identity[:24]}": check for check in map(Checks, evaluations)}
     settings = evaluations[0].settings
-    if "adaptive" in settings.evaluation.threat_models and not settings.evaluation.adaptive_images:
+    if Adaptive.name in settings.evaluation.threat_models and not settings.evaluation.adaptive_images:
         say("adaptive threat model left out: evaluation.adaptive_images=0")
     pending = [unit for unit in units if not unit.is_done()]
     if len(units) > len(pending):
         say(f"evaluation: {len(units) - len(pending)} of {len(units)} chunks were done before")
-    claims = Path(settings.run.cache) / "attacked" / ".claims"
-    with stopped_at_once(), progress_bar() as bar, Claims(claims, settings.compute.claim_timeout) as held:
+    directory = Path(settings.run.cache) / "attacked" / ".claims"
+    with stopped_at_once(), progress_bar() as bar, Claims(directory, settings.compute.claim_timeout) as claims:
         note = ProgressNote(bar, bar.add_task("evaluate", total=sum(u.task.count for u in pending), note=""))
         if 0 < worker[0] == worker[1] - 1:  # or all would wait for the checks in the end
-            _check(checks, held)
-        _Share(pending, held, note, worker).do()
-        _check(checks, held)
-    return all(unit.is_done() for unit in pending) and all(check.is_done() for check in checks.values())
+            _audit(audits, claims)
+        _Share(pending, claims, note, worker).do()
+        _audit(audits, claims)
+    return all(unit.is_done() for unit in pending) and all(audit.is_done() for audit in audits.values())
 
 
-def _check(checks: Mapping[str, Checks | Purifying], claims: Claims) -> None:
-    """The checks that no other worker has."""
-    for name in claims.shared(list(checks), lambda name: checks[name].is_done()):
-        what = "gradients, differences, loss curves" if isinstance(checks[name], Checks) else "memory, tiles"
-        say(f"checks of {checks[name].evaluation.directory.name}: {what}")
-        checks[name].run()
+def _audit(audits: Audits, claims: Claims) -> None:
+    """The checks and measurements that no other worker has."""
+    for name in claims.shared(list(audits), lambda name: audits[name].is_done()):
+        say(f"checks of {audits[name].evaluation.directory.name}: {audits[name].description}")
+        audits[name].run()
 
 
 @contextmanager
@@ -92,29 +96,28 @@ def stopped_at_once() -> Iterator[None]:
 class Unit:
     """One record to be made."""
 
-    judge: Judge
+    evaluation: Evaluation
     task: Task
 
     @property
     def name(self) -> str:
         """Of its claim; records of different run directories are different units."""
-        evaluation = self.judge.evaluation
-        place = str(evaluation.directory.resolve())
-        return "record-" + digest([place, evaluation.record_identity(self.task)])[:24]
+        directory = str(self.evaluation.directory.resolve())
+        return "record-" + digest([directory, self.evaluation.identity.record(self.task)])[:24]
 
     def attacks(self) -> list[ChunkAttack]:
         """What has to be made before it."""
-        return self.judge.evaluation.attacks_of(self.task)
+        return self.evaluation.attacks.of(self.task)
 
     def is_done(self) -> bool:
         """Whether the record is there."""
-        return self.judge.is_done(self.task)
+        return is_scored(self.evaluation, self.task)
 
 
 class _Share:
     """What one worker does of the pending units."""
 
-    def __init__(self, units: list[Unit], claims: Claims, note: "ProgressNote", worker: tuple[int, int]) -> None:
+    def __init__(self, units: Sequence[Unit], claims: Claims, note: "ProgressNote", worker: tuple[int, int]) -> None:
         self.claims, self.note, self.worker = claims, note, worker
         self.units = {unit.name: unit for unit in units}
         self.attacks: dict[str, tuple[ChunkAttack, Evaluation]] = {}
@@ -122,17 +125,17 @@ class _Share:
         for name, unit in self.units.items():
             for attack in unit.attacks():
                 key = f"attack-{attack.identity[:24]}"
-                self.attacks[key] = attack, unit.judge.evaluation
+                self.attacks[key] = attack, unit.evaluation
                 self.waiting.setdefault(key, []).append(name)
 
     def do(self) -> None:
-        """Attacks, each followed by the records that it was wanted for; then records that others left."""
-        for key in self.claims.shared(self._turned(list(self.attacks)), self._is_made):
+        """Attacks, each followed by the records that wait for it; then records that others did not get to."""
+        for key in self.claims.shared(self._turned(list(self.attacks)), self._is_attacked):
             self._attack(*self.attacks[key])
-            self._judge_ready(self.waiting[key])
-        self._judge_ready(list(self.units))
+            self._score_ready(self.waiting[key])
+        self._score_ready(list(self.units))
         for name in self.claims.shared(list(self.units), self._is_out_of_reach):
-            self._judge(self.units[name])
+            self._score(self.units[name])
 
     def _turned(self, keys: list[str]) -> list[str]:
         """The keys from this worker's share on, so that workers seldom want the same unit."""
@@ -140,31 +143,31 @@ class _Share:
         first = len(keys) * number // workers
         return keys[first:] + keys[:first]
 
-    def _is_made(self, key: str) -> bool:
-        return self.attacks[key][0].is_made()
+    def _is_attacked(self, key: str) -> bool:
+        return self.attacks[key][0].is_finished()
 
     def _is_out_of_reach(self, name: str) -> bool:
         """Whether there is nothing to do for a record: it is there, or its attack is in the hands of another."""
         unit = self.units[name]
-        return unit.is_done() or not all(attack.is_made() for attack in unit.attacks())
+        return unit.is_done() or not all(attack.is_finished() for attack in unit.attacks())
 
     def _attack(self, attack: ChunkAttack, evaluation: Evaluation) -> None:
-        started = time.perf_counter()
-        state = attack.make(*evaluation.images(attack.task.ids), self.note.attacking(attack.task))
-        stood = f"{int(state.robust.sum())} of {attack.task.count} stood"
-        say(f"{attack.task}: chunk {attack.task.chunk} attacked: {stood} ({time.perf_counter() - started:.1f} s)")
+        started, task = time.perf_counter(), attack.task
+        state = attack.make(*evaluation.images(task.ids), self.note.attacking(task))
+        stood, seconds = f"{int(state.robust.sum())} of {task.count} stood", time.perf_counter() - started
+        say(f"{task}: chunk {task.chunk} attacked: {stood} ({seconds:.1f} s)")
 
-    def _judge_ready(self, names: list[str]) -> None:
+    def _score_ready(self, names: Sequence[str]) -> None:
         for name in names:
             if self._is_out_of_reach(name):
                 continue
-            with self.claims.hold(name) as mine:
-                if mine and not self.units[name].is_done():
-                    self._judge(self.units[name])
+            with self.claims.hold(name) as is_held:
+                if is_held and not self.units[name].is_done():
+                    self._score(self.units[name])
 
-    def _judge(self, unit: Unit) -> None:
-        remove_temporaries(unit.judge.evaluation.directory / unit.task.folder)
-        record = unit.judge.judge(unit.task, self.note.attacking(unit.task))
+    def _score(self, unit: Unit) -> None:
+        remove_temporaries(unit.evaluation.directory / unit.task.folder)
+        record = score_chunk(unit.evaluation, unit.task, self.note.attacking(unit.task))
         self.note.finished(unit.task, record)
 
 
@@ -176,23 +179,23 @@ class ProgressNote:
         self.bar_task = bar_task
         self.totals: dict[Path, tuple[int, int]] = {}
 
-    def attacking(self, task: Task) -> Saved:
+    def attacking(self, task: Task) -> OnState:
         """What to call when an attack of a chunk has ended."""
 
         def note(state: AttackState) -> None:
-            last, left = list(state.survivors.items())[-1]
-            done = f"chunk {task.chunk}, after {last}: {left}/{task.count} robust"
-            self.bar.update(self.bar_task, note=f"{task} · {done}{self._so_far(task)}")
+            last, robust = list(state.survivors.items())[-1]
+            progress = f"chunk {task.chunk}, after {last}: {robust}/{task.count} robust"
+            self.bar.update(self.bar_task, note=f"{task} · {progress}{self._so_far(task)}")
 
         return note
 
-    def finished(self, task: Task, record: dict[str, Any]) -> None:
+    def finished(self, task: Task, record: ChunkRecord) -> None:
         """A chunk has its record."""
-        right = count_right(record["predictions"]["defended_adversarial"], record["labels"])
+        right = sum(record.correct("defended_adversarial"))
         robust, count = self.totals.get(task.folder, (0, 0))
         self.totals[task.folder] = robust + right, count + task.count
         self.bar.update(self.bar_task, advance=task.count, note=f"{task}{self._so_far(task)}")
-        say(f"{task}: chunk {task.chunk}: {right} of {task.count} robust ({sum(record['seconds'].values()):.1f} s)")
+        say(f"{task}: chunk {task.chunk}: {right} of {task.count} robust ({sum(record.seconds.values()):.1f} s)")
 
     def _so_far(self, task: Task) -> str:
         robust, count = self.totals.get(task.folder, (0, 0))

@@ -13,7 +13,8 @@ from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
 from maep.attacks.autoattack import autoattack
-from maep.config.load import command_line
+from maep.config.command_line import command_line
+from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import build_shards, clean_split
 from maep.data.shards import to_float
 from maep.evaluation.reporting.provenance import environment
@@ -21,7 +22,6 @@ from maep.models.classifiers import load_classifier
 from maep.runtime.device import prepare_device
 from maep.runtime.errors import exit_code
 from maep.storage.atomic import write_json
-from maep.training.classifier import classifier_weights
 
 EPS, BATCH = 1 / 255, 16
 
@@ -48,7 +48,7 @@ def main() -> int:
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of both attacks")
     options.add_argument("--out", type=Path, required=True, help="where to write")
     namespace, settings = command_line(__doc__ or "", sys.argv[1:], options=options)
-    device = prepare_device(settings.compute)
+    device = prepare_device(settings.compute.device, settings.compute.threads)
     build_shards(settings)
     test = clean_split(settings, "test")
     model = load_classifier(settings.classifier, len(test.classes), classifier_weights(settings)).to(device).eval()

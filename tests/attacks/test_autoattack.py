@@ -10,12 +10,12 @@ from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
 from maep.attacks.attack_state import AttackState
-from maep.attacks.autoattack import Battery, autoattack, check_model, square_warning
+from maep.attacks.autoattack import AttackSuite, autoattack, check_model, square_warning
 from maep.runtime.errors import UserError
 from tests.small import digits, train_small
 
 # Some fall to APGD-CE, some to APGD-T only, one is misclassified, some stand.
-CHOSEN = [14, 15, 20, 22, 32, 100, 5, 0, 1, 2, 3, 4, 41, 112, 113, 118]
+SAMPLES = [14, 15, 20, 22, 32, 100, 5, 0, 1, 2, 3, 4, 41, 112, 113, 118]
 BUDGETS = {"Linf": 0.1, "L2": 1.6}
 HOW = {"seed": 3, "batch_size": 6}
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -45,14 +45,14 @@ def model() -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def chosen() -> tuple[Tensor, Tensor]:
+def samples() -> tuple[Tensor, Tensor]:
     images, labels = digits()
-    return images[CHOSEN], labels[CHOSEN]
+    return images[SAMPLES], labels[SAMPLES]
 
 
 @pytest.fixture(scope="module")
-def whole(model: nn.Module, chosen: tuple[Tensor, Tensor]) -> AttackState:
-    return autoattack(model, *chosen, norm="Linf", eps=BUDGETS["Linf"], **HOW)
+def uninterrupted(model: nn.Module, samples: tuple[Tensor, Tensor]) -> AttackState:
+    return autoattack(model, *samples, norm="Linf", eps=BUDGETS["Linf"], **HOW)
 
 
 def assert_same(one: AttackState, other: AttackState) -> None:
@@ -63,16 +63,18 @@ def assert_same(one: AttackState, other: AttackState) -> None:
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_equals_pyautoattack(model: nn.Module, chosen: tuple[Tensor, Tensor], norm: str, whole: AttackState) -> None:
+def test_equals_pyautoattack(
+    model: nn.Module, samples: tuple[Tensor, Tensor], norm: str, uninterrupted: AttackState
+) -> None:
     """The same batches and seed give the images and predictions of plain pyautoattack, bit for bit."""
     plain = AutoAttack(model, norm=norm, eps=BUDGETS[norm], seed=HOW["seed"], version="standard")
-    images, predictions = plain.run_standard_evaluation(*chosen, batch_size=HOW["batch_size"])
-    ours = whole if norm == "Linf" else autoattack(model, *chosen, norm=norm, eps=BUDGETS[norm], **HOW)
+    images, predictions = plain.run_standard_evaluation(*samples, batch_size=HOW["batch_size"])
+    ours = uninterrupted if norm == "Linf" else autoattack(model, *samples, norm=norm, eps=BUDGETS[norm], **HOW)
     assert torch.equal(ours.images, images)
     assert torch.equal(ours.predictions, predictions)
-    left = ours.survivors
-    assert list(left) == ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]
-    assert left["clean"] > left["apgd-ce"] > left["apgd-t"] > 0
+    survivors = ours.survivors
+    assert list(survivors) == ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]
+    assert survivors["clean"] > survivors["apgd-ce"] > survivors["apgd-t"] > 0
 
 
 @pytest.mark.parametrize("seed", [0, 11])
@@ -90,40 +92,40 @@ def test_cross_check(kind: str, seed: int) -> None:
 
 
 LISTS = [
-    Battery("plus"), Battery("rand"), Battery("custom", ("apgd-ce", "square")),
-    Battery("custom", ("fab-t", "fab", "apgd-dlr")),
+    AttackSuite("plus"), AttackSuite("rand"), AttackSuite("custom", ("apgd-ce", "square")),
+    AttackSuite("custom", ("fab-t", "fab", "apgd-dlr")),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("battery", LISTS, ids=lambda battery: battery.version + "+".join(battery.attacks))
+@pytest.mark.parametrize("suite", LISTS, ids=lambda suite: suite.version + "+".join(suite.attacks))
 def test_other_versions_equal_pyautoattack(
-    model: nn.Module, chosen: tuple[Tensor, Tensor], battery: Battery, tmp_path: Path
+    model: nn.Module, samples: tuple[Tensor, Tensor], suite: AttackSuite, tmp_path: Path
 ) -> None:
     """`plus`, `rand` and custom lists give pyautoattack's images too, also when resumed after the first attack."""
-    attacks = list(battery.attacks) or None
-    plain = AutoAttack(model, norm="Linf", eps=0.1, seed=3, version=battery.version, attacks=attacks)
-    expected, predictions = plain.run_standard_evaluation(*chosen, batch_size=6)
+    attacks = list(suite.attacks) or None
+    plain = AutoAttack(model, norm="Linf", eps=0.1, seed=3, version=suite.version, attacks=attacks)
+    expected, predictions = plain.run_standard_evaluation(*samples, batch_size=6)
     path, cpu = tmp_path / "state.safetensors", torch.device("cpu")
 
     def save(state: AttackState) -> None:
         if len(state.survivors) == 2:
             state.save(path, "it")
 
-    how = {"norm": "Linf", "eps": 0.1, **HOW, "battery": battery}
-    ours = autoattack(model, *chosen, **how, saved=save)
-    for state in (ours, autoattack(model, *chosen, **how, state=AttackState.load(path, "it", cpu))):
+    how = {"norm": "Linf", "eps": 0.1, **HOW, "suite": suite}
+    ours = autoattack(model, *samples, **how, on_state=save)
+    for state in (ours, autoattack(model, *samples, **how, state=AttackState.load(path, "it", cpu))):
         assert torch.equal(state.images, expected)
         assert torch.equal(state.predictions, predictions)
         assert list(state.survivors) == ["clean", *plain.attacks_to_run]
 
 
 @pytest.mark.parametrize("name", ["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"])
-def test_one_attack_alone(model: nn.Module, chosen: tuple[Tensor, Tensor], name: str) -> None:
+def test_one_attack_alone(model: nn.Module, samples: tuple[Tensor, Tensor], name: str) -> None:
     """One attack alone is the one of `standard`, run by pyautoattack itself."""
     plain = AutoAttack(model, norm="Linf", eps=0.2, seed=3, version="standard")
     plain.attacks_to_run = [name]
-    expected, _ = plain.run_standard_evaluation(*chosen, batch_size=6)
-    ours = autoattack(model, *chosen, norm="Linf", eps=0.2, **HOW, battery=Battery(alone=name, queries=150))
+    expected, _ = plain.run_standard_evaluation(*samples, batch_size=6)
+    ours = autoattack(model, *samples, norm="Linf", eps=0.2, **HOW, suite=AttackSuite(single=name, queries=150))
     assert torch.equal(ours.images, expected)
     assert ours.survivors[name] < ours.survivors["clean"]
 
@@ -134,7 +136,7 @@ class _Stop(Exception):
 
 @pytest.mark.parametrize("last", ["clean", "apgd-t", "fab-t"])
 def test_resumes_after_any_attack(
-    model: nn.Module, chosen: tuple[Tensor, Tensor], whole: AttackState, tmp_path: Path, last: str
+    model: nn.Module, samples: tuple[Tensor, Tensor], uninterrupted: AttackState, tmp_path: Path, last: str
 ) -> None:
     """Stopped after any attack and continued from the saved file, the result is the uninterrupted one."""
     path = tmp_path / "state.safetensors"
@@ -146,25 +148,25 @@ def test_resumes_after_any_attack(
 
     how = {"norm": "Linf", "eps": BUDGETS["Linf"], **HOW}
     with pytest.raises(_Stop):
-        autoattack(model, *chosen, **how, saved=save_and_stop)
+        autoattack(model, *samples, **how, on_state=save_and_stop)
     torch.manual_seed(99)
     state = AttackState.load(path, "it", torch.device("cpu"))
     assert state is not None
     assert list(state.survivors)[-1] == last
-    assert_same(autoattack(model, *chosen, **how, state=state), whole)
+    assert_same(autoattack(model, *samples, **how, state=state), uninterrupted)
 
 
-def test_keeps_the_budget(chosen: tuple[Tensor, Tensor], whole: AttackState) -> None:
+def test_keeps_the_budget(samples: tuple[Tensor, Tensor], uninterrupted: AttackState) -> None:
     """No image leaves the ball or [0, 1]; images that stood are the clean ones."""
-    images, _ = chosen
-    assert (whole.images - images).abs().max() <= BUDGETS["Linf"] + 1e-6
-    assert whole.images.min() >= 0
-    assert whole.images.max() <= 1
-    assert torch.equal(whole.images[whole.robust], images[whole.robust])
+    images, _ = samples
+    assert (uninterrupted.images - images).abs().max() <= BUDGETS["Linf"] + 1e-6
+    assert uninterrupted.images.min() >= 0
+    assert uninterrupted.images.max() <= 1
+    assert torch.equal(uninterrupted.images[uninterrupted.robust], images[uninterrupted.robust])
 
 
 def test_fewer_than_ten_classes() -> None:
-    """With four classes the targeted attacks take three targets, as plain pyautoattack told to do so."""
+    """With four classes the targeted attacks take three targets, as plain pyautoattack set to do so."""
     model, (images, labels) = train_small(4), digits(4)
     images, labels = images[:8], labels[:8]
     plain = AutoAttack(model, norm="Linf", eps=0.12, seed=0, version="standard")
@@ -182,14 +184,16 @@ def test_too_few_classes(classes: int) -> None:
         autoattack(model, images[:4], labels[:4], norm="Linf", eps=0.1, seed=0, batch_size=4)
 
 
-def test_state_file_of_something_else(whole: AttackState, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_state_file_of_something_else(
+    uninterrupted: AttackState, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A state of another identity is not taken, a damaged or truncated one is not taken either and is named."""
     path, cpu = tmp_path / "state.safetensors", torch.device("cpu")
-    whole.save(path, "mine")
+    uninterrupted.save(path, "mine")
     assert AttackState.load(path, "other", cpu) is None
-    found = AttackState.load(path, "mine", cpu)
-    assert found is not None
-    assert_same(found, whole)
+    loaded = AttackState.load(path, "mine", cpu)
+    assert loaded is not None
+    assert_same(loaded, uninterrupted)
     data = bytearray(path.read_bytes())
     data[-100] ^= 1
     path.write_bytes(data)
@@ -199,18 +203,18 @@ def test_state_file_of_something_else(whole: AttackState, tmp_path: Path, capsys
     assert capsys.readouterr().out.replace("\n", "").count("damaged") == 2
 
 
-def test_check_model(model: nn.Module, chosen: tuple[Tensor, Tensor]) -> None:
+def test_check_model(model: nn.Module, samples: tuple[Tensor, Tensor]) -> None:
     """Probabilities, random outputs and a wrong number of classes are noticed; a plain model passes."""
 
     class Noisy(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return model(images + 0.1 * torch.rand_like(images))
 
-    assert check_model(model, *chosen, 10) == []
-    assert "probability distribution" in check_model(nn.Sequential(model, nn.Softmax(1)), *chosen, 10)[0]
-    assert "randomized" in check_model(Noisy(), *chosen, 10)[0]
+    assert check_model(model, *samples, 10) == []
+    assert "probability distribution" in check_model(nn.Sequential(model, nn.Softmax(1)), *samples, 10)[0]
+    assert "randomized" in check_model(Noisy(), *samples, 10)[0]
     with pytest.raises(UserError, match="gives 10 logits, the test set has 7 classes"):
-        check_model(model, *chosen, 7)
+        check_model(model, *samples, 7)
 
 
 def test_square_warning() -> None:
@@ -219,13 +223,13 @@ def test_square_warning() -> None:
     assert "unreliable" in square_warning({"clean": 95, "apgd-ce": 60, "square": 50}, 100)[0]
 
 
-def test_zero_gradients_are_reported(chosen: tuple[Tensor, Tensor], model: nn.Module) -> None:
+def test_zero_gradients_are_reported(samples: tuple[Tensor, Tensor], model: nn.Module) -> None:
     """A model that rounds its input has no gradients: the attack's warning is kept with the result."""
 
     class Rounded(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return model((images * 4).round() / 4)
 
-    images, labels = chosen
+    images, labels = samples
     state = autoattack(Rounded(), images[:2], labels[:2], norm="Linf", eps=0.3, seed=0, batch_size=2)
     assert state.warnings == ["some points had zero gradient: gradient-based attacks may be unreliable"]

@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
-from maep.attacks.autoattack import Battery
-from maep.attacks.catalog import NamedAttack, battery_of, gradient_spec
+from maep.attacks.autoattack import AttackSuite
+from maep.attacks.catalog import NamedAttack, gradient_spec, suite_of
 from maep.attacks.gradient import attack
 from maep.runtime.errors import UserError
 from tests.small import digits, train_small
@@ -59,11 +59,11 @@ def test_gradient_attack_in_batches() -> None:
     }
 
 
-def test_batteries() -> None:
+def test_suites() -> None:
     """Names of AutoAttack's versions, of its parts alone and of lists mean what pyautoattack means by them."""
-    assert battery_of("autoattack-rand") == Battery("rand")
-    assert battery_of("autoattack-custom:apgd-ce+square") == Battery("custom", ("apgd-ce", "square"))
-    assert battery_of("apgd-dlr") == Battery(alone="apgd-dlr")
-    assert battery_of("square") == Battery(alone="square", queries=5000)
-    assert battery_of("square-40") == Battery(alone="square", queries=40)
-    assert battery_of("pgd-20") is None
+    assert suite_of("autoattack-rand") == AttackSuite("rand")
+    assert suite_of("autoattack-custom:apgd-ce+square") == AttackSuite("custom", ("apgd-ce", "square"))
+    assert suite_of("apgd-dlr") == AttackSuite(single="apgd-dlr")
+    assert suite_of("square") == AttackSuite(single="square", queries=5000)
+    assert suite_of("square-40") == AttackSuite(single="square", queries=40)
+    assert suite_of("pgd-20") is None

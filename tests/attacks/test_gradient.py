@@ -48,13 +48,13 @@ def test_start_is_the_samples_own(model: nn.Module, batch: tuple[Tensor, Tensor]
     images, labels = batch
     spec = replace(START_ONLY, norm=norm, eps=1.0 if norm == "L2" else 0.1)
     keys = list(range(100, 100 + COUNT))
-    whole = attack(model, images, labels, spec, keys, 7)
+    together = attack(model, images, labels, spec, keys, 7)
     some = [31, 4, 17]
     part = attack(model, images[some], labels[some], spec, [keys[i] for i in some], 7)
-    assert torch.equal(part, whole[some])
-    assert not torch.equal(whole, attack(model, images, labels, spec, keys, 8))
+    assert torch.equal(part, together[some])
+    assert not torch.equal(together, attack(model, images, labels, spec, keys, 8))
     assert not torch.equal(part, attack(model, images[some], labels[some], spec, some, 7))
-    assert len({image.numpy().tobytes() for image in (whole - images)}) == COUNT
+    assert len({image.numpy().tobytes() for image in (together - images)}) == COUNT
 
 
 def test_global_generator_is_untouched(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
@@ -76,31 +76,31 @@ def test_budget_and_range_hold(
     eps = 0.1 if norm == "Linf" else 1.0
     settings = AttackSettings(method=method, norm=norm, eps=eps, step=0.6 * eps, steps=4, targeted=targeted)
     images, labels = batch
-    made = attack(model, images, labels, AttackSpec.of(settings), range(COUNT), 0)
-    distance = norms(made - images, norm)
+    adversarial = attack(model, images, labels, AttackSpec.of(settings), range(COUNT), 0)
+    distance = norms(adversarial - images, norm)
     assert float(distance.max()) <= eps * (1 + 1e-5)
     assert float(distance.min()) > 0.1 * eps
-    assert 0 <= float(made.min()) <= float(made.max()) <= 1
-    assert not made.requires_grad
+    assert 0 <= float(adversarial.min()) <= float(adversarial.max()) <= 1
+    assert not adversarial.requires_grad
 
 
 def test_fgsm_is_its_formula(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
     """FGSM = clip(x + eps sign(grad)), whatever step, steps and random_start say."""
     images, labels = batch
     settings = AttackSettings(method="fgsm", eps=0.05, step=0.3, steps=9, random_start=True)
-    made = attack(model, images, labels, AttackSpec.of(settings), range(COUNT), 0)
+    adversarial = attack(model, images, labels, AttackSpec.of(settings), range(COUNT), 0)
     expected = (images + 0.05 * gradient(model, images, labels).sign()).clamp(0, 1)
-    torch.testing.assert_close(made, expected)
+    torch.testing.assert_close(adversarial, expected)
 
 
 def test_l2_step_is_its_formula(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
     """One L2 step from the image goes `step` along the normalised gradient."""
     images, labels = batch
     inside = images * 0.6 + 0.2
-    made = attack(model, inside, labels, AttackSpec("bim", "L2", 1.0, 0.1, 1, False, False), range(COUNT), 0)
+    adversarial = attack(model, inside, labels, AttackSpec("bim", "L2", 1.0, 0.1, 1, False, False), range(COUNT), 0)
     slope = gradient(model, inside, labels)
     expected = inside + 0.1 * slope / slope.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-    torch.testing.assert_close(made, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(adversarial, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_bim_steps_and_projects(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
@@ -110,8 +110,8 @@ def test_bim_steps_and_projects(model: nn.Module, batch: tuple[Tensor, Tensor]) 
     for _ in range(2):
         moved = expected + 0.04 * gradient(model, expected, labels).sign()
         expected = torch.minimum(torch.maximum(moved, images - 0.06), images + 0.06).clamp(0, 1)
-    made = attack(model, images, labels, AttackSpec("bim", "Linf", 0.06, 0.04, 2, False, False), range(COUNT), 0)
-    torch.testing.assert_close(made, expected)
+    adversarial = attack(model, images, labels, AttackSpec("bim", "Linf", 0.06, 0.04, 2, False, False), range(COUNT), 0)
+    torch.testing.assert_close(adversarial, expected)
 
 
 def test_attacks_break_the_classifier(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
@@ -119,9 +119,11 @@ def test_attacks_break_the_classifier(model: nn.Module, batch: tuple[Tensor, Ten
     images, labels = batch
     assert right(model, images, labels) > 0.95
     fgsm = replace(PGD, method="fgsm", step=PGD.eps, steps=1, random_start=False)
-    left = {spec: right(model, attack(model, images, labels, spec, range(COUNT), 0), labels) for spec in (PGD, fgsm)}
-    assert left[PGD] < 0.2
-    assert left[PGD] <= left[fgsm]
+    accuracy = {
+        spec: right(model, attack(model, images, labels, spec, range(COUNT), 0), labels) for spec in (PGD, fgsm)
+    }
+    assert accuracy[PGD] < 0.2
+    assert accuracy[PGD] <= accuracy[fgsm]
     strong = replace(L2, eps=2.5, step=0.6)
     assert right(model, attack(model, images, labels, strong, range(COUNT), 0), labels) < 0.2
 
@@ -133,8 +135,8 @@ def test_targeted_reaches_its_target(model: nn.Module, batch: tuple[Tensor, Tens
     assert not bool((targets == labels).any())
     assert len(set(((targets - labels) % 10).tolist())) == 9
     spec = replace(PGD, eps=0.3, step=0.05, targeted=True)
-    made = attack(model, images, labels, spec, range(COUNT), 3)
-    assert right(model, made, targets) > 0.8
+    adversarial = attack(model, images, labels, spec, range(COUNT), 3)
+    assert right(model, adversarial, targets) > 0.8
 
 
 def test_no_gradient_leaves_the_image(batch: tuple[Tensor, Tensor]) -> None:
@@ -143,8 +145,8 @@ def test_no_gradient_leaves_the_image(batch: tuple[Tensor, Tensor]) -> None:
     nn.init.zeros_(model[1].weight)
     images, labels = batch
     for norm in ("Linf", "L2"):
-        made = attack(model, images, labels, AttackSpec("bim", norm, 0.1, 0.1, 3, False, False), range(COUNT), 0)
-        assert torch.equal(made, images)
+        adversarial = attack(model, images, labels, AttackSpec("bim", norm, 0.1, 0.1, 3, False, False), range(COUNT), 0)
+        assert torch.equal(adversarial, images)
 
 
 def test_no_budget_leaves_the_image(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
@@ -157,11 +159,11 @@ def test_l2_start_fills_the_ball(model: nn.Module) -> None:
     """L2 starts are uniform in the ball: in d dimensions the mean radius is d / (d + 1)."""
     images, labels = torch.full((400, 1, 1, 2), 0.5), torch.zeros(400, dtype=torch.int64)
     flat = nn.Sequential(nn.Flatten(), nn.Linear(2, 3)).eval()
-    made = attack(flat, images, labels, replace(START_ONLY, norm="L2", eps=0.3), range(400), 0)
-    radius = norms(made - images, "L2") / 0.3
+    adversarial = attack(flat, images, labels, replace(START_ONLY, norm="L2", eps=0.3), range(400), 0)
+    radius = norms(adversarial - images, "L2") / 0.3
     assert float(radius.max()) <= 1 + 1e-5
     assert abs(float(radius.mean()) - 2 / 3) < 0.04
-    assert float(norms((made - images).mean(0, keepdim=True), "L2")) < 0.03
+    assert float(norms((adversarial - images).mean(0, keepdim=True), "L2")) < 0.03
 
 
 def test_misuse_is_refused(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from maep.attacks.attack_state import AttackState
-from maep.attacks.autoattack import Battery, autoattack
+from maep.attacks.autoattack import AttackSuite, autoattack
 from maep.attacks.catalog import NamedAttack
 from maep.attacks.reseeding import is_random, reseed, reseeded
-from maep.attacks.threat_models import threat_model
+from maep.attacks.threat_models import THREAT_MODELS, threat_model
 from maep.config.schema import ModelSettings, PurifySettings
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.purifiers import MAEPurifier
@@ -33,20 +33,20 @@ def gradient(model: nn.Module, images: Tensor) -> Tensor:
     return torch.autograd.grad(model(images).logsumexp(1).sum(), images)[0]
 
 
-def test_oblivious_sees_the_classifier_alone() -> None:
+def test_oblivious_sees_the_undefended_classifier() -> None:
     """Its target is the classifier itself."""
     classifier = train_small()
     assert threat_model("oblivious").target(Blur(), classifier, 1) is classifier
 
 
 @pytest.mark.parametrize("name", ["adaptive", "adaptive-eot", "blackbox"])
-def test_the_whole_with_its_exact_gradient(name: str) -> None:
+def test_the_purified_classifier_with_its_exact_gradient(name: str) -> None:
     """Adaptive attackers see f∘P and its gradient; of a purifier that draws nothing, EOT's is the same."""
     classifier, purifier, (images, _) = train_small(), Blur().requires_grad_(False), digits()
-    whole = threat_model(name).target(purifier, classifier, 1)
+    purified_classifier = threat_model(name).target(purifier, classifier, 1)
     expected = gradient(nn.Sequential(purifier, classifier), images[:4])
-    assert torch.equal(gradient(whole, images[:4]), expected)
-    assert not whole.training
+    assert torch.equal(gradient(purified_classifier, images[:4]), expected)
+    assert not purified_classifier.training
 
 
 def test_bpda_takes_the_purifier_for_the_identity_backward() -> None:
@@ -67,23 +67,26 @@ def test_bpda_takes_the_purifier_for_the_identity_backward() -> None:
 def test_eot_is_the_mean_over_draws() -> None:
     """Logits and gradients of the EOT target are means over the draws that its key stands for."""
     classifier, purifier, (images, _) = train_small(), random_purifier(noise=0.2), digits()
-    whole, target = nn.Sequential(purifier, classifier), threat_model("adaptive-eot").target(purifier, classifier, 3)
+    purified_classifier, target = (
+        nn.Sequential(purifier, classifier),
+        threat_model("adaptive-eot").target(purifier, classifier, 3),
+    )
     reseed(target, 7)
     expected = []
     for number in range(3):
-        reseed(whole, 7, 1, number)
-        expected.append(whole(images[:4]))
+        reseed(purified_classifier, 7, 1, number)
+        expected.append(purified_classifier(images[:4]))
     mean = torch.stack(expected).mean(0)
     assert torch.equal(target(images[:4]), mean)
     assert expected[0].ne(expected[1]).any()
     reseed(target, 7)
-    found = images[:4].clone().requires_grad_()
-    (grad,) = torch.autograd.grad(target(found).logsumexp(1).sum(), found)
+    inputs = images[:4].clone().requires_grad_()
+    (grad,) = torch.autograd.grad(target(inputs).logsumexp(1).sum(), inputs)
     other = images[:4].clone().requires_grad_()
     answers = []
     for number in range(3):
-        reseed(whole, 7, 1, number)
-        answers.append(whole(other))
+        reseed(purified_classifier, 7, 1, number)
+        answers.append(purified_classifier(other))
     (direct,) = torch.autograd.grad(torch.stack(answers).mean(0).logsumexp(1).sum(), other)
     assert torch.allclose(grad, direct, atol=1e-6), "activations were computed again with the same draws"
 
@@ -126,8 +129,8 @@ def test_attacks_on_random_models_resume_exactly() -> None:
     """Stopped between two attacks and continued elsewhere, an attack on a random purifier ends with the same images."""
     classifier, (images, labels) = train_small(), digits()
     images, labels = images[:6], labels[:6]
-    battery = Battery("custom", ("apgd-ce", "square"))
-    how = {"norm": "Linf", "eps": 0.05, "seed": 1, "batch_size": 4, "battery": battery}
+    suite = AttackSuite("custom", ("apgd-ce", "square"))
+    how = {"norm": "Linf", "eps": 0.05, "seed": 1, "batch_size": 4, "suite": suite}
     states: list[AttackState] = []
 
     def keep(state: AttackState) -> None:
@@ -138,21 +141,21 @@ def test_attacks_on_random_models_resume_exactly() -> None:
         return threat_model("adaptive-eot").target(random_purifier(noise=0.1), classifier, 2)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Battery, "attacker", _quick(Battery.attacker))
-        whole = autoattack(target(), images, labels, **how, saved=keep)  # type: ignore[arg-type]
+        patch.setattr(AttackSuite, "attacker", _quick(AttackSuite.attacker))
+        uninterrupted = autoattack(target(), images, labels, **how, on_state=keep)  # type: ignore[arg-type]
         assert list(states[1].survivors) == ["clean", "apgd-ce"]
         torch.rand(5)
         resumed = autoattack(target(), images, labels, **how, state=states[1])  # type: ignore[arg-type]
-    assert torch.equal(resumed.images, whole.images)
-    assert resumed.survivors == whole.survivors
-    assert whole.images.ne(images).any()
+    assert torch.equal(resumed.images, uninterrupted.images)
+    assert resumed.survivors == uninterrupted.survivors
+    assert uninterrupted.images.ne(images).any()
 
 
 def _quick(original):  # type: ignore[no-untyped-def]
     def attacker(self, *arguments, **options):  # type: ignore[no-untyped-def]
-        made = original(self, *arguments, **options)
-        made.apgd.n_restarts, made.apgd.n_iter, made.square.n_queries = 1, 10, 20
-        return made
+        quick = original(self, *arguments, **options)
+        quick.apgd.n_restarts, quick.apgd.n_iter, quick.square.n_queries = 1, 10, 20
+        return quick
 
     return attacker
 
@@ -180,13 +183,20 @@ def test_square_needs_no_gradient() -> None:
 
     classifier, (images, labels) = train_small(), digits()
     target = threat_model("blackbox").target(NoGradient(), classifier, 1)
-    made = NamedAttack("square-200", "Linf", 0.2).run(
+    state = NamedAttack("square-200", "Linf", 0.2).run(
         target, images[:8], labels[:8], keys=range(8), seed=0, batch_size=8
     )
-    assert made.survivors["square"] < made.survivors["clean"]
+    assert state.survivors["square"] < state.survivors["clean"]
 
 
 def test_unknown_threat_model() -> None:
     """An unknown threat model ends in one line with the valid ones."""
     with pytest.raises(UserError, match="choose one of oblivious, bpda, adaptive, adaptive-eot, blackbox"):
         threat_model("whitebox")
+
+
+def test_the_registry_names_each_by_its_own_name() -> None:
+    """Settings choose from the registry's names, in the order of reports; a threat model calls itself by its own."""
+    assert list(THREAT_MODELS) == ["oblivious", "bpda", "adaptive", "adaptive-eot", "blackbox"]
+    for name in THREAT_MODELS:
+        assert threat_model(name).name == name

@@ -1,4 +1,4 @@
-"""Defences that hide their gradients, as they were published and believed; and a classifier behind one, or alone.
+"""Defenses that hide their gradients, as they were published and believed; and a classifier behind one, or undefended.
 
 `CLASSIFIER=cifar10-resnet20.safetensors python -m maep evaluate --model tests.evaluation.defenses:jpeg --data SHARDS`
 """
@@ -25,7 +25,7 @@ class Rounding(nn.Module):
 
 
 class Jpeg(nn.Module):
-    """Pixels through a JPEG file, as defences of 2018 did."""
+    """Pixels through a JPEG file, as defenses of 2018 did."""
 
     def forward(self, images: Tensor) -> Tensor:
         return torch.stack([self._through_file(image) for image in images.detach()])
@@ -51,17 +51,17 @@ class Noise(nn.Module):
         return images + 0.2 * torch.randn_like(images)
 
 
-def alone() -> nn.Module:
-    """CIFAR-10's ResNet-20, whose weights the environment variable CLASSIFIER names, without a defence."""
+def undefended() -> nn.Module:
+    """CIFAR-10's ResNet-20, whose weights the environment variable CLASSIFIER names, without a defense."""
     weights = Path(os.environ["CLASSIFIER"])
     return load_classifier(load_settings("cifar10_cpu").classifier, 10, weights)
 
 
 def rounding() -> nn.Module:
     """It behind 8-bit rounding."""
-    return nn.Sequential(Rounding(), alone()).eval()
+    return nn.Sequential(Rounding(), undefended()).eval()
 
 
 def jpeg() -> nn.Module:
     """It behind JPEG."""
-    return nn.Sequential(Jpeg(), alone()).eval()
+    return nn.Sequential(Jpeg(), undefended()).eval()

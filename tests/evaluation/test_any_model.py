@@ -1,4 +1,4 @@
-"""Any model can be judged, from Python and by `maep evaluate`; what was handed over wrongly is named in one line."""
+"""Any model can be evaluated, from Python and by `maep evaluate`; what was handed over wrongly is named in one line."""
 
 import json
 import sys
@@ -44,7 +44,7 @@ def normalized(model: nn.Module) -> nn.Module:
 
 
 def test_a_classifier_without_a_purifier(tmp_path: Path, test_set: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bare module is attacked as a whole, once for all threat models that come to the same; the report says so."""
+    """A bare module is attacked as it is, once for all threat models that come to the same; the report says so."""
     monkeypatch.chdir(tmp_path)
     report = evaluate(train_small(), test_set, name="net", run_dir=tmp_path / "run", **QUICK)
     rows = {row["threat_model"]: row for row in report["results"]}
@@ -57,8 +57,8 @@ def test_a_classifier_without_a_purifier(tmp_path: Path, test_set: ShardSet, mon
     assert not (tmp_path / "run" / "robustbench.json").exists(), "AutoAttack was not run"
 
 
-def test_a_defence_has_every_threat_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A PurifiedClassifier is judged part by part, here on tensors, with AutoAttack: RobustBench's entry is written."""
+def test_a_defense_has_every_threat_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PurifiedClassifier is taken apart, here on tensors, with AutoAttack: RobustBench's entry is written."""
     monkeypatch.chdir(tmp_path)
     images, labels = digits()
     monkeypatch.setitem(QUICK, "attacks", ["autoattack-standard"])
@@ -133,14 +133,14 @@ def test_the_verb(
     monkeypatch.setattr(sys, "path", list(sys.path))
     lines = ["from tests.small import train_small", "def small(): return train_small()",
              "def other(): return train_small(steps=40)"]  # fmt: skip
-    (tmp_path / "judged_here.py").write_text("\n".join(lines))
+    (tmp_path / "evaluated_here.py").write_text("\n".join(lines))
     settings = [f"evaluation.{key}={json.dumps(value)}" for key, value in QUICK.items()]
-    assert main(["--model", "judged_here:small", "--data", str(test_set.path), *settings]) == 0
+    assert main(["--model", "evaluated_here:small", "--data", str(test_set.path), *settings]) == 0
     assert (tmp_path / "runs" / "small" / "report.json").is_file()
     assert "honesty checks passed" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"plan.json: was written for another model; choose another run.dir"):
-        main(["--model", "judged_here:other", "--data", str(test_set.path), "run.dir=runs/small", *settings])
-    with pytest.raises(UserError, match="--model judged_here:nothing: cannot be imported"):
-        main(["--model", "judged_here:nothing", "--data", str(test_set.path)])
+        main(["--model", "evaluated_here:other", "--data", str(test_set.path), "run.dir=runs/small", *settings])
+    with pytest.raises(UserError, match="--model evaluated_here:nothing: cannot be imported"):
+        main(["--model", "evaluated_here:nothing", "--data", str(test_set.path)])
     with pytest.raises(UserError, match="give --model MODULE:FUNCTION and --data SHARDS"):
         main(["--data", str(test_set.path)])

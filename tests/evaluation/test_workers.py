@@ -15,13 +15,14 @@ import pytest
 from pyautoattack import AutoAttack
 
 from maep.data.shards import ShardSet
+from maep.evaluation.scoring.evaluation import prepare
 from maep.evaluation.workers import evaluate_all
 from maep.runtime.errors import UserError
-from tests.evaluation.subject import (
+from tests.evaluation.small_evaluation import (
     IMAGES,
     SHARED_RUN,
+    adversarial_images,
     contents,
-    images_made,
     settings_for,
     shorten_autoattack,
     two_purifiers,
@@ -38,9 +39,9 @@ def test_set(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, test_set: ShardSet) -> Path:
+def one_worker(tmp_path_factory: pytest.TempPathFactory, test_set: ShardSet) -> Path:
     """The evaluation of two purifiers by one worker that was left alone."""
-    directory = tmp_path_factory.mktemp("alone")
+    directory = tmp_path_factory.mktemp("one_worker")
     before = AutoAttack._set_version
     shorten_autoattack()
     try:
@@ -51,7 +52,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, test_set: ShardSet) -> Path:
 
 
 def _workers(directory: Path, test: ShardSet, count: int) -> list[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "tests.evaluation.subject", str(directory), str(test.path)]
+    command = [sys.executable, "-m", "tests.evaluation.small_evaluation", str(directory), str(test.path)]
     how: dict[str, Any] = {"cwd": REPOSITORY, "env": {**os.environ, "OMP_NUM_THREADS": "1"}, "text": True}
     return [
         subprocess.Popen([*command, str(number), str(count)], stdout=subprocess.PIPE, **how) for number in range(count)
@@ -60,38 +61,38 @@ def _workers(directory: Path, test: ShardSet, count: int) -> list[subprocess.Pop
 
 def _finish(workers: list[subprocess.Popen[str]]) -> str:
     """What the workers said, after all ended well."""
-    said = [worker.communicate(timeout=300)[0] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0] * len(workers), said
-    return "".join(said)
+    outputs = [worker.communicate(timeout=300)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0] * len(workers), outputs
+    return "".join(outputs)
 
 
-def _assert_same(directory: Path, alone: Path) -> None:
-    ours, theirs = (settings_for(place, **SHARED_RUN) for place in (directory, alone))
+def _assert_same(directory: Path, one_worker: Path) -> None:
+    ours, theirs = (settings_for(path, **SHARED_RUN) for path in (directory, one_worker))
     for purifier in ("pretrained", "lora"):
         assert contents(ours, purifier) == contents(theirs, purifier)
-    assert images_made(directory) == images_made(alone)
+    assert adversarial_images(directory) == adversarial_images(one_worker)
     assert not list(directory.rglob("*.partial.safetensors"))
     assert not list(directory.rglob("*.claim-*"))
 
 
-def test_two_workers(tmp_path: Path, test_set: ShardSet, alone: Path) -> None:
+def test_two_workers(tmp_path: Path, test_set: ShardSet, one_worker: Path) -> None:
     """Two workers attack each chunk once, oblivious ones for both purifiers together, and end with the same records."""
-    said = _finish(_workers(tmp_path, test_set, 2))
-    assert said.count("finished\n") >= 1
-    attacked = Counter(ATTACKED.findall(said))
+    output = _finish(_workers(tmp_path, test_set, 2))
+    assert output.count("finished\n") >= 1
+    attacked = Counter(ATTACKED.findall(output))
     assert len(attacked) == 5 + 2
     assert sum(attacked.values()) == 5 + 2 * 2, "five oblivious chunks, two adaptive ones of each purifier"
-    _assert_same(tmp_path, alone)
+    _assert_same(tmp_path, one_worker)
 
 
-def test_four_workers_one_killed(tmp_path: Path, test_set: ShardSet, alone: Path) -> None:
+def test_four_workers_one_killed(tmp_path: Path, test_set: ShardSet, one_worker: Path) -> None:
     """Of four workers one is killed while it attacks; the others take its chunk over and finish everything."""
     workers = _workers(tmp_path, test_set, 4)
     victim = _kill_attacking(workers, tmp_path)
-    said = _finish([worker for worker in workers if worker is not victim])
-    assert "taken over" in said
-    assert said.count("finished\n") >= 1
-    _assert_same(tmp_path, alone)
+    output = _finish([worker for worker in workers if worker is not victim])
+    assert "taken over" in output
+    assert output.count("finished\n") >= 1
+    _assert_same(tmp_path, one_worker)
 
 
 def _kill_attacking(workers: list[subprocess.Popen[str]], directory: Path) -> subprocess.Popen[str]:
@@ -120,13 +121,13 @@ def test_a_missing_chunk_is_named_until_it_is_there(tmp_path: Path, test_set: Sh
 
     settings = settings_for(tmp_path, attacks=["fgsm"], threat_models=["oblivious"])
     evaluations = two_purifiers(settings, test_set)
-    unit = evaluations[0].attack_alone(evaluations[0].prepare()[1])
+    attack = evaluations[0].attacks.undefended(prepare(evaluations[0])[1])
     settings.compute.claim_timeout = 2.0
     with (
         Claims(tmp_path / "cache" / "attacked" / ".claims", 2.0, "another") as other,
-        other.hold(f"attack-{unit.identity[:24]}") as mine,
+        other.hold(f"attack-{attack.identity[:24]}") as is_held,
     ):
-        assert mine
+        assert is_held
         assert not evaluate_all(evaluations)
         with pytest.raises(UserError, match=r"oblivious/fgsm-Linf-0.1/chunk-0001.json: this chunk has not been"):
             contents(settings)

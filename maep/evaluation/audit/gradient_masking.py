@@ -1,4 +1,4 @@
-"""Questions put to a defence itself, on a few images, before its numbers are believed.
+"""Questions put to a defense itself, on a few images, before its numbers are believed.
 
 Each is a sign of masked gradients (Athalye et al. 2018, Carlini et al. 2019) if the answer is not what it should be:
 the output is not random, the gradient is there and agrees with finite differences, the attack's loss rises with its
@@ -7,7 +7,8 @@ budget and its steps. `maep.evaluation.audit.findings` says what the answers mea
 
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,121 +20,225 @@ from maep.attacks.gradient import attack
 from maep.attacks.reseeding import reseeded
 from maep.attacks.threat_models import AdaptiveEot
 from maep.evaluation.scoring.evaluation import Evaluation
-from maep.evaluation.scoring.plan import CHECKS
-from maep.storage.atomic import digest, read_json, write_json
+from maep.evaluation.scoring.plan import CHECKS, Plan
+from maep.runtime.digests import digest
+from maep.runtime.errors import fail
+from maep.storage.documents import Document
 
-VERSION = 2
+VERSION = 2  # of the questions, as part of their identity: raising it asks again
+# Times the budget. 0 gives the clean loss; at 8 times a budget of 8/255, a quarter of the range, every image must fall.
 BUDGETS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+# PGD with steps of eps/4 crosses the ball in 8; beyond 20 more steps should gain little, and must not lose.
 STEPS = (1, 2, 5, 10, 20, 50)
+CURVE_STEPS = 20  # of the attack whose budget is varied
 # Below an 8-bit level. The margin of a large image bends within the long ones, fp32 rounds the short ones away; a false
 # gradient agrees with none.
 DIFFERENCES = (1e-3, 1e-4, 1e-5)
-TINY = 1e-12
+TINY = 1e-12  # in the place of a slope of zero when relative errors are taken
 
 
-class Checks:
+@dataclass(frozen=True)
+class GradientSizes:
+    """zero_share: of images without any gradient, in [0, 1]. The norms: medians of the margin's gradient in L2, of the
+    purified classifier and of the undefended one.
+    """
+
+    zero_share: float
+    median_norm: float
+    undefended_median_norm: float
+
+
+@dataclass(frozen=True)
+class Slope:
+    """The margin's slope on one image, by its gradient and by finite differences; error: their relative difference."""
+
+    gradient: float
+    measured: float
+    error: float
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """Mean loss and accuracy in percent after PGD of so many steps within eps ([0,1] pixels)."""
+
+    steps: int
+    eps: float
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class CheckAnswers:
+    """What a defense answered. images: how many were asked about; norm, eps: the evaluation's first budget.
+
+    logit_spread: the largest difference between logits when the same images are asked again. against_eps,
+    against_steps: PGD at rising budgets, and with more and more steps.
+    """
+
+    images: int
+    norm: str
+    eps: float
+    random: bool
+    logit_spread: float
+    has_gradient: bool
+    gradients: GradientSizes
+    finite_differences: tuple[Slope, ...]
+    against_eps: tuple[CurvePoint, ...]
+    against_steps: tuple[CurvePoint, ...]
+
+
+@dataclass(frozen=True)
+class CheckRecord(Document):
+    """checks.json. identity: of the questions; classifier, purifier: identities of who was asked."""
+
+    identity: str
+    classifier: str
+    purifier: str
+    answers: CheckAnswers
+
+    @classmethod
+    def upgrade(cls, entries: dict[str, Any], version: int) -> dict[str, Any]:
+        """Format 0 had the answers beside the identities."""
+        return {**entries, "answers": entries}
+
+
+@dataclass(frozen=True)
+class CheckHead(Document):
+    """What tells whose a checks.json is, whatever else is in it."""
+
+    identity: str = ""
+    classifier: str = ""
+    purifier: str = ""
+
+
+def read_checks(plan: Plan, directory: Path) -> CheckAnswers:
+    """checks.json of `directory`. Raises UserError when it is missing or of another classifier or purifier."""
+    path = directory / CHECKS
+    head = CheckHead.read(path) if path.is_file() else CheckHead()
+    if (head.classifier, head.purifier) != (plan.classifier, plan.purifier):
+        fail(f"{path}: the defense has not been checked; run stage=evaluate to complete it")
+    return CheckRecord.read(path).answers
+
+
+class MaskingCheck:
     """The questions to one evaluation's purified classifier; `checks.json` in its directory holds the answers."""
+
+    description = "gradients, differences, loss curves"
 
     def __init__(self, evaluation: Evaluation) -> None:
         self.evaluation = evaluation
-        settings = evaluation.settings
-        self.count = min(settings.evaluation.check_images, len(evaluation.test))
-        self.norm, self.eps = settings.evaluation.norm, settings.evaluation.eps[0]
+        self.path = evaluation.directory / CHECKS
+        settings = evaluation.settings.evaluation
+        self.seed = evaluation.settings.run.seed
+        self.count = min(settings.check_images, len(evaluation.test))
+        self.norm, self.eps, self.draws = settings.norm, settings.eps[0], settings.draws
 
     @property
     def identity(self) -> str:
         """Digest of all that the answers depend on."""
-        evaluation = self.evaluation
-        facts = [VERSION, evaluation.classifier_identity, evaluation.purifier_identity, evaluation.test.identity]
-        settings = evaluation.settings
-        return digest([*facts, settings.run.seed, self.count, self.norm, self.eps, settings.evaluation.draws])
+        defense, images = self.evaluation.defense, self.evaluation.test.identity
+        inputs = [defense.classifier_identity, defense.purifier_identity, images, self.seed]
+        return digest([VERSION, *inputs, self.count, self.norm, self.eps, self.draws])
+
+    @property
+    def claim(self) -> str:
+        """The name under which workers claim it."""
+        return f"checks-{self.identity[:24]}"
 
     def is_done(self) -> bool:
         """Whether the answers are there."""
-        path = self.evaluation.directory / CHECKS
-        return path.is_file() and read_json(path).get("identity") == self.identity
+        return self.path.is_file() and CheckHead.read(self.path).identity == self.identity
 
     def run(self) -> None:
         """Ask and write the answers down."""
+        defense = self.evaluation.defense
+        target = self.evaluation.targets.exact(AdaptiveEot(), self.draws if self.evaluation.targets.is_random else 1)
         images, labels = self.evaluation.images(range(self.count))
-        whole = self.evaluation.whole
-        draws = self.evaluation.settings.evaluation.draws if self.evaluation.is_random else 1
-        target = self.evaluation.followed(
-            AdaptiveEot().target(self.evaluation.purifier, self.evaluation.classifier, draws)
-        )
-        seed = self.evaluation.settings.run.seed
-        with reseeded(target, seed):
-            answers = {
-                "identity": self.identity,
-                "classifier": self.evaluation.classifier_identity,
-                "purifier": self.evaluation.purifier_identity,
-                "images": self.count,
-                "norm": self.norm,
-                "eps": self.eps,
-                "random": self.evaluation.is_random,
-                "logit_spread": logit_spread(whole, images),
-                "has_gradient": self.evaluation.has_gradient,
-                "gradients": gradient_sizes(target, self.evaluation.classifier, images, labels),
-                "finite_differences": list(finite_differences(target, images, labels, seed)),
-                "against_eps": [self._attacked(target, images, labels, 20, times * self.eps) for times in BUDGETS],
-                "against_steps": [self._attacked(target, images, labels, steps, self.eps) for steps in STEPS],
-            }
-        write_json(self.evaluation.directory / CHECKS, answers)
+        with reseeded(target, self.seed):
+            answers = self._answers(target, images, labels)
+        CheckRecord(self.identity, defense.classifier_identity, defense.purifier_identity, answers).write(self.path)
 
-    def _attacked(self, model: nn.Module, images: Tensor, labels: Tensor, steps: int, eps: float) -> dict[str, float]:
-        """Mean loss and accuracy in percent after PGD of `steps` steps of eps/4 within `eps`."""
+    def _answers(self, target: nn.Module, images: Tensor, labels: Tensor) -> CheckAnswers:
+        """The order of the questions decides what a random defense draws for each, and so is part of the answers."""
+        defense, targets = self.evaluation.defense, self.evaluation.targets
+        return CheckAnswers(
+            images=self.count,
+            norm=self.norm,
+            eps=self.eps,
+            random=targets.is_random,
+            logit_spread=logit_spread(defense.purified_classifier, images),
+            has_gradient=targets.has_gradient,
+            gradients=gradient_sizes(target, defense.classifier, images, labels),
+            finite_differences=tuple(finite_differences(target, images, labels, self.seed)),
+            against_eps=tuple(
+                self._attacked(target, images, labels, CURVE_STEPS, times * self.eps) for times in BUDGETS
+            ),
+            against_steps=tuple(self._attacked(target, images, labels, steps, self.eps) for steps in STEPS),
+        )
+
+    def _attacked(self, model: nn.Module, images: Tensor, labels: Tensor, steps: int, eps: float) -> CurvePoint:
+        """PGD of `steps` steps of eps/4 within `eps`."""
         spec = gradient_spec(f"pgd-{steps}", self.norm, eps)
         assert spec is not None
         spec = replace(spec, step=eps / 4)
-        attacked = attack(model, images, labels, spec, range(len(images)), self.evaluation.settings.run.seed)
+        adversarial = attack(model, images, labels, spec, range(len(images)), self.seed)
         with torch.no_grad():
-            logits = model(attacked)
+            logits = model(adversarial)
         loss = float(F.cross_entropy(logits, labels))
         accuracy = 100 * float((logits.argmax(1) == labels).float().mean())
-        return {"steps": steps, "eps": eps, "loss": round(loss, 6), "accuracy": round(accuracy, 4)}
+        return CurvePoint(steps, eps, round(loss, 6), round(accuracy, 4))
 
 
 @torch.no_grad()
 def logit_spread(model: nn.Module, images: Tensor, times: int = 3) -> float:
-    """The largest difference between logits when the same images are asked `times` times; 0 for a fixed function."""
+    """The largest difference between logits when the same images are asked `times` times; 0 for a fixed function.
+
+    images: [N, 3, H, W] in [0,1].
+    """
     answers = torch.stack([model(images) for _ in range(times)])
     return float((answers.amax(0) - answers.amin(0)).max())
 
 
 def margins(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """The highest other logit minus the label's, [N]: what an attack raises; unlike a cross-entropy, unbounded."""
+    """The highest other logit minus the label's, [N]: what an attack raises; unlike a cross-entropy, unbounded.
+
+    images: [N, 3, H, W] in [0,1]; labels: int64 [N].
+    """
     logits = model(images)
-    own = logits.gather(1, labels[:, None])[:, 0]
-    return logits.scatter(1, labels[:, None], -torch.inf).amax(1) - own
+    of_label = logits.gather(1, labels[:, None])[:, 0]
+    return logits.scatter(1, labels[:, None], -torch.inf).amax(1) - of_label
 
 
 def margin_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Gradient of each image's margin, [N, 3, H, W]; zeros from a model that gives none."""
+    """Gradient of each image's margin, [N, 3, H, W]; zeros from a model that gives none.
+
+    images: [N, 3, H, W] in [0,1]; labels: int64 [N].
+    """
     with torch.enable_grad():
         images = images.detach().requires_grad_(True)
         total = margins(model, images, labels).sum()
         if not total.requires_grad:
             return torch.zeros_like(images)
-        found = torch.autograd.grad(total, images, allow_unused=True)[0]
-        return torch.zeros_like(images) if found is None else found
+        gradient = torch.autograd.grad(total, images, allow_unused=True)[0]
+        return torch.zeros_like(images) if gradient is None else gradient
 
 
-def gradient_sizes(whole: nn.Module, alone: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
-    """Share of images without any gradient, and the margin's median gradient norm (L2), whole and classifier alone."""
-    norms = [margin_gradients(model, images, labels).flatten(1).norm(dim=1) for model in (whole, alone)]
-    return {
-        "zero_share": float((norms[0] == 0).float().mean()),
-        "median_norm": float(norms[0].median()),
-        "undefended_median_norm": float(norms[1].median()),
-    }
+def gradient_sizes(defended: nn.Module, undefended: nn.Module, images: Tensor, labels: Tensor) -> GradientSizes:
+    """How large the margin's gradients are with and without the defense.
+
+    defended, undefended: images → logits. images: [N, 3, H, W] in [0,1]; labels: int64 [N].
+    """
+    norms = [margin_gradients(model, images, labels).flatten(1).norm(dim=1) for model in (defended, undefended)]
+    zero_share = float((norms[0] == 0).float().mean())
+    return GradientSizes(zero_share, float(norms[0].median()), float(norms[1].median()))
 
 
 @torch.no_grad()
-def finite_differences(model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Iterator[dict[str, float]]:
+def finite_differences(model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Iterator[Slope]:
     """For each image, the margin's slope along its gradient's sign: by the gradient, and by central differences.
 
-    Where the gradient is zero the direction is random. Of the steps in `DIFFERENCES`
-    the one that agrees best counts.
+    images: [N, 3, H, W] in [0,1]; labels: int64 [N]; seed: of random models and directions. Where the gradient is zero
+    the direction is random. Of the steps in `DIFFERENCES` the one that agrees best counts.
     """
     with reseeded(model, seed, 1):
         gradients = margin_gradients(model, images, labels)
@@ -144,8 +249,7 @@ def finite_differences(model: nn.Module, images: Tensor, labels: Tensor, seed: i
     measured = [_central(model, images, step * direction, labels, seed) / step for step in DIFFERENCES]
     for expected, *slopes in zip(by_gradient.tolist(), *(slope.tolist() for slope in measured), strict=True):
         slope = min(slopes, key=lambda slope: abs(expected - slope))
-        error = abs(expected - slope) / max(abs(expected), abs(slope), TINY)
-        yield {"gradient": expected, "measured": slope, "error": error}
+        yield Slope(expected, slope, abs(expected - slope) / max(abs(expected), abs(slope), TINY))
 
 
 def _central(model: nn.Module, images: Tensor, move: Tensor, labels: Tensor, seed: int) -> Tensor:
@@ -159,6 +263,6 @@ def _same_draws(model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> 
         return margins(model, images, labels)
 
 
-def median_error(differences: Sequence[dict[str, Any]]) -> float:
+def median_error(slopes: Sequence[Slope]) -> float:
     """The median relative error of `finite_differences`."""
-    return statistics.median(entry["error"] for entry in differences)
+    return statistics.median(slope.error for slope in slopes)

@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -13,14 +14,76 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from maep.attacks.reseeding import reseeded
-from maep.config.schema import PurifySettings
 from maep.evaluation.scoring.evaluation import Evaluation
 from maep.evaluation.scoring.metrics import psnr
 from maep.evaluation.scoring.plan import PURIFYING
-from maep.purifiers import MAEPurifier
-from maep.storage.atomic import digest, read_json, write_json
+from maep.purifiers import Purifier
+from maep.runtime.digests import digest
+from maep.runtime.errors import fail
+from maep.storage.documents import Document
 
-VERSION = 1
+VERSION = 1  # of the measurement, as part of its identity: raising it measures again
+
+
+@dataclass(frozen=True)
+class GridCost:
+    """One way to lay tiles. overlap: pixels; shifts: grids; used: whether the purifier lays them so.
+
+    across, inside: mean step between neighbouring pixels of what was added, across borders and elsewhere, in [0,1]
+    pixels; None where there are no such pixels. psnr_clean: dB.
+    """
+
+    grid: str
+    overlap: int
+    shifts: int
+    used: bool
+    across: float | None
+    inside: float | None
+    psnr_clean: float
+    seconds_per_image: float
+
+
+@dataclass(frozen=True)
+class PurificationCost:
+    """images: measured for the grids. peak_bytes: of tensors while purifying `images_at_once` images together."""
+
+    images: int
+    images_at_once: int
+    peak_bytes: int
+    grids: tuple[GridCost, ...]
+
+
+@dataclass(frozen=True)
+class CostRecord(Document):
+    """purifying.json. identity: of the measurement; purifier: identity of the purifier."""
+
+    identity: str
+    purifier: str
+    cost: PurificationCost
+
+    @classmethod
+    def upgrade(cls, entries: dict[str, Any], version: int) -> dict[str, Any]:
+        """Format 0 had the cost beside the identities."""
+        return {**entries, "cost": entries}
+
+
+@dataclass(frozen=True)
+class CostHead(Document):
+    """What tells whether a purifying.json is this measurement's, whatever else is in it."""
+
+    identity: str = ""
+    purifier: str = ""
+
+
+def read_cost(purifier: str, directory: Path) -> PurificationCost:
+    """purifying.json of `directory`, which must be of the purifier with that identity.
+
+    Raises UserError when it is missing or of another one.
+    """
+    path = directory / PURIFYING
+    if not path.is_file() or CostHead.read(path).purifier != purifier:
+        fail(f"{path}: memory and tiles have not been measured; run stage=evaluate to complete it")
+    return CostRecord.read(path).cost
 
 
 class PeakMemory(TorchDispatchMode):
@@ -37,10 +100,10 @@ class PeakMemory(TorchDispatchMode):
         """Run the operation and count what it made."""
         result = func(*args, **(kwargs or {}))
         self._alive = {reference: size for reference, size in self._alive.items() if not reference.expired()}
-        given = {StorageWeakRef(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if _is_tensor(leaf)}
+        inputs = {StorageWeakRef(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if _is_tensor(leaf)}
         for tensor in filter(_is_tensor, tree_leaves(result)):
             storage = tensor.untyped_storage()
-            if StorageWeakRef(storage) not in given:
+            if StorageWeakRef(storage) not in inputs:
                 self._alive[StorageWeakRef(storage)] = storage.nbytes()
         self.peak = max(self.peak, sum(self._alive.values()))
         return result
@@ -50,64 +113,54 @@ def _is_tensor(leaf: Any) -> bool:
     return isinstance(leaf, Tensor)
 
 
-def grids(used: PurifySettings, size: int) -> dict[str, PurifySettings]:
-    """Ways to lay tiles of side `size` over an image: the three there are, and the one in use if it is another."""
-    plain = replace(used, overlap=0, shifts=1)
-    found = {
-        "plain": plain,
-        "overlapping, blended": replace(plain, overlap=size // 4),
-        "shifted, averaged": replace(plain, shifts=4),
-    }
-    return found if used in found.values() else {**found, "as used": used}
+class CostMeasurement:
+    """The measurement of one evaluation's purifier; `purifying.json` in its directory holds the outcome."""
 
-
-class Purifying:
-    """The questions to one evaluation's purifier; `purifying.json` in its directory holds the answers."""
+    description = "memory, tiles"
 
     def __init__(self, evaluation: Evaluation) -> None:
         self.evaluation = evaluation
+        self.path = evaluation.directory / PURIFYING
         settings = evaluation.settings.evaluation
         self.count = min(settings.check_images, len(evaluation.test))
         self.at_once = min(settings.batch_size, settings.images, len(evaluation.test))
 
     @property
     def identity(self) -> str:
-        """Digest of all that the answers depend on."""
+        """Digest of all that the outcome depends on."""
         evaluation = self.evaluation
-        facts = [VERSION, evaluation.purifier_identity, evaluation.test.identity, evaluation.settings.run.seed]
-        return digest([*facts, self.count, self.at_once])
+        inputs = [evaluation.defense.purifier_identity, evaluation.test.identity, evaluation.settings.run.seed]
+        return digest([VERSION, *inputs, self.count, self.at_once])
+
+    @property
+    def claim(self) -> str:
+        """The name under which workers claim it."""
+        return f"purifying-{self.identity[:24]}"
 
     def is_done(self) -> bool:
-        """Whether the answers are there."""
-        path = self.evaluation.directory / PURIFYING
-        return path.is_file() and read_json(path).get("identity") == self.identity
+        """Whether the outcome is there."""
+        return self.path.is_file() and CostHead.read(self.path).identity == self.identity
 
     @torch.no_grad()
     def run(self) -> None:
-        """Ask and write the answers down."""
+        """Measure and write the outcome down."""
+        defense, seed = self.evaluation.defense, self.evaluation.settings.run.seed
         images, _ = self.evaluation.images(range(self.at_once))
-        with reseeded(self.evaluation.purifier, self.evaluation.settings.run.seed), PeakMemory() as memory:
-            self.evaluation.purifier(images)
-        answers = {
-            "identity": self.identity,
-            "purifier": self.evaluation.purifier_identity,
-            "images": self.count,
-            "images_at_once": self.at_once,
-            "peak_bytes": memory.peak,
-            "grids": list(self._seams()),
-        }
-        write_json(self.evaluation.directory / PURIFYING, answers)
+        with reseeded(defense.protection, seed), PeakMemory() as memory:
+            defense.protection(images)
+        cost = PurificationCost(self.count, self.at_once, memory.peak, tuple(self._grids()))
+        CostRecord(self.identity, defense.purifier_identity, cost).write(self.path)
 
-    def _seams(self) -> Iterator[dict[str, Any]]:
-        """For each grid: steps across borders and elsewhere (None: nowhere), in [0,1] pixels; PSNR clean; seconds."""
-        purifier = self.evaluation.purifier
-        if not isinstance(purifier, MAEPurifier):
+    def _grids(self) -> Iterator[GridCost]:
+        """Each way to lay tiles, where the purifier lays any over images of this size."""
+        purifier = self.evaluation.defense.purifier
+        if not isinstance(purifier, Purifier):
             return
         images, _ = self.evaluation.images(range(self.count))
         if purifier.seam_error(images[:1], images[:1]) is None:
             return
-        for name, settings in grids(purifier.settings, purifier.model.config.image_size).items():
-            variant = MAEPurifier(purifier.model, settings).eval()
+        for layout in purifier.tile_layouts():
+            variant = purifier.with_options(layout.options)
             started = time.perf_counter()
             with reseeded(variant, self.evaluation.settings.run.seed):
                 purified = torch.cat([variant(image) for image in images.split(1)])
@@ -115,13 +168,8 @@ class Purifying:
             seams = variant.seam_error(images, purified)
             assert seams is not None
             across, inside = (float(steps.mean()) if steps.isfinite().all() else None for steps in seams)
-            yield {
-                "grid": name,
-                "overlap": settings.overlap,
-                "shifts": settings.shifts,
-                "used": settings == purifier.settings,
-                "across": across,
-                "inside": inside,
-                "psnr_clean": fmean(psnr(purified, images).tolist()),
-                "seconds_per_image": seconds,
-            }
+            quality = fmean(psnr(purified, images).tolist())
+            options = layout.options
+            yield GridCost(
+                layout.name, options.overlap, options.shifts, layout.in_use, across, inside, quality, seconds
+            )

@@ -1,175 +1,234 @@
 """Several reports beside each other: a column is one threat model, attack, budget and image set only."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from scipy.stats import binomtest
 
+from maep.attacks.catalog import title_of
 from maep.evaluation.reporting.figures import COLOURS, INK, style_axes
-from maep.evaluation.scoring.plan import eps_text
+from maep.evaluation.reporting.report_document import REPORT, Report
+from maep.evaluation.reporting.report_row import Interval, ReportRow
+from maep.evaluation.scoring.chunk_record import read_folder
+from maep.evaluation.scoring.tasks import eps_text
 from maep.runtime.errors import fail
-from maep.storage.atomic import read_json
+from maep.storage.documents import Document
 
-COLUMN = ("dataset", "image_set", "threat_model", "attack", "norm", "eps", "n")
-Column = tuple[Any, ...]
+# Points by which a report and its records may differ: accuracies are rounded to four digits.
+ROUNDING = 0.01
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Column:
+    """What rows must share to be compared. image_set: as in the report's rows; n: images."""
+
+    dataset: str
+    image_set: str
+    threat_model: str
+    attack: str
+    norm: str
+    eps: float
+    n: int
+
+    @classmethod
+    def of(cls, row: ReportRow) -> "Column":
+        """The column that a row of a report stands in."""
+        return cls(*(getattr(row, item.name) for item in fields(Column)))
+
+    @property
+    def heading(self) -> str:
+        """Its head, in three lines."""
+        images = f"{self.dataset} {self.image_set[:6]}, n = {self.n}"
+        return f"{self.threat_model}\n{title_of(self.attack)} {self.norm} {eps_text(self.eps)}\n{images}"
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """McNemar's test of two defenses: images that only one of them got right, and the two-sided p-value."""
+
+    only_first: int
+    only_second: int
+    p: float
+
+
+@dataclass(frozen=True)
+class ComparedRow:
+    """A defense in a column. Accuracies and intervals in percent; mcnemar: against the column's first row."""
+
+    run: str
+    classifier: str
+    purifier: str
+    clean_accuracy: float
+    clean_ci95: Interval
+    robust_accuracy: float
+    robust_ci95: Interval
+    average_accuracy: float
+    mcnemar: McNemar | None
+
+
+@dataclass(frozen=True)
+class ComparedColumn(Column):
+    """A column and its rows."""
+
+    rows: tuple[ComparedRow, ...]
+
+
+@dataclass(frozen=True)
+class Comparison(Document):
+    """compare.json."""
+
+    VERSION_KEY: ClassVar[str] = "schema"
+
+    columns: tuple[ComparedColumn, ...]
+
+
+@dataclass(frozen=True)
+class ReportedDefense:
     """One purifier before one classifier in one run. rows: its results by column."""
 
     run: Path
     classifier: str
     purifier: str
-    rows: dict[Column, dict[str, Any]]
+    rows: dict[Column, ReportRow]
 
     @property
     def name(self) -> str:
         """As in tables: run, classifier, purifier."""
         return f"{self.run.name}: {self.classifier}, {self.purifier}"
 
-    def right(self, column: Column) -> dict[int, bool]:
+    def correct(self, column: Column) -> dict[int, bool]:
         """By sample index, whether the attacked image was classified rightly, from the records of the run.
 
         Raises UserError if there are no records, or others than the report was made of.
         """
         row = self.rows[column]
-        folder = self.run / "evaluation" / row["records"]
-        records = [read_json(path) for path in sorted(folder.glob("chunk-*.json"))]
-        found = {
-            index: prediction == label
-            for record in records
-            for index, prediction, label in zip(
-                record["ids"], record["predictions"]["defended_adversarial"], record["labels"], strict=True
-            )
+        folder = self.run / "evaluation" / row.records
+        correct = {
+            index: right
+            for record in read_folder(folder)
+            for index, right in zip(record.ids, record.correct("defended_adversarial"), strict=True)
         }
-        if len(found) != row["n"] or abs(100 * sum(found.values()) / len(found) - row["robust_accuracy"]) > 0.01:
-            fail(f"{folder}: its records are not those of {self.run / 'report.json'}; run stage=report again")
-        return found
+        if len(correct) != row.n or abs(100 * sum(correct.values()) / len(correct) - row.robust_accuracy) > ROUNDING:
+            fail(f"{folder}: its records are not those of {self.run / REPORT}; run stage=report again")
+        return correct
 
 
-def read_judgements(run: Path) -> list[Judgement]:
-    """What a run's report.json holds. Raises UserError if there is none, or one of an older version."""
-    rows = read_json(run / "report.json")["results"]
-    if any("records" not in row or "image_set" not in row for row in rows):
-        fail(f"{run / 'report.json'}: does not name its records and images; run stage=evaluate and stage=report again")
-    names = dict.fromkeys((row["classifier"], row["purifier"]) for row in rows)
+def read_defenses(run: Path) -> list[ReportedDefense]:
+    """What a run's report.json holds. Raises UserError if there is none, or one of another version."""
+    rows = Report.read(run / REPORT).results
+    names = dict.fromkeys((row.classifier, row.purifier) for row in rows)
     return [
-        Judgement(run, *name, {
-            tuple(row[key] for key in COLUMN): row for row in rows if (row["classifier"], row["purifier"]) == name
-        })
+        ReportedDefense(run, *name, {Column.of(row): row for row in rows if (row.classifier, row.purifier) == name})
         for name in names
-    ]  # fmt: skip
+    ]
 
 
-def shared_columns(judgements: Sequence[Judgement]) -> list[Column]:
+def shared_columns(defenses: Sequence[ReportedDefense]) -> list[Column]:
     """The columns that at least two runs have, in order. Raises UserError, saying what differs, if there is none."""
-    columns = dict.fromkeys(column for one in judgements for column in one.rows)
-    shared = [column for column in columns if len({one.run for one in judgements if column in one.rows}) > 1]
+    columns = dict.fromkeys(column for defense in defenses for column in defense.rows)
+    shared = [column for column in columns if len({each.run for each in defenses if column in each.rows}) > 1]
     if not shared:
-        fail(f"nothing to compare in one column: {_differences(judgements)}")
+        fail(f"nothing to compare in one column: {_differences(defenses)}")
     return shared
 
 
-def _differences(judgements: Sequence[Judgement]) -> str:
+def _differences(defenses: Sequence[ReportedDefense]) -> str:
     """What the runs do not share, such as `eps 8/255 in a, 4/255 in b`."""
-    told = []
-    for number, key in enumerate(COLUMN):
-        values = {one.run: {column[number] for column in one.rows} for one in judgements}
+    differences = []
+    for item in fields(Column):
+        values = {each.run: {getattr(column, item.name) for column in each.rows} for each in defenses}
         if any(not (first & second) for first, second in pairwise(values.values())):
-            text = {run: ", ".join(_text(key, value) for value in sorted(own)) for run, own in values.items()}
-            told.append(f"{key.replace('_', ' ')}: " + "; ".join(f"{value} in {run}" for run, value in text.items()))
-    return " · ".join(told) or "no threat model, attack, eps and image set is the same in two of the runs"
+            texts = [f"{_values_text(item.name, sorted(of_run))} in {run}" for run, of_run in values.items()]
+            differences.append(f"{item.name.replace('_', ' ')}: " + "; ".join(texts))
+    return " · ".join(differences) or "no threat model, attack, eps and image set is the same in two of the runs"
 
 
-def _text(key: str, value: Any) -> str:
-    return eps_text(value) if key == "eps" else str(value)
+def _values_text(key: str, values: Sequence[float | str]) -> str:
+    return ", ".join(eps_text(float(value)) if key == "eps" else str(value) for value in values)
 
 
-def column_text(column: Column) -> str:
-    """A column's head, in three lines."""
-    named = dict(zip(COLUMN, column, strict=True))
-    attack = named["attack"].replace("autoattack-standard", "AutoAttack")
-    images = f"{named['dataset']} {named['image_set'][:6]}, n = {named['n']}"
-    return f"{named['threat_model']}\n{attack} {named['norm']} {eps_text(named['eps'])}\n{images}"
+def mcnemar(first: dict[int, bool], second: dict[int, bool]) -> McNemar:
+    """McNemar's exact paired test of two defenses on the same images.
 
-
-def mcnemar(first: dict[int, bool], second: dict[int, bool]) -> dict[str, Any]:
-    """McNemar's exact paired test of two defences on the same images.
-
-    first, second: by sample index, whether each was right. Returns how many only one of them got right, and the
-    two-sided p-value of so uneven a split if both were equally good. Raises ValueError for different images.
+    first, second: by sample index, whether each was right. The p-value is that of so uneven a split if both were
+    equally good. Raises ValueError for different images.
     """
     if first.keys() != second.keys():
         raise ValueError("not the same images")
     only_first = sum(first[index] and not second[index] for index in first)
     only_second = sum(second[index] and not first[index] for index in first)
     p = binomtest(only_first, only_first + only_second).pvalue if only_first + only_second else 1.0
-    return {"only_first": only_first, "only_second": only_second, "p": float(p)}
+    return McNemar(only_first, only_second, float(p))
 
 
-def comparison(judgements: Sequence[Judgement], columns: Sequence[Column]) -> dict[str, Any]:
-    """All of it as JSON: for each column its rows, each tested against the first one there."""
-    found = []
-    for column in columns:
-        there = [one for one in judgements if column in one.rows]
-        right = [one.right(column) for one in there]
-        tests = [None, *(mcnemar(right[0], other) for other in right[1:])]
-        keys = ("clean_accuracy", "clean_ci95", "robust_accuracy", "robust_ci95", "average_accuracy")
-        rows = [
-            {"run": str(one.run), "classifier": one.classifier, "purifier": one.purifier,
-             **{key: one.rows[column][key] for key in keys}, "mcnemar": test}
-            for one, test in zip(there, tests, strict=True)
-        ]  # fmt: skip
-        found.append({**dict(zip(COLUMN, column, strict=True)), "rows": rows})
-    return {"schema": 1, "columns": found}
+def compare(defenses: Sequence[ReportedDefense], columns: Sequence[Column]) -> Comparison:
+    """For each column its rows, each tested against the column's first one."""
+    return Comparison(tuple(_compared(defenses, column) for column in columns))
 
 
-def comparison_table(judgements: Sequence[Judgement], compared: dict[str, Any]) -> Table:
+def _compared(defenses: Sequence[ReportedDefense], column: Column) -> ComparedColumn:
+    present = [defense for defense in defenses if column in defense.rows]
+    correct = [defense.correct(column) for defense in present]
+    tests = [None, *(mcnemar(correct[0], other) for other in correct[1:])]
+    rows = (_compared_row(defense, column, test) for defense, test in zip(present, tests, strict=True))
+    return ComparedColumn(**vars(column), rows=tuple(rows))
+
+
+def _compared_row(defense: ReportedDefense, column: Column, test: McNemar | None) -> ComparedRow:
+    row = defense.rows[column]
+    return ComparedRow(
+        str(defense.run), defense.classifier, defense.purifier, row.clean_accuracy, row.clean_ci95,
+        row.robust_accuracy, row.robust_ci95, row.average_accuracy, test,
+    )  # fmt: skip
+
+
+def comparison_table(defenses: Sequence[ReportedDefense], comparison: Comparison) -> Table:
     """Robust accuracies in percent with interval; p of McNemar's test against the first row of the column."""
     table = Table(title="robust accuracy in % [95 % interval], p against the column's first row", box=SIMPLE_HEAD,
                   title_justify="left", padding=(0, 1, 0, 0))  # fmt: skip
     table.add_column("run: classifier, purifier", vertical="bottom")
-    for column in compared["columns"]:
-        table.add_column(column_text(tuple(column[key] for key in COLUMN)), justify="right")
-    for one in judgements:
-        cells = [_cell(one, column["rows"]) for column in compared["columns"]]
-        table.add_row(one.name, *cells)
+    for column in comparison.columns:
+        table.add_column(column.heading, justify="right")
+    for defense in defenses:
+        table.add_row(defense.name, *(_cell(_row_of(defense, column)) for column in comparison.columns))
     return table
 
 
-def _cell(one: Judgement, rows: Sequence[dict[str, Any]]) -> str:
-    own = (str(one.run), one.classifier, one.purifier)
-    for row in rows:
-        if (row["run"], row["classifier"], row["purifier"]) == own:
-            low, high = row["robust_ci95"]
-            test = f"\np = {row['mcnemar']['p']:.2g}" if row["mcnemar"] else ""
-            return f"[bold]{row['robust_accuracy']:.1f}[/] \\[{low:.1f}, {high:.1f}]{test}"
-    return "–"
+def _row_of(defense: ReportedDefense, column: ComparedColumn) -> ComparedRow | None:
+    """The row of a defense in a column, if it has one."""
+    name = (str(defense.run), defense.classifier, defense.purifier)
+    return next((row for row in column.rows if (row.run, row.classifier, row.purifier) == name), None)
 
 
-def comparison_figure(judgements: Sequence[Judgement], compared: dict[str, Any]) -> Figure:
+def _cell(row: ComparedRow | None) -> str:
+    if row is None:
+        return "–"
+    low, high = row.robust_ci95
+    test = f"\np = {row.mcnemar.p:.2g}" if row.mcnemar else ""
+    return f"[bold]{row.robust_accuracy:.1f}[/] \\[{low:.1f}, {high:.1f}]{test}"
+
+
+def comparison_figure(defenses: Sequence[ReportedDefense], comparison: Comparison) -> Figure:
     """Robust accuracies with their intervals, one group of bars a column."""
-    columns = compared["columns"]
+    columns = comparison.columns
     figure = Figure(figsize=(max(4.0, 1.6 * len(columns) + 1.5), 4.2), layout="constrained")
     axes = figure.subplots()
-    width = 0.8 / len(judgements)
-    for number, one in enumerate(judgements):
-        drawn = [(place, one.rows.get(tuple(column[key] for key in COLUMN))) for place, column in enumerate(columns)]
-        rows = [(place + (number + 0.5) * width - 0.4, row) for place, row in drawn if row is not None]
-        values = [row["robust_accuracy"] for _, row in rows]
-        ends = [row["robust_ci95"] for _, row in rows]
-        error = [[max(0, value - low) for value, (low, _) in zip(values, ends, strict=True)],
-                 [max(0, high - value) for value, (_, high) in zip(values, ends, strict=True)]]  # fmt: skip
-        axes.bar([place for place, _ in rows], values, width, color=COLOURS[number % len(COLOURS)], label=one.name,
+    width = 0.8 / len(defenses)
+    for number, defense in enumerate(defenses):
+        rows = [(position, row) for position, column in enumerate(columns) if (row := _row_of(defense, column))]
+        positions = [position + (number + 0.5) * width - 0.4 for position, _ in rows]
+        values = [row.robust_accuracy for _, row in rows]
+        error = [[max(0, row.robust_accuracy - row.robust_ci95[0]) for _, row in rows],
+                 [max(0, row.robust_ci95[1] - row.robust_accuracy) for _, row in rows]]  # fmt: skip
+        axes.bar(positions, values, width, color=COLOURS[number % len(COLOURS)], label=defense.name,
                  yerr=error, error_kw={"ecolor": INK, "capsize": 2})  # fmt: skip
-    axes.set_xticks(range(len(columns)), [column_text(tuple(column[key] for key in COLUMN)) for column in columns])
+    axes.set_xticks(range(len(columns)), [column.heading for column in columns])
     axes.set(ylim=(0, 100), ylabel="robust accuracy in %")
     style_axes(axes, INK)
     figure.legend(loc="outside upper left", frameon=False, fontsize=8)

@@ -1,9 +1,8 @@
 """Figures of a report, by matplotlib; `ink` is the colour of text and axes, so that pages may be dark."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -12,8 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from maep.attacks.catalog import title_of
+from maep.evaluation.audit.gradient_masking import CheckAnswers
+from maep.evaluation.reporting.report_row import ReportRow
 from maep.evaluation.reporting.rows import Combination, Samples
-from maep.evaluation.scoring.plan import eps_text
+from maep.evaluation.scoring.tasks import eps_text
 from maep.storage.atomic import atomic_file
 
 INK = "#1f2430"
@@ -55,7 +57,7 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
     return (sums[stop] - sums[start]) / (stop - start)
 
 
-def curve_figure(lines: Sequence[dict[str, Any]], ink: str = INK) -> Figure:
+def curve_figure(lines: Sequence[Mapping[str, float]], ink: str = INK) -> Figure:
     """Loss (logarithmic) and learning rate over steps. lines: those of metrics.jsonl, at least one."""
     figure = Figure(figsize=(5.6, 3.8), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -78,23 +80,23 @@ def curve_figure(lines: Sequence[dict[str, Any]], ink: str = INK) -> Figure:
     return figure
 
 
-def checks_figure(checks: dict[str, Any], ink: str = INK) -> Figure:
-    """The attack's loss and the accuracy left, against budget and against steps. checks: checks.json."""
+def checks_figure(checks: CheckAnswers, ink: str = INK) -> Figure:
+    """The attack's loss and the accuracy that remains, against budget and against steps."""
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     grid = figure.subplots(2, 2, sharex="col")
-    for column, (name, key) in enumerate((("against_eps", "eps"), ("against_steps", "steps"))):
-        points = checks[name]
-        places = [point[key] for point in points]
+    curves = ((checks.against_eps, "eps"), (checks.against_steps, "steps"))
+    for column, (points, key) in enumerate(curves):
+        positions = [getattr(point, key) for point in points]
         for axes, value, colour in zip(grid[:, column], ("loss", "accuracy"), (ORANGE, BLUE), strict=True):
-            axes.plot(places, [point[value] for point in points], color=colour, marker="o", markersize=4)
+            axes.plot(positions, [getattr(point, value) for point in points], color=colour, marker="o", markersize=4)
             axes.set_ylim(bottom=0)
             style_axes(axes, ink)
         if key == "eps":
             for axes in grid[:, column]:
-                axes.axvline(checks["eps"], color=ink, linewidth=1, linestyle=":")
+                axes.axvline(checks.eps, color=ink, linewidth=1, linestyle=":")
         else:
             grid[1, column].set_xscale("log")
-        grid[1, column].set_xlabel("ε of PGD-20" if key == "eps" else f"steps of PGD, ε = {eps_text(checks['eps'])}")
+        grid[1, column].set_xlabel("ε of PGD-20" if key == "eps" else f"steps of PGD, ε = {eps_text(checks.eps)}")
     grid[0, 0].set_ylabel("loss of the attack")
     grid[1, 0].set_ylabel("accuracy in %")
     return figure
@@ -108,14 +110,14 @@ def eps_figure(curves: Sequence[Sequence[Combination]], ink: str = INK) -> Figur
     figure = Figure(figsize=(5.6, 3.6), layout="constrained")
     axes = figure.subplots()
     for number, curve in enumerate(curves):
-        rows = sorted((row.result for row in curve), key=lambda result: result["eps"])
+        rows = sorted((row.result for row in curve), key=lambda result: result.eps)
         first = rows[0]
-        points = [(0.0, first["clean_accuracy"], first["clean_ci95"])]
-        points += [(result["eps"], result["robust_accuracy"], result["robust_ci95"]) for result in rows]
+        points = [(0.0, first.clean_accuracy, first.clean_ci95)]
+        points += [(result.eps, result.robust_accuracy, result.robust_ci95) for result in rows]
         eps, values, intervals = zip(*points, strict=True)
         low, high = zip(*intervals, strict=True)
         colour = COLOURS[number % len(COLOURS)]
-        label = "{purifier}, {threat_model}, {attack}".format(**first).replace("autoattack-standard", "AutoAttack")
+        label = f"{first.purifier}, {first.threat_model}, {title_of(first.attack)}"
         axes.plot(eps, values, color=colour, marker="o", markersize=4, label=label)
         axes.fill_between(eps, low, high, color=colour, alpha=0.12, linewidth=0)
     axes.set(ylim=(0, 100), xlim=(0, None), xlabel="ε", ylabel="accuracy in %")
@@ -125,37 +127,36 @@ def eps_figure(curves: Sequence[Sequence[Combination]], ink: str = INK) -> Figur
 
 
 def accuracy_figure(rows: Sequence[Combination], ink: str = INK) -> Figure:
-    """Robust accuracy with its 95 % interval, classifier alone and purified, and clean accuracy as a mark."""
+    """Robust accuracy with its 95 % interval, undefended and purified, and clean accuracy as a mark."""
     figure = Figure(figsize=(5.6, 0.9 + 0.62 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    places = np.arange(len(rows))[::-1]
-    for place, row in zip(places, rows, strict=True):
+    heights = np.arange(len(rows))[::-1]
+    for height, row in zip(heights, rows, strict=True):
         result = row.result
         bars = (
-            (0.19, result["undefended_robust_accuracy"], row.undefended_ci95[1], GREY),
-            (-0.19, result["robust_accuracy"], result["robust_ci95"], BLUE),
+            (0.19, result.undefended_robust_accuracy, row.undefended_ci95[1], GREY),
+            (-0.19, result.robust_accuracy, result.robust_ci95, BLUE),
         )
         for offset, value, (low, high), colour in bars:
             error = [[max(0, value - low)], [max(0, high - value)]]
-            axes.barh(place + offset, value, 0.34, color=colour, xerr=error,
+            axes.barh(height + offset, value, 0.34, color=colour, xerr=error,
                       error_kw={"ecolor": ink, "elinewidth": 1, "capsize": 2.5})  # fmt: skip
-        axes.plot([result["clean_accuracy"]] * 2, [place - 0.38, place], color=ORANGE, linewidth=2.5)
-    axes.set_yticks(places, [_row_label(row.result) for row in rows])
+        axes.plot([result.clean_accuracy] * 2, [height - 0.38, height], color=ORANGE, linewidth=2.5)
+    axes.set_yticks(heights, [_row_label(row.result) for row in rows])
     axes.set_xlim(0, 100)
     axes.set_xlabel("accuracy in %")
     style_axes(axes, ink)
     axes.grid(visible=False, axis="y")
     handles: list[Artist] = [Patch(color=GREY), Patch(color=BLUE), Line2D([], [], color=ORANGE, lw=2.5)]
-    names = ["classifier alone, attacked", "purified, attacked", "purified, clean"]
+    names = ["undefended, attacked", "purified, attacked", "purified, clean"]
     figure.legend(handles, names, loc="outside upper left", ncols=3, frameon=False, fontsize=8, labelcolor=ink,
                   handlelength=1.2, columnspacing=1.2)  # fmt: skip
     return figure
 
 
-def _row_label(result: dict[str, Any]) -> str:
-    attack = result["attack"].replace("autoattack-standard", "AutoAttack")
-    norm = " L2" if result["norm"] == "L2" else ""
-    return f"{result['threat_model']}, {result['purifier']}\n{attack} {eps_text(result['eps'])}{norm}"
+def _row_label(row: ReportRow) -> str:
+    norm = " L2" if row.norm == "L2" else ""
+    return f"{row.threat_model}, {row.purifier}\n{title_of(row.attack)} {eps_text(row.eps)}{norm}"
 
 
 def sample_images(samples: Samples) -> dict[str, np.ndarray]:

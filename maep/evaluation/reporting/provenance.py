@@ -2,14 +2,17 @@
 
 import platform
 import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
-from maep.storage.atomic import write_json
+from maep.runtime.version import __version__
+from maep.storage.documents import Document
 
 ENVIRONMENT = "environment.json"
 PACKAGES = (
@@ -28,24 +31,48 @@ PACKAGES = (
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 
+@dataclass(frozen=True)
+class Environment(Document):
+    """Everything about machine and software that a reader of the results may ask for; no host name.
+
+    command: as it was typed. commit, dirty: of the checkout, and whether files differ from it; None where it is none.
+    date: UTC, ISO 8601. versions: of Python, of this program, and of what it stands on; None where it is not installed.
+    """
+
+    command: list[str]
+    commit: str | None
+    dirty: bool | None
+    date: str
+    device: str
+    threads: int
+    platform: str
+    versions: Mapping[str, str | None]
+
+    @classmethod
+    def current(cls, command: list[str]) -> Self:
+        """Of this process. command: sys.argv."""
+        commit, dirty = git_state(REPOSITORY)
+        programs = {"python": platform.python_version(), "maep": __version__}
+        return cls(
+            command=as_typed(command),
+            commit=commit,
+            dirty=dirty,
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            device=device_name(),
+            threads=torch.get_num_threads(),
+            platform=f"{platform.system()} {platform.machine()}",
+            versions=programs | {name: _version(name) for name in PACKAGES},
+        )
+
+
 def write_environment(directory: Path, command: list[str]) -> None:
     """Commit `directory`/environment.json: command, versions, git commit, device, threads and date."""
-    write_json(directory / ENVIRONMENT, environment(command))
+    Environment.current(command).write(directory / ENVIRONMENT)
 
 
 def environment(command: list[str]) -> dict[str, Any]:
-    """Everything about machine and software that a reader of the results may ask for; no host name."""
-    commit, dirty = git_state(REPOSITORY)
-    return {
-        "command": as_typed(command),
-        "commit": commit,
-        "dirty": dirty,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": device_name(),
-        "threads": torch.get_num_threads(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
-    }
+    """The environment of this process as an entry of a report. command: sys.argv."""
+    return asdict(Environment.current(command))
 
 
 def as_typed(command: list[str]) -> list[str]:
@@ -53,6 +80,8 @@ def as_typed(command: list[str]) -> list[str]:
     program = Path(command[0])
     if program.name == "__main__.py":
         return ["-m", program.parent.name, *command[1:]]
+    if program.name == "maep":  # the installed command, wherever its environment lies
+        return ["maep", *command[1:]]
     return [str(program.relative_to(REPOSITORY)) if program.is_relative_to(REPOSITORY) else command[0], *command[1:]]
 
 
@@ -73,11 +102,11 @@ def git_state(repository: Path) -> tuple[str | None, bool | None]:
 
 
 def _git(repository: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(repository), *arguments]
     try:
-        done = subprocess.run(["git", "-C", str(repository), *arguments], capture_output=True, text=True, check=True)
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
 
 
 def device_name() -> str:

@@ -3,18 +3,20 @@
 import base64
 import inspect
 import io
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment as Engine
+from jinja2 import PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
 from maep.attacks.threat_models import threat_model
 from maep.config.schema import Settings
-from maep.evaluation.audit.findings import Judged, worst_case
+from maep.evaluation.audit.findings import Finding, PurifierResult, WorstCase, worst_case
+from maep.evaluation.reporting.curves import Curve
 from maep.evaluation.reporting.figures import (
     ROWS,
     accuracy_figure,
@@ -25,26 +27,104 @@ from maep.evaluation.reporting.figures import (
     sample_images,
     verdicts,
 )
+from maep.evaluation.reporting.provenance import Environment
+from maep.evaluation.reporting.report_row import ClassRow, Interval, ReportRow
 from maep.evaluation.reporting.rows import Combination, Samples, headlines
-from maep.evaluation.scoring.plan import eps_text
+from maep.evaluation.scoring.tasks import eps_text
 
 LIGHT_INK, DARK_INK = "#1f2430", "#d6dbe6"
+# Sides up to this many pixels are shown pixel by pixel, and stored lossless: a 64 x 64 image is 8 kB as PNG.
 SMALL = 96
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A headline number. condition: what the images went through; accuracies in percent on n images."""
+
+    name: str
+    condition: str
+    accuracy: float
+    interval: Interval
+    n: int
+    undefended: float
+
+
+@dataclass(frozen=True)
+class HonestySection:
+    """The findings on a purifier and the curves behind them. images: how many the defense was asked about."""
+
+    name: str
+    findings: Sequence[Finding]
+    worst_case: Sequence[WorstCase]
+    images: int
+    picture: Markup
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One picture of the gallery, and what the classifier sees in it."""
+
+    source: Markup
+    name: str
+    verdict: str
+    is_right: bool
+
+
+@dataclass(frozen=True)
+class GalleryLine:
+    """The pictures of one test image. kind: `saved` or `lost`."""
+
+    label: str
+    id: int
+    kind: str
+    cells: Sequence[Cell]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures of some test images. is_large: whether they are too large to be shown pixel by pixel."""
+
+    heads: Sequence[str]
+    lines: Sequence[GalleryLine]
+    is_large: bool
+
+
+@dataclass(frozen=True)
+class ThreatSection:
+    """A threat model: what it means, its table, how suites went, and classes and images under one attack of it."""
+
+    name: str
+    meaning: Sequence[str]
+    rows: Sequence[Combination]
+    courses: Sequence[str]
+    attack: str
+    purifier: str
+    per_class: Sequence[ClassRow]
+    gallery: Gallery | None
+
+
+@dataclass(frozen=True)
+class CurveSection:
+    """The curve of a training and where it ended."""
+
+    picture: Markup
+    steps: int
+    samples: int | None
+    loss: float
+    images_per_second: float | None
 
 
 def render_page(
     settings: Settings,
-    judged: Sequence[Judged],
+    results: Sequence[PurifierResult],
     rows: Sequence[Combination],
-    curves: dict[str, list[dict[str, Any]]],
+    curves: Mapping[str, Curve],
     notes: Sequence[str],
-    environment: dict[str, Any],
+    environment: Environment,
     configuration: str,
 ) -> str:
-    """The page as HTML. rows: of all that were judged, side by side. curves: lines of metrics.jsonl by name of the
-    stage. configuration: YAML.
-    """
-    engine = Environment(
+    """The page as HTML. rows: of all results, side by side. curves: by name of the training. configuration: YAML."""
+    engine = Engine(
         loader=PackageLoader("maep.evaluation.reporting", "."), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
@@ -53,18 +133,17 @@ def render_page(
         title=f"{settings.run.name}: {settings.data.name}, {settings.classifier.arch}",
         settings=settings,
         tiles=_tiles(rows),
-        honesty=[_honesty(one) for one in judged],
-        purifying={one.name: one.purifying for one in judged},
+        honesty=[_honesty(result) for result in results],
+        purifying={result.name: result.cost for result in results},
         against_eps=_against_eps(rows),
         sections=_sections(rows),
         overview=_picture(lambda ink: accuracy_figure(headlines(rows), ink), "accuracy in each threat model"),
         curves={name: _curve(name, lines) for name, lines in curves.items()},
         notes=notes,
         environment=environment,
-        versions=environment.get("versions", {}),
         configuration=configuration,
         seed=settings.run.seed,
-        config_hash=rows[0].result["config_hash"],
+        config_hash=rows[0].result.config_hash,
     )
 
 
@@ -73,114 +152,97 @@ def _milliseconds(seconds: float) -> str:
     return f"{milliseconds:.2g}" if milliseconds < 1 else f"{milliseconds:.{int(milliseconds < 100)}f}"
 
 
-def _tiles(rows: Sequence[Combination]) -> dict[str, list[dict[str, Any]]]:
+def _attack_text(row: ReportRow) -> str:
+    return f"{row.attack}, {row.norm} {eps_text(row.eps)}"
+
+
+def _tiles(rows: Sequence[Combination]) -> dict[str, list[Tile]]:
     """The headline of each purifier: clean accuracy, then one tile a threat model."""
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[str, list[Tile]] = {}
     for row in headlines(rows):
         result = row.result
-        tiles = groups.setdefault(result["purifier"], [])
+        tiles = groups.setdefault(result.purifier, [])
         if not tiles:
-            tiles.append(_tile("clean", "not attacked", result, "clean"))
-        what = f"{result['attack']}, {result['norm']} {eps_text(result['eps'])}"
-        tiles.append(_tile(f"robust, {result['threat_model']}", what, result, "robust"))
+            clean = (result.clean_accuracy, result.clean_ci95, result.n, result.undefended_clean_accuracy)
+            tiles.append(Tile("clean", "not attacked", *clean))
+        robust = (result.robust_accuracy, result.robust_ci95, result.n, result.undefended_robust_accuracy)
+        tiles.append(Tile(f"robust, {result.threat_model}", _attack_text(result), *robust))
     return groups
 
 
-def _tile(name: str, what: str, result: dict[str, Any], kind: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "what": what,
-        "value": result[f"{kind}_accuracy"],
-        "interval": result[f"{kind}_ci95"],
-        "n": result["n"],
-        "alone": result[f"undefended_{kind}_accuracy"],
-    }
-
-
-def _honesty(one: Judged) -> dict[str, Any]:
-    """The findings on a purifier and the curves behind them."""
-    return {
-        "name": one.name,
-        "findings": one.findings,
-        "worst_case": worst_case(one.rows),
-        "images": one.checks["images"],
-        "picture": _picture(lambda ink: checks_figure(one.checks, ink), "loss and accuracy against ε and steps"),
-    }
+def _honesty(result: PurifierResult) -> HonestySection:
+    picture = _picture(lambda ink: checks_figure(result.checks, ink), "loss and accuracy against ε and steps")
+    return HonestySection(result.name, result.findings, worst_case(result.rows), result.checks.images, picture)
 
 
 def _against_eps(rows: Sequence[Combination]) -> Markup | None:
     """Robust accuracy against the budget, where there are several."""
-    shown = headlines(rows)
-    curves = [[row for row in rows if _same_but_eps(row, first)] for first in shown]
+    curves = [[row for row in rows if _same_but_eps(row.result, first.result)] for first in headlines(rows)]
     if max(len(curve) for curve in curves) < 2:
         return None
     return _picture(lambda ink: eps_figure(curves, ink), "robust accuracy against ε")
 
 
-def _same_but_eps(row: Combination, other: Combination) -> bool:
-    return all(row.result[key] == other.result[key] for key in ("purifier", "threat_model", "attack", "norm"))
+def _same_but_eps(row: ReportRow, other: ReportRow) -> bool:
+    keys = ("purifier", "threat_model", "attack", "norm")
+    return all(getattr(row, key) == getattr(other, key) for key in keys)
 
 
-def _sections(rows: Sequence[Combination]) -> list[dict[str, Any]]:
-    """One section a threat model: what it means, its table, and classes and images of the last, finetuned purifier."""
-    shown = {row.result["threat_model"]: row for row in headlines(rows)}
-    return [
-        {
-            "name": name,
-            "meaning": (inspect.getdoc(type(threat_model(name))) or "").split("\n\n"),
-            "rows": [row for row in rows if row.result["threat_model"] == name],
-            "courses": list(
-                dict.fromkeys(
-                    _course(row) for row in rows if row.result["threat_model"] == name and len(row.robust_after) > 2
-                )
-            ),
-            "gallery": _gallery(row.samples) if row.samples else None,
-            "shown": "{attack}, {norm} ".format(**row.result) + eps_text(row.result["eps"]),
-            "purifier": row.result["purifier"],
-            "per_class": row.result["per_class"],
-        }
-        for name, row in shown.items()
-    ]
+def _sections(rows: Sequence[Combination]) -> list[ThreatSection]:
+    """One section a threat model, with classes and images of the last, finetuned purifier."""
+    headline = {row.result.threat_model: row for row in headlines(rows)}
+    return [_section(row, [other for other in rows if other.result.threat_model == name])
+            for name, row in headline.items()]  # fmt: skip
+
+
+def _section(headline: Combination, rows: Sequence[Combination]) -> ThreatSection:
+    result = headline.result
+    return ThreatSection(
+        name=result.threat_model,
+        meaning=(inspect.getdoc(type(threat_model(result.threat_model))) or "").split("\n\n"),
+        rows=rows,
+        courses=list(dict.fromkeys(_course(row) for row in rows if len(row.robust_after) > 2)),
+        attack=_attack_text(result),
+        purifier=result.purifier,
+        per_class=result.per_class,
+        gallery=_gallery(headline.samples) if headline.samples else None,
+    )
 
 
 def _course(row: Combination) -> str:
     """How far the attacked model's accuracy fell, attack by attack."""
-    knows = threat_model(row.result["threat_model"]).uses_purifier
-    model = f"classifier behind {row.result['purifier']}" if knows else "classifier alone"
+    knows = threat_model(row.result.threat_model).uses_purifier
+    model = f"classifier behind {row.result.purifier}" if knows else "undefended classifier"
     steps = [f"{value:.1f} % after {name.upper()}" for name, value in row.robust_after.items() if name != "clean"]
-    what = "{attack}, {norm} ".format(**row.result) + eps_text(row.result["eps"])
-    return (
-        f"{what}: the {model}, which was attacked, fell from {row.robust_after['clean']:.1f} % to {', '.join(steps)}."
-    )
+    clean = f"from {row.robust_after['clean']:.1f} %"
+    return f"{_attack_text(row.result)}: the {model}, which was attacked, fell {clean} to {', '.join(steps)}."
 
 
-def _gallery(samples: Samples) -> dict[str, Any]:
-    """Column heads and cells (image, verdict, right) of the picture table: one row of it an image, saved or lost."""
+def _gallery(samples: Samples) -> Gallery:
+    """The picture table: one line of it an image, saved or lost."""
     images = sample_images(samples)
     answers = {name: verdicts(samples, name) for name in ROWS}
     lines = []
     for number, label in enumerate(samples.tensors["labels"].tolist()):
-        cells = []
-        for name in ROWS:
-            answer = answers[name]
-            text, right = answer[number] if answer else ("", True)
-            cells.append({"source": _image_source(images[name][number]), "name": name, "verdict": text, "right": right})
-        saved = cells[ROWS.index("purified")]["right"]
-        lines.append({
-            "label": samples.classes[label],
-            "id": int(samples.tensors["ids"][number]),
-            "kind": "saved" if saved else "lost",
-            "cells": cells,
-        })  # fmt: skip
-    return {"heads": ROWS, "lines": lines, "large": max(images[ROWS[0]].shape[1:3]) > SMALL}
+        cells = [_cell(name, images[name][number], answers[name], number) for name in ROWS]
+        kind = "saved" if cells[ROWS.index("purified")].is_right else "lost"
+        lines.append(GalleryLine(samples.classes[label], int(samples.tensors["ids"][number]), kind, cells))
+    return Gallery(ROWS, lines, max(images[ROWS[0]].shape[1:3]) > SMALL)
+
+
+def _cell(name: str, image: np.ndarray, answers: Sequence[tuple[str, bool]] | None, number: int) -> Cell:
+    text, is_right = answers[number] if answers else ("", True)
+    return Cell(_image_source(image), name, text, is_right)
 
 
 def _image_source(image: np.ndarray) -> Markup:
     """A uint8 [H, W, 3] image as a data URI: small ones lossless, large ones as WebP to keep the page light."""
     buffer = io.BytesIO()
-    small = max(image.shape[:2]) <= SMALL
-    Image.fromarray(image).save(buffer, "PNG" if small else "WEBP", **({} if small else {"quality": 90}))
-    return _data_uri("png" if small else "webp", buffer.getvalue())
+    if max(image.shape[:2]) <= SMALL:
+        Image.fromarray(image).save(buffer, "PNG")
+        return _data_uri("png", buffer.getvalue())
+    Image.fromarray(image).save(buffer, "WEBP", quality=90)  # from here on the eye sees no difference
+    return _data_uri("webp", buffer.getvalue())
 
 
 def _data_uri(kind: str, data: bytes) -> Markup:
@@ -194,12 +256,11 @@ def _picture(draw: Callable[[str], Figure], alt: str) -> Markup:
     return Markup('<picture>{}<img class="figure" src="{}" alt="{}"></picture>').format(source, light, alt)
 
 
-def _curve(name: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
+def _curve(name: str, lines: Curve) -> CurveSection:
     last = lines[-1]
-    return {
-        "picture": _picture(lambda ink: curve_figure(lines, ink), f"loss and learning rate of {name}"),
-        "steps": last["step"],
-        "samples": last.get("samples"),
-        "loss": last["loss"],
-        "speed": last.get("images_per_second"),
-    }
+    picture = _picture(lambda ink: curve_figure(lines, ink), f"loss and learning rate of {name}")
+    samples = last.get("samples")
+    return CurveSection(
+        picture, int(last["step"]), None if samples is None else int(samples), last["loss"],
+        last.get("images_per_second"),
+    )  # fmt: skip

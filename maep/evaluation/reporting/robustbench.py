@@ -4,49 +4,50 @@ The fields are those that its robustbench/leaderboard/template.py asks for and i
 authors know (link, name of the paper, authors, venue, what they reported, additional data) is left null for them.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from maep.attacks.catalog import AUTOATTACK
+from maep.attacks.threat_models import Adaptive
 from maep.evaluation.audit.findings import ALARM
-from maep.evaluation.scoring.plan import eps_text
+from maep.evaluation.reporting.report_document import Report
+from maep.evaluation.scoring.tasks import eps_text
 from maep.runtime.console import say
 from maep.storage.atomic import write_json
 
 FOR_THE_AUTHORS = ("link", "name", "authors", "additional_data", "venue", "reported")
 
 
-def model_info(report: dict[str, Any]) -> dict[str, Any] | None:
-    """RobustBench's entry of a report: AutoAttack on the whole model at its first budget; None if that was not run."""
-    rows = [
-        row for row in report["results"] if row["threat_model"] == "adaptive" and row["attack"] == "autoattack-standard"
-    ]
+def model_info(report: Report) -> Mapping[str, object] | None:
+    """RobustBench's entry of a report: AutoAttack on all of the model at its first budget; None if that was not run."""
+    rows = [row for row in report.results if row.threat_model == Adaptive.name and row.attack == AUTOATTACK]
     if not rows:
         return None
     row = rows[0]
-    worst = next(e for e in report["honesty"][row["purifier"]]["worst_case"] if e["eps"] == row["eps"])
-    findings = report["honesty"][row["purifier"]]["findings"]
-    low, high = row["robust_ci95"]
-    purifier = "" if row["purifier"] == "none" else f" behind {row['purifier']}"
+    honesty = report.honesty[row.purifier]
+    worst = next(case for case in honesty.worst_case if case.eps == row.eps)
+    low, high = row.robust_ci95
+    purifier = "" if row.purifier == "none" else f" behind {row.purifier}"
     return {
         **dict.fromkeys(FOR_THE_AUTHORS),
         "number_forward_passes": 1,
-        "dataset": row["dataset"],
-        "architecture": row["classifier"] + purifier,
-        "eps": eps_text(row["eps"]),
-        "clean_acc": f"{row['clean_accuracy']:.2f}",
-        "autoattack_acc": f"{row['robust_accuracy']:.2f}",
-        "external": f"{worst['robust_accuracy']:.2f}",
-        "footnote": f"{row['norm']}, first {row['n']} images, 95 % interval {low:.2f} to {high:.2f}; external: "
+        "dataset": row.dataset,
+        "architecture": row.classifier + purifier,
+        "eps": eps_text(row.eps),
+        "clean_acc": f"{row.clean_accuracy:.2f}",
+        "autoattack_acc": f"{row.robust_accuracy:.2f}",
+        "external": f"{worst.robust_accuracy:.2f}",
+        "footnote": f"{row.norm}, first {row.n} images, 95 % interval {low:.2f} to {high:.2f}; external: "
         "stood against every attack of the report",
-        "unreliable": any(finding["level"] == ALARM for finding in findings),
+        "unreliable": any(finding.level == ALARM for finding in honesty.findings),
     }
 
 
-def write_model_info(report: dict[str, Any], path: Path) -> None:
+def write_model_info(report: Report, path: Path) -> None:
     """Commit the entry to `path`, or say why there is none."""
     info = model_info(report)
     if info is None:
-        say("robustbench: no entry, since AutoAttack (autoattack-standard) was not run by an adaptive attacker")
+        say(f"robustbench: no entry, since AutoAttack ({AUTOATTACK}) was not run by an adaptive attacker")
         return
     write_json(path, info)
     say(f"robustbench: {path} (its authors' fields are to be filled in)")

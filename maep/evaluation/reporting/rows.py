@@ -1,11 +1,11 @@
 """From the records of one combination (threat model, attack, budget) to one row of the report."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
+from typing import TypedDict
 
 from torch import Tensor
 
@@ -13,9 +13,11 @@ from maep.attacks.attack_state import load_tensors
 from maep.attacks.autoattack import square_warning
 from maep.attacks.catalog import is_autoattack
 from maep.config.schema import Settings
+from maep.evaluation.reporting.report_row import ClassRow, Interval, ReportRow
+from maep.evaluation.scoring.chunk_record import ChunkRecord, PerImage, joined
 from maep.evaluation.scoring.metrics import count_right, wilson_interval
-from maep.evaluation.scoring.plan import SAMPLES
-from maep.storage.atomic import digest
+from maep.evaluation.scoring.plan import SAMPLES, Plan
+from maep.runtime.digests import digest
 
 
 @dataclass(frozen=True)
@@ -27,185 +29,209 @@ class Samples:
     """
 
     tensors: dict[str, Tensor]
-    classes: list[str]
+    classes: Sequence[str]
 
 
 @dataclass(frozen=True)
 class Combination:
     """One row of a report: a threat model, an attack and a budget, over all its chunks.
 
-    result: the fields of report.json. undefended_ci95: Wilson intervals in percent of the classifier alone,
+    result: as in report.json. undefended_ci95: Wilson intervals in percent of the undefended classifier,
     (clean, robust). seconds: (attack, purify, classify) per image. robust_after: share of images, in percent,
-    that the attacked model still classified rightly after each attack. warnings: what the attacks warned of.
-    right: by sample index, whether the attacked image, purified, was classified rightly.
+    that the attacked model still classified rightly after each attack. warnings: what the attacks warned of;
+    square_warning: AutoAttack's, if Square broke what its gradient attacks left, else empty.
+    correct: by sample index, whether the attacked image, purified, was classified rightly.
     """
 
-    result: dict[str, Any]
-    undefended_ci95: tuple[list[float], list[float]]
+    result: ReportRow
+    undefended_ci95: tuple[Interval, Interval]
     seconds: tuple[float, float, float]
     robust_after: dict[str, float]
     warnings: list[str]
+    square_warning: str
     samples: Samples | None
-    right: dict[int, bool]
+    correct: dict[int, bool]
 
 
 def config_hash(settings: Settings) -> str:
-    """Identity of a configuration, wherever its files are."""
+    """Identity of a configuration, wherever its files are: 16 hex digits.
+
+    Sections that came later than the first reports are left out while they have their defaults, so that a
+    configuration keeps its hash.
+    """
     values = asdict(settings)
     values["run"] = {key: value for key, value in values["run"].items() if key not in ("dir", "cache")}
     values["data"].pop("cache_dir")
+    if values["purifier"] == asdict(Settings().purifier):
+        del values["purifier"]
     return digest(values)[:16]
 
 
-def _joined(records: Sequence[dict[str, Any]], *path: str) -> list[Any]:
-    """A per-image field of all chunks, in order."""
-    values: list[Any] = []
-    for record in records:
-        found: Any = record
-        for name in path:
-            found = found[name]
-        values += found
-    return values
-
-
-def _percent(right: int, n: int) -> tuple[float, list[float]]:
+def _percent(right: int, n: int) -> tuple[float, Interval]:
     """Accuracy and its Wilson 95 % interval, in percent."""
     low, high = wilson_interval(right, n)
-    return round(100 * right / n, 4), [round(100 * low, 4), round(100 * high, 4)]
+    return round(100 * right / n, 4), (round(100 * low, 4), round(100 * high, 4))
 
 
-def combine(
-    settings: Settings, purifier: str, plan: dict[str, Any], folder: Path, records: list[dict[str, Any]]
-) -> Combination:
+def combine(settings: Settings, purifier: str, plan: Plan, folder: Path, records: Sequence[ChunkRecord]) -> Combination:
     """One row of the report, of all chunks of a combination.
 
-    purifier: its name in reports. plan: what plan.json holds. folder: where the combination's records and samples are.
+    purifier: its name in reports. folder: where the combination's records and samples are, whose last three parts are
+    purifier, threat model and attack.
     """
-    labels, classes = _joined(records, "labels"), plan["classes"]
-    n, first = len(labels), records[0]
+    labels = joined([record.labels for record in records])
+    n = len(labels)
     accuracies = {
-        name: _percent(count_right(_joined(records, "predictions", name), labels), n) for name in first["predictions"]
+        name: _percent(count_right(joined([record.predictions[name] for record in records]), labels), n)
+        for name in records[0].predictions
     }
-    clean, robust = accuracies["defended_clean"], accuracies["defended_adversarial"]
-    alone_clean, alone_robust = accuracies["undefended_clean"], accuracies["undefended_adversarial"]
-    attack, purify, classify = (sum(record["seconds"][what] for record in records) / n
-                                for what in ("attack", "purify", "classify"))  # fmt: skip
-    similarity = {
-        name: round(fmean(_joined(records, name)), 4)
-        for name in ("psnr_clean", "psnr_adversarial", "ssim_clean", "ssim_adversarial")
-    }
-    contract = {
-        "dataset": settings.data.name,
-        "classifier": settings.classifier.arch,
-        "purifier": purifier,
-        "threat_model": first["threat_model"],
-        "attack": first["attack"],
-        "norm": first["norm"],
-        "eps": first["eps"],
-        "n": n,
-        "clean_accuracy": clean[0],
-        "robust_accuracy": robust[0],
-        "clean_ci95": clean[1],
-        "robust_ci95": robust[1],
-        "average_accuracy": round((clean[0] + robust[0]) / 2, 4),
-        "undefended_clean_accuracy": alone_clean[0],
-        "undefended_robust_accuracy": alone_robust[0],
-        **similarity,
-        "seconds_per_image": round((purify + classify) / 2, 6),
-        "seed": settings.run.seed,
-        "config_hash": config_hash(settings),
-    }
-    more = {
-        "robust_accuracy_8bit": accuracies["defended_adversarial_8bit"][0],
-        **_budget_used(records),
-        **_energies(records),
-        **_of_purification(records),
-        **_scores_of_draws(records, labels),
-        "seconds_attack": round(attack, 6),
-        "seconds_purify": round(purify / 2, 6),
-        "seconds_classify": round(classify / 2, 6),
-        "image_set": plan["images"][:16],
-        "records": str(Path(folder.parents[1].name) / folder.parents[0].name / folder.name),
-        "per_class": _per_class(records, labels, classes),
-    }
-    survivors = {name: sum(r["survivors"].get(name, 0) for r in records) for name in _attack_names(records)}
-    warnings = list(dict.fromkeys(_joined(records, "warnings")))
+    seconds = _seconds(records, n)
+    survivors = {name: sum(record.survivors.get(name, 0) for record in records) for name in _attack_names(records)}
+    square = square_warning(survivors, n)
     return Combination(
-        contract | more,
-        (alone_clean[1], alone_robust[1]),
-        (attack, purify / 2, classify / 2),
-        {name: 100 * left / n for name, left in survivors.items()},
-        warnings + square_warning(survivors, n),
-        _samples(folder, classes),
-        dict(zip(_joined(records, "ids"), _right(records, "defended_adversarial", labels), strict=True)),
+        result=_row(settings, purifier, plan, folder, records, accuracies, seconds),
+        undefended_ci95=(accuracies["undefended_clean"][1], accuracies["undefended_adversarial"][1]),
+        seconds=seconds,
+        robust_after={name: 100 * number / n for name, number in survivors.items()},
+        warnings=list(dict.fromkeys(joined([record.warnings for record in records]))) + square,
+        square_warning=" ".join(square),
+        samples=_samples(folder, plan.classes),
+        correct={
+            index: right
+            for record in records
+            for index, right in zip(record.ids, record.correct("defended_adversarial"), strict=True)
+        },
     )
 
 
-def _right(records: Sequence[dict[str, Any]], name: str, labels: Sequence[int]) -> list[bool]:
-    """Image by image, whether a prediction is right."""
-    return [p == label for p, label in zip(_joined(records, "predictions", name), labels, strict=True)]
+def _seconds(records: Sequence[ChunkRecord], n: int) -> tuple[float, float, float]:
+    """To attack, purify and classify one image; records have the seconds to purify and classify 2N."""
+    attack, purify, classify = (
+        sum(record.seconds[what] for record in records) / n for what in ("attack", "purify", "classify")
+    )
+    return attack, purify / 2, classify / 2
 
 
-def _budget_used(records: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The largest perturbation in the attack's norm, as it was made and after rounding its image to 8 bits."""
-    norm = "linf" if records[0]["norm"] == "Linf" else "l2"
-    return {"eps_used": max(_joined(records, norm)), "eps_used_8bit": max(_joined(records, f"{norm}_8bit"))}
+def _row(
+    settings: Settings,
+    purifier: str,
+    plan: Plan,
+    folder: Path,
+    records: Sequence[ChunkRecord],
+    accuracies: Mapping[str, tuple[float, Interval]],
+    seconds: tuple[float, float, float],
+) -> ReportRow:
+    labels, first = joined([record.labels for record in records]), records[0]
+    clean, robust = accuracies["defended_clean"], accuracies["defended_adversarial"]
+    attack, purify, classify = seconds
+    return ReportRow(
+        dataset=settings.data.name,
+        classifier=settings.classifier.arch,
+        purifier=purifier,
+        threat_model=first.threat_model,
+        attack=first.attack,
+        norm=first.norm,
+        eps=first.eps,
+        n=len(labels),
+        clean_accuracy=clean[0],
+        robust_accuracy=robust[0],
+        clean_ci95=clean[1],
+        robust_ci95=robust[1],
+        average_accuracy=round((clean[0] + robust[0]) / 2, 4),
+        undefended_clean_accuracy=accuracies["undefended_clean"][0],
+        undefended_robust_accuracy=accuracies["undefended_adversarial"][0],
+        psnr_clean=_mean([record.psnr_clean for record in records]),
+        psnr_adversarial=_mean([record.psnr_adversarial for record in records]),
+        ssim_clean=_mean([record.ssim_clean for record in records]),
+        ssim_adversarial=_mean([record.ssim_adversarial for record in records]),
+        seconds_per_image=round(purify + classify, 6),
+        seed=settings.run.seed,
+        config_hash=config_hash(settings),
+        robust_accuracy_8bit=accuracies["defended_adversarial_8bit"][0],
+        eps_used=max(_perturbations(records, rounded=False)),
+        eps_used_8bit=max(_perturbations(records, rounded=True)),
+        energy_removed=_median_of_defined([record.energy_removed for record in records]),
+        energy_added=_median_of_defined([record.energy_added for record in records]),
+        distance_clean=_mean_of_defined([record.distance_clean for record in records]),
+        distance_adversarial=_mean_of_defined([record.distance_adversarial for record in records]),
+        direction_cosine=_mean_of_defined([record.direction_cosine for record in records]),
+        **_scores_of_draws(records, labels),
+        seconds_attack=round(attack, 6),
+        seconds_purify=round(purify, 6),
+        seconds_classify=round(classify, 6),
+        image_set=plan.images[:16],
+        records="/".join(folder.parts[-3:]),
+        per_class=tuple(_per_class(records, labels, plan.classes)),
+    )
 
 
-def _energies(records: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    """Medians over the perturbed images; None where there is none."""
-    found = {
-        name: [value for value in _joined(records, name) if value is not None]
-        for name in ("energy_removed", "energy_added")
-    }
-    return {name: round(median(values), 4) if values else None for name, values in found.items()}
+def _mean(parts: Sequence[PerImage]) -> float:
+    return round(fmean(joined(parts)), 4)
 
 
-def _of_purification(records: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    """Means of how far purified images are from the clean ones, and of how alike both ways there are (Sec. 4.2)."""
-    names = ("distance_clean", "distance_adversarial", "direction_cosine")
-    found = {name: [value for value in _joined(records, name) if value is not None] for name in names}
-    return {name: round(fmean(values), 6) if values else None for name, values in found.items()}
+def _perturbations(records: Sequence[ChunkRecord], *, rounded: bool) -> list[float]:
+    """Of each image in the attack's norm, as it was made or after rounding its image to 8 bits."""
+    norm = "linf" if records[0].norm == "Linf" else "l2"
+    return joined([getattr(record, f"{norm}_8bit" if rounded else norm) for record in records])
 
 
-def _scores_of_draws(records: Sequence[dict[str, Any]], labels: Sequence[int]) -> dict[str, Any]:
+def _median_of_defined(parts: Sequence[PerImage]) -> float | None:
+    """Over the images where it is defined, those that were perturbed; None where there is none."""
+    values = [value for value in joined(parts) if value is not None]
+    return round(median(values), 4) if values else None
+
+
+def _mean_of_defined(parts: Sequence[PerImage]) -> float | None:
+    """Six digits, since distances are of the order of 0.01; None where there is none."""
+    values = [value for value in joined(parts) if value is not None]
+    return round(fmean(values), 6) if values else None
+
+
+class DrawScores(TypedDict, total=False):
+    """Entries of a row that a random purifier has."""
+
+    robust_average: float
+    robust_worst: float
+    robust_majority: float
+    draws: int
+
+
+def _scores_of_draws(records: Sequence[ChunkRecord], labels: Sequence[int]) -> DrawScores:
     """Of a random purifier, robust accuracy in percent: mean over draws, right in every draw, majority of draws."""
-    if "draws" not in records[0]:
+    chunks = [record.draws for record in records if record.draws is not None]
+    if not chunks:
         return {}
-    count = len(records[0]["draws"])
-    draws = [[answer for record in records for answer in record["draws"][number]] for number in range(count)]
+    draws = [joined(parts) for parts in zip(*chunks, strict=True)]
     right = [[p == label for p in answers] for label, *answers in zip(labels, *draws, strict=True)]
     majority = [Counter(answers).most_common(1)[0][0] == label for label, *answers in zip(labels, *draws, strict=True)]
-    share = {
-        "robust_average": fmean(sum(image) / len(image) for image in right),
-        "robust_worst": fmean(all(image) for image in right),
-        "robust_majority": fmean(majority),
+    return {
+        "robust_average": round(100 * fmean(sum(image) / len(image) for image in right), 4),
+        "robust_worst": round(100 * fmean(all(image) for image in right), 4),
+        "robust_majority": round(100 * fmean(majority), 4),
+        "draws": len(draws),
     }
-    return {name: round(100 * value, 4) for name, value in share.items()} | {"draws": count}
 
 
-def _per_class(
-    records: Sequence[dict[str, Any]], labels: Sequence[int], classes: Sequence[str]
-) -> list[dict[str, Any]]:
+def _per_class(records: Sequence[ChunkRecord], labels: Sequence[int], classes: Sequence[str]) -> list[ClassRow]:
     """Accuracies in percent of each class that has images."""
     names = ("undefended_clean", "undefended_adversarial", "defended_clean", "defended_adversarial")
-    right = {name: _right(records, name, labels) for name in names}
-    lines = []
+    right = {name: joined([record.correct(name) for record in records]) for name in names}
+    rows = []
     for number in sorted(set(labels)):
-        own = [place for place, label in enumerate(labels) if label == number]
-        shares = {name: round(100 * fmean(right[name][place] for place in own), 4) for name in names}
-        lines.append({"class": classes[number], "n": len(own), **shares})
-    return lines
+        members = [position for position, label in enumerate(labels) if label == number]
+        shares = (round(100 * fmean(right[name][position] for position in members), 4) for name in names)
+        rows.append(ClassRow(classes[number], len(members), *shares))
+    return rows
 
 
-def _attack_names(records: Sequence[dict[str, Any]]) -> list[str]:
+def _attack_names(records: Sequence[ChunkRecord]) -> list[str]:
     """Names in `survivors`, in order; a chunk broken early lacks the later ones."""
-    return max((list(record["survivors"]) for record in records), key=len)
+    return max((list(record.survivors) for record in records), key=len)
 
 
-def _samples(folder: Path, classes: list[str]) -> Samples | None:
-    found = load_tensors(folder / SAMPLES)
-    return Samples(found[0], classes) if found else None
+def _samples(folder: Path, classes: Sequence[str]) -> Samples | None:
+    contents = load_tensors(folder / SAMPLES)
+    return Samples(contents[0], classes) if contents else None
 
 
 def headlines(rows: Sequence[Combination]) -> list[Combination]:
@@ -213,11 +239,10 @@ def headlines(rows: Sequence[Combination]) -> list[Combination]:
 
     That is the first of AutoAttack's versions that was run, else the last attack, at the first budget.
     """
-    chosen: dict[tuple[str, str], Combination] = {}
+    headline: dict[tuple[str, str], Combination] = {}
     for row in rows:
-        key = (row.result["purifier"], row.result["threat_model"])
-        other = chosen.get(key)
-        stands = other is not None and is_autoattack(other.result["attack"])
-        same = other is not None and other.result["attack"] == row.result["attack"]
-        chosen[key] = other if other is not None and (stands or same) else row
-    return list(chosen.values())
+        key = (row.result.purifier, row.result.threat_model)
+        other = headline.get(key)
+        stays = other is not None and (is_autoattack(other.result.attack) or other.result.attack == row.result.attack)
+        headline[key] = other if other is not None and stays else row
+    return list(headline.values())

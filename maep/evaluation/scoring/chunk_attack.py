@@ -1,38 +1,42 @@
 """The attack on one chunk of images: a unit of work whose result several purifiers and threat models may share."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from maep.attacks.attack_state import AttackState, identity_of
-from maep.config.schema import Settings
+from maep.attacks.attack_state import AttackState, OnState, identity_of
+from maep.attacks.threat_models import Oblivious, threat_model
+from maep.evaluation.scoring.defense import Targets
+from maep.evaluation.scoring.identities import EvaluationIdentity
 from maep.evaluation.scoring.metrics import distances
-from maep.evaluation.scoring.plan import Task
-from maep.storage.atomic import digest, remove_temporaries
+from maep.evaluation.scoring.tasks import Task, chunk_size
+from maep.runtime.digests import digest
+from maep.storage.atomic import remove_temporaries
 
-Saved = Callable[[AttackState], None]
+# What fp32 rounds of a budget when an image is moved and measured: a relative part, and one for the smallest budgets.
+BUDGET_RELATIVE, BUDGET_ABSOLUTE = 1e-4, 1e-6
 
 
 @dataclass(frozen=True)
 class ChunkAttack:
     """One chunk, attacked through one model.
 
-    task: the attack and the chunk. model: what is attacked. fast: its double that is followed, if any. folder: where
-    the adversarial images go. facts: all that they depend on, except which chunk it is. Equal attacks have equal
-    identities.
+    task: the attack and the chunk. model: what is attacked. surrogate: its inexact copy that is followed, if any.
+    folder: where the adversarial images go. facts: all that they depend on, except which chunk it is. Equal attacks
+    have equal identities. seed: of the run. batch_size: images that are attacked together.
     """
 
-    settings: Settings
     task: Task
     model: nn.Module
-    fast: nn.Module | None
+    surrogate: nn.Module | None
     folder: Path
-    facts: dict[str, Any]
+    facts: Mapping[str, object]
+    seed: int
+    batch_size: int
 
     @cached_property
     def identity(self) -> str:
@@ -49,7 +53,7 @@ class ChunkAttack:
         """Where the state between two attacks is."""
         return self.folder / f"{self.task.stem}.partial.safetensors"
 
-    def is_made(self) -> bool:
+    def is_finished(self) -> bool:
         """Whether the images are there; that they are whole is checked when they are read."""
         return identity_of(self.path) == self.identity
 
@@ -57,16 +61,16 @@ class ChunkAttack:
         """The finished attack, or None if it is missing, of something else, or damaged."""
         return AttackState.load(self.path, self.identity, device)
 
-    def make(self, images: Tensor, labels: Tensor, saved: Saved) -> AttackState:
+    def make(self, images: Tensor, labels: Tensor, on_state: OnState) -> AttackState:
         """Attack, going on from the state that a killed worker left, and commit the images.
 
-        images: [N, 3, H, W] in [0,1] of the chunk; labels: [N]. saved: called after each state is on disk.
+        images: [N, 3, H, W] in [0,1] of the chunk; labels: [N]. on_state: called after each state is on disk.
         Raises RuntimeError if the attack left its budget.
         """
 
         def save(state: AttackState) -> None:
             state.save(self.partial, self.identity)
-            saved(state)
+            on_state(state)
 
         remove_temporaries(self.folder)
         state = self.task.named_attack.run(
@@ -74,11 +78,11 @@ class ChunkAttack:
             images,
             labels,
             keys=self.task.ids,
-            seed=self.task.seed(self.settings.run.seed),
-            batch_size=self.settings.evaluation.batch_size,
+            seed=self.task.seed(self.seed),
+            batch_size=self.batch_size,
             state=AttackState.load(self.partial, self.identity, images.device),
-            saved=save,
-            fast=self.fast,
+            on_state=save,
+            surrogate=self.surrogate,
         )
         check_budget(self.task, state.images, images)
         state.save(self.path, self.identity)
@@ -87,9 +91,54 @@ class ChunkAttack:
 
 
 def check_budget(task: Task, adversarial: Tensor, images: Tensor) -> None:
-    """Raises RuntimeError if an attack left its budget or the range of pixels: its result would be worthless."""
+    """Raises RuntimeError if an attack left its budget or the range of pixels: its result would be worthless.
+
+    adversarial, images: [N, 3, H, W].
+    """
     linf, l2 = distances(adversarial, images)
     used = float((linf if task.norm == "Linf" else l2).max())
     low, high = float(adversarial.min()), float(adversarial.max())
-    if not (used <= task.eps * (1 + 1e-4) + 1e-6 and low >= 0 and high <= 1):
+    if not (is_within(used, task.eps) and low >= 0 and high <= 1):
         raise RuntimeError(f"{task}: the attack used {used} of {task.eps}, pixels in [{low}, {high}]")
+
+
+def is_within(used: float, eps: float) -> bool:
+    """Whether a perturbation keeps its budget, as far as fp32 can tell."""
+    return used <= eps * (1 + BUDGET_RELATIVE) + BUDGET_ABSOLUTE
+
+
+@dataclass(frozen=True)
+class AttackFactory:
+    """The attacks of an evaluation. cache: where those that need no purifier go; directory: the evaluation's own."""
+
+    identity: EvaluationIdentity
+    targets: Targets
+    cache: Path
+    directory: Path
+
+    def undefended(self, task: Task) -> ChunkAttack:
+        """The attack on a task's full chunk through the classifier alone: once for all purifiers, in the cache.
+
+        A threat model that takes fewer images than the oblivious one uses the first of them.
+        """
+        settings, available = self.identity.settings, self.identity.available
+        total, size = min(settings.images, available), chunk_size(settings, available)
+        full = replace(task, threat_model=Oblivious.name, count=min(size, total - task.first))
+        return self._attack(full, self.cache / digest(self.identity.attack_facts(full))[:16])
+
+    def defended(self, task: Task) -> ChunkAttack:
+        """The attack on what the threat model's attacker knows of purifier and classifier; kept in its folder."""
+        task = self.identity.attack_task(task)
+        return self._attack(task, self.directory / task.folder)
+
+    def of(self, task: Task) -> list[ChunkAttack]:
+        """The attacks that a task's record is made of: the one on the undefended classifier first, its own last."""
+        threat = threat_model(self.identity.attack_task(task).threat_model)
+        return [self.undefended(task), *([self.defended(task)] if threat.uses_purifier else [])]
+
+    def _attack(self, task: Task, folder: Path) -> ChunkAttack:
+        attacker, settings = threat_model(task.threat_model), self.identity.settings
+        return ChunkAttack(
+            task, self.targets.exact(attacker), self.targets.surrogate(attacker), folder,
+            self.identity.attack_facts(task), self.identity.seed, settings.batch_size,
+        )  # fmt: skip

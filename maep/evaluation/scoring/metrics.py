@@ -8,8 +8,10 @@ from torch import Tensor
 
 from maep.runtime.torchvision_shim import declare_torchvision_operators
 
-Z95 = 1.959963984540054
+Z95 = 1.959963984540054  # of a standard normal variable, 95 % lie within ± this
+# Equal images have no finite PSNR. 100 dB is a mean squared error of 1e-10, well below an 8-bit step's 1.3e-6 at 59 dB.
 PSNR_CAP = 100.0
+# Images compared at a time: SSIM keeps five filtered copies of each, which for 64 images of 224 x 224 is 190 MB.
 SLICE = 64
 
 
@@ -76,10 +78,10 @@ def energies(purified: Tensor, attacked: Tensor, clean: Tensor) -> tuple[Tensor,
     energy that is gone from along δ (1: all; below 0: it grew). Second: energy of the rest, what the purifier
     added, in units of δ's. All images [N, 3, H, W] in [0,1].
     """
-    delta, left = (attacked - clean).flatten(1).double(), (purified - clean).flatten(1).double()
+    delta, error = (attacked - clean).flatten(1).double(), (purified - clean).flatten(1).double()
     energy = delta.square().sum(1)
-    along = (left * delta).sum(1) / energy
-    return 1 - along.square(), (left - along[:, None] * delta).square().sum(1) / energy
+    along = (error * delta).sum(1) / energy
+    return 1 - along.square(), (error - along[:, None] * delta).square().sum(1) / energy
 
 
 def purified_distances(clean: Tensor, adversarial: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,54 +1,54 @@
-"""A faster, inexact double of a model for attacks to follow. What it says decides nothing: the exact model does."""
+"""A faster, inexact surrogate of a model for attacks to follow. It decides nothing: the exact model does."""
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from maep.config.schema import EvaluationSettings
-from maep.purifiers import MAEPurifier
+from maep.purifiers import Purifier
 
 
 @dataclass(frozen=True)
-class Speed:
-    """How the double computes. precision: `fp32` or `bf16` (autocast); compile: by torch.compile."""
+class SurrogateSettings:
+    """How the surrogate computes. precision: `fp32` or `bf16` (autocast); compile: by torch.compile."""
 
     precision: str = "fp32"
     compile: bool = False
 
     @classmethod
-    def of(cls, settings: EvaluationSettings) -> "Speed":
+    def of(cls, settings: EvaluationSettings) -> "SurrogateSettings":
         """As configured."""
         return cls(settings.precision, settings.compile)
 
     @property
     def is_exact(self) -> bool:
-        """Whether there is no double: the attack follows the model itself."""
-        return self == Speed()
+        """Whether there is no surrogate: the attack follows the model itself."""
+        return self == SurrogateSettings()
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """What adversarial images depend on; nothing where the attack follows the exact model itself."""
-        inexact = {"precision": self.precision} if self.precision != "fp32" else {}
-        return {**inexact, **({"compile": True} if self.compile else {})}
+        precision = {"precision": self.precision} if self.precision != "fp32" else {}
+        return {**precision, **({"compile": True} if self.compile else {})}
 
     def __str__(self) -> str:
         return self.precision + (", compiled" if self.compile else "")
 
     def parts(self, purifier: nn.Module, classifier: nn.Module) -> tuple[nn.Module, nn.Module]:
-        """The two as the double has them, with the same weights.
+        """The two as the surrogate has them, with the same weights.
 
         Of a purifier the network alone is compiled, and one that is not ours stays as it is: what is drawn at random
         must not be compiled.
         """
         if not self.compile:
             return purifier, classifier
-        if isinstance(purifier, MAEPurifier):
-            purifier = MAEPurifier(cast(Any, torch.compile(purifier.model)), purifier.settings).eval()
+        if isinstance(purifier, Purifier):
+            purifier = purifier.compiled()
         return purifier, cast(nn.Module, torch.compile(classifier))
 
-    def whole(self, model: nn.Module) -> nn.Module:
-        """A model made of such parts as the attack follows it."""
+    def reduced(self, model: nn.Module) -> nn.Module:
+        """A model made of such parts as the attack follows it: [N, 3, H, W] in [0,1] → logits [N, C]."""
         return Reduced(model).eval() if self.precision == "bf16" else model
 
 

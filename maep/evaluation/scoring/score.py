@@ -3,165 +3,195 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from maep.attacks.attack_state import AttackState, load_tensors, save_tensors
+from maep.attacks.attack_state import AttackState, OnState, load_tensors, save_tensors
 from maep.attacks.reseeding import reseeded
 from maep.data.shards import to_float, to_uint8
-from maep.evaluation.scoring.chunk_attack import ChunkAttack, Saved
+from maep.evaluation.scoring.chunk_attack import ChunkAttack
+from maep.evaluation.scoring.chunk_record import ChunkRecord, PerImage, read_record, record_path
+from maep.evaluation.scoring.defense import Defense
 from maep.evaluation.scoring.evaluation import Evaluation
 from maep.evaluation.scoring.metrics import directions_cosine, distances, energies, psnr, purified_distances, ssim
-from maep.evaluation.scoring.plan import SAMPLES, Task, record_path
-from maep.storage.atomic import digest, write_json
+from maep.evaluation.scoring.plan import SAMPLES
+from maep.evaluation.scoring.tasks import Task
+from maep.runtime.digests import digest
 
-JUDGING = (1,)  # keys of random purifiers: other draws than the attacker's
+SCORING = (1,)  # keys of random purifiers when scoring: other draws than the attacker's, who cannot foresee them
 
 
-class Judge:
-    """Makes the records of one evaluation."""
+def is_scored(evaluation: Evaluation, task: Task) -> bool:
+    """Whether a task has its record and, if it is a first chunk, the report's sample images."""
+    record = read_record(evaluation.directory, task, evaluation.identity.record(task))
+    return record is not None and (task.chunk > 0 or _samples_exist(evaluation, task))
 
-    def __init__(self, evaluation: Evaluation) -> None:
-        self.evaluation = evaluation
 
-    def is_done(self, task: Task) -> bool:
-        """Whether a task has its record and, if it is a first chunk, the report's sample images."""
-        return self.evaluation.has_record(task) and (task.chunk > 0 or self._samples_exist(task))
+def score_chunk(evaluation: Evaluation, task: Task, on_state: OnState) -> ChunkRecord:
+    """Write and return the record of a task, attacking where the images are not there or damaged.
 
-    def judge(self, task: Task, saved: Saved) -> dict[str, Any]:
-        """Write and return the record of a task, attacking where the images are not there or damaged."""
-        images, labels = self.evaluation.images(task.ids)
-        alone, *through = [self._attacked(attack, saved) for attack in self.evaluation.attacks_of(task)]
-        alone = _first(alone, task.count)
-        attacked = through[0] if through else alone
-        with reseeded(self.evaluation.purifier, task.seed(self.evaluation.settings.run.seed), *JUDGING):
-            record = self._record(task, images, labels, attacked, alone.images)
-            write_json(record_path(self.evaluation.directory, task), record)
-            if task.chunk == 0:
-                self._save_samples(task, images, labels, attacked.images, record)
-        return record
+    on_state: called with each state of such an attack. Raises RuntimeError if an attack left its budget.
+    """
+    images, labels = evaluation.images(task.ids)
+    undefended, *defended = [_attacked(evaluation, attack, on_state) for attack in evaluation.attacks.of(task)]
+    undefended = _first(undefended, task.count)
+    state = defended[0] if defended else undefended
+    defense = evaluation.defense
+    with reseeded(defense.protection, task.seed(evaluation.settings.run.seed), *SCORING):
+        record = _score(evaluation, task, Chunk(images, labels, state, undefended.images))
+        record.write(record_path(evaluation.directory, task))
+        if task.chunk == 0:
+            _save_samples(evaluation, task, record, images, state.images)
+    return record
 
-    def _attacked(self, attack: ChunkAttack, saved: Saved) -> AttackState:
-        found = attack.load(self.evaluation.device)
-        return found or attack.make(*self.evaluation.images(attack.task.ids), saved)
 
-    def _record(
-        self, task: Task, images: Tensor, labels: Tensor, attacked: AttackState, alone: Tensor
-    ) -> dict[str, Any]:
-        """attacked: by this task's attacker. alone: [N, 3, H, W], attacked through the classifier alone, on which
-        the undefended classifier is judged. Seconds of purify and classify are those of clean and adversarial
-        images together, 2N.
-        """
-        seconds = {"attack": attacked.seconds, "purify": 0.0, "classify": 0.0}
-        clean, adversarial = (
-            self._timed(seconds, "purify", self._purify, batch) for batch in (images, attacked.images)
-        )
-        rounded = to_float(to_uint8(attacked.images))
-        answers = {
-            "undefended_clean": self._classify(images),
-            "undefended_adversarial": self._classify(alone),
-            "defended_clean": self._timed(seconds, "classify", self._classify, clean),
-            "defended_adversarial": self._timed(seconds, "classify", self._classify, adversarial),
-            "defended_adversarial_8bit": self._classify(self._purify(rounded)),
-        }
-        record = {
-            "identity": self.evaluation.record_identity(task),
-            "depends_on": self.evaluation.record_facts(task),
-            **asdict(task),
-            "ids": list(task.ids),
-            "labels": labels.tolist(),
-            "predictions": {name: answer.argmax(1).tolist() for name, answer in answers.items()},
-            "confidences": {name: _rounded(answer.softmax(1).amax(1), 4) for name, answer in answers.items()},
-            **_distances(images, attacked.images, rounded, clean, adversarial),
-            "survivors": attacked.survivors,
-            "seconds": seconds,
-            "warnings": attacked.warnings,
-        }
-        if self.evaluation.is_random:
-            draws = range(self.evaluation.settings.evaluation.draws)
-            record["draws"] = [self._classify(self._purify(attacked.images)).argmax(1).tolist() for _ in draws]
-        return record
+@dataclass(frozen=True)
+class Chunk:
+    """What is scored. images: [N, 3, H, W] in [0,1]; labels: int64 [N]. state: of the attack by the task's attacker.
+    undefended: [N, 3, H, W], attacked through the classifier alone, on which the undefended classifier is scored.
+    """
 
-    def _timed(
-        self, seconds: dict[str, float], what: str, function: Callable[[Tensor], Tensor], batch: Tensor
-    ) -> Tensor:
-        """function(batch), its time added to seconds[what], the accelerator's work included."""
+    images: Tensor
+    labels: Tensor
+    state: AttackState
+    undefended: Tensor
+
+
+@dataclass
+class TimedDefense:
+    """A defense, asked in batches. seconds: to purify and to classify, the accelerator's work included."""
+
+    defense: Defense
+    batch_size: int
+    seconds: dict[str, float] = field(default_factory=lambda: {"purify": 0.0, "classify": 0.0})
+
+    @torch.no_grad()
+    def purify(self, images: Tensor) -> Tensor:
+        """Purified images, same shape as `images`, [N, 3, H, W] in [0,1]."""
+        return torch.cat([self.defense.purifier(part) for part in images.split(self.batch_size)])
+
+    @torch.no_grad()
+    def classify(self, images: Tensor) -> Tensor:
+        """Logits [N, C] of the undefended classifier on `images`, [N, 3, H, W] in [0,1]."""
+        return torch.cat([self.defense.classifier(part) for part in images.split(self.batch_size)])
+
+    @torch.no_grad()
+    def classify_purified(self, images: Tensor) -> Tensor:
+        """Logits [N, C] of the defense on images [N, 3, H, W] in [0,1] that `purify` gave."""
+        return torch.cat([self.defense.classifier_of_purified(part) for part in images.split(self.batch_size)])
+
+    def timed(self, what: str, function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+        """function(batch), its time added to seconds[what]."""
         started = time.perf_counter()
         result = function(batch)
-        if self.evaluation.device.type == "cuda":
-            torch.cuda.synchronize(self.evaluation.device)
-        seconds[what] += time.perf_counter() - started
+        if self.defense.device.type == "cuda":
+            torch.cuda.synchronize(self.defense.device)
+        self.seconds[what] += time.perf_counter() - started
         return result
 
-    @torch.no_grad()
-    def _purify(self, images: Tensor) -> Tensor:
-        """Purified images, same shape."""
-        parts = images.split(self.evaluation.settings.evaluation.batch_size)
-        return torch.cat([self.evaluation.purifier(part) for part in parts])
 
-    @torch.no_grad()
-    def _classify(self, images: Tensor) -> Tensor:
-        """Logits [N, C] of the classifier on `images`."""
-        parts = images.split(self.evaluation.settings.evaluation.batch_size)
-        return torch.cat([self.evaluation.classifier(part) for part in parts])
-
-    # the report's images
-
-    def _samples_identity(self, task: Task) -> str:
-        count = self.evaluation.settings.evaluation.figure_images
-        return digest({"record": self.evaluation.record_identity(task), "images": count})
-
-    def _samples_exist(self, task: Task) -> bool:
-        path = self.evaluation.directory / task.folder / SAMPLES
-        return load_tensors(path, self._samples_identity(task)) is not None
-
-    def _save_samples(
-        self, task: Task, images: Tensor, labels: Tensor, adversarial: Tensor, record: dict[str, Any]
-    ) -> None:
-        """Images of the first chunk that were saved and that were lost, 8-bit, with the classifier's answers."""
-        chosen = chosen_samples(record, self.evaluation.settings.evaluation.figure_images)
-        index = torch.tensor(chosen, dtype=torch.int64, device=images.device)
-        kinds = {"clean": images[index], "adversarial": adversarial[index]}
-        kinds["purified"] = self._purify(kinds["adversarial"])
-        tensors = {name: to_uint8(batch) for name, batch in kinds.items()}
-        for name, batch in kinds.items():
-            answers = self._classify(batch)
-            tensors[f"{name}_prediction"] = answers.argmax(1)
-            tensors[f"{name}_confidence"] = answers.softmax(1).amax(1)
-        tensors |= {"labels": labels[index], "ids": index + task.first}
-        path = self.evaluation.directory / task.folder / SAMPLES
-        save_tensors(path, tensors, {}, self._samples_identity(task))
+def _timed(evaluation: Evaluation) -> TimedDefense:
+    return TimedDefense(evaluation.defense, evaluation.settings.evaluation.batch_size)
 
 
-def chosen_samples(record: dict[str, Any], count: int) -> list[int]:
-    """Places of `count` images of a chunk, as many saved as lost where there are, in order.
+def _attacked(evaluation: Evaluation, attack: ChunkAttack, on_state: OnState) -> AttackState:
+    finished = attack.load(evaluation.defense.device)
+    return finished or attack.make(*evaluation.images(attack.task.ids), on_state)
+
+
+def _score(evaluation: Evaluation, task: Task, chunk: Chunk) -> ChunkRecord:
+    """The record. Its seconds of purify and classify are those of clean and adversarial images together, 2N.
+
+    The order of the calls decides what a random purifier draws for each, and so is part of the result.
+    """
+    model = _timed(evaluation)
+    clean, adversarial = (model.timed("purify", model.purify, batch) for batch in (chunk.images, chunk.state.images))
+    rounded = to_float(to_uint8(chunk.state.images))
+    answers = {
+        "undefended_clean": model.classify(chunk.images),
+        "undefended_adversarial": model.classify(chunk.undefended),
+        "defended_clean": model.timed("classify", model.classify_purified, clean),
+        "defended_adversarial": model.timed("classify", model.classify_purified, adversarial),
+        "defended_adversarial_8bit": model.classify_purified(model.purify(rounded)),
+    }
+    return ChunkRecord(
+        identity=evaluation.identity.record(task),
+        depends_on=evaluation.identity.record_facts(task),
+        **asdict(task),
+        ids=tuple(task.ids),
+        labels=tuple(chunk.labels.tolist()),
+        predictions={name: tuple(answer.argmax(1).tolist()) for name, answer in answers.items()},
+        confidences={name: _rounded(answer.softmax(1).amax(1), 4) for name, answer in answers.items()},
+        **_distances(chunk.images, chunk.state.images, rounded, clean, adversarial),
+        survivors=chunk.state.survivors,
+        seconds={"attack": chunk.state.seconds, **model.seconds},
+        warnings=tuple(chunk.state.warnings),
+        draws=_draws(evaluation, model, chunk.state.images),
+    )
+
+
+def _draws(evaluation: Evaluation, model: TimedDefense, adversarial: Tensor) -> tuple[tuple[int, ...], ...] | None:
+    """Of a random purifier, its predictions in further draws."""
+    if not evaluation.targets.is_random:
+        return None
+    draws = range(evaluation.settings.evaluation.draws)
+    return tuple(tuple(model.classify_purified(model.purify(adversarial)).argmax(1).tolist()) for _ in draws)
+
+
+# the report's images
+
+
+def _samples_identity(evaluation: Evaluation, task: Task) -> str:
+    count = evaluation.settings.evaluation.figure_images
+    return digest({"record": evaluation.identity.record(task), "images": count})
+
+
+def _samples_exist(evaluation: Evaluation, task: Task) -> bool:
+    path = evaluation.directory / task.folder / SAMPLES
+    return load_tensors(path, _samples_identity(evaluation, task)) is not None
+
+
+def _save_samples(evaluation: Evaluation, task: Task, record: ChunkRecord, images: Tensor, adversarial: Tensor) -> None:
+    """Images of the first chunk that were saved and that were lost, 8-bit, with the classifier's answers."""
+    model = _timed(evaluation)
+    index = torch.tensor(
+        sample_positions(record, evaluation.settings.evaluation.figure_images), dtype=torch.int64, device=images.device
+    )
+    kinds = {"clean": images[index], "adversarial": adversarial[index]}
+    kinds["purified"] = model.purify(kinds["adversarial"])
+    tensors = {name: to_uint8(batch) for name, batch in kinds.items()}
+    for name, batch in kinds.items():
+        answers = model.classify_purified(batch) if name == "purified" else model.classify(batch)
+        tensors[f"{name}_prediction"] = answers.argmax(1)
+        tensors[f"{name}_confidence"] = answers.softmax(1).amax(1)
+    tensors |= {"labels": torch.tensor(record.labels, device=images.device)[index], "ids": index + task.first}
+    path = evaluation.directory / task.folder / SAMPLES
+    save_tensors(path, tensors, {}, _samples_identity(evaluation, task))
+
+
+def sample_positions(record: ChunkRecord, count: int) -> list[int]:
+    """Positions of `count` images of a chunk, as many saved as lost where there are, in order.
 
     Saved: the purified image is classified rightly. Lost: wrongly, though the clean one, purified, was not.
-    Where one kind lacks images the other fills up, then the rest.
+    Where one kind lacks images the other fills up, then the others.
     """
-    labels, predictions = record["labels"], record["predictions"]
-    right, before = (
-        [p == label for p, label in zip(predictions[name], labels, strict=True)]
-        for name in ("defended_adversarial", "defended_clean")
-    )
-    saved = [place for place, good in enumerate(right) if good]
-    lost = [place for place, good in enumerate(right) if not good and before[place]]
-    rest = [place for place in range(len(labels)) if place not in {*saved, *lost}]
+    correct, before = record.correct("defended_adversarial"), record.correct("defended_clean")
+    saved = [position for position, good in enumerate(correct) if good]
+    lost = [position for position, good in enumerate(correct) if not good and before[position]]
+    others = [position for position in range(record.count) if position not in {*saved, *lost}]
     half = max(count - count // 2, count - len(lost))
-    return sorted([*saved[:half], *lost, *saved[half:], *rest][:count])
+    return sorted([*saved[:half], *lost, *saved[half:], *others][:count])
 
 
-def _rounded(values: Tensor, digits: int = 6) -> list[float | None]:
-    """As JSON: NaN, a number that is not there, is null."""
-    return [None if math.isnan(number) else round(number, digits) for number in values.tolist()]
+def _rounded(values: Tensor, digits: int = 6) -> PerImage:
+    """As JSON: NaN, a number that is not there, is null. Six digits are what fp32 holds."""
+    return tuple(None if math.isnan(number) else round(number, digits) for number in values.tolist())
 
 
-def _distances(
-    images: Tensor, attacked: Tensor, rounded: Tensor, clean: Tensor, adversarial: Tensor
-) -> dict[str, list[float | None]]:
+def _distances(images: Tensor, attacked: Tensor, rounded: Tensor, clean: Tensor, adversarial: Tensor) -> dict[str, Any]:
     """Per image: how far the attack went, also after rounding to 8 bits, and what the purifier made of it.
 
     clean, adversarial: `images` and `attacked`, purified.

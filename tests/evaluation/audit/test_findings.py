@@ -1,4 +1,4 @@
-"""The honesty checks pass an honest defence and catch real ones that hide their gradients."""
+"""The honesty checks pass an honest defense and catch real ones that hide their gradients."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from maep.data.shards import ShardSet
-from maep.evaluation.audit.findings import ALARM, Judged, findings
+from maep.evaluation.audit.findings import ALARM, PurifierResult, findings
 from maep.evaluation.audit.gradient_masking import finite_differences, margin_gradients, margins, median_error
 from maep.evaluation.reporting.report import read_results
+from maep.evaluation.scoring.defense import Defense
 from maep.evaluation.scoring.evaluation import Evaluation
 from maep.evaluation.workers import evaluate_all
 from tests.evaluation.defenses import FalseGradient, Jpeg, Noise, Rounding
-from tests.evaluation.subject import place_of, settings_for
+from tests.evaluation.small_evaluation import directory_of, settings_for
 from tests.small import Blur, digits, train_small, write_shards
 
 QUICK: dict[str, Any] = {
@@ -30,24 +31,25 @@ def test_set(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     return write_shards(tmp_path_factory.mktemp("shards") / "test", 16)
 
 
-def judged(directory: Path, test: ShardSet, purifier: nn.Module, **how: Any) -> Judged:
+def evaluated(directory: Path, test: ShardSet, purifier: nn.Module, **how: Any) -> PurifierResult:
     """A real evaluation of the small classifier behind a purifier."""
     settings = settings_for(directory, **{**QUICK, **how})
-    evaluation = Evaluation(settings, purifier, train_small(), "small", "it", test, place_of(settings))
+    defense = Defense(purifier, train_small(), "it", "small")
+    evaluation = Evaluation(settings, defense, test, directory_of(settings))
     assert evaluate_all([evaluation])
     return read_results(settings, Path(settings.run.dir) / "evaluation")[0]
 
 
-def alarms(one: Judged) -> set[str]:
-    return {finding.check for finding in one.findings if finding.level == ALARM}
+def alarms(result: PurifierResult) -> set[str]:
+    return {finding.check for finding in result.findings if finding.level == ALARM}
 
 
 @pytest.fixture(scope="module")
-def honest(tmp_path_factory: pytest.TempPathFactory, test_set: ShardSet) -> Judged:
-    return judged(tmp_path_factory.mktemp("honest"), test_set, Blur())
+def honest(tmp_path_factory: pytest.TempPathFactory, test_set: ShardSet) -> PurifierResult:
+    return evaluated(tmp_path_factory.mktemp("honest"), test_set, Blur())
 
 
-def test_an_honest_defence_passes(honest: Judged) -> None:
+def test_an_honest_defense_passes(honest: PurifierResult) -> None:
     """A purifier with true gradients sets off no alarm; the loss rises and the large budget is enough."""
     assert alarms(honest) == set()
     checks = ["randomness", "gradients", "finite differences", "loss against eps", "loss against steps"]
@@ -58,69 +60,72 @@ def test_an_honest_defence_passes(honest: Judged) -> None:
 @pytest.mark.parametrize("purifier", [Rounding(), Jpeg()], ids=["8-bit rounding", "JPEG"])
 def test_masked_gradients_are_caught(tmp_path: Path, test_set: ShardSet, purifier: nn.Module) -> None:
     """8-bit rounding and JPEG: the gradient is missing, and attackers who know less do better than the adaptive one."""
-    one = judged(tmp_path, test_set, purifier)
-    assert {"gradients", "transfer", "bpda", "square", "large budget"} <= alarms(one)
-    rows = {row.result["threat_model"]: row.result["robust_accuracy"] for row in one.rows}
+    result = evaluated(tmp_path, test_set, purifier)
+    assert {"gradients", "transfer", "bpda", "square", "large budget"} <= alarms(result)
+    rows = {row.result.threat_model: row.result.robust_accuracy for row in result.rows}
     assert rows["adaptive"] > 80, "this is the number that would have been believed"
     assert rows["bpda"] < 20
-    assert [entry["robust_accuracy"] for entry in one.honesty()["worst_case"]] <= [rows["bpda"]]
+    assert [case.robust_accuracy for case in result.honesty().worst_case] <= [rows["bpda"]]
 
 
 def test_false_gradients_are_caught(tmp_path: Path, test_set: ShardSet) -> None:
     """A backward pass that is not the forward one's disagrees with finite differences."""
-    assert "finite differences" in alarms(judged(tmp_path, test_set, FalseGradient(), threat_models=["adaptive"]))
+    assert "finite differences" in alarms(evaluated(tmp_path, test_set, FalseGradient(), threat_models=["adaptive"]))
 
 
 def test_randomness_is_caught(tmp_path: Path, test_set: ShardSet) -> None:
-    """A random defence is one to average over: without EOT it is an alarm, with it the scores of its draws are told."""
+    """A random defense is one to average over: without EOT it is an alarm, with it the scores of its draws are told."""
     how = {"attacks": ["pgd-3"], "images": 4, "draws": 3, "check_images": 2}
-    one = judged(tmp_path / "without", test_set, Noise(), threat_models=["adaptive"], **how)
-    assert "randomness" in alarms(one)
-    again = judged(tmp_path / "again", test_set, Noise(), threat_models=["adaptive"], **how)
-    assert [row.right for row in again.rows] == [row.right for row in one.rows], "random, yet repeatable"
-    one = judged(tmp_path / "with", test_set, Noise(), threat_models=["adaptive", "adaptive-eot"], **how)
-    assert "randomness" not in alarms(one)
-    for row in one.rows:
+    without = evaluated(tmp_path / "without", test_set, Noise(), threat_models=["adaptive"], **how)
+    assert "randomness" in alarms(without)
+    again = evaluated(tmp_path / "again", test_set, Noise(), threat_models=["adaptive"], **how)
+    assert [row.correct for row in again.rows] == [row.correct for row in without.rows], "random, yet repeatable"
+    averaged = evaluated(tmp_path / "with", test_set, Noise(), threat_models=["adaptive", "adaptive-eot"], **how)
+    assert "randomness" not in alarms(averaged)
+    for row in averaged.rows:
         result = row.result
-        assert result["draws"] == 3
-        assert result["robust_worst"] <= result["robust_average"]
-        assert result["robust_worst"] <= result["robust_majority"]
+        assert result.draws == 3
+        assert None not in (result.robust_worst, result.robust_average, result.robust_majority)
+        assert result.robust_worst <= result.robust_average  # type: ignore[operator]
+        assert result.robust_worst <= result.robust_majority  # type: ignore[operator]
 
 
-def test_rounding_out_of_the_budget_is_told(honest: Judged) -> None:
+def test_rounding_out_of_the_budget_is_told(honest: PurifierResult) -> None:
     """Stored images that use more than the budget, or that attack less, are told with their numbers."""
-    result = {**honest.rows[0].result, "eps_used_8bit": 0.1529, "robust_accuracy": 10.0, "robust_accuracy_8bit": 30.0}
-    found = findings(honest.checks, [replace(honest.rows[0], result=result)], 10)
-    told = {finding.check: finding for finding in found if finding.level == "warning"}
-    assert "0.1529 of ε = 0.15" in told["8-bit budget"].text
-    assert "+20.0 points" in told["8-bit accuracy"].text
+    result = replace(honest.rows[0].result, eps_used_8bit=0.1529, robust_accuracy=10.0, robust_accuracy_8bit=30.0)
+    outcomes = findings(honest.checks, [replace(honest.rows[0], result=result)], 10)
+    warnings = {finding.check: finding for finding in outcomes if finding.level == "warning"}
+    assert "0.1529 of ε = 0.15" in warnings["8-bit budget"].text
+    assert "+20.0 points" in warnings["8-bit accuracy"].text
     assert not any(finding.level == "warning" for finding in honest.findings)
 
 
-def test_falling_loss_is_caught(honest: Judged) -> None:
+def test_falling_loss_is_caught(honest: PurifierResult) -> None:
     """A loss that falls with the budget or does not rise with the steps is an alarm."""
-    falling = [{**point, "loss": 9 - number} for number, point in enumerate(honest.checks["against_eps"])]
-    falling[1]["accuracy"] = 50.0
-    flat = [{**point, "loss": 1.0} for point in honest.checks["against_steps"]]
-    changed = replace(honest, checks={**honest.checks, "against_eps": falling, "against_steps": flat})
+    falling = [replace(point, loss=9.0 - number) for number, point in enumerate(honest.checks.against_eps)]
+    falling[1] = replace(falling[1], accuracy=50.0)
+    flat = tuple(replace(point, loss=1.0) for point in honest.checks.against_steps)
+    checks = replace(honest.checks, against_eps=tuple(falling), against_steps=flat)
+    changed = replace(honest, checks=checks)
     assert alarms(changed) == {"loss against eps", "loss against steps"}
     assert changed.findings[0].level == ALARM, "alarms come first"
-    broken = [{**point, "accuracy": 0.0} for point in falling[1:]]
-    changed = replace(honest, checks={**honest.checks, "against_eps": [{**falling[0], "loss": 0.1}, *broken]})
+    broken = (replace(point, accuracy=0.0) for point in falling[1:])
+    checks = replace(honest.checks, against_eps=(replace(falling[0], loss=0.1), *broken))
+    changed = replace(honest, checks=checks)
     assert alarms(changed) == set(), "no image stands any more: how wrongly they are classified says nothing"
 
 
-def test_transfer_is_compared_image_by_image(honest: Judged) -> None:
+def test_transfer_is_compared_image_by_image(honest: PurifierResult) -> None:
     """The weaker attacker counts on the adaptive one's images alone, all its attacks together."""
-    by_threat = {row.result["threat_model"]: row for row in honest.rows}
+    by_threat = {row.result.threat_model: row for row in honest.rows}
     adaptive, oblivious = by_threat["adaptive"], by_threat["oblivious"]
-    stands = replace(adaptive, right={0: True, 1: False})
-    other = replace(oblivious, right={0: False, 1: True, 2: True, 3: True})
-    found = findings(honest.checks, [stands, other], 10)
-    (transfer,) = [finding for finding in found if finding.check == "transfer"]
+    stands = replace(adaptive, correct={0: True, 1: False})
+    other = replace(oblivious, correct={0: False, 1: True, 2: True, 3: True})
+    outcomes = findings(honest.checks, [stands, other], 10)
+    (transfer,) = [finding for finding in outcomes if finding.check == "transfer"]
     assert "50.0 % stand against attacks that know only the classifier and 50.0 %" in transfer.text
     assert transfer.level != ALARM
-    both = findings(honest.checks, [stands, other, replace(oblivious, right={0: True, 1: False})], 10)
+    both = findings(honest.checks, [stands, other, replace(oblivious, correct={0: True, 1: False})], 10)
     assert next(finding for finding in both if finding.check == "transfer").level == ALARM
 
 

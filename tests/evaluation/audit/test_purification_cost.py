@@ -7,14 +7,15 @@ import torch
 
 from maep.config.schema import ModelSettings, PurifySettings
 from maep.data.shards import ShardSet
-from maep.evaluation.audit.purification_cost import PeakMemory, Purifying, grids
+from maep.evaluation.audit.purification_cost import CostMeasurement, PeakMemory, PurificationCost, read_cost
+from maep.evaluation.scoring.defense import Defense
 from maep.evaluation.scoring.evaluation import Evaluation
-from maep.evaluation.scoring.plan import read_purifying
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.purifiers import MAEPurifier
+from maep.purifiers.mae import tile_options
 from maep.runtime.errors import UserError
 from maep.storage.atomic import read_json
-from tests.evaluation.subject import IMAGES, place_of, settings_for
+from tests.evaluation.small_evaluation import IMAGES, directory_of, settings_for
 from tests.small import Blur, digits, train_small, write_shards
 
 
@@ -32,14 +33,14 @@ def network(size: int) -> MaskedAutoencoder:
         return MaskedAutoencoder(ModelSettings(image_size=size, patch_size=4, **encoder, **decoder))
 
 
-def measured(directory: Path, test: ShardSet, purifier: torch.nn.Module, **how: int) -> dict[str, object]:
+def measured(directory: Path, test: ShardSet, purifier: torch.nn.Module, **how: int) -> PurificationCost:
     settings = settings_for(directory, **how)
-    evaluation = Evaluation(settings, purifier, train_small(), "small", "it", test, place_of(settings))
-    one = Purifying(evaluation)
-    assert not one.is_done()
-    one.run()
-    assert one.is_done()
-    return read_purifying({"purifier": "it"}, place_of(settings))
+    evaluation = Evaluation(settings, Defense(purifier, train_small(), "it", "small"), test, directory_of(settings))
+    measurement = CostMeasurement(evaluation)
+    assert not measurement.is_done()
+    measurement.run()
+    assert measurement.is_done()
+    return read_cost("it", directory_of(settings))
 
 
 def test_peak_memory() -> None:
@@ -58,17 +59,17 @@ def test_peak_memory() -> None:
 def test_seams_of_every_grid(tmp_path: Path, test_set: ShardSet) -> None:
     """Each way to lay tiles has the seam error of a purifier that uses it; the one in use is marked."""
     used = PurifySettings(overlap=3)
-    found = measured(tmp_path, test_set, MAEPurifier(network(8), used), check_images=4)
-    lines = {grid["grid"]: grid for grid in found["grids"]}  # type: ignore[union-attr]
-    assert [name for name, line in lines.items() if line["used"]] == ["as used"]
+    cost = measured(tmp_path, test_set, MAEPurifier(network(8), used), check_images=4)
+    lines = {grid.grid: grid for grid in cost.grids}
+    assert [name for name, line in lines.items() if line.used] == ["as used"]
     images = digits()[0][:4]
-    for name, settings in grids(used, 8).items():
+    for name, settings in tile_options(used, 8).items():
         purifier = MAEPurifier(network(8), settings).eval()
         with torch.no_grad():
             seams = purifier.seam_error(images, purifier(images))
         assert seams is not None
-        assert lines[name]["across"] == pytest.approx(float(seams[0].mean()), rel=1e-4)
-        assert lines[name]["inside"] == pytest.approx(float(seams[1].mean()), rel=1e-4)
+        assert lines[name].across == pytest.approx(float(seams[0].mean()), rel=1e-4)
+        assert lines[name].inside == pytest.approx(float(seams[1].mean()), rel=1e-4)
 
 
 def test_memory_depends_on_the_batch_alone(tmp_path: Path, test_set: ShardSet) -> None:
@@ -78,15 +79,15 @@ def test_memory_depends_on_the_batch_alone(tmp_path: Path, test_set: ShardSet) -
         measured(tmp_path / name, test_set, purifier, images=images, batch_size=batch)
         for name, images, batch in (("few", 10, 5), ("many", 40, 5), ("wide", 40, 10))
     )
-    assert few["peak_bytes"] == many["peak_bytes"]
-    assert wide["peak_bytes"] > many["peak_bytes"]  # type: ignore[operator]
-    assert few["grids"] == []
-    assert measured(tmp_path / "blur", test_set, Blur())["grids"] == []
+    assert few.peak_bytes == many.peak_bytes
+    assert wide.peak_bytes > many.peak_bytes
+    assert few.grids == ()
+    assert measured(tmp_path / "blur", test_set, Blur()).grids == ()
 
 
 def test_of_another_purifier(tmp_path: Path, test_set: ShardSet) -> None:
     """What was measured of another purifier is not shown as this one's."""
     measured(tmp_path, test_set, Blur())
-    assert read_json(place_of(settings_for(tmp_path)) / "purifying.json")["purifier"] == "it"
+    assert read_json(directory_of(settings_for(tmp_path)) / "purifying.json")["purifier"] == "it"
     with pytest.raises(UserError, match="purifying.json: memory and tiles have not been measured"):
-        read_purifying({"purifier": "another"}, place_of(settings_for(tmp_path)))
+        read_cost("another", directory_of(settings_for(tmp_path)))

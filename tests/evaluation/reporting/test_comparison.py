@@ -9,7 +9,7 @@ from scipy.stats import binom
 from maep.cli.compare import main
 from maep.data.shards import ShardSet
 from maep.evaluation import evaluate
-from maep.evaluation.reporting.comparison import mcnemar
+from maep.evaluation.reporting.comparison import McNemar, mcnemar
 from maep.models.purified import PurifiedClassifier
 from maep.runtime.errors import UserError
 from tests.evaluation.test_any_model import QUICK
@@ -93,7 +93,7 @@ def test_mcnemar() -> None:
     first = dict.fromkeys(range(20), True)
     second = {index: index >= 9 for index in first} | {20: False}
     first[20] = False
-    assert mcnemar(first, second) == {"only_first": 9, "only_second": 0, "p": pytest.approx(2 * binom.cdf(0, 9, 0.5))}
-    assert mcnemar(first, first)["p"] == 1.0
+    assert mcnemar(first, second) == McNemar(9, 0, pytest.approx(2 * binom.cdf(0, 9, 0.5)))
+    assert mcnemar(first, first).p == 1.0
     with pytest.raises(ValueError, match="same images"):
         mcnemar(first, {0: True})

@@ -15,14 +15,17 @@ from rich.console import Console
 from maep.config.schema import Settings
 from maep.data.shards import ShardSet
 from maep.evaluation.reporting import report as report_module
+from maep.evaluation.reporting.curves import read_metrics
 from maep.evaluation.reporting.provenance import environment, git_state
-from maep.evaluation.reporting.report import build_report, read_metrics, read_results, terminal_table, write_environment
+from maep.evaluation.reporting.report import build_report, read_results, write_environment
+from maep.evaluation.reporting.terminal_table import terminal_table
+from maep.evaluation.scoring.defense import Defense
 from maep.evaluation.scoring.evaluation import Evaluation
 from maep.evaluation.scoring.metrics import wilson_interval
-from maep.evaluation.scoring.plan import eps_text
+from maep.evaluation.scoring.tasks import eps_text
 from maep.evaluation.workers import evaluate_all
 from maep.runtime.errors import UserError
-from tests.evaluation.subject import place_of, run, settings_for
+from tests.evaluation.small_evaluation import directory_of, run, settings_for
 from tests.small import Blur, train_small, write_shards
 from tests.tiny import ROOT
 
@@ -79,8 +82,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory, test_set: ShardSet) -> Se
     settings = settings_for(tmp_path_factory.mktemp("evaluated"), eps=[8 / 255, 0.1])
     settings.finetune.method = "lora"
     run(settings, test_set)
-    place = place_of(settings).with_name("lora")
-    evaluate_all([Evaluation(settings, Blur(), train_small(), "small", "tuned", test_set, place)])
+    defense = Defense(Blur(), train_small(), "tuned", "small")
+    evaluate_all([Evaluation(settings, defense, test_set, directory_of(settings).with_name("lora"))])
     directory = Path(settings.run.dir)
     for name, loss in (("metrics.jsonl", 1.0), ("metrics-finetune.jsonl", 0.1)):
         lines = [
@@ -93,7 +96,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory, test_set: ShardSet) -> Se
 
 @pytest.fixture(scope="module")
 def reported(settings: Settings) -> dict[str, Any]:
-    return build_report(settings, Path(settings.run.dir))
+    return build_report(settings, Path(settings.run.dir)).to_json()
 
 
 def _page(settings: Settings) -> str:
@@ -123,7 +126,7 @@ def test_json_is_the_contract(settings: Settings, reported: dict[str, Any]) -> N
 
 def test_numbers_are_those_of_the_records(settings: Settings, reported: dict[str, Any]) -> None:
     """Accuracies, intervals, averages and likeness, computed again from the record files."""
-    folder = place_of(settings) / "oblivious" / "pgd-3-Linf-0.1"
+    folder = directory_of(settings) / "oblivious" / "pgd-3-Linf-0.1"
     records = [json.loads(path.read_text()) for path in sorted(folder.glob("chunk-*.json"))]
     pairs = [pair for r in records for pair in zip(r["predictions"]["defended_adversarial"], r["labels"], strict=True)]
     right = sum(prediction == label for prediction, label in pairs)
@@ -235,10 +238,12 @@ def test_figures(settings: Settings, reported: dict[str, Any]) -> None:
 def test_terminal_table_fits(settings: Settings, reported: dict[str, Any]) -> None:
     """In 80 columns the widest usual line is neither cut nor wrapped; interval and n stand beside the accuracy."""
     rows = read_results(settings, Path(settings.run.dir) / "evaluation")[0].rows
-    usual = {"attack": "autoattack-standard", "purifier": "maep+lora", "n": 10000, "robust_accuracy": 88.73,
-             "robust_ci95": [88.09, 89.34], "eps": 8 / 255, "clean_accuracy": 92.3}  # fmt: skip
+    usual: dict[str, Any] = {
+        "attack": "autoattack-standard", "purifier": "maep+lora", "n": 10000, "robust_accuracy": 88.73,
+        "robust_ci95": [88.09, 89.34], "eps": 8 / 255, "clean_accuracy": 92.3,
+    }  # fmt: skip
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(terminal_table([replace(rows[0], result={**rows[0].result, **usual})]))
+    console.print(terminal_table([replace(rows[0], result=replace(rows[0].result, **usual))]))
     line = next(line for line in console.export_text().splitlines() if "AutoAttack" in line)
     assert line.split()[:4] == ["AutoAttack", "8/255", "maep+lora", "10000"]
     assert line.split()[-4:] == ["92.3", "88.7", "[88.1,", "89.3]"]
@@ -246,7 +251,7 @@ def test_terminal_table_fits(settings: Settings, reported: dict[str, Any]) -> No
 
 def test_missing_chunk_is_named(settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without one record there is no total, no table and no file, but the record's name."""
-    record = place_of(settings) / "oblivious" / "fgsm-Linf-0.1" / "chunk-0001.json"
+    record = directory_of(settings) / "oblivious" / "fgsm-Linf-0.1" / "chunk-0001.json"
     hidden = tmp_path / "record"
     report = Path(settings.run.dir) / "report.json"
     report.unlink(missing_ok=True)
@@ -262,7 +267,7 @@ def test_missing_chunk_is_named(settings: Settings, tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "difference"),
     [
         ({"classifier": "another"}, "model"),
         ({"purifier": "another"}, "purifier"),
@@ -274,7 +279,7 @@ def test_missing_chunk_is_named(settings: Settings, tmp_path: Path, capsys: pyte
     ],
 )
 def test_record_of_something_else_is_named(
-    settings: Settings, test_set: ShardSet, tmp_path: Path, change: dict[str, Any], told: str
+    settings: Settings, test_set: ShardSet, tmp_path: Path, change: dict[str, Any], difference: str
 ) -> None:
     """A record that another evaluation wrote is refused, saying what it was written for instead."""
     quick = {"attacks": [change.get("attack", "fgsm")], "threat_models": ["oblivious"], "check_images": 1}
@@ -282,12 +287,14 @@ def test_record_of_something_else_is_named(
     other.run.seed = change.get("seed", 0)
     images = write_shards(tmp_path / "images", change["count"]) if "count" in change else test_set
     run(other, images, purifier=change.get("purifier", "blur"), classifier=change.get("classifier", "small"))
-    foreign = place_of(other) / "oblivious" / f"{quick['attacks'][0]}-Linf-0.1" / "chunk-0000.json"
-    record = place_of(settings) / "oblivious" / "fgsm-Linf-0.1" / "chunk-0000.json"
+    foreign = directory_of(other) / "oblivious" / f"{quick['attacks'][0]}-Linf-0.1" / "chunk-0000.json"
+    record = directory_of(settings) / "oblivious" / "fgsm-Linf-0.1" / "chunk-0000.json"
     before = record.read_text()
     record.write_text(foreign.read_text())
     try:
-        with pytest.raises(UserError, match=f"fgsm-Linf-0.1/chunk-0000.json: was written for another {told}, not for"):
+        with pytest.raises(
+            UserError, match=f"fgsm-Linf-0.1/chunk-0000.json: was written for another {difference}, not for"
+        ):
             build_report(settings, Path(settings.run.dir))
     finally:
         record.write_text(before)
@@ -330,12 +337,12 @@ def test_environment_has_no_host_name() -> None:
     """Versions, device, threads and date are there; the machine's name is not."""
     import socket
 
-    found = environment(["maep"])
-    assert {"command", "commit", "dirty", "date", "device", "threads", "versions"} <= set(found)
+    facts = environment(["maep"])
+    assert {"command", "commit", "dirty", "date", "device", "threads", "versions"} <= set(facts)
     assert {"python", "torch", "timm", "peft", "deepspeed", "accelerate", "webdataset", "pyautoattack", "submitit",
-            "omegaconf"} <= set(found["versions"])  # fmt: skip
-    assert all(found["versions"].values())
-    assert socket.gethostname() not in json.dumps(found)
+            "omegaconf"} <= set(facts["versions"])  # fmt: skip
+    assert all(facts["versions"].values())
+    assert socket.gethostname() not in json.dumps(facts)
 
 
 def test_git_state(tmp_path: Path) -> None:
@@ -374,6 +381,7 @@ def test_eps_text(eps: float, text: str) -> None:
         ([str(ROOT / "maep" / "__main__.py"), "evaluate"], ["-m", "maep", "evaluate"]),
         ([str(ROOT / "launch" / "local.py"), "cfg=digits"], ["launch/local.py", "cfg=digits"]),
         (["launch/local.py", "cfg=digits"], ["launch/local.py", "cfg=digits"]),
+        (["/home/me/.venv/bin/maep", "run", "cfg=digits"], ["maep", "run", "cfg=digits"]),
     ],
 )
 def test_command_is_the_one_that_was_typed(argv: list[str], typed: list[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from maep.evaluation.reporting.report import build_report, write_environment
-from tests.evaluation.subject import run, settings_for
+from tests.evaluation.small_evaluation import run, settings_for
 from tests.small import write_shards
 
 CHROMIUM = next(

@@ -19,17 +19,18 @@ from torch import Tensor, nn
 from maep.attacks.attack_state import AttackState
 from maep.attacks.catalog import NamedAttack, gradient_spec
 from maep.data.shards import ShardSet
-from maep.evaluation.scoring import score as judge_module
+from maep.evaluation.scoring.defense import Defense
 from maep.evaluation.scoring.evaluation import Evaluation
 from maep.evaluation.scoring.metrics import distances
 from maep.evaluation.workers import ProgressNote, evaluate_all
 from maep.runtime.errors import UserError
-from tests.evaluation.subject import (
+from maep.storage import documents
+from tests.evaluation.small_evaluation import (
     AUTOATTACK_RUN,
     IMAGES,
+    adversarial_images,
     contents,
-    images_made,
-    place_of,
+    directory_of,
     run,
     settings_for,
     shorten_autoattack,
@@ -71,26 +72,26 @@ def test_records_say_what_happened(tmp_path: Path, test_set: ShardSet) -> None:
     spec = gradient_spec("fgsm", "Linf", 0.1)
     assert spec is not None
     chunk, truth = images[ids.start : ids.stop], labels[ids.start : ids.stop]
-    made = _signed(classifier, chunk, truth, 0.1)
+    adversarial = _signed(classifier, chunk, truth, 0.1)
     assert record["ids"] == list(ids)
     assert record["labels"] == truth.tolist()
     assert record["predictions"] == {
         "undefended_clean": classifier(chunk).argmax(1).tolist(),
-        "undefended_adversarial": classifier(made).argmax(1).tolist(),
+        "undefended_adversarial": classifier(adversarial).argmax(1).tolist(),
         "defended_clean": classifier(purifier(chunk)).argmax(1).tolist(),
-        "defended_adversarial": classifier(purifier(made)).argmax(1).tolist(),
-        "defended_adversarial_8bit": classifier(purifier((made * 255).round() / 255)).argmax(1).tolist(),
+        "defended_adversarial": classifier(purifier(adversarial)).argmax(1).tolist(),
+        "defended_adversarial_8bit": classifier(purifier((adversarial * 255).round() / 255)).argmax(1).tolist(),
     }
-    sure = classifier(purifier(made)).softmax(1).amax(1).tolist()
+    sure = classifier(purifier(adversarial)).softmax(1).amax(1).tolist()
     assert record["confidences"]["defended_adversarial"] == pytest.approx(sure, abs=1e-4)
-    assert record["linf"] == pytest.approx(distances(made, chunk)[0].tolist(), abs=1e-5)
+    assert record["linf"] == pytest.approx(distances(adversarial, chunk)[0].tolist(), abs=1e-5)
     assert len(record["psnr_clean"]) == len(record["ssim_adversarial"]) == 8
     adaptive = records["adaptive", "fgsm", 0]
-    whole = nn.Sequential(purifier, classifier)
-    made = _signed(whole, images[:6], labels[:6], 0.1)
-    assert adaptive["predictions"]["defended_adversarial"] == whole(made).argmax(1).tolist()
-    alone = records["oblivious", "fgsm", 0]["predictions"]["undefended_adversarial"]
-    assert adaptive["predictions"]["undefended_adversarial"] == alone[:6]
+    purified_classifier = nn.Sequential(purifier, classifier)
+    adversarial = _signed(purified_classifier, images[:6], labels[:6], 0.1)
+    assert adaptive["predictions"]["defended_adversarial"] == purified_classifier(adversarial).argmax(1).tolist()
+    undefended = records["oblivious", "fgsm", 0]["predictions"]["undefended_adversarial"]
+    assert adaptive["predictions"]["undefended_adversarial"] == undefended[:6]
 
 
 def _signed(model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Tensor:
@@ -107,7 +108,7 @@ def test_done_is_not_done_again(tmp_path: Path, test_set: ShardSet, attacks_run:
     assert len(first) == tasks_of(settings)
     run(settings, test_set)
     assert attacks_run == first
-    (place_of(settings) / "oblivious" / "pgd-3-Linf-0.1" / "chunk-0002.json").unlink()
+    (directory_of(settings) / "oblivious" / "pgd-3-Linf-0.1" / "chunk-0002.json").unlink()
     run(settings, test_set)
     assert attacks_run == first, "the adversarial images were in the cache"
     assert contents(settings) == before
@@ -172,7 +173,9 @@ def test_modules_are_frozen(tmp_path: Path, test_set: ShardSet) -> None:
     """Purifier and classifier are set to eval mode without parameter gradients, whatever they came as."""
     purifier, classifier = Blur().train(), train_small().train().requires_grad_(True)
     settings = settings_for(tmp_path, attacks=["pgd-3"])
-    evaluate_all([Evaluation(settings, purifier, classifier, "small", "blur", test_set, place_of(settings))])
+    evaluate_all(
+        [Evaluation(settings, Defense(purifier, classifier, "blur", "small"), test_set, directory_of(settings))]
+    )
     for module in (purifier, classifier):
         assert not module.training
         assert all(not p.requires_grad and p.grad is None for p in module.parameters())
@@ -198,7 +201,7 @@ def test_wrong_number_of_classes(tmp_path: Path, test_set: ShardSet) -> None:
     settings = settings_for(tmp_path)
     with pytest.raises(UserError, match="gives 4 logits, the test set has 10 classes"):
         four = train_small(4, steps=1)
-        evaluate_all([Evaluation(settings, Blur(), four, "four", "blur", test_set, place_of(settings))])
+        evaluate_all([Evaluation(settings, Defense(Blur(), four, "blur", "four"), test_set, directory_of(settings))])
     assert not Path(settings.run.dir).exists()
 
 
@@ -215,7 +218,7 @@ def test_an_attack_that_leaves_its_budget(tmp_path: Path, test_set: ShardSet, mo
     settings = settings_for(tmp_path)
     with pytest.raises(RuntimeError, match="the attack used"):
         run(settings, test_set)
-    assert not list(place_of(settings).rglob("chunk-*"))
+    assert not list(directory_of(settings).rglob("chunk-*"))
 
 
 def test_full_disk_leaves_nothing_half_written(
@@ -229,11 +232,11 @@ def test_full_disk_leaves_nothing_half_written(
             raise UserError(f"{path}: cannot be written: No space left on device")
         original(path, value)
 
-    original = judge_module.write_json
-    monkeypatch.setattr(judge_module, "write_json", full)
+    original = documents.write_json
+    monkeypatch.setattr(documents, "write_json", full)
     with pytest.raises(UserError, match="No space left"):
         run(settings, test_set)
-    assert sorted(path.name for path in place_of(settings).rglob("chunk-*.json")) == ["chunk-0000.json"]
+    assert sorted(path.name for path in directory_of(settings).rglob("chunk-*.json")) == ["chunk-0000.json"]
     monkeypatch.undo()
     run(settings, test_set)
     assert len(contents(settings)) == 3
@@ -267,7 +270,7 @@ def test_goes_on_inside_a_chunk(tmp_path: Path, test_set: ShardSet, monkeypatch:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory, test_set: ShardSet) -> Path:
     """An AutoAttack evaluation, oblivious and adaptive, that was left alone."""
-    directory = tmp_path_factory.mktemp("whole")
+    directory = tmp_path_factory.mktemp("uninterrupted")
     before = AutoAttack._set_version
     shorten_autoattack()
     try:
@@ -284,17 +287,17 @@ def test_killed_and_resumed(tmp_path: Path, test_set: ShardSet, uninterrupted: P
         _kill_after(process, tmp_path, last)
         assert list(tmp_path.rglob("*.partial.safetensors")), "it was killed inside a chunk"
     assert _start(tmp_path, test_set).wait(300) == 0
-    whole, resumed = (settings_for(place, **AUTOATTACK_RUN) for place in (uninterrupted, tmp_path))
-    assert contents(resumed) == contents(whole)
-    made = images_made(tmp_path)
-    assert made == images_made(uninterrupted)
-    assert len(made) == 3
+    expected, resumed = (settings_for(path, **AUTOATTACK_RUN) for path in (uninterrupted, tmp_path))
+    assert contents(resumed) == contents(expected)
+    images = adversarial_images(tmp_path)
+    assert images == adversarial_images(uninterrupted)
+    assert len(images) == 3
     assert not list(tmp_path.rglob("*.partial.safetensors"))
     assert not list(tmp_path.rglob(".tmp-*"))
 
 
 def _start(directory: Path, test: ShardSet) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "tests.evaluation.subject", str(directory), str(test.path)]
+    command = [sys.executable, "-m", "tests.evaluation.small_evaluation", str(directory), str(test.path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL)
 

@@ -4,8 +4,9 @@ from dataclasses import asdict
 
 import pytest
 
+from maep.config.identity import decisive_fields
 from maep.config.schema import EvaluationSettings, PurifySettings
-from maep.evaluation.scoring.plan import Task, plan_tasks, purify_facts
+from maep.evaluation.scoring.tasks import Task, plan_tasks
 from maep.runtime.errors import UserError
 
 
@@ -81,5 +82,5 @@ def test_folders_are_different() -> None:
 
 def test_new_settings_keep_old_identities() -> None:
     """A setting of the purifier that is not used is not part of what its outputs depend on."""
-    assert purify_facts(PurifySettings(batch_tiles=3)) == {"overlap": 0, "passes": 1}
-    assert purify_facts(PurifySettings(noise=0.1)) == {"overlap": 0, "passes": 1, "noise": 0.1}
+    assert decisive_fields(PurifySettings(batch_tiles=3), "records") == {"overlap": 0, "passes": 1}
+    assert decisive_fields(PurifySettings(noise=0.1), "records") == {"overlap": 0, "passes": 1, "noise": 0.1}

@@ -1,4 +1,4 @@
-"""Attacks that follow a fast double: what they make is kept apart, and every verdict is the exact model's."""
+"""Attacks that follow a fast surrogate: what they make is kept apart, and every verdict is the exact model's."""
 
 from pathlib import Path
 
@@ -11,11 +11,12 @@ from maep.attacks.attack_state import load_tensors
 from maep.attacks.gradient import AttackSpec, attack
 from maep.config.schema import EvaluationSettings, ModelSettings, PurifySettings
 from maep.data.shards import ShardSet
-from maep.evaluation.scoring.evaluation import Evaluation
-from maep.evaluation.scoring.reduced_model import Speed
+from maep.evaluation.scoring.defense import Defense
+from maep.evaluation.scoring.evaluation import Evaluation, prepare
+from maep.evaluation.scoring.reduced_model import SurrogateSettings
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.purifiers import MAEPurifier
-from tests.evaluation.subject import IMAGES, contents, place_of, run, settings_for
+from tests.evaluation.small_evaluation import IMAGES, contents, directory_of, run, settings_for
 from tests.small import Blur, digits, train_small, write_shards
 
 
@@ -29,30 +30,30 @@ def test_records_of_a_bf16_attack(tmp_path: Path, test_set: ShardSet) -> None:
     exact = settings_for(tmp_path, attacks=["pgd-3"])
     run(exact, test_set)
     before = contents(exact)
-    fast = settings_for(tmp_path, attacks=["pgd-3"], precision="bf16")
-    run(fast, test_set)
-    records = contents(fast)
+    reduced = settings_for(tmp_path, attacks=["pgd-3"], precision="bf16")
+    run(reduced, test_set)
+    records = contents(reduced)
     assert [record["identity"] for record in records] != [record["identity"] for record in before]
     assert {record["depends_on"].get("precision") for record in before} == {None}
     classifier, purifier = train_small(), Blur().requires_grad_(False)
-    made = list(Path(fast.run.cache).glob("attacked/*/chunk-0000.safetensors"))
-    assert len(made) == 2
-    images = {tuple((load_tensors(path) or ({},))[0]["images"].flatten().tolist()) for path in made}
+    paths = list(Path(reduced.run.cache).glob("attacked/*/chunk-0000.safetensors"))
+    assert len(paths) == 2
+    images = {tuple((load_tensors(path) or ({},))[0]["images"].flatten().tolist()) for path in paths}
     assert len(images) == 2, "the two attacks made different images"
     adaptive = next(record for record in records if record["threat_model"] == "adaptive")
-    found = load_tensors(place_of(fast) / "adaptive" / "pgd-3-Linf-0.1" / "chunk-0000.safetensors")
-    assert found
-    answers = classifier(purifier(found[0]["images"])).argmax(1)
-    assert adaptive["predictions"]["defended_adversarial"] == answers.tolist() == found[0]["predictions"].tolist()
+    state = load_tensors(directory_of(reduced) / "adaptive" / "pgd-3-Linf-0.1" / "chunk-0000.safetensors")
+    assert state
+    answers = classifier(purifier(state[0]["images"])).argmax(1)
+    assert adaptive["predictions"]["defended_adversarial"] == answers.tolist() == state[0]["predictions"].tolist()
     run(exact, test_set)
     assert contents(exact) == before
 
 
 def test_exact_attacks_keep_their_identity() -> None:
     """The default adds nothing to what an attack's images depend on, so that images made before stay valid."""
-    assert Speed.of(EvaluationSettings()).is_exact
-    assert Speed.of(EvaluationSettings()).facts() == {}
-    assert Speed("bf16", compile=True).facts() == {"precision": "bf16", "compile": True}
+    assert SurrogateSettings.of(EvaluationSettings()).is_exact
+    assert SurrogateSettings.of(EvaluationSettings()).facts() == {}
+    assert SurrogateSettings("bf16", compile=True).facts() == {"precision": "bf16", "compile": True}
 
 
 def test_compiled(tmp_path: Path, test_set: ShardSet) -> None:
@@ -62,15 +63,16 @@ def test_compiled(tmp_path: Path, test_set: ShardSet) -> None:
     model = MaskedAutoencoder(ModelSettings(image_size=8, patch_size=4, **encoder, **decoder))
     purifier = MAEPurifier(model, PurifySettings(overlap=2)).eval()
     settings = settings_for(tmp_path, compile=True)
-    evaluation = Evaluation(settings, purifier, train_small(), "small", "it", test_set, place_of(settings))
-    task = next(task for task in evaluation.prepare() if task.threat_model == "adaptive")
-    chunk = evaluation.attack_through(task)
-    assert chunk.fast is not None
+    defense = Defense(purifier, train_small(), "it", "small")
+    evaluation = Evaluation(settings, defense, test_set, directory_of(settings))
+    task = next(task for task in prepare(evaluation) if task.threat_model == "adaptive")
+    chunk = evaluation.attacks.defended(task)
+    assert chunk.surrogate is not None
     images, labels = digits()[0][:4], digits()[1][:4]
     counters.clear()
     spec = AttackSpec("pgd", "Linf", 0.1, 0.025, 2, random_start=True, targeted=False)
-    made, exact = (attack(one, images, labels, spec, range(4), 0) for one in (chunk.fast, chunk.model))
+    followed, exact = (attack(net, images, labels, spec, range(4), 0) for net in (chunk.surrogate, chunk.model))
     assert counters["stats"]["unique_graphs"] >= 2
-    assert float((made - exact).abs().mean()) < 0.01
-    torch.testing.assert_close(chunk.fast(images), chunk.model(images), rtol=1e-3, atol=1e-3)
+    assert float((followed - exact).abs().mean()) < 0.01
+    torch.testing.assert_close(chunk.surrogate(images), chunk.model(images), rtol=1e-3, atol=1e-3)
     assert isinstance(chunk.model, nn.Sequential)

@@ -1,5 +1,6 @@
 """A small evaluation: real digits, a small classifier, a blur for a purifier; also run as a process to be killed."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from safetensors.torch import load_file
 
 from maep.config.schema import Settings
 from maep.data.shards import ShardSet
+from maep.evaluation.scoring.chunk_record import read_records
+from maep.evaluation.scoring.defense import Defense
 from maep.evaluation.scoring.evaluation import Evaluation
-from maep.evaluation.scoring.plan import planned_tasks, read_plan, read_records
+from maep.evaluation.scoring.plan import read_plan
 from maep.evaluation.workers import evaluate_all
 from tests.small import Blur, train_small
 
@@ -32,30 +35,31 @@ def settings_for(directory: Path, **evaluation: Any) -> Settings:
     return settings
 
 
-def place_of(settings: Settings) -> Path:
+def directory_of(settings: Settings) -> Path:
     """Where the evaluation of the run's only purifier goes."""
     return Path(settings.run.dir) / "evaluation" / "pretrained"
 
 
 def run(settings: Settings, test: ShardSet, *, purifier: str = "blur", classifier: str = "small") -> Path:
     """Evaluate; the identities are names."""
-    evaluation = Evaluation(settings, Blur(), train_small(), classifier, purifier, test, place_of(settings))
+    defense = Defense(Blur(), train_small(), purifier, classifier)
+    evaluation = Evaluation(settings, defense, test, directory_of(settings))
     assert evaluate_all([evaluation])
-    return place_of(settings)
+    return directory_of(settings)
 
 
 def contents(settings: Settings, purifier: str = "pretrained") -> list[dict[str, Any]]:
-    """All records without what differs from run to run, the time."""
-    place = place_of(settings).with_name(purifier)
-    plan = read_plan(settings, place)
+    """All records, as JSON, without what differs from run to run, the time."""
+    directory = directory_of(settings).with_name(purifier)
+    plan = read_plan(settings, directory)
     return [
-        {k: v for k, v in record.items() if k != "seconds"}
-        for records in read_records(plan, place).values()
+        {k: v for k, v in json.loads(json.dumps(record.to_json())).items() if k != "seconds"}
+        for records in read_records(plan, directory).values()
         for record in records
     ]
 
 
-def images_made(directory: Path) -> dict[str, bytes]:
+def adversarial_images(directory: Path) -> dict[str, bytes]:
     """The tensors of all adversarial images below a directory, by relative path."""
     paths = sorted(path for path in directory.rglob("chunk-*.safetensors"))
     return {str(path.relative_to(directory)): load_file(path)["images"].numpy().tobytes() for path in paths}
@@ -75,7 +79,7 @@ def shorten_autoattack() -> None:
 
 def tasks_of(settings: Settings) -> int:
     """How many tasks the plan has."""
-    return len(planned_tasks(read_plan(settings, place_of(settings))))
+    return len(read_plan(settings, directory_of(settings)).tasks)
 
 
 AUTOATTACK_RUN: dict[str, Any] = {
@@ -89,7 +93,7 @@ def two_purifiers(settings: Settings, test: ShardSet) -> list[Evaluation]:
     """Two evaluations of one classifier, which share the oblivious images."""
     classifier = train_small()
     return [
-        Evaluation(settings, Blur(), classifier, "small", name, test, place_of(settings).with_name(name))
+        Evaluation(settings, Defense(Blur(), classifier, name, "small"), test, directory_of(settings).with_name(name))
         for name in ("pretrained", "lora")
     ]
 

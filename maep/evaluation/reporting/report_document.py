@@ -1,0 +1,45 @@
+"""report.json, the contract with whoever reads results.
+
+{"schema": 1, "environment": {…}, "results": [row, …], "honesty": {purifier: {…}}, "purifying": {purifier: {…}}}
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+from maep.evaluation.audit.findings import Honesty
+from maep.evaluation.audit.purification_cost import PurificationCost
+from maep.evaluation.reporting.provenance import Environment
+from maep.evaluation.reporting.report_row import ReportRow
+from maep.storage.documents import Document
+
+REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class Report(Document):
+    """results: rows; honesty: by purifier, how far its rows can be believed; purifying: by purifier, what it costs."""
+
+    VERSION_KEY: ClassVar[str] = "schema"
+
+    environment: Environment
+    results: tuple[ReportRow, ...]
+    honesty: Mapping[str, Honesty]
+    purifying: Mapping[str, PurificationCost] = field(default_factory=dict)  # the first reports had none
+
+    def to_json(self) -> dict[str, Any]:
+        """As in report.json, and equal to what is read from it: with lists, as JSON has no tuples."""
+        entries = {
+            self.VERSION_KEY: self.FORMAT,
+            "environment": asdict(self.environment),
+            "results": [row.to_json() for row in self.results],
+            "honesty": {name: asdict(honesty) for name, honesty in self.honesty.items()},
+            "purifying": {name: asdict(cost) for name, cost in self.purifying.items()},
+        }
+        return {key: _with_lists(value) for key, value in entries.items()}
+
+
+def _with_lists(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _with_lists(item) for key, item in value.items()}
+    return [_with_lists(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,34 @@
+"""A report's table for the terminal."""
+
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from maep.attacks.catalog import title_of
+from maep.evaluation.reporting.rows import Combination
+from maep.evaluation.scoring.tasks import eps_text
+
+
+def terminal_table(rows: Sequence[Combination]) -> Table:
+    """Accuracies in percent of one threat model, one line a combination; fits 80 columns."""
+    first = rows[0].result
+    title = f"{first.threat_model}: {first.dataset}, {first.classifier}; accuracy in %, [95 % interval]"
+    table = Table(title=title, title_style="bold", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("attack", "eps", "purifier"):
+        table.add_column(name, no_wrap=True, vertical="bottom")
+    for name in ("n", "undefended\nclean/rob.", "purified\nclean", "purified\nrobust"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        result = row.result
+        low, high = result.robust_ci95
+        table.add_row(
+            title_of(result.attack),
+            eps_text(result.eps) + (" L2" if result.norm == "L2" else ""),
+            result.purifier,
+            str(result.n),
+            f"{result.undefended_clean_accuracy:.1f}/{result.undefended_robust_accuracy:.1f}",
+            f"{result.clean_accuracy:.1f}",
+            f"[bold]{result.robust_accuracy:.1f}[/] \\[{low:.1f}, {high:.1f}]",
+        )
+    return table

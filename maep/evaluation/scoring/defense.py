@@ -1,0 +1,118 @@
+"""What is evaluated, a purifier before a classifier or a defended classifier, and what attackers of it are given."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from maep.attacks.reseeding import is_random
+from maep.attacks.threat_models import ThreatModel, ZeroGradient, target_of_defended
+from maep.config.schema import EvaluationSettings
+from maep.evaluation.scoring.reduced_model import SurrogateSettings
+from maep.models.defended import DefendedClassifier
+
+
+@dataclass(frozen=True)
+class Defense:
+    """A purifier before a classifier, or a defended classifier; all are frozen and set to eval mode.
+
+    purifier, classifier: modules on the device to compute on, [N, 3, H, W] in [0,1] → same, and → logits [N, C]. The
+    identities are digests of all that the modules' outputs depend on. defended: in place of the two together, for a
+    defense that is no map of images; purifier is the identity then, purifier_identity that of the defended classifier,
+    classifier the undefended one.
+    """
+
+    purifier: nn.Module
+    classifier: nn.Module
+    purifier_identity: str
+    classifier_identity: str
+    defended: DefendedClassifier | None = None
+
+    def __post_init__(self) -> None:
+        for module in (self.purifier, self.classifier, self.defended):
+            if module is not None:
+                module.eval().requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the classifier is, and so where everything is computed."""
+        return next((p.device for p in self.classifier.parameters()), torch.device("cpu"))
+
+    @cached_property
+    def purified_classifier(self) -> nn.Module:
+        """f∘P, or the defended classifier: [N, 3, H, W] in [0,1] → logits [N, C]."""
+        return nn.Sequential(self.purifier, self.classifier).eval() if self.defended is None else self.defended
+
+    @property
+    def protection(self) -> nn.Module:
+        """The module that protects, and that may draw random numbers: the purifier, or the defended classifier."""
+        return self.purifier if self.defended is None else self.defended
+
+    @property
+    def classifier_of_purified(self) -> nn.Module:
+        """What classifies the images that the purifier gave: [N, 3, H, W] in [0,1] → logits [N, C]."""
+        return self.classifier if self.defended is None else self.defended
+
+    @property
+    def is_undefended(self) -> bool:
+        """Whether there is a classifier alone."""
+        return self.defended is None and isinstance(self.purifier, nn.Identity)
+
+
+class Targets:
+    """The models that attackers of a defense are given, and the surrogates that their attacks follow."""
+
+    def __init__(self, defense: Defense, settings: EvaluationSettings, examples: Tensor) -> None:
+        """examples: one or two images [K, 3, H, W] in [0,1], to ask the defense what it is like."""
+        self.defense, self.draws, self.examples = defense, settings.draws, examples
+        self.surrogate_settings = SurrogateSettings.of(settings)
+
+    @cached_property
+    def is_random(self) -> bool:
+        """Whether the purified classifier draws random numbers."""
+        return is_random(self.defense.purified_classifier, self.examples)
+
+    @cached_property
+    def has_gradient(self) -> bool:
+        """Whether the purified classifier's logits depend on the image as far as autograd can tell."""
+        with torch.enable_grad():
+            image = self.examples[:1].detach().clone().requires_grad_()
+            return bool(self.defense.purified_classifier(image).requires_grad)
+
+    def exact(self, attacker: ThreatModel, draws: int | None = None) -> nn.Module:
+        """The model that an attacker attacks, [N, 3, H, W] in [0,1] → logits [N, C].
+
+        draws: of a random purifier; default: as many as configured. Where the defense gives no gradient, the model
+        has one of zeros, so that gradient attacks can be run on it.
+        """
+        return self._of(self.defense.purifier, self.defense.classifier, self.defense.defended, attacker, draws)
+
+    def surrogate(self, attacker: ThreatModel) -> nn.Module | None:
+        """What attacks follow instead of the exact model; None where they follow that itself."""
+        if self.surrogate_settings.is_exact:
+            return None
+        return self.surrogate_settings.reduced(self._of(*self._compiled_parts, attacker, None))
+
+    @cached_property
+    def _compiled_parts(self) -> tuple[nn.Module, nn.Module, DefendedClassifier | None]:
+        """Purifier, classifier and defended classifier as surrogates have them; compiled once for all threat models."""
+        defended = self.defense.defended
+        if defended is not None and self.surrogate_settings.compile:
+            defended = defended.compiled()
+        return *self.surrogate_settings.parts(self.defense.purifier, self.defense.classifier), defended
+
+    def _of(
+        self,
+        purifier: nn.Module,
+        classifier: nn.Module,
+        defended: DefendedClassifier | None,
+        attacker: ThreatModel,
+        draws: int | None,
+    ) -> nn.Module:
+        draws = self.draws if draws is None else draws
+        if defended is None or not attacker.uses_purifier:
+            model = attacker.target(purifier, classifier, draws)
+        else:
+            model = target_of_defended(attacker, defended, draws)
+        return model if self.has_gradient else ZeroGradient(model).eval()

@@ -1,0 +1,72 @@
+"""The identities of what an evaluation makes: digests of all that adversarial images and records depend on.
+
+They are plain values of settings and inputs, so that two workers, or two versions of the program, agree on what is
+finished. What is in the dictionaries here must not change, or everything that was made before is made again.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+
+from maep.attacks.threat_models import Adaptive, AdaptiveEot, BlackBox, Oblivious, threat_model
+from maep.config.schema import EvaluationSettings
+from maep.evaluation.scoring.chunk_record import CONTENT
+from maep.evaluation.scoring.reduced_model import SurrogateSettings
+from maep.evaluation.scoring.tasks import Task, chunk_size
+from maep.runtime.digests import digest
+
+# What attacks make, as part of its identity: raising it attacks all images again.
+ATTACK_CONTENT = 1
+
+
+@dataclass(frozen=True)
+class EvaluationIdentity:
+    """All that decides what an evaluation makes. classifier, purifier, images: identities; available: how many images
+    the set has. is_random: the purified classifier draws random numbers. is_undefended: there is no purifier.
+    """
+
+    settings: EvaluationSettings
+    seed: int
+    classifier: str
+    purifier: str
+    images: str
+    available: int
+    is_random: bool
+    is_undefended: bool
+
+    def attack_task(self, task: Task) -> Task:
+        """The task whose adversarial images a task uses: without randomness, EOT's are the adaptive ones; without a
+        purifier, what attacks the purified classifier attacks the classifier.
+        """
+        threat = task.threat_model
+        if threat == AdaptiveEot.name and not self.is_random:
+            threat = Adaptive.name
+        if threat in (Adaptive.name, BlackBox.name) and self.is_undefended:
+            threat = Oblivious.name
+        return replace(task, threat_model=threat)
+
+    def attack_facts(self, task: Task) -> Mapping[str, object]:
+        """All that a chunk's adversarial images depend on, except which chunk it is. task: an `attack_task`."""
+        facts: dict[str, object] = {
+            "version": ATTACK_CONTENT,
+            "classifier": self.classifier,
+            "attack": task.named_attack.facts(),
+            "seed": self.seed,
+            "batch_size": self.settings.batch_size,
+            "chunk_images": chunk_size(self.settings, self.available),
+            "images": self.images,
+        }
+        if threat_model(task.threat_model).uses_purifier:
+            facts |= {"threat_model": task.threat_model, "purifier": self.purifier}
+        if task.threat_model == AdaptiveEot.name:
+            facts["draws"] = self.settings.draws
+        return facts | SurrogateSettings.of(self.settings).facts()
+
+    def record_facts(self, task: Task) -> Mapping[str, object]:
+        """All that a record depends on."""
+        record = {"record": CONTENT, "purifier": self.purifier, "task": asdict(task)}
+        draws = {"draws": self.settings.draws} if self.is_random else {}
+        return {**self.attack_facts(self.attack_task(task)), **draws, **record}
+
+    def record(self, task: Task) -> str:
+        """The identity of a task's record: digest of `record_facts`."""
+        return digest(self.record_facts(task))

@@ -1,0 +1,94 @@
+"""Records, plans and answers are read with their types checked; what an older version wrote loads, a newer one not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maep.data.shards import ShardSet
+from maep.evaluation.audit.gradient_masking import CheckRecord
+from maep.evaluation.audit.purification_cost import CostRecord
+from maep.evaluation.reporting.report_document import Report
+from maep.evaluation.scoring.chunk_record import ChunkRecord, read_record
+from maep.evaluation.scoring.plan import Plan
+from maep.runtime.errors import UserError
+from maep.storage.documents import Document
+from tests.evaluation.small_evaluation import IMAGES, run, settings_for
+from tests.small import write_shards
+from tests.tiny import ROOT
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished evaluation."""
+    path = tmp_path_factory.mktemp("evaluated")
+    test: ShardSet = write_shards(path / "test", IMAGES)
+    return run(settings_for(path, attacks=["fgsm"], images=8, threat_models=["oblivious"], check_images=1), test)
+
+
+DOCUMENTS: dict[str, type[Document]] = {
+    "plan.json": Plan,
+    "checks.json": CheckRecord,
+    "purifying.json": CostRecord,
+    "oblivious/fgsm-Linf-0.1/chunk-0000.json": ChunkRecord,
+}
+
+
+def changed(directory: Path, name: str, tmp_path: Path, **entries: Any) -> Path:
+    """A copy of a document with other entries; None takes one out."""
+    values = {**json.loads((directory / name).read_text()), **entries}
+    path = tmp_path / Path(name).name
+    path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+    return path
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_written_and_read(directory: Path, tmp_path: Path, name: str) -> None:
+    """What is read is what is written, with a format; without one, as before there was any, it is the same."""
+    document = DOCUMENTS[name].read(directory / name)
+    assert json.loads(json.dumps(document.to_json())) == json.loads((directory / name).read_text())
+    assert document.to_json()["format"] == 1
+    nested = {"checks.json": "answers", "purifying.json": "cost"}.get(name)
+    values = json.loads((directory / name).read_text())
+    before = {**values.pop(nested), **values} if nested else values
+    del before["format"]
+    path = tmp_path / "before.json"
+    path.write_text(json.dumps(before))
+    assert DOCUMENTS[name].read(path) == document
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_newer_format(directory: Path, tmp_path: Path, name: str) -> None:
+    """A newer format is refused, by the file's name."""
+    path = changed(directory, name, tmp_path, format=2)
+    with pytest.raises(UserError, match=f"{path.name}: format 2; this version of maep reads up to 1"):
+        DOCUMENTS[name].read(path)
+
+
+def test_damaged_record(directory: Path, tmp_path: Path) -> None:
+    """A record with an entry of the wrong type, or without one, is named with the entry."""
+    name = "oblivious/fgsm-Linf-0.1/chunk-0000.json"
+    with pytest.raises(UserError, match=r"chunk-0000.json: labels\[1\]=\"two\": expected a whole number"):
+        ChunkRecord.read(changed(directory, name, tmp_path, labels=[1, "two"]))
+    with pytest.raises(UserError, match="chunk-0000.json: lacks the entry 'survivors'"):
+        ChunkRecord.read(changed(directory, name, tmp_path, survivors=None))
+
+
+def test_record_of_something_else_is_not_read_further(directory: Path) -> None:
+    """Whatever is in it, a record with another identity is none of this evaluation's."""
+    plan = Plan.read(directory / "plan.json")
+    (planned,) = plan.tasks
+    assert read_record(directory, planned.task, planned.identity) is not None
+    assert read_record(directory, planned.task, "another") is None
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "tests" / "reports").glob("*/report.json")), ids=lambda p: p.parent.name
+)
+def test_committed_reports(path: Path) -> None:
+    """Every report that the project holds to is read, the oldest ones too, with its rows as they are."""
+    report, entries = Report.read(path), json.loads(path.read_text())
+    assert report.results
+    for row, before in zip(report.to_json()["results"], entries["results"], strict=True):
+        assert {key: row[key] for key in before} == before

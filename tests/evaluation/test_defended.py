@@ -1,0 +1,73 @@
+"""A defense that is no map from images to images is evaluated like any other, under every threat model."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from maep.config.implementations import THREAT_MODELS
+from maep.evaluation import evaluate
+from maep.evaluation.any_model import defense_of
+from maep.models.defended import DefendedClassifier
+from maep.runtime.errors import UserError
+from maep.storage.atomic import read_json
+from tests.small import digits, train_small
+
+QUICK: dict[str, Any] = {
+    "images": 16, "adaptive_images": 16, "chunk_images": 8, "batch_size": 8, "attacks": ["pgd-5"], "eps": [0.1],
+    "blackbox_attacks": ["square-50"], "figure_images": 2, "check_images": 4,
+}  # fmt: skip
+
+
+class ShiftAverage(DefendedClassifier):
+    """Mean logits over an image and its shifts by some pixels in four directions: no image comes out of it."""
+
+    def __init__(self, classifier: nn.Module, pixels: int) -> None:
+        super().__init__(classifier)
+        self.pixels = pixels
+
+    def forward(self, images: Tensor) -> Tensor:
+        shifts = [(0, 0), (0, self.pixels), (0, -self.pixels), (self.pixels, 0), (-self.pixels, 0)]
+        return torch.stack([self.classifier(images.roll(shift, (2, 3))) for shift in shifts]).mean(0)
+
+
+def shifted(pixels: int = 1) -> nn.Module:
+    return ShiftAverage(train_small(), pixels).eval()
+
+
+def data() -> tuple[Tensor, Tensor]:
+    images, labels = digits()
+    return images[:16], labels[:16]
+
+
+def test_is_evaluated_under_all_threat_models(tmp_path: Path) -> None:
+    """The undefended figures are the bare classifier's, the defended ones its own; the adaptive attack works."""
+    report = evaluate(shifted(), data(), name="small", run_dir=tmp_path, **QUICK)
+    rows = {row["threat_model"]: row for row in report["results"]}
+    assert set(rows) == set(THREAT_MODELS)
+    assert {row["purifier"] for row in rows.values()} == {"ShiftAverage"}
+    (images, labels), defended = data(), shifted()
+    for row in rows.values():
+        assert row["clean_accuracy"] == percent(defended(images), labels)
+        assert row["undefended_clean_accuracy"] == percent(train_small()(images), labels)
+    assert rows["adaptive"]["robust_accuracy"] < rows["oblivious"]["robust_accuracy"]
+    record = read_json(tmp_path / "evaluation/ShiftAverage/adaptive/pgd-5-Linf-0.1/chunk-0000.json")
+    assert record["depends_on"]["purifier"] != record["depends_on"]["classifier"]
+
+
+def percent(logits: Tensor, labels: Tensor) -> float:
+    return round(100 * float((logits.argmax(1) == labels).double().mean()), 4)
+
+
+def test_records_of_another_strength_are_not_taken_for_its_own(tmp_path: Path) -> None:
+    """A number of the defense that is in no tensor and in no name is part of what it is."""
+    strengths = [defense_of(shifted(pixels), "small")[0] for pixels in (1, 2, 1)]
+    first, second, again = (defense.purifier_identity for defense in strengths)
+    assert first == again != second
+    assert len({defense.classifier_identity for defense in strengths}) == 1
+    threats = {**QUICK, "threat_models": ["oblivious"]}
+    evaluate(shifted(1), data(), name="small", run_dir=tmp_path, **threats)
+    with pytest.raises(UserError, match="was written for another purifier"):
+        evaluate(shifted(2), data(), name="small", run_dir=tmp_path, **threats)

@@ -1,16 +1,18 @@
-"""A sweep ready to run: its points resolved, its directory chosen, everything checked."""
+"""A sweep ready to run: its points resolved, its directory chosen, everything checked.
+
+run.dir/sweep.json    what was asked of the cluster, for the workers that run it there
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from maep.ablation.spec.points import Point, expand
-from maep.ablation.spec.sweep import Sweep, read_sweep
+from maep.ablation.grid.points import Point, expand
+from maep.ablation.grid.sweep import Sweep, read_sweep
 from maep.ablation.tables.summary import check_directory
-from maep.storage.atomic import read_json
+from maep.storage.documents import Document
 
-SPEC = "sweep.json"
+REQUEST = "sweep.json"
 AXIS_WORDS = ("grid.", "zip.", "seeds=")
 DIRECTORY_WORD = "run.dir="
 
@@ -24,6 +26,16 @@ class Study:
     directory: Path
 
 
+@dataclass(frozen=True)
+class SweepRequest(Document):
+    """A sweep as a command asked for it. cfg, scale, words: as `prepare` takes them; command: sys.argv."""
+
+    cfg: str
+    scale: str
+    words: tuple[str, ...]
+    command: tuple[str, ...]
+
+
 def prepare(name: str, scale: str | None, words: Sequence[str]) -> Study:
     """Read and validate `cfg=NAME` with `key=value` words; runs and writes nothing.
 
@@ -32,15 +44,15 @@ def prepare(name: str, scale: str | None, words: Sequence[str]) -> Study:
     refuse, and for a directory that holds another sweep's or scale's table.
     """
     axes = [word for word in words if word.startswith(AXIS_WORDS)]
-    places = [word.removeprefix(DIRECTORY_WORD) for word in words if word.startswith(DIRECTORY_WORD)]
-    rest = [word for word in words if word not in axes and not word.startswith(DIRECTORY_WORD)]
+    directories = [word.removeprefix(DIRECTORY_WORD) for word in words if word.startswith(DIRECTORY_WORD)]
+    settings = [word for word in words if word not in axes and not word.startswith(DIRECTORY_WORD)]
     sweep = read_sweep(name, scale, axes)
-    directory = Path(places[-1]) if places else sweep.directory
+    directory = Path(directories[-1]) if directories else sweep.directory
     check_directory(sweep, directory)
-    return Study(sweep, expand(sweep, rest), directory)
+    return Study(sweep, expand(sweep, settings), directory)
 
 
 def read_study(directory: Path) -> tuple[Study, list[str]]:
-    """The sweep that was submitted in a directory, and the command that did it."""
-    spec: dict[str, Any] = read_json(directory / SPEC)
-    return prepare(spec["cfg"], spec["scale"], spec["words"]), spec["command"]
+    """The sweep that was submitted in a directory, and the command that did it. Raises UserError if none was."""
+    request = SweepRequest.read(directory / REQUEST)
+    return prepare(request.cfg, request.scale, request.words), list(request.command)

@@ -1,4 +1,4 @@
-"""What a sweep takes beside the work of its points: `run.dir/spent/WORKER.json`, a file a process.
+"""What a sweep takes beside the work of its points: `run.dir/overhead/WORKER.json`, a file a process.
 
 Any number of workers run a sweep, now or later, so none of them adds to a common number.
 """
@@ -6,35 +6,65 @@ Any number of workers run a sweep, now or later, so none of them adds to a commo
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
+from maep.ablation.grid.points import Point
 from maep.ablation.running.point_records import recorded_seconds
-from maep.ablation.spec.points import Point
-from maep.storage.atomic import read_json, write_json
+from maep.storage.documents import Document
 
-FOLDER = "spent"
+FOLDER = "overhead"
+OLD_FOLDER = "spent"  # what it was called before documents had a version; counted too
 TRAININGS = ("pretrain", "finetune")
+
+
+@dataclass(frozen=True)
+class WorkerTime(Document):
+    """seconds: how long one process was at the sweep. stages: the part of it that stages of points took, by stage."""
+
+    seconds: float
+    stages: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class SweepTime:
+    """Of all workers there have been, in seconds.
+
+    sweep: in all. stages: the work; trainings: its part in pretraining and finetuning. overhead: what is neither, such
+    as starting, checking, waiting for other workers, tables; overhead_percent: that in percent of `trainings`, None if
+    nothing was trained. points: what the points took by their own records.
+    """
+
+    workers: int
+    sweep: float
+    stages: Mapping[str, float]
+    trainings: float
+    overhead: float
+    overhead_percent: float | None = None
+    points: float = 0.0
 
 
 def process_age() -> float:
     """Seconds since this process began, its imports included."""
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     uptime = float(Path("/proc/uptime").read_text().split()[0])
+    # proc(5): starttime is the 22nd field, the 20th after the process's name.
     return uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
-class Spent:
+class OverheadTimer:
     """A context manager that writes down how long this process is at a sweep, and at which stages of its points.
 
-    directory: of the sweep. A process that is killed has written what it had spent after its last point.
+    directory: of the sweep. Of a process that is killed, what it took until its last point ended is on disk.
     """
 
     def __init__(self, directory: Path) -> None:
-        self.began = time.time() - process_age()
-        self.path = directory / FOLDER / f"{socket.gethostname()}-{os.getpid()}-{self.began:.0f}.json"
+        self.start = time.time() - process_age()
+        # The start tells processes apart that had the same number at different times.
+        self.path = directory / FOLDER / f"{socket.gethostname()}-{os.getpid()}-{self.start:.0f}.json"
         self.stages: dict[str, float] = {}
 
     def __enter__(self) -> Self:
@@ -50,28 +80,25 @@ class Spent:
         try:
             yield
         finally:
-            for place, seconds in recorded_seconds(point).items():
-                known, name = before.get(place, 0.0), place.rpartition("/")[2]
-                more = seconds - known if seconds >= known else seconds
-                self.stages[name] = self.stages.get(name, 0.0) + more
+            for key, seconds in recorded_seconds(point).items():
+                stage, earlier = key.rpartition("/")[2], before.get(key, 0.0)
+                # A stage that ran again from its start has fewer seconds than before, all of them new.
+                self.stages[stage] = self.stages.get(stage, 0.0) + (
+                    seconds - earlier if seconds >= earlier else seconds
+                )
             self._write()
 
     def _write(self) -> None:
-        write_json(self.path, {"seconds": time.time() - self.began, "stages": self.stages})
+        WorkerTime(time.time() - self.start, self.stages).write(self.path)
 
 
-def seconds_spent(directory: Path) -> dict[str, Any]:
-    """Of all workers there have been, in seconds: `sweep` in all; `stages`, the work, and its part `trainings`.
-
-    `overhead` is what is neither: starting, checking, waiting for other workers, tables; `overhead_percent` is that
-    in percent of `trainings`, None if nothing was trained.
-    """
-    files = [read_json(path) for path in sorted((directory / FOLDER).glob("*.json"))]
-    names = dict.fromkeys(name for file in files for name in file["stages"])
-    stages = {name: sum(file["stages"].get(name, 0.0) for file in files) for name in names}
-    total, trainings = sum(file["seconds"] for file in files), sum(stages.get(name, 0.0) for name in TRAININGS)
+def sweep_time(directory: Path, points: float = 0.0) -> SweepTime:
+    """Added up over the workers' files. directory: of the sweep; points: seconds, as the result has them."""
+    paths = [path for folder in (OLD_FOLDER, FOLDER) for path in sorted((directory / folder).glob("*.json"))]
+    workers = [WorkerTime.read(path) for path in paths]
+    names = dict.fromkeys(name for worker in workers for name in worker.stages)
+    stages = {name: sum(worker.stages.get(name, 0.0) for worker in workers) for name in names}
+    total, trainings = sum(worker.seconds for worker in workers), sum(stages.get(name, 0.0) for name in TRAININGS)
     overhead = total - sum(stages.values())
-    return {
-        "workers": len(files), "sweep": total, "stages": stages, "trainings": trainings, "overhead": overhead,
-        "overhead_percent": 100 * overhead / trainings if trainings else None,
-    }  # fmt: skip
+    percent = 100 * overhead / trainings if trainings else None
+    return SweepTime(len(workers), total, stages, trainings, overhead, percent, points)

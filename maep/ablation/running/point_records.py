@@ -4,45 +4,74 @@ A point may run in several sweeps, or in tasks of an array, at different times; 
 rather than remembering anything itself.
 """
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
-from maep.ablation.spec.points import Point
+from maep.ablation.grid.points import Point
 from maep.config.schema import Settings
-from maep.pipeline.stages import unfinished_stages
-from maep.storage.atomic import read_json, write_json
+from maep.pipeline.execution import unfinished_stages
+from maep.pipeline.stage_records import StageRecord
+from maep.storage.documents import Document
 
 RECORD = "point.json"
 
 
-@dataclass
-class PointRecord:
-    """state: running, paused at a rung, interrupted, failed or finished; reason: of a failure.
+class PointState(StrEnum):
+    """What became of a point; `paused` at a rung, `interrupted` with its worker."""
 
-    seconds: over all its lives. attacked: `{path in run.cache: time}` of the shards of training images and the chunks
-    of test images that were attacked while it ran, under `training` and `test`.
-    """
+    WAITING = "waiting"
+    RUNNING = "running"
+    PAUSED = "paused"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+    FINISHED = "finished"
 
-    state: str = "waiting"
+
+@dataclass(frozen=True)
+class AttackedFiles:
+    """`{path in run.cache: time in ns}` of attacked shards of training images and attacked chunks of test images."""
+
+    training: Mapping[str, int] = field(default_factory=dict)
+    test: Mapping[str, int] = field(default_factory=dict)
+
+    def since(self, before: "AttackedFiles") -> "AttackedFiles":
+        """Those that are new, or written again, compared with an earlier look."""
+        return AttackedFiles(_newer(self.training, before.training), _newer(self.test, before.test))
+
+    def __or__(self, later: "AttackedFiles") -> "AttackedFiles":
+        return AttackedFiles({**self.training, **later.training}, {**self.test, **later.test})
+
+
+def _newer(files: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
+    return {path: time for path, time in files.items() if before.get(path) != time}
+
+
+@dataclass(frozen=True)
+class PointRecord(Document):
+    """reason: of a failure. seconds: over all attempts. attacked: what was attacked while it ran."""
+
+    state: PointState = PointState.WAITING
     reason: str = ""
-    seconds: float = 0.0
-    attacked: dict[str, dict[str, int]] = field(default_factory=lambda: {"training": {}, "test": {}})
-
-    def write(self, point: Point) -> None:
-        """Commit it beside the point's run."""
-        write_json(point.directory / RECORD, asdict(self))
+    seconds: float = field(default=0.0, metadata={"low": 0})
+    attacked: AttackedFiles = field(default_factory=AttackedFiles)
 
 
 def read_record(point: Point) -> PointRecord:
-    """A point's record; a point that never ran is waiting."""
+    """A point's record; a point that never ran is waiting. Raises UserError for one that cannot be read."""
     path = point.directory / RECORD
-    return PointRecord(**read_json(path)) if path.is_file() else PointRecord()
+    return PointRecord.read(path) if path.is_file() else PointRecord()
+
+
+def write_record(point: Point, record: PointRecord) -> None:
+    """Commit it beside the point's run."""
+    record.write(point.directory / RECORD)
 
 
 def has_failed(point: Point, since: float = 0.0) -> bool:
-    """Whether the point's last run ended in an error, after that time."""
-    return read_record(point).state == "failed" and (point.directory / RECORD).stat().st_mtime >= since
+    """Whether the point's last run ended in an error. since: only one after that time counts, in seconds (epoch)."""
+    return read_record(point).state == PointState.FAILED and (point.directory / RECORD).stat().st_mtime >= since
 
 
 def is_finished(point: Point) -> bool:
@@ -50,39 +79,35 @@ def is_finished(point: Point) -> bool:
     return (point.directory / "report.json").is_file() and not unfinished_stages(point.settings)
 
 
-def attacked_files(settings: Settings) -> dict[str, dict[str, int]]:
-    """`{path in run.cache: time in ns}` of every finished piece of attack work, by training and test."""
+def attacked_files(settings: Settings) -> AttackedFiles:
+    """Every finished piece of attack work in run.cache."""
     cache = Path(settings.run.cache)
-    patterns = {"training": "adversarial/*/*.attack.json", "test": "attacked/*/*.safetensors"}
-    return {
-        kind: {
-            str(path.relative_to(cache)): path.stat().st_mtime_ns
-            for path in sorted(cache.glob(pattern))
-            if not path.name.endswith(".partial.safetensors") and not path.name.startswith(".")
-        }
-        for kind, pattern in patterns.items()
-    }
+    return AttackedFiles(
+        _times(cache, "adversarial/*/*.attack.json"),
+        _times(cache, "attacked/*/*.safetensors"),
+    )
 
 
-def attacks_since(before: dict[str, dict[str, int]], settings: Settings) -> dict[str, dict[str, int]]:
-    """The pieces made, or made again, since `attacked_files` gave `before`."""
+def _times(cache: Path, pattern: str) -> dict[str, int]:
     return {
-        kind: {path: time for path, time in now.items() if before[kind].get(path) != time}
-        for kind, now in attacked_files(settings).items()
+        str(path.relative_to(cache)): path.stat().st_mtime_ns
+        for path in sorted(cache.glob(pattern))
+        if not path.name.endswith(".partial.safetensors") and not path.name.startswith(".")
     }
 
 
 def stage_seconds(point: Point) -> dict[str, float]:
     """`{stage: seconds}` of a point's finished stages."""
-    return {name: record["seconds"] for name, record in _stage_records(point).items() if record["finished"]}
+    return {name: record.seconds for name, record in _stage_records(point.directory).items() if record.finished}
 
 
 def recorded_seconds(point: Point) -> dict[str, float]:
-    """`{stage: seconds}` of a point's stages as far as they are, over all their lives, and of its rungs'."""
-    own = {name: record["seconds"] for name, record in _stage_records(point).items()}
-    rungs = point.directory.glob("rungs/*/stages/*.json")
-    return own | {f"{path.parts[-3]}/{path.stem}": read_json(path)["seconds"] for path in rungs}
+    """`{stage: seconds}` of a point's stages, finished or not, over all attempts; its rungs' as `STEP/stage`."""
+    seconds = {name: record.seconds for name, record in _stage_records(point.directory).items()}
+    for rung in point.directory.glob("rungs/*"):
+        seconds |= {f"{rung.name}/{name}": record.seconds for name, record in _stage_records(rung).items()}
+    return seconds
 
 
-def _stage_records(point: Point) -> dict[str, Any]:
-    return {path.stem: read_json(path) for path in (point.directory / "stages").glob("*.json")}
+def _stage_records(run: Path) -> dict[str, StageRecord]:
+    return {path.stem: StageRecord.read(path) for path in (run / "stages").glob("*.json")}

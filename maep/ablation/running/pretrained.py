@@ -1,81 +1,105 @@
 """Pretrained purifiers that several points have in common, such as those that differ in their finetuning alone.
 
 run.cache/pretrained/KEY.json    the point that has trained it
-point/pretrained_by.json         in a point that took it: from which point, and what the training took there
+point/pretrained_by.json         in a point that copied it: from which point, and the seconds of the training there
 """
 
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from maep.ablation.grid.points import Point
 from maep.ablation.running.reuse import pretraining_key
-from maep.ablation.spec.points import Point
 from maep.config.schema import Settings
+from maep.pipeline.stage_records import StageRecord, read_stage_record, record_path
 from maep.pipeline.stages import STAGES, Launcher
 from maep.purifiers import read_purifier, save_purifier
 from maep.runtime.console import say
-from maep.storage.atomic import atomic_file, digest, problem_with, read_json, write_json
+from maep.runtime.digests import digest
+from maep.storage.atomic import atomic_file
+from maep.storage.documents import Document
+from maep.storage.sealed import problem_with
 
 PRETRAIN = "pretrain"
-TAKEN = "pretrained_by.json"
+PRETRAINED_BY = "pretrained_by.json"
 METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class TrainedPoint(Document):
+    """Who has trained a purifier. point: its run directory, within run.cache."""
+
+    point: str
+
+
+@dataclass(frozen=True)
+class PretrainedBy(Document):
+    """Where a point's purifier is copied from. point: the other's name; seconds: of the training there."""
+
+    point: str
+    seconds: float = field(metadata={"low": 0})
 
 
 def by_pretraining(points: Iterable[Point]) -> dict[str, list[Point]]:
     """`{key: points}` of equal pretrained purifiers, in order: what one worker does, since one point trains for all."""
     groups: dict[str, list[Point]] = defaultdict(list)
     for point in points:
+        # The key names a claim's file; 16 hex digits, as in the points' own directories.
         groups[pretraining_key(point.settings)[:16]].append(point)
     return dict(groups)
 
 
-def sharing(launch: Launcher) -> Launcher:
-    """`launch`, except that a pretraining which another point of the same cache has finished is taken from there."""
+def reusing_pretraining(launch: Launcher) -> Launcher:
+    """`launch`, except that a pretraining which another point of the same cache has finished is copied from there."""
 
-    def launch_or_take(name: str, settings: Settings) -> None:
-        known, own = _known(settings), Path(settings.run.dir)
-        trained = Path(settings.run.cache) / read_json(known)["point"] if known.is_file() else own
-        if name != PRETRAIN or trained == own or not _is_there(trained):
+    def launch_or_copy(name: str, settings: Settings) -> None:
+        if name != PRETRAIN:
             launch(name, settings)
+            return
+        directory, path = Path(settings.run.dir), _trained_point_path(settings)
+        source = Path(settings.run.cache) / TrainedPoint.read(path).point if path.is_file() else directory
+        if source != directory and _is_whole(source):
+            _copy(source, settings)
         else:
-            _take(trained, settings)
-        if name == PRETRAIN and not (own / TAKEN).is_file():
-            write_json(known, {"point": str(own.relative_to(settings.run.cache))})
+            launch(name, settings)
+        if not (directory / PRETRAINED_BY).is_file():
+            TrainedPoint(str(directory.relative_to(settings.run.cache))).write(path)
 
-    return launch_or_take
+    return launch_or_copy
 
 
-def _known(settings: Settings) -> Path:
+def _trained_point_path(settings: Settings) -> Path:
     """Where it is written who has trained for these settings, images and pairs."""
-    records = Path(settings.run.dir) / "stages"
-    inputs = [read_json(records / f"{name}.json")["identity"] for name in STAGES[PRETRAIN].needs]
+    run = Path(settings.run.dir)
+    inputs = [StageRecord.read(record_path(run, name)).identity for name in STAGES[PRETRAIN].needs]
+    # 24 hex digits, as caches of the first version have it.
     return Path(settings.run.cache) / "pretrained" / f"{digest([pretraining_key(settings), *inputs])[:24]}.json"
 
 
-def _is_there(trained: Path) -> bool:
-    """Whether that point's pretraining is finished and its purifier whole."""
-    record = trained / "stages" / f"{PRETRAIN}.json"
-    if not record.is_file() or not read_json(record)["finished"]:
+def _is_whole(run: Path) -> bool:
+    """Whether a point's pretraining is finished and its purifier whole."""
+    record = read_stage_record(run, PRETRAIN)
+    if record is None or not record.finished:
         return False
-    problem = problem_with(trained / "purifier")
+    problem = problem_with(run / "purifier")
     if problem:
         say(f"warning: a pretrained purifier is passed over: {problem}")
     return problem is None
 
 
-def _take(trained: Path, settings: Settings) -> None:
-    own = Path(settings.run.dir)
-    save_purifier(read_purifier(trained / "purifier"), settings.purify, own / "purifier")
-    with atomic_file(own / METRICS) as temporary:
-        shutil.copy(trained / METRICS, temporary)
-    seconds = read_json(trained / "stages" / f"{PRETRAIN}.json")["seconds"]
-    write_json(own / TAKEN, {"point": trained.name, "seconds": seconds})
-    say(f"{PRETRAIN}: the same as that of {trained}, taken from there")
+def _copy(source: Path, settings: Settings) -> None:
+    directory = Path(settings.run.dir)
+    save_purifier(read_purifier(source / "purifier").with_options(settings.purify), directory / "purifier")
+    with atomic_file(directory / METRICS) as temporary:
+        shutil.copy(source / METRICS, temporary)
+    seconds = StageRecord.read(record_path(source, PRETRAIN)).seconds
+    PretrainedBy(source.name, seconds).write(directory / PRETRAINED_BY)
+    say(f"{PRETRAIN}: the same as that of {source}, taken from there")
 
 
-def pretrained_by(point: Point) -> dict[str, Any] | None:
-    """From which point a point's pretrained purifier was taken, and the seconds of its training; None if its own."""
-    path = point.directory / TAKEN
-    return read_json(path) if path.is_file() else None
+def pretrained_by(point: Point) -> PretrainedBy | None:
+    """From which point a point's pretrained purifier was copied; None if it trained its own."""
+    path = point.directory / PRETRAINED_BY
+    return PretrainedBy.read(path) if path.is_file() else None

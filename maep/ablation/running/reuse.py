@@ -1,81 +1,83 @@
-"""What points of a sweep have in common: made once, by whichever point comes first, and found by the others."""
+"""What points of a sweep have in common: done once, by whichever point comes first, and reused by the others."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from maep.ablation.spec.points import Point
+from maep.ablation.grid.points import Point
 from maep.attacks.threat_models import threat_model
-from maep.config.load import LEAVES
+from maep.config.identity import READS, decisive_settings
+from maep.config.pair_source import source_settings
 from maep.config.schema import Settings
-from maep.evaluation.scoring.plan import attacks_of
-from maep.pipeline.stages import STAGES, decisive_settings
-from maep.storage.atomic import digest
-from maep.training.source import source_settings
+from maep.evaluation.scoring.tasks import attacks_of
+from maep.pipeline.stages import STAGES
+from maep.runtime.digests import digest
 
 DATA = ("data",)
 CLASSIFIER = (*DATA, "classifier", "run.seed")
 PAIRS = (*CLASSIFIER, "attack")
+# A chunk and its batches are attacked as one: their composition is part of the attacked images.
 IMAGES = ("evaluation.images", "evaluation.chunk_images", "evaluation.batch_size", "evaluation.norm")
 
 
 @dataclass(frozen=True)
-class Shared:
-    """A kind of work: `wanted` times by the points, of which `different` are different."""
+class Reuse:
+    """A kind of work: points ask for it `requests` times, and `distinct` of these differ, so that many are done."""
 
     kind: str
-    wanted: int
-    different: int
+    requests: int
+    distinct: int
 
 
 def _key(settings: Settings, parts: Iterable[str]) -> str:
     """Digest of the settings in these sections, or with these keys, that results depend on."""
-    chosen = tuple(parts)
-    return digest(decisive_settings(settings, [k for k in LEAVES if k in chosen or k.split(".")[0] in chosen]))
+    return digest(decisive_settings(settings, "point", parts))
 
 
-def _trained_on(settings: Settings) -> list[Settings]:
+def _pair_sources(settings: Settings) -> list[Settings]:
     """The settings whose images, classifier and attack make the pairs of each training."""
     trainings = [settings.pretrain] + ([] if STAGES["finetune"].idle(settings) else [settings.finetune])
     return [source_settings(settings, train) for train in trainings]
 
 
 def _shards(settings: Settings) -> list[str]:
-    return [_key(part, DATA) for part in (settings, *_trained_on(settings))]
+    return [_key(source, DATA) for source in (settings, *_pair_sources(settings))]
 
 
 def _classifiers(settings: Settings) -> list[str]:
-    parts = (settings, *_trained_on(settings))
-    return [_key(part, CLASSIFIER) for part in parts if not STAGES["classifier"].idle(part)]
+    sources = (settings, *_pair_sources(settings))
+    return [_key(source, CLASSIFIER) for source in sources if not STAGES["classifier"].idle(source)]
 
 
 def _pairs(settings: Settings) -> list[str]:
-    return [_key(part, PAIRS) for part in _trained_on(settings) if not STAGES["attack"].idle(part)]
+    return [_key(source, PAIRS) for source in _pair_sources(settings) if not STAGES["attack"].idle(source)]
 
 
 def _attacked(settings: Settings) -> list[str]:
-    """Test images attacked through the classifier alone, a set for each attack and budget."""
-    chosen = settings.evaluation
-    threats = [name for name in chosen.threat_models if not threat_model(name).uses_purifier]
-    base = _key(settings, (*CLASSIFIER, *IMAGES))
+    """Test images attacked through the undefended classifier, a set for each attack and budget."""
+    evaluation, base = settings.evaluation, _key(settings, (*CLASSIFIER, *IMAGES))
+    threats = [name for name in evaluation.threat_models if not threat_model(name).uses_purifier]
     return [
-        digest([base, name, eps]) for threat in threats for name in attacks_of(chosen, threat) for eps in chosen.eps
+        digest([base, name, eps])
+        for threat in threats
+        for name in attacks_of(evaluation, threat)
+        for eps in evaluation.eps
     ]
 
 
 def pretraining_key(settings: Settings) -> str:
-    """Digest of all settings that the pretrained purifier depends on."""
-    own = STAGES["pretrain"].reads
-    return digest([_key(settings, own), *(_key(part, PAIRS) for part in _trained_on(settings)[:1])])
+    """Digest of all settings that the pretrained purifier depends on, 64 hex digits."""
+    first_source = _pair_sources(settings)[0]
+    return digest([_key(settings, READS["pretrain"]), _key(first_source, PAIRS)])
 
 
-def shared_work(points: Sequence[Point]) -> list[Shared]:
-    """What the points need, and how much of it is different: that much is made if nothing is there yet."""
+def reuse_between(points: Sequence[Point]) -> list[Reuse]:
+    """What the points ask for, and how much of it differs: that much is done if nothing has been yet."""
     kinds: dict[str, Callable[[Settings], list[str]]] = {
         "clean shards": _shards, "classifiers trained": _classifiers, "training images attacked": _pairs,
         "test images attacked": _attacked, "pretrainings": lambda settings: [pretraining_key(settings)],
     }  # fmt: skip
-    found = []
+    work = []
     for kind, keys_of in kinds.items():
         keys = [key for point in points for key in dict.fromkeys(keys_of(point.settings))]
-        found.append(Shared(kind, len(keys), len(set(keys))))
-    return found
+        work.append(Reuse(kind, len(keys), len(set(keys))))
+    return work

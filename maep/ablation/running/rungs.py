@@ -1,117 +1,149 @@
-"""The rungs of successive halving: what each point reads there, and who goes on.
+"""The rungs of successive halving: what each point reaches there, and who goes on.
 
-    point/rungs/000300/    a run directory that judges the point's checkpoint of step 300; its report holds the reading
+    point/rungs/000300/    a run directory that evaluates the point's checkpoint of step 300
 
-Who goes on is a function of these readings alone: every worker finds the same answer at any time, and nobody has to
+Who goes on is a function of these reports alone: every worker finds the same answer at any time, and nobody has to
 write it down.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
-from typing import Any
 
-from maep.ablation.running.point_records import has_failed, is_finished, read_record
-from maep.ablation.running.row_selector import budget, row_of
-from maep.ablation.spec.points import Point
-from maep.ablation.spec.sweep import Sweep
+from maep.ablation.grid.halving import Halving
+from maep.ablation.grid.points import Point
+from maep.ablation.grid.row_selector import row_of
+from maep.ablation.grid.sweep import Sweep
+from maep.ablation.running.point_records import PointState, has_failed, is_finished, read_record
 from maep.config.schema import Settings
-from maep.pipeline.stages import run_pipeline
+from maep.pipeline.execution import run_pipeline
 from maep.runtime.errors import fail
 from maep.training.checkpointing.directory import newest_whole
 
 
 @dataclass(frozen=True)
 class Stop:
-    """Where a point was stopped: the step, and its reading there."""
+    """Where a point was stopped. step: of the rung; by: the value that decides; reading: what the point had of it."""
 
     step: int
     by: str
     reading: float
 
+    @property
+    def rung(self) -> str:
+        """Where, in words."""
+        return f"stopped at step {self.step}"
+
     def __str__(self) -> str:
-        return f"stopped at step {self.step} ({self.by.replace('_', ' ')} {self.reading:.2f} there)"
+        return f"{self.rung} ({self.by.replace('_', ' ')} {self.reading:.2f} there)"
 
 
-@dataclass
-class Standing:
-    """left: points that go on; stopped: `{identity: where}`; waits_at: the rung not decided yet, None at the end."""
+@dataclass(frozen=True)
+class HalvingState:
+    """How far the rungs have sorted the points.
 
-    left: list[Point]
-    stopped: dict[str, Stop] = field(default_factory=dict)
-    waits_at: int | None = None
+    active: points that go on, in order; stopped: `{identity: where}`; pending_rung: the step of the first rung that is
+    not decided yet, None at the end.
+    """
+
+    active: tuple[Point, ...]
+    stopped: Mapping[str, Stop] = field(default_factory=dict)
+    pending_rung: int | None = None
+
+
+@dataclass(frozen=True)
+class PointStatus:
+    """How a point stands in a sweep. stop: where the sweep stopped it; None if it did not, or another finished it."""
+
+    state: PointState
+    stop: Stop | None = None
+
+    @property
+    def kind(self) -> str:
+        """In words that all points have which stand alike."""
+        return self.stop.rung if self.stop else str(self.state)
+
+    def __str__(self) -> str:
+        return str(self.stop or self.state)
 
 
 def rung_directory(point: Point, step: int) -> Path:
-    """Where the point is judged at a rung."""
+    """Where the point is evaluated at a rung."""
     return point.directory / "rungs" / f"{step:06d}"
 
 
 def rung_settings(sweep: Sweep, point: Point, step: int) -> Settings:
-    """The settings that judge a point's newest checkpoint by the sweep's first reading."""
-    settings, reading = point.settings, next(iter(sweep.readings.values()))
+    """The settings that evaluate a point's newest checkpoint by the sweep's first row selector.
+
+    Raises UserError if there is no checkpoint.
+    """
+    settings, selector = point.settings, sweep.first_selector
     checkpoint = newest_whole(point.directory / "checkpoints")
     if checkpoint is None:
         fail(f"{point.directory}: no checkpoint of step {step} to judge")
+    # One number is needed here; a report's checks and pictures are for finished purifiers, so one image each.
     evaluation = replace(
-        settings.evaluation, purifier=str(checkpoint), purifiers="both", threat_models=[reading["threat_model"]],
-        attacks=[reading["attack"]], eps=[budget(reading["eps"])], check_images=1, figure_images=1,
+        settings.evaluation, purifier=str(checkpoint), purifiers="both", threat_models=[selector.threat_model],
+        attacks=[selector.attack], eps=[selector.budget], check_images=1, figure_images=1,
     )  # fmt: skip
     run = replace(settings.run, name=f"{settings.run.name}-step-{step}", dir=str(rung_directory(point, step)))
     return replace(settings, run=run, evaluation=evaluation)
 
 
-def judge_rung(sweep: Sweep, point: Point, step: int) -> None:
-    """Evaluate a paused point; its reading is there afterwards."""
+def evaluate_rung(sweep: Sweep, point: Point, step: int) -> None:
+    """Evaluate a paused point; `rung_value` has its result afterwards."""
     run_pipeline(rung_settings(sweep, point, step), "all", _nothing_to_train)
 
 
 def _nothing_to_train(name: str, _settings: Settings) -> None:
-    raise RuntimeError(f"{name}: judging a checkpoint trains nothing")
+    raise RuntimeError(f"{name}: evaluating a checkpoint trains nothing")
 
 
-def reading_at(sweep: Sweep, point: Point, step: int) -> float | None:
-    """What a point reached at a rung; None if it has not been judged there."""
+def rung_value(sweep: Sweep, point: Point, step: int) -> float | None:
+    """What a point reached at a rung, of the value that decides; None if it has not been evaluated there.
+
+    Raises UserError if the report there is not of the sweep's first row selector.
+    """
     report = rung_directory(point, step) / "report.json"
     if sweep.halving is None or not report.is_file():
         return None
-    row = row_of(report, {**next(iter(sweep.readings.values())), "purifier": "pretrained"})
+    row = row_of(report, replace(sweep.first_selector, purifier="pretrained"))
     if row is None:
         fail(f"{report}: does not hold the sweep's first reading; remove it, and the same command makes it again")
     return float(row[sweep.halving.by])
 
 
-def standing(sweep: Sweep, points: Sequence[Point], since: float = 0.0) -> Standing:
-    """Rung by rung, who is left and who is stopped, as far as all readings are there.
+def halving_state(sweep: Sweep, points: Sequence[Point], since: float = 0.0) -> HalvingState:
+    """Rung by rung, who goes on and who is stopped, as far as every point has been evaluated.
 
-    since: only what failed after that time has failed; the rest is still to report. A failed point is out. One that
-    was finished without having been at a rung, by another sweep or command, goes on and takes nobody's place.
+    since: only what failed after that time has failed; other points are still to report. A failed point is out. One
+    that was finished without having been at a rung, by another sweep or command, goes on and takes nobody's place.
     """
-    now = Standing(list(points))
-    if sweep.halving is None:
-        return now
-    for step in sweep.halving.at:
-        rivals: list[tuple[float, int, Point]] = []
-        for place, point in enumerate(now.left):
-            reading = reading_at(sweep, point, step)
-            if reading is not None:
-                rivals.append((-reading, place, point))
-            elif not has_failed(point, since) and not is_finished(point):
-                now.waits_at = step
-                return now
-        for value, _, point in sorted(rivals)[ceil(sweep.halving.keep * len(rivals)) :]:
-            now.stopped[point.identity] = Stop(step, sweep.halving.by, -value)
-        now.left = [point for point in now.left if point.identity not in now.stopped]
-    return now
+    active, stopped = tuple(points), dict[str, Stop]()
+    for step in sweep.halving.at if sweep.halving else ():
+        values = {point.identity: rung_value(sweep, point, step) for point in active}
+        if any(values[point.identity] is None and _will_report(point, since) for point in active):
+            return HalvingState(active, stopped, step)
+        assert sweep.halving is not None
+        reports = {identity: value for identity, value in values.items() if value is not None}
+        stopped |= _stops(reports, step, sweep.halving)
+        active = tuple(point for point in active if point.identity not in stopped)
+    return HalvingState(active, stopped)
 
 
-def state_of(point: Point, stopped: dict[str, Stop]) -> str:
-    """How a point stands, in words."""
+def _will_report(point: Point, since: float) -> bool:
+    return not has_failed(point, since) and not is_finished(point)
+
+
+def _stops(values: Mapping[str, float], step: int, halving: Halving) -> dict[str, Stop]:
+    """Those of a rung that do not go on, by identity. values: in the points' order, which ranks equal ones."""
+    ranking = sorted(values, key=lambda identity: -values[identity])
+    worst = ranking[ceil(halving.keep * len(ranking)) :]
+    return {identity: Stop(step, halving.by, values[identity]) for identity in worst}
+
+
+def status_of(point: Point, stopped: Mapping[str, Stop]) -> PointStatus:
+    """How a point stands. stopped: as `halving_state` has it."""
     state = read_record(point).state
-    return str(stopped[point.identity]) if point.identity in stopped and state != "finished" else state
-
-
-def stop_json(stop: Stop | None) -> dict[str, Any] | None:
-    """A stop as ablation.json has it."""
-    return None if stop is None else {"step": stop.step, "by": stop.by, "reading": stop.reading}
+    return PointStatus(state, None if state == PointState.FINISHED else stopped.get(point.identity))

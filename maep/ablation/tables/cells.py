@@ -1,17 +1,18 @@
 """The cells of a table: what the points measured, over seeds, beside the paper's numbers."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import product
 from statistics import fmean, stdev
 from typing import Any
 
-from maep.ablation.running.point_records import stage_seconds
+from maep.ablation.grid.points import Point
+from maep.ablation.grid.row_selector import row_of
+from maep.ablation.grid.sweep import Sweep
+from maep.ablation.running.point_records import PointState, stage_seconds
 from maep.ablation.running.pretrained import pretrained_by
-from maep.ablation.running.row_selector import row_of
-from maep.ablation.running.rungs import standing, state_of
-from maep.ablation.spec.points import Point
-from maep.ablation.spec.sweep import Sweep
+from maep.ablation.running.rungs import PointStatus, Stop, halving_state, status_of
 from maep.runtime.errors import fail
 
 INTERVALS = {"clean_accuracy": "clean_ci95", "robust_accuracy": "robust_ci95"}
@@ -41,7 +42,10 @@ class Measure:
 
 @dataclass(frozen=True)
 class Cell:
-    """names: along the axes; reading: its name; state of its points: one word, or several with counts."""
+    """names: along the axes; reading: the name of its row selector; measures: one a value.
+
+    state: of its points, one of PointState or where halving stopped it; of several that differ each with its count.
+    """
 
     names: tuple[str, ...]
     reading: str
@@ -50,50 +54,57 @@ class Cell:
 
 
 def read_cells(sweep: Sweep, points: Sequence[Point]) -> list[Cell]:
-    """Every cell of the sweep's table, in order; those not run are there, empty.
+    """Every cell of the sweep's table, in order; of points that have not run it has no numbers.
 
     Raises UserError, naming point and reading, when a finished point's report lacks what the table reads.
     """
-    cells, stopped = [], standing(sweep, points).stopped
+    cells, stopped = [], halving_state(sweep, points).stopped
     for names in product(*(axis.names for axis in sweep.axes)):
-        own = [point for point in points if point.names == names]
-        states = [state_of(point, stopped) for point in own]
-        finished = [point for point, state in zip(own, states, strict=True) if state == "finished"]
-        for reading in sweep.readings:
-            rows = [_row(sweep, point, reading) for point in finished]
-            paper = sweep.paper.get((*names, reading), (None,) * len(sweep.values))
-            measures = (_measure(value, rows, n) for value, n in zip(sweep.values, paper, strict=True))
-            cells.append(Cell(names, reading, _told(states), tuple(measures)))
+        cells += _cells_of(sweep, names, [point for point in points if point.names == names], stopped)
     return cells
 
 
-def _told(states: list[str]) -> str:
-    kinds = dict.fromkeys(states)
-    return states[0] if len(kinds) == 1 else ", ".join(f"{states.count(kind)} {kind}" for kind in kinds)
+def _cells_of(sweep: Sweep, names: tuple[str, ...], seeds: list[Point], stopped: Mapping[str, Stop]) -> list[Cell]:
+    """A cell for each row selector. seeds: the points of these names."""
+    states = [status_of(point, stopped) for point in seeds]
+    finished = [point for point, status in zip(seeds, states, strict=True) if status.state == PointState.FINISHED]
+    cells = []
+    for reading in sweep.row_selectors:
+        rows = [_row(sweep, point, reading) for point in finished]
+        paper = sweep.paper.get((*names, reading), (None,) * len(sweep.values))
+        measures = (_measure(value, rows, number) for value, number in zip(sweep.values, paper, strict=True))
+        cells.append(Cell(names, reading, _in_words(states), tuple(measures)))
+    return cells
 
 
-def _row(sweep: Sweep, point: Point, reading: str) -> dict[str, Any]:
-    """The row of a point's report that a reading names, with the minutes of its trainings."""
-    wanted = sweep.readings[reading]
-    found = row_of(point.directory / "report.json", wanted)
-    if found is None:
-        told = ", ".join(f"{key}={value}" for key, value in wanted.items())
-        fail(f"{sweep.file}: {point.label}: its report has no result with {told}; evaluate it or change the reading")
-    taken = pretrained_by(point)
-    seconds = stage_seconds(point) | ({"pretrain": taken["seconds"]} if taken else {})
-    minutes = {name: seconds[stage] / 60 for name, stage in MINUTES.items() if stage in seconds}
-    row = {**found, **minutes}
+def _in_words(states: Sequence[PointStatus]) -> str:
+    counts = Counter(map(str, states))
+    return str(states[0]) if len(counts) == 1 else ", ".join(f"{count} {text}" for text, count in counts.items())
+
+
+def _row(sweep: Sweep, point: Point, reading: str) -> Mapping[str, Any]:
+    """The row of a point's report that a row selector means, with the minutes of its trainings."""
+    selector = sweep.row_selectors[reading]
+    row = row_of(point.directory / "report.json", selector)
+    if row is None:
+        entries = ", ".join(f"{key}={value}" for key, value in asdict(selector).items())
+        fail(f"{sweep.file}: {point.label}: its report has no result with {entries}; evaluate it or change the reading")
+    row = {**row, **_training_minutes(point)}
     for value in sweep.values:
         if value not in row:
-            fail(f"{sweep.file}: values: {value}: not in a report; choose among {', '.join(_numbers(row))}")
+            numbers = [key for key, entry in row.items() if isinstance(entry, int | float)]
+            fail(f"{sweep.file}: values: {value}: not in a report; choose among {', '.join(numbers)}")
     return row
 
 
-def _numbers(row: dict[str, Any]) -> list[str]:
-    return [key for key, value in row.items() if isinstance(value, int | float)]
+def _training_minutes(point: Point) -> dict[str, float]:
+    """Of a pretrained purifier that was copied, those of the training it is from."""
+    copied = pretrained_by(point)
+    seconds = stage_seconds(point) | ({"pretrain": copied.seconds} if copied else {})
+    return {name: seconds[stage] / 60 for name, stage in MINUTES.items() if stage in seconds}
 
 
-def _measure(name: str, rows: Sequence[dict[str, Any]], paper: float | None) -> Measure:
+def _measure(name: str, rows: Sequence[Mapping[str, Any]], paper: float | None) -> Measure:
     if not rows:
         return Measure(name, paper=paper)
     numbers = [float(row[name]) for row in rows]

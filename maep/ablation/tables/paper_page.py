@@ -2,90 +2,115 @@
 
 import shlex
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from maep.ablation.spec.sweep import Sweep, read_sweep
+from maep.ablation.grid.sweep import Sweep, read_sweep
+from maep.ablation.running.point_records import PointState
+from maep.ablation.tables.cells import Measure
 from maep.ablation.tables.render import EMPTY, number
+from maep.ablation.tables.summary_document import SweepSummary
 from maep.config.load import sweep_names
-from maep.storage.atomic import read_json
+
+
+@dataclass(frozen=True)
+class PageLine:
+    """One number of a table, as text. empty: whether nothing was measured."""
+
+    names: str
+    value: str
+    ours: str
+    empty: bool
+    spread: str
+    paper: str
+    difference: str
+
+
+@dataclass(frozen=True)
+class PageTable:
+    """A table as the page shows it. progress: how many points are finished; figures: `{title: data URI}`."""
+
+    table: str
+    title: str
+    scale: str
+    command: str
+    lines: Sequence[PageLine]
+    note: str = ""
+    errata: Sequence[str] = ()
+    progress: str = ""
+    figures: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def order(self) -> tuple[float, str]:
+        """Numbered tables by number, a user's own after them; of one table by scale."""
+        last = self.table.split()[-1:]
+        return (int(last[0]) if last and last[0].isdigit() else float("inf")), self.scale
 
 
 def render_paper(summaries: Sequence[Path]) -> str:
-    """The page, as HTML that stands alone.
+    """The page, as HTML that needs no other file.
 
     summaries: ablation.json files, of any sweeps and scales. Tables of the paper that none of them is about are
-    there with the paper's numbers and empty cells.
+    there with the paper's numbers and empty cells. Raises UserError for a summary that cannot be read.
     """
-    run = [(path, read_json(path)) for path in summaries]
-    known = {summary["table"] for _, summary in run}
+    measured = [table_of_summary(SweepSummary.read(path), path.parent / "figures") for path in summaries]
+    names = {table.table for table in measured}
     sweeps = (read_sweep(name, "paper") for name in sweep_names())
-    tables = [from_summary(summary, path.parent / "figures") for path, summary in run]
-    tables += [not_run(sweep) for sweep in sweeps if sweep.table not in known]
-    tables.sort(key=lambda table: (_place(table["table"]), table["scale"]))
+    tables = [*measured, *(table_without_run(sweep) for sweep in sweeps if sweep.table not in names)]
     environment = Environment(
         loader=PackageLoader("maep.ablation.tables", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    return environment.get_template("paper.html").render(tables=tables, run=len(run))
+    template = environment.get_template("paper.html")
+    return template.render(tables=sorted(tables, key=lambda table: table.order), run=len(measured))
 
 
-def _place(table: str) -> int:
-    """Numbered tables in order, a user's own after them."""
-    return int(table.split()[-1]) if table.split()[-1:] and table.split()[-1].isdigit() else 10_000
-
-
-def from_summary(summary: dict[str, Any], figures: Path) -> dict[str, Any]:
-    """What the page shows of an ablation.json, and of the figures beside it."""
+def table_of_summary(summary: SweepSummary, figures: Path) -> PageTable:
+    """What the page shows of an ablation.json. figures: the folder beside it."""
     lines = [
-        _line([*cell["names"], *([cell["reading"]] if cell["reading"] else [])], measure, cell["state"])
-        for cell in summary["cells"]
-        for measure in cell["measures"]
+        _line([*cell.names, *filter(None, [cell.reading])], measure, cell.state)
+        for cell in summary.cells
+        for measure in cell.measures
     ]
-    finished = sum(point["state"] == "finished" for point in summary["points"])
-    return {
-        "table": summary["table"], "title": summary["title"], "scale": summary["scale"], "note": summary["note"],
-        "errata": summary["errata"], "command": shlex.join(summary["command"]), "lines": lines,
-        "told": f"{finished} of {len(summary['points'])} points finished",
-        "figures": {path.stem.replace("_", " "): _embedded(path) for path in sorted(figures.glob("*.png"))},
-    }  # fmt: skip
+    images = {path.stem.replace("_", " "): _data_uri(path) for path in sorted(figures.glob("*.png"))}
+    return PageTable(
+        summary.table, summary.title, summary.scale, shlex.join(summary.command), lines, summary.note, summary.errata,
+        f"{summary.finished} of {len(summary.points)} points finished", images,
+    )  # fmt: skip
 
 
-def _embedded(path: Path) -> str:
+def _data_uri(path: Path) -> str:
     """A PNG as the page carries it."""
     return f"data:image/png;base64,{b64encode(path.read_bytes()).decode()}"
 
 
-def not_run(sweep: Sweep) -> dict[str, Any]:
-    """A table of which nothing has been run."""
+def table_without_run(sweep: Sweep) -> PageTable:
+    """A table of which nothing has been run: the paper's numbers alone."""
     lines = [
-        _line([name for name in names if name], {"name": value, "mean": None, "paper": paper}, "")
+        _line([*filter(None, names)], Measure(value, paper=paper), PointState.WAITING)
         for names, numbers in sweep.paper.items()
         for value, paper in zip(sweep.values, numbers, strict=True)
     ]
-    return {
-        "table": sweep.table, "title": sweep.title, "scale": "not run", "note": "", "errata": sweep.errata,
-        "command": f"python launch/local.py cfg=ablation/{sweep.name} --scale paper", "lines": lines, "told": "",
-        "figures": {},
-    }  # fmt: skip
+    command = f"python launch/local.py cfg=ablation/{sweep.name} --scale paper"
+    return PageTable(sweep.table, sweep.title, "not run", command, lines, errata=sweep.errata)
 
 
-def _line(names: Sequence[str], measure: dict[str, Any], state: str) -> dict[str, Any]:
-    mean, paper = measure["mean"], measure["paper"]
-    return {
-        "names": " · ".join(names),
-        "value": measure["name"].replace("_", " "),
-        "ours": state if mean is None and state not in ("", "waiting") else number(mean),
-        "empty": mean is None,
-        "spread": _spread(measure) if mean is not None else "",
-        "paper": number(paper),
-        "difference": EMPTY if mean is None or paper is None else f"{mean - paper:+.2f}",
-    }
+def _line(names: Sequence[str], measure: Measure, state: str) -> PageLine:
+    empty = measure.mean is None
+    return PageLine(
+        names=" · ".join(names),
+        value=measure.name.replace("_", " "),
+        ours=state if empty and state != PointState.WAITING else number(measure.mean),
+        empty=empty,
+        spread="" if empty else _spread(measure),
+        paper=number(measure.paper),
+        difference=EMPTY if measure.difference is None else f"{measure.difference:+.2f}",
+    )
 
 
-def _spread(measure: dict[str, Any]) -> str:
-    if measure["deviation"] is not None:
-        return f"± {number(measure['deviation'])} over {measure['seeds']} seeds"
-    return "[{:.1f}, {:.1f}]".format(*measure["interval"]) if measure["interval"] else ""
+def _spread(measure: Measure) -> str:
+    if measure.deviation is not None:
+        return f"± {number(measure.deviation)} over {measure.seeds} seeds"
+    return "[{:.1f}, {:.1f}]".format(*measure.interval) if measure.interval else ""

@@ -3,16 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from maep.ablation.running.point_records import read_record
-from maep.ablation.running.row_selector import row_of
-from maep.ablation.spec.points import Point
-from maep.ablation.spec.sweep import Sweep
+from maep.ablation.grid.points import Point
+from maep.ablation.grid.row_selector import row_of
+from maep.ablation.grid.sweep import Sweep
+from maep.ablation.running.point_records import PointState, read_record
 from maep.attacks.attack_state import load_tensors
 from maep.evaluation.reporting.figures import save_figure
 from maep.evaluation.scoring.plan import SAMPLES
@@ -20,7 +19,7 @@ from maep.storage.atomic import read_json
 
 VALUES = ("distance_clean", "distance_adversarial", "direction_cosine")
 KINDS = ("clean", "adversarial", "purified")
-IMAGES = 3
+IMAGES = 3  # of a point: three of each kind still fit a page's width
 
 
 @dataclass(frozen=True)
@@ -39,36 +38,37 @@ def draw_purification(sweep: Sweep, points: Sequence[Point], folder: Path) -> No
     """Write purified.png and directions.png, if the sweep reads distances and a point is finished."""
     if not set(VALUES) & set(sweep.values):
         return
-    views = [_view(sweep, point) for point in points if read_record(point).state == "finished"]
+    views = [_view(sweep, point) for point in points if read_record(point).state == PointState.FINISHED]
     if views:
         save_figure(purified_figure(views), folder / "purified.png")
         save_figure(directions_figure(views), folder / "directions.png")
 
 
 def _view(sweep: Sweep, point: Point) -> View:
-    row = row_of(point.directory / "report.json", next(iter(sweep.readings.values())))
+    row = row_of(point.directory / "report.json", sweep.first_selector)
     assert row is not None  # the table's cells were read from it
-    place = point.directory / "evaluation" / row["records"]
-    records: list[dict[str, Any]] = [read_json(path) for path in sorted(place.glob("chunk-*.json"))]
-    found = load_tensors(place / SAMPLES)
-    images = {kind: found[0][kind][:IMAGES] for kind in KINDS} if found else {}
+    directory = point.directory / "evaluation" / row["records"]
+    records = [read_json(path) for path in sorted(directory.glob("chunk-*.json"))]
+    samples = load_tensors(directory / SAMPLES)
+    images = {kind: samples[0][kind][:IMAGES] for kind in KINDS} if samples else {}
     values = {name: [x for record in records for x in record[name] if x is not None] for name in VALUES}
     return View(point.label, images, values)
 
 
 def purified_figure(views: Sequence[View]) -> Figure:
     """A row a point: some of its images, each clean, adversarial and purified."""
-    shown = [view for view in views if view.images]
-    figure = Figure(figsize=(1.1 * IMAGES * len(KINDS), 1.45 * max(1, len(shown))), layout="constrained")
-    grid = figure.subplots(max(1, len(shown)), IMAGES * len(KINDS), squeeze=False)
+    views = [view for view in views if view.images]
+    figure = Figure(figsize=(1.1 * IMAGES * len(KINDS), 1.45 * max(1, len(views))), layout="constrained")
+    grid = figure.subplots(max(1, len(views)), IMAGES * len(KINDS), squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    for line, view in zip(grid, shown, strict=False):
+    for line, view in zip(grid, views, strict=False):
         line[0].text(0, 1.25, view.label, transform=line[0].transAxes, fontsize=8)
-        for place, axes in enumerate(line[: len(view.images["clean"]) * len(KINDS)]):
-            kind = KINDS[place % len(KINDS)]
-            axes.imshow(view.images[kind][place // len(KINDS)].permute(1, 2, 0).numpy(), interpolation="nearest")
-            axes.set_title(kind, fontsize=7)
+        for column, axes in enumerate(line[: len(view.images["clean"]) * len(KINDS)]):
+            image, kind = divmod(column, len(KINDS))
+            pixels = view.images[KINDS[kind]][image].permute(1, 2, 0)
+            axes.imshow(pixels.numpy(), interpolation="nearest")
+            axes.set_title(KINDS[kind], fontsize=7)
     return figure
 
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from maep.ablation.spec.sweep import Sweep
+from maep.ablation.grid.sweep import Sweep
+from maep.ablation.running.point_records import PointState
 from maep.ablation.tables.cells import Cell, Measure
 
 EMPTY = "–"
@@ -11,11 +12,11 @@ EMPTY = "–"
 def layout(sweep: Sweep, cells: Sequence[Cell]) -> tuple[list[str], list[str], list[list[Cell]]]:
     """Heads of the row labels, names of the columns, and the cells row by row.
 
-    Columns are the readings if there are several, else the last axis if there are several, else one.
+    Columns are the row selectors if there are several, else the last axis if there are several, else one.
     """
     heads = [axis.title for axis in sweep.axes]
-    if len(sweep.readings) > 1 or len(sweep.axes) < 2:
-        columns, rows = list(sweep.readings), [cell.names for cell in cells]
+    if _selectors_are_columns(sweep):
+        columns, rows = list(sweep.row_selectors), [cell.names for cell in cells]
         index = {(cell.names, cell.reading): cell for cell in cells}
     else:
         heads, columns = heads[:-1], list(sweep.axes[-1].names)
@@ -24,9 +25,13 @@ def layout(sweep: Sweep, cells: Sequence[Cell]) -> tuple[list[str], list[str], l
     return heads, columns, [[index[row, column] for column in columns] for row in dict.fromkeys(rows)]
 
 
+def _selectors_are_columns(sweep: Sweep) -> bool:
+    return len(sweep.row_selectors) > 1 or len(sweep.axes) < 2
+
+
 def labels(sweep: Sweep, row: Sequence[Cell]) -> list[str]:
     """The names that begin a row."""
-    return list(row[0].names if len(sweep.readings) > 1 or len(sweep.axes) < 2 else row[0].names[:-1])
+    return list(row[0].names if _selectors_are_columns(sweep) else row[0].names[:-1])
 
 
 def number(value: float | None) -> str:
@@ -46,9 +51,9 @@ def spread(measure: Measure) -> str:
 def ours(cell: Cell) -> str:
     """All values of a cell; a cell without any, or not of all its points, tells their state."""
     if all(measure.mean is None for measure in cell.measures):
-        return EMPTY if cell.state == "waiting" else cell.state
-    told = " / ".join(number(measure.mean) + spread(measure) for measure in cell.measures)
-    return told if cell.state == "finished" else f"{told} ({cell.state})"
+        return EMPTY if cell.state == PointState.WAITING else cell.state
+    numbers = " / ".join(number(measure.mean) + spread(measure) for measure in cell.measures)
+    return numbers if cell.state == PointState.FINISHED else f"{numbers} ({cell.state})"
 
 
 def papers(cell: Cell) -> str:
@@ -60,8 +65,10 @@ def papers(cell: Cell) -> str:
 
 def differences(cell: Cell) -> str:
     """Ours minus the paper's."""
-    found = [measure.difference for measure in cell.measures]
-    return EMPTY if all(x is None for x in found) else " / ".join(EMPTY if x is None else f"{x:+.2f}" for x in found)
+    values = [measure.difference for measure in cell.measures]
+    if all(value is None for value in values):
+        return EMPTY
+    return " / ".join(EMPTY if value is None else f"{value:+.2f}" for value in values)
 
 
 def caption(sweep: Sweep) -> str:
@@ -73,11 +80,11 @@ def caption(sweep: Sweep) -> str:
 def markdown_table(sweep: Sweep, cells: Sequence[Cell]) -> str:
     """A line of ours and one of the paper's a row, or side by side if there is one column; then note and errata."""
     heads, columns, rows = layout(sweep, cells)
-    many = len(columns) > 1
-    top = [*heads, *(["", *columns] if many else ["ours", "paper", "difference"])]
+    several = len(columns) > 1
+    top = [*heads, *(["", *columns] if several else ["ours", "paper", "difference"])]
     lines = [f"**{caption(sweep)}**", "", _line(top), _line(["---"] * len(top))]
     for row in rows:
-        if many:
+        if several:
             lines += [_line(line) for line in _pair_of_lines(sweep, row)]
         else:
             lines.append(_line([*labels(sweep, row), ours(row[0]), papers(row[0]), differences(row[0])]))

@@ -3,43 +3,48 @@
 All of it is collected from the points, so it can be made at any time, and by anyone, while others still run.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from maep.ablation.running.overhead import seconds_spent
+from maep.ablation.grid.points import Point
+from maep.ablation.grid.sweep import Sweep
+from maep.ablation.running.overhead import sweep_time
 from maep.ablation.running.point_records import read_record, stage_seconds
 from maep.ablation.running.pretrained import pretrained_by
-from maep.ablation.running.rungs import standing, state_of, stop_json
-from maep.ablation.spec.points import Point
-from maep.ablation.spec.sweep import Sweep
+from maep.ablation.running.rungs import Stop, halving_state, status_of
 from maep.ablation.tables.cells import Cell, read_cells
 from maep.ablation.tables.purification import draw_purification
 from maep.ablation.tables.render import latex_table, markdown_table
+from maep.ablation.tables.summary_document import (
+    SUMMARY,
+    AttackCount,
+    AttackCounts,
+    AxisNames,
+    PointEntry,
+    PretrainingCount,
+    SweepSummary,
+    read_summary,
+)
 from maep.ablation.tables.value_figures import draw_figures
 from maep.evaluation.reporting.provenance import environment
 from maep.runtime.errors import fail
-from maep.storage.atomic import atomic_file, read_json, write_json
+from maep.storage.atomic import atomic_file
 from maep.storage.locks import one_at_a_time
-
-SUMMARY = "ablation.json"
-SCHEMA = 1
 
 
 def check_directory(sweep: Sweep, directory: Path) -> None:
     """Raise UserError if the directory holds the table of another sweep or of another scale."""
-    path = directory / SUMMARY
-    if not path.is_file():
+    summary = read_summary(directory)
+    if summary is None:
         return
-    known = read_json(path)
-    for name, wanted in (("name", sweep.name), ("scale", sweep.scale)):
-        if known[name] != wanted:
-            fail(f"run.dir={directory}: holds the table of {name} {known[name]}, not {wanted}; choose another run.dir")
+    for name in ("name", "scale"):
+        present, asked = getattr(summary, name), getattr(sweep, name)
+        if present != asked:
+            fail(f"run.dir={directory}: holds the table of {name} {present}, not {asked}; choose another run.dir")
 
 
-def write_summary(sweep: Sweep, points: Sequence[Point], directory: Path, command: Sequence[str]) -> dict[str, Any]:
-    """Write ablation.json, both tables and the figures; returns the JSON.
+def write_summary(sweep: Sweep, points: Sequence[Point], directory: Path, command: Sequence[str]) -> SweepSummary:
+    """Write ablation.json, both tables and the figures; returns what ablation.json says.
 
     command: how to make it again. Of workers that end together one writes after the other, so the last sees all.
     """
@@ -51,70 +56,48 @@ def write_summary(sweep: Sweep, points: Sequence[Point], directory: Path, comman
                 temporary.write_text(text)
         draw_figures(sweep, cells, directory / "figures")
         draw_purification(sweep, points, directory / "figures")
-        write_json(directory / SUMMARY, summary)
+        summary.write(directory / SUMMARY)
     return summary
 
 
 def _summary(
     sweep: Sweep, points: Sequence[Point], directory: Path, command: Sequence[str], cells: Sequence[Cell]
-) -> dict[str, Any]:
-    records, stopped = [(point, read_record(point)) for point in points], standing(sweep, points).stopped
-    return {
-        "schema": SCHEMA,
-        "name": sweep.name,
-        "table": sweep.table,
-        "title": sweep.title,
-        "scale": sweep.scale,
-        "note": sweep.note,
-        "errata": list(sweep.errata),
-        "command": list(command),
-        "environment": environment(list(command)),
-        "axes": [{"title": axis.title, "names": list(axis.names)} for axis in sweep.axes],
-        "readings": sweep.readings,
-        "values": list(sweep.values),
-        "halving": asdict(sweep.halving) if sweep.halving else None,
-        "attacked": attack_counts(points),
-        "pretrainings": pretraining_counts(points),
-        "seconds": {**seconds_spent(directory), "points": sum(record.seconds for _, record in records)},
-        "points": [
-            {
-                "names": list(point.names), "seed": point.seed, "identity": point.identity,
-                "directory": str(point.directory), "state": state_of(point, stopped), "reason": record.reason,
-                "seconds": record.seconds, "stopped": stop_json(stopped.get(point.identity)),
-            }
-            for point, record in records
-        ],
-        "cells": [cell_json(cell) for cell in cells],
-    }  # fmt: skip
+) -> SweepSummary:
+    stopped = halving_state(sweep, points).stopped
+    entries = tuple(_point_entry(point, stopped) for point in points)
+    return SweepSummary(
+        name=sweep.name, table=sweep.table, title=sweep.title, scale=sweep.scale, note=sweep.note, errata=sweep.errata,
+        command=tuple(command), environment=environment(list(command)),
+        axes=tuple(AxisNames(axis.title, axis.names) for axis in sweep.axes),
+        readings=sweep.row_selectors, values=sweep.values, halving=sweep.halving,
+        attacked=attack_counts(points), pretrainings=pretraining_count(points),
+        seconds=sweep_time(directory, sum(entry.seconds for entry in entries)),
+        points=entries, cells=tuple(cells),
+    )  # fmt: skip
 
 
-def pretraining_counts(points: Sequence[Point]) -> dict[str, int]:
+def _point_entry(point: Point, stopped: Mapping[str, Stop]) -> PointEntry:
+    record = read_record(point)
+    return PointEntry(
+        point.names, point.seed, point.identity, str(point.directory), str(status_of(point, stopped)),
+        record.reason, record.seconds, stopped.get(point.identity),
+    )  # fmt: skip
+
+
+def pretraining_count(points: Sequence[Point]) -> PretrainingCount:
     """Of how many points the pretraining is finished, and how many of them trained themselves."""
-    done = [point for point in points if "pretrain" in stage_seconds(point)]
-    return {"points": len(done), "trained": sum(pretrained_by(point) is None for point in done)}
+    finished = [point for point in points if "pretrain" in stage_seconds(point)]
+    return PretrainingCount(len(finished), sum(pretrained_by(point) is None for point in finished))
 
 
-def cell_json(cell: Cell) -> dict[str, Any]:
-    """A cell with the differences from the paper."""
-    measures = [{**asdict(measure), "difference": measure.difference} for measure in cell.measures]
-    return {"names": list(cell.names), "reading": cell.reading, "state": cell.state, "measures": measures}
+def attack_counts(points: Sequence[Point]) -> AttackCounts:
+    """How much of the training and test images was attacked while these points ran, over all attempts."""
+    files = [read_record(point).attacked for point in points]
+    return AttackCounts(_count([f.training for f in files]), _count([f.test for f in files]))
 
 
-def attack_counts(points: Sequence[Point]) -> dict[str, dict[str, int]]:
-    """How much of the training and test images was attacked while these points ran, over all their lives.
-
-    `attacks`: pieces (shards, chunks) attacked, each time counted; `pieces`: different ones among them; `sets`:
-    different sets of images, a test set once for each attack and budget. Sharing works if attacks = pieces.
-    """
-    made: dict[str, set[tuple[str, int]]] = {"training": set(), "test": set()}
-    for point in points:
-        for kind, attacked in read_record(point).attacked.items():
-            made[kind] |= set(attacked.items())
-    return {
-        kind: {
-            "attacks": len(events),
-            "pieces": len({path for path, _ in events}),
-            "sets": len({Path(path).parent for path, _ in events}),
-        }
-        for kind, events in made.items()
-    }
+def _count(files_of_points: Sequence[Mapping[str, int]]) -> AttackCount:
+    """files_of_points: `{path: time}` of each point; two points that ran at once have seen the same piece made."""
+    attacks = {attack for files in files_of_points for attack in files.items()}
+    paths = {path for path, _ in attacks}
+    return AttackCount(len(attacks), len(paths), len({Path(path).parent for path in paths}))

@@ -6,35 +6,39 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from maep.ablation.spec.sweep import Sweep
+from maep.ablation.grid.sweep import Sweep
 from maep.ablation.tables.cells import Cell, Measure
 from maep.ablation.tables.render import caption, labels, layout
 from maep.evaluation.reporting.figures import save_figure
 
-LEGEND = 1.6  # inches beside the axes
+LEGEND = 1.6  # inches beside the axes: names of 20 letters in 8 points
 
 
 def draw_figures(sweep: Sweep, cells: Sequence[Cell], folder: Path) -> None:
     """Write VALUE.png for every value of which there is a number of ours."""
-    for place, value in enumerate(sweep.values):
-        if any(cell.measures[place].mean is not None for cell in cells):
-            save_figure(value_figure(sweep, cells, place), folder / f"{value}.png")
+    for index, value in enumerate(sweep.values):
+        if any(cell.measures[index].mean is not None for cell in cells):
+            save_figure(value_figure(sweep, cells, index), folder / f"{value}.png")
 
 
-def value_figure(sweep: Sweep, cells: Sequence[Cell], place: int) -> Figure:
-    """Lines over the columns, one a row; with a single column, one line over the rows."""
+def value_figure(sweep: Sweep, cells: Sequence[Cell], index: int) -> Figure:
+    """Lines over the columns, one a row; with a single column, one line over the rows.
+
+    index: of the value, in the sweep's order.
+    """
     heads, columns, rows = layout(sweep, cells)
     across = "" if len(heads) == len(sweep.axes) else sweep.axes[-1].title
-    series = {", ".join(labels(sweep, row)): [cell.measures[place] for cell in row] for row in rows}
+    series = {", ".join(labels(sweep, row)): [cell.measures[index] for cell in row] for row in rows}
     if len(columns) == 1:
         columns, series = list(series), {"": [measures[0] for measures in series.values()]}
+    # An inch a column keeps their names apart; wider than 6 inches, the letters would be small on a page.
     figure = Figure(figsize=(min(max(4.5, 1.1 * len(columns) + 2), 6.0) + LEGEND, 3.6), layout="constrained")
     axes = figure.subplots()
     for number, (name, measures) in enumerate(series.items()):
         _draw(axes, name, measures, f"C{number}")
     axes.set_xticks(range(len(columns)), columns, rotation=20 if max(map(len, columns)) > 12 else 0)
     axes.set_xlabel(across)
-    axes.set_ylabel(sweep.values[place].replace("_", " "))
+    axes.set_ylabel(sweep.values[index].replace("_", " "))
     axes.set_title(caption(sweep).split(" (")[0], fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     title = ", ".join(heads) if len(series) > 1 else None
@@ -42,16 +46,16 @@ def value_figure(sweep: Sweep, cells: Sequence[Cell], place: int) -> Figure:
     return figure
 
 
-def _draw(axes: Axes, name: str, measures: Sequence[Measure], colour: str) -> None:
+def _draw(axes: Axes, name: str, measures: Sequence[Measure], color: str) -> None:
     """Ours: filled marks with error bars; the paper's: hollow ones, dashed."""
-    run = [(x, m, m.mean) for x, m in enumerate(measures) if m.mean is not None]
-    if run:
-        below, above = zip(*(_errors(m, mean) for _, m, mean in run), strict=True)
-        axes.errorbar([x for x, _, _ in run], [mean for _, _, mean in run], yerr=[below, above], color=colour,
+    measured = [(x, m, m.mean) for x, m in enumerate(measures) if m.mean is not None]
+    if measured:
+        below, above = zip(*(_errors(m, mean) for _, m, mean in measured), strict=True)
+        axes.errorbar([x for x, _, _ in measured], [mean for _, _, mean in measured], yerr=[below, above], color=color,
                       marker="o", capsize=3, label=f"{name} ours".strip())  # fmt: skip
-    known = [(x, m.paper) for x, m in enumerate(measures) if m.paper is not None]
-    if known:
-        axes.plot(*zip(*known, strict=True), color=colour, marker="o", markerfacecolor="none", linestyle="--",
+    published = [(x, m.paper) for x, m in enumerate(measures) if m.paper is not None]
+    if published:
+        axes.plot(*zip(*published, strict=True), color=color, marker="o", markerfacecolor="none", linestyle="--",
                   alpha=0.6, label=f"{name} paper".strip())  # fmt: skip
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from maep.ablation.running.overhead import Spent, process_age, seconds_spent
-from maep.ablation.spec.points import Point, expand
-from maep.ablation.spec.sweep import read_sweep
+from maep.ablation.grid.points import Point, expand
+from maep.ablation.grid.sweep import read_sweep
+from maep.ablation.running.overhead import OverheadTimer, process_age, sweep_time
 from maep.storage.atomic import write_json
 from tests.ablation.sweeps import write
 
@@ -23,7 +23,7 @@ def work(base: Path, place: str, seconds: float) -> None:
     """A worker that spends `seconds` of stage time on a point of its own."""
     (base / place).mkdir()
     point = one_point(base / place)
-    with Spent(base) as spent, spent.on(point):
+    with OverheadTimer(base) as overhead, overhead.on(point):
         write_json(point.directory / "stages" / "pretrain.json", {"seconds": seconds, "finished": True})
 
 
@@ -36,8 +36,16 @@ def test_workers_at_a_time(tmp_path: Path) -> None:
     for process in both:
         process.join()
     work(tmp_path, "c", 5.0)
-    spent = seconds_spent(tmp_path)
-    assert (spent["workers"], spent["stages"], spent["trainings"]) == (3, {"pretrain": 12.0}, 12.0)
+    total = sweep_time(tmp_path)
+    assert (total.workers, total.stages, total.trainings) == (3, {"pretrain": 12.0}, 12.0)
+
+
+def test_what_older_versions_wrote_counts(tmp_path: Path) -> None:
+    """In the folder of that time, without a version."""
+    write_json(tmp_path / "spent" / "host-1-2.json", {"seconds": 9.0, "stages": {"pretrain": 4.0}})
+    work(tmp_path, "a", 5.0)
+    total = sweep_time(tmp_path)
+    assert (total.workers, total.stages) == (2, {"pretrain": 9.0})
 
 
 def test_only_the_time_of_this_call_counts(tmp_path: Path) -> None:
@@ -46,23 +54,21 @@ def test_only_the_time_of_this_call_counts(tmp_path: Path) -> None:
     stages = point.directory / "stages"
     for name in ("pretrain", "attack"):
         write_json(stages / f"{name}.json", {"seconds": 10.0, "finished": False})
-    with Spent(tmp_path) as spent, spent.on(point):
+    with OverheadTimer(tmp_path) as overhead, overhead.on(point):
         write_json(stages / "pretrain.json", {"seconds": 12.5, "finished": True})
         write_json(stages / "attack.json", {"seconds": 4.0, "finished": True})
-    assert spent.stages == {"pretrain": 2.5, "attack": 4.0}
+    assert overhead.stages == {"pretrain": 2.5, "attack": 4.0}
 
 
 def test_a_failed_point_is_counted(tmp_path: Path) -> None:
     """What it took is on disk although the worker goes down with it."""
     point = one_point(tmp_path)
-    spent = Spent(tmp_path)
-    with pytest.raises(RuntimeError), spent.on(point):
+    overhead = OverheadTimer(tmp_path)
+    with pytest.raises(RuntimeError), overhead.on(point):
         write_json(point.directory / "stages" / "pretrain.json", {"seconds": 2.0, "finished": False})
         raise RuntimeError
-    assert seconds_spent(tmp_path)["stages"] == {"pretrain": 2.0}
-    assert seconds_spent(tmp_path)["overhead_percent"] == pytest.approx(
-        100 * (seconds_spent(tmp_path)["sweep"] / 2 - 1)
-    )
+    assert sweep_time(tmp_path).stages == {"pretrain": 2.0}
+    assert sweep_time(tmp_path).overhead_percent == pytest.approx(100 * (sweep_time(tmp_path).sweep / 2 - 1))
 
 
 def test_age_of_this_process() -> None:

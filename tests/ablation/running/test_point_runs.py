@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from maep.__main__ import run as main
+from maep.ablation.grid.sweep import read_sweep
 from maep.ablation.running.point_records import is_finished
-from maep.ablation.spec.sweep import read_sweep
 from maep.ablation.study import prepare
 from maep.ablation.tables.summary import write_summary
 from maep.config.load import sweep_names
@@ -149,9 +149,9 @@ def test_figures_of_purification(problem: Problem, swept: tuple[Path, dict[str, 
     """A table that reads the distances of Sec. 4.2 of finished points shows them, and the page carries the figures."""
     values = ["distance_clean", "distance_adversarial", "direction_cosine", "robust_accuracy"]
     sweep = write(tmp_path / "sweep.yaml", paper=None, grid={"objective.distance": ["l1"]}, values=values)
-    found = prepare(str(sweep), None, [f"run.dir={tmp_path / 'out'}", f"run.cache={problem.cache}", "pretrain.lr=1e-3"])
-    summary = write_summary(found.sweep, found.points, found.directory, ["python"])
-    clean, adversarial, cosine, _ = (measure["mean"] for measure in summary["cells"][0]["measures"])
+    study = prepare(str(sweep), None, [f"run.dir={tmp_path / 'out'}", f"run.cache={problem.cache}", "pretrain.lr=1e-3"])
+    summary = write_summary(study.sweep, study.points, study.directory, ["python"])
+    clean, adversarial, cosine, _ = (measure.mean for measure in summary.cells[0].measures)
     assert 0 < clean < 0.5
     assert 0 < adversarial < 0.5
     assert -1 <= cosine <= 1

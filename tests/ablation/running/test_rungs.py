@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from maep.ablation.running.point_records import PointRecord
-from maep.ablation.running.rungs import rung_directory, standing, state_of
-from maep.ablation.spec.points import Point
-from maep.ablation.spec.sweep import Sweep
+from maep.ablation.grid.points import Point
+from maep.ablation.grid.sweep import Sweep
+from maep.ablation.running.point_records import PointRecord, PointState, write_record
+from maep.ablation.running.rungs import halving_state, rung_directory, status_of
 from maep.ablation.study import prepare
 from maep.ablation.tables.cells import read_cells
 from maep.ablation.tables.render import markdown_table
@@ -24,11 +24,11 @@ from tests.tiny import ROOT, Problem, environment
 RATES = [1e-6, 1e-3, 3e-3, 1e-2]
 
 
-def study(base: Path, halving: dict[str, Any]) -> tuple[Sweep, list[Point]]:
+def four_points(base: Path, halving: dict[str, Any]) -> tuple[Sweep, list[Point]]:
     """Four points that differ in their learning rate; none has run."""
     file = write(base / "sweep.yaml", grid={"pretrain.lr": RATES}, paper=None, halving=halving)
-    made = prepare(str(file), None, [f"run.cache={base / 'cache'}", "pretrain.steps=6"])
-    return made.sweep, made.points
+    study = prepare(str(file), None, [f"run.cache={base / 'cache'}", "pretrain.steps=6"])
+    return study.sweep, study.points
 
 
 def read_at(point: Point, step: int, robust: float) -> None:
@@ -44,7 +44,7 @@ def names(points: list[Point]) -> list[str]:
 @pytest.fixture
 def tried(tmp_path: Path) -> tuple[Sweep, list[Point]]:
     """A rule of two rungs for four points."""
-    return study(tmp_path, {"keep": 0.5, "at": [2, 4]})
+    return four_points(tmp_path, {"keep": 0.5, "at": [2, 4]})
 
 
 def test_a_rung_waits_for_all(tried: tuple[Sweep, list[Point]]) -> None:
@@ -52,18 +52,18 @@ def test_a_rung_waits_for_all(tried: tuple[Sweep, list[Point]]) -> None:
     sweep, points = tried
     for point, robust in zip(points[:3], (1.0, 4.0, 2.0), strict=True):
         read_at(point, 2, robust)
-    now = standing(sweep, points)
-    assert (now.waits_at, now.stopped, names(now.left)) == (2, {}, names(points))
+    state = halving_state(sweep, points)
+    assert (state.pending_rung, state.stopped, names(state.active)) == (2, {}, names(points))
     read_at(points[3], 2, 3.0)
-    now = standing(sweep, points)
-    assert (now.waits_at, names(now.left)) == (4, [points[1].names[0], points[3].names[0]])
-    stop = now.stopped[points[2].identity]
+    state = halving_state(sweep, points)
+    assert (state.pending_rung, names(state.active)) == (4, [points[1].names[0], points[3].names[0]])
+    stop = state.stopped[points[2].identity]
     assert (stop.step, stop.by, stop.reading) == (2, "robust_accuracy", 2.0)
     read_at(points[1], 4, 1.0)
     read_at(points[3], 4, 2.0)
-    now = standing(sweep, points)
-    assert (now.waits_at, names(now.left)) == (None, [points[3].names[0]])
-    assert now.stopped[points[1].identity].step == 4
+    state = halving_state(sweep, points)
+    assert (state.pending_rung, names(state.active)) == (None, [points[3].names[0]])
+    assert state.stopped[points[1].identity].step == 4
 
 
 def test_equal_readings_keep_the_first(tried: tuple[Sweep, list[Point]]) -> None:
@@ -71,7 +71,7 @@ def test_equal_readings_keep_the_first(tried: tuple[Sweep, list[Point]]) -> None
     sweep, points = tried
     for point in points:
         read_at(point, 2, 1.0)
-    assert names(standing(sweep, points).left) == names(points[:2])
+    assert names(halving_state(sweep, points).active) == names(points[:2])
 
 
 def test_a_failed_point_is_out(tried: tuple[Sweep, list[Point]]) -> None:
@@ -79,26 +79,26 @@ def test_a_failed_point_is_out(tried: tuple[Sweep, list[Point]]) -> None:
     sweep, points = tried
     for point in points[1:]:
         read_at(point, 2, 1.0)
-    PointRecord("failed", "a reason").write(points[0])
-    now = standing(sweep, points)
-    assert (now.waits_at, names(now.left)) == (4, names(points[:3]))
-    assert standing(sweep, points, since=time.time() + 60).waits_at == 2
+    write_record(points[0], PointRecord(PointState.FAILED, "a reason"))
+    state = halving_state(sweep, points)
+    assert (state.pending_rung, names(state.active)) == (4, names(points[:3]))
+    assert halving_state(sweep, points, since=time.time() + 60).pending_rung == 2
 
 
 def test_a_stopped_point_is_no_result(tried: tuple[Sweep, list[Point]]) -> None:
     """Table and cells tell where it was stopped and what it read there, and have no number of it."""
     sweep, points = tried
-    for place, point in enumerate(points):
-        read_at(point, 2, 10.0 + place)
-        PointRecord("paused").write(point)
-    now = standing(sweep, points)
-    assert state_of(points[0], now.stopped) == "stopped at step 2 (robust accuracy 10.00 there)"
-    assert state_of(points[3], now.stopped) == "paused"
+    for index, point in enumerate(points):
+        read_at(point, 2, 10.0 + index)
+        write_record(point, PointRecord(PointState.PAUSED))
+    state = halving_state(sweep, points)
+    assert str(status_of(points[0], state.stopped)) == "stopped at step 2 (robust accuracy 10.00 there)"
+    assert str(status_of(points[3], state.stopped)) == "paused"
     cells = read_cells(sweep, points)
     assert [measure.mean for cell in cells for measure in cell.measures] == [None] * 8
     assert "| 1e-06 | stopped at step 2 (robust accuracy 10.00 there) | – | – |" in markdown_table(sweep, cells)
-    PointRecord("finished").write(points[0])
-    assert state_of(points[0], now.stopped) == "finished"
+    write_record(points[0], PointRecord(PointState.FINISHED))
+    assert str(status_of(points[0], state.stopped)) == "finished"
 
 
 LONG = [*QUICK, "pretrain.steps=60", "pretrain.save_every=10"]

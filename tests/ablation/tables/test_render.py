@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from maep.ablation.spec.points import Point, expand
-from maep.ablation.spec.sweep import Sweep, read_sweep
+from maep.ablation.grid.points import Point, expand
+from maep.ablation.grid.sweep import Sweep, read_sweep
 from maep.config.load import CONFIGS, sweep_names
 
 CASES = [(name, scale) for name in sweep_names() for scale in ("paper", "cpu")]
@@ -35,14 +35,14 @@ def test_every_table_resolves(name: str, scale: str, tmp_path: Path) -> None:
     assert points
     for point in points:
         evaluation = point.settings.evaluation
-        for reading in sweep.readings.values():
-            assert reading["attack"] in evaluation.attacks
-            assert reading["threat_model"] in evaluation.threat_models
-            top, bottom = map(float, reading["eps"].split("/"))
+        for selector in sweep.row_selectors.values():
+            assert selector.attack in evaluation.attacks
+            assert selector.threat_model in evaluation.threat_models
+            top, bottom = map(float, str(selector.eps).split("/"))
             assert any(abs(eps - top / bottom) < 1e-9 for eps in evaluation.eps)
-            assert reading["purifier"] == "pretrained" or point.settings.finetune.method != "none"
+            assert selector.purifier == "pretrained" or point.settings.finetune.method != "none"
     if scale == "paper":
-        cells = {(*point.names, reading) for point in points for reading in sweep.readings}
+        cells = {(*point.names, reading) for point in points for reading in sweep.row_selectors}
         assert sweep.paper
         assert set(sweep.paper) <= cells
 

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from maep.ablation.running.reuse import Shared, shared_work
+from maep.ablation.running.reuse import Reuse, reuse_between
 from maep.ablation.study import prepare
 from tests.ablation.sweeps import write
 from tests.tiny import ROOT
@@ -15,12 +15,12 @@ def test_what_is_shared(tmp_path: Path) -> None:
     zipped = {"pretrain.source": [None, "digits"], "pretrain.source_set": [[], ["data.train_limit=60"]]}
     grid = {"finetune.method": ["lora", "full"]}
     sweep = write(tmp_path / "sweep.yaml", grid=grid, zip=zipped, names={"zip": ["own", "other"]}, paper=None)
-    assert shared_work(prepare(str(sweep), None, []).points) == [
-        Shared("clean shards", 6, 2),
-        Shared("classifiers trained", 6, 2),
-        Shared("training images attacked", 6, 2),
-        Shared("test images attacked", 4, 1),
-        Shared("pretrainings", 4, 2),
+    assert reuse_between(prepare(str(sweep), None, []).points) == [
+        Reuse("clean shards", 6, 2),
+        Reuse("classifiers trained", 6, 2),
+        Reuse("training images attacked", 6, 2),
+        Reuse("test images attacked", 4, 1),
+        Reuse("pretrainings", 4, 2),
     ]
 
 

@@ -3,23 +3,23 @@
 Points live in run.cache/points, shared by all sweeps: what one sweep has finished, another finds finished.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from maep.ablation.spec.sweep import Sweep
-from maep.config.load import LEAVES, load_settings, setting_value
+from maep.ablation.grid.sweep import Sweep
+from maep.config.identity import decisive_settings
+from maep.config.load import leaves, load_settings, setting_value
+from maep.config.pair_source import source_facts
 from maep.config.schema import DataSettings, Settings
-from maep.pipeline.stages import decisive_settings
+from maep.runtime.digests import digest
 from maep.runtime.errors import UserError, fail
-from maep.storage.atomic import digest
-from maep.training.source import source_facts
 
 BASE = "base"
-PLACES = ("run.name", "run.dir", "run.cache")
 CONFIGURATIONS = (BASE, "pretrain.source", "finetune.source")
+# What makes one training longer than another.
 LENGTHS = tuple(f"{stage}.{key}" for stage in ("pretrain", "finetune") for key in ("epochs", "steps", "batch_size"))
 
 
@@ -45,7 +45,7 @@ class Point:
 
 def settings_identity(settings: Settings) -> str:
     """64 hex digits of all settings that results depend on, wherever files are and however work is shared."""
-    return digest(decisive_settings(settings, [key for key in LEAVES if key not in PLACES]))
+    return digest(decisive_settings(settings, "point"))
 
 
 def expand(sweep: Sweep, overrides: Sequence[str] = ()) -> list[Point]:
@@ -56,16 +56,12 @@ def expand(sweep: Sweep, overrides: Sequence[str] = ()) -> list[Point]:
     points with the same resolved settings, for configurations of different scales, and for a data set that is not
     there.
     """
-    for argument in overrides:
-        key = argument.partition("=")[0]
-        for axis in sweep.axes:
-            if any(key in choice for choice in axis.choices):
-                fail(f"{key} (argument {argument!r}): {sweep.file} varies it; write grid.{key}=[…] or zip.{key}=[…]")
+    _check_overrides(sweep, overrides)
     _check_scale(sweep)
     points = [_point(sweep, *parts, overrides) for parts in _combinations(sweep)]
-    seen: dict[str, Point] = {}
+    by_identity: dict[str, Point] = {}
     for point in points:
-        other = seen.setdefault(point.identity, point)
+        other = by_identity.setdefault(point.identity, point)
         if other is not point:
             fail(f"{sweep.file}: {point.label} and {other.label} resolve to the same settings; drop one")
         _check_rungs(sweep, point)
@@ -74,31 +70,44 @@ def expand(sweep: Sweep, overrides: Sequence[str] = ()) -> list[Point]:
     return points
 
 
+def _check_overrides(sweep: Sweep, overrides: Sequence[str]) -> None:
+    """Raise UserError if an argument sets what an axis of the sweep varies."""
+    for argument in overrides:
+        key = argument.partition("=")[0]
+        if key in _varied(sweep):
+            fail(f"{key} (argument {argument!r}): {sweep.file} varies it; write grid.{key}=[…] or zip.{key}=[…]")
+
+
+def _varied(sweep: Sweep) -> set[str]:
+    """The keys that some axis sets."""
+    return {key for axis in sweep.axes for choice in axis.choices for key in choice}
+
+
 def _check_scale(sweep: Sweep) -> None:
     """Raise UserError if configurations of a sweep differ in size or training length, which none of its axes varies."""
-    varied = {key for axis in sweep.axes for choice in axis.choices for key in choice}
-    others = (choice.get(key) for axis in sweep.axes for choice in axis.choices for key in CONFIGURATIONS)
+    varied = _varied(sweep)
     bases = [] if BASE in varied else [sweep.base]
+    others = (choice.get(key) for axis in sweep.axes for choice in axis.choices for key in CONFIGURATIONS)
     names = list(dict.fromkeys([*bases, *filter(None, others)]))
-    first, *rest = [load_settings(str(name)) for name in names]
-    keys = [key for key in LEAVES if key.startswith("model.") or key in LENGTHS]
-    for name, settings in zip(names[1:], rest, strict=True):
+    first, *following = [load_settings(str(name)) for name in names]
+    keys = [key for key in leaves(Settings) if key.startswith("model.") or key in LENGTHS]
+    for name, settings in zip(names[1:], following, strict=True):
         for key in keys:
-            one, other = setting_value(first, key), setting_value(settings, key)
-            if one != other and key not in varied:
+            value, other = setting_value(first, key), setting_value(settings, key)
+            if value != other and key not in varied:
                 fail(
-                    f"{sweep.file}: scale {sweep.scale}: {names[0]} has {key}={one} and {name} {other}; a table has "
+                    f"{sweep.file}: scale {sweep.scale}: {names[0]} has {key}={value} and {name} {other}; a table has "
                     f"one scale: choose configurations of the same, or vary {key}"
                 )
 
 
-def _combinations(sweep: Sweep) -> Iterator[tuple[tuple[str, ...], dict[str, Any], int]]:
+def _combinations(sweep: Sweep) -> Iterator[tuple[tuple[str, ...], Mapping[str, object], int]]:
     """Names, settings and seed of every point."""
-    places = product(*(range(len(axis.names)) for axis in sweep.axes))
-    for chosen, seed in product(places, sweep.seeds):
-        pairs = list(zip(sweep.axes, chosen, strict=True))
-        settings = {key: value for axis, place in pairs for key, value in axis.choices[place].items()}
-        yield tuple(axis.names[place] for axis, place in pairs), settings, seed
+    indices = product(*(range(len(axis.names)) for axis in sweep.axes))
+    for combination, seed in product(indices, sweep.seeds):
+        values = list(zip(sweep.axes, combination, strict=True))
+        settings = {key: value for axis, index in values for key, value in axis.choices[index].items()}
+        yield tuple(axis.names[index] for axis, index in values), settings, seed
 
 
 def words_for(base: str, overrides: Sequence[str]) -> list[str]:
@@ -110,22 +119,33 @@ def _is_for_all(word: str) -> bool:
     return ":" not in word.partition("=")[0]
 
 
-def _point(sweep: Sweep, names: tuple[str, ...], chosen: dict[str, Any], seed: int, overrides: Sequence[str]) -> Point:
-    file, base = str(sweep.file), chosen.get(BASE, sweep.base)
-    own = {key: value for key, value in chosen.items() if key != BASE}
-    for section in ("pretrain", "finetune"):
-        source = own.get(f"{section}.source")
-        if source:
-            own[f"{section}.source_set"] = [*own.get(f"{section}.source_set", []), *words_for(source, overrides)]
-    layers = [(file, sweep.fixed), (file, {**own, "run.seed": seed})]
+def _point(
+    sweep: Sweep, names: tuple[str, ...], varied: Mapping[str, Any], seed: int, overrides: Sequence[str]
+) -> Point:
+    """The point of these names. varied: the settings that the axes give it, its configuration among them."""
+    file, base = str(sweep.file), varied.get(BASE, sweep.base)
+    settings_of_axes = _with_source_words({key: value for key, value in varied.items() if key != BASE}, overrides)
+    layers = [(file, sweep.fixed), (file, {**settings_of_axes, "run.seed": seed})]
     words = [*filter(_is_for_all, overrides), *words_for(base, overrides)]
     try:
         settings = load_settings(base, words, layers)
         identity = settings_identity(settings)
     except UserError as error:
         fail(f"{file}: {', '.join(names) or 'every point'}: {error}")
+    # 16 hex digits keep paths short; that two of a million points share them has probability 3e-8.
     run = replace(settings.run, name=f"point-{identity[:8]}", dir=f"{settings.run.cache}/points/{identity[:16]}")
     return Point(names, seed, replace(settings, run=run), identity)
+
+
+def _with_source_words(settings: Mapping[str, Any], overrides: Sequence[str]) -> Mapping[str, Any]:
+    """The settings, with the `BASE:key=value` words for configurations that trainings take their pairs from."""
+    changed = dict(settings)
+    for section in ("pretrain", "finetune"):
+        source = changed.get(f"{section}.source")
+        if source:
+            words = words_for(source, overrides)
+            changed[f"{section}.source_set"] = [*changed.get(f"{section}.source_set", []), *words]
+    return changed
 
 
 def _check_rungs(sweep: Sweep, point: Point) -> None:

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from maep.ablation.grid.halving import Halving
+from maep.ablation.grid.points import expand, settings_identity
+from maep.ablation.grid.sweep import read_sweep
 from maep.ablation.running.point_runs import parse_only
-from maep.ablation.spec.halving import Halving
-from maep.ablation.spec.points import expand, settings_identity
-from maep.ablation.spec.sweep import read_sweep
 from maep.ablation.study import prepare
 from maep.config.load import load_settings
 from maep.runtime.errors import UserError

@@ -1,0 +1,56 @@
+"""Which row of a point's report a table reads; a sweep's file names them under `readings`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from maep.config.load import FRACTION
+from maep.runtime.errors import fail
+from maep.storage.atomic import read_json
+from maep.storage.documents import read_fields
+
+# Budgets are written as fractions of 255, whose distance is 4e-3: this tolerates rounding and nothing else.
+EPS_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class RowSelector:
+    """What a row must have. purifier: before or after its finetuning. eps: a budget as written, 8/255 or a number."""
+
+    purifier: Literal["pretrained", "finetuned"] = "pretrained"
+    attack: str = "autoattack-standard"
+    eps: str | int | float = "8/255"
+    threat_model: str = "oblivious"
+
+    @property
+    def budget(self) -> float:
+        """eps as a number, in units of the [0, 1] pixel range. Raises ValueError if it is none."""
+        match = FRACTION.fullmatch(str(self.eps))
+        return float(match[1]) / float(match[2]) if match else float(self.eps)
+
+    def matches(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row of a report.json is one of those meant. A finetuned purifier is called OBJECTIVE+METHOD."""
+        return (
+            ("+" in row["purifier"]) == (self.purifier == "finetuned")
+            and row["attack"] == self.attack
+            and row["threat_model"] == self.threat_model
+            and abs(row["eps"] - self.budget) < EPS_TOLERANCE
+        )
+
+
+def read_row_selector(entries: Mapping[str, Any], source: str) -> RowSelector:
+    """As a sweep's file has it. Raises UserError, naming source and key, for a wrong type or a budget that is none."""
+    selector = read_fields(RowSelector, entries, source)
+    try:
+        positive = selector.budget >= 0
+    except ValueError:
+        positive = False
+    if not positive:
+        fail(f"{source}: eps={selector.eps}: expected a budget, such as 8/255")
+    return selector
+
+
+def row_of(report: Path, selector: RowSelector) -> Mapping[str, Any] | None:
+    """The first row of a report.json that the selector means; None if it has none."""
+    return next((row for row in read_json(report)["results"] if selector.matches(row)), None)

@@ -4,15 +4,14 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from maep import __version__
-from maep.config.load import nearest
-from maep.runtime.errors import exit_code, fail
+from maep.runtime.errors import exit_code, fail, nearest
+from maep.runtime.version import __version__
 
 # verb: (module whose `main` it is, one line of help)
 VERBS = {
     "run": ("maep.cli.run", "the pipeline on this machine: maep run cfg=digits"),
     "slurm": ("maep.cli.slurm", "the pipeline on a cluster: maep slurm --nodes 4 cfg=imagenet; status|cancel|logs RUN"),
-    "shards": ("maep.cli.shards", "clean and adversarial shards: maep shards build|attack|verify …"),
+    "shards": ("maep.cli.shard_commands", "clean and adversarial shards: maep shards build|attack|verify …"),
     "purify": ("maep.cli.purify", "purify an image, a folder or a shard: maep purify IN OUT run.dir=…"),
     "evaluate": (
         "maep.cli.evaluate",

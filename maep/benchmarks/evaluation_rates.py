@@ -1,6 +1,6 @@
-"""Measure the evaluation on this machine: `python launch/bench_evaluation.py cfg=cifar10_cpu … [--images 64]`.
+"""Measure the evaluation on this machine: `maep bench-evaluation cfg=cifar10_cpu … [--images 64]`.
 
-How much the driver adds to plain pyautoattack, what following a bf16 or compiled double saves, what a second worker
+How much the driver adds to plain pyautoattack, what attacking a bf16 or compiled surrogate saves, what a second worker
 brings, what the cache of adversarial images saves for a second purifier, how near the purifier's forward on 49 tiles
 comes to the machine's matrix product, and the memory that purifying takes. Everything is compared with something
 measured in the same run. The classifier is the configured one (classifier.weights); purifiers have the configured size
@@ -26,15 +26,18 @@ from rich.table import Table
 
 from maep.attacks.attack_state import AttackState
 from maep.benchmarks.pipeline_rates import matmul_peak, seconds_of, synchronize
-from maep.config.load import command_line, to_yaml
+from maep.config.command_line import command_line
+from maep.config.load import to_yaml
 from maep.config.schema import Settings
+from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import build_shards, clean_split
 from maep.evaluation.audit.purification_cost import PeakMemory
 from maep.evaluation.reporting.provenance import environment
-from maep.evaluation.scoring.evaluation import Evaluation
-from maep.evaluation.scoring.plan import Task
-from maep.evaluation.scoring.reduced_model import Speed
-from maep.evaluation.scoring.score import Judge
+from maep.evaluation.scoring.defense import Defense
+from maep.evaluation.scoring.evaluation import Evaluation, prepare
+from maep.evaluation.scoring.reduced_model import SurrogateSettings
+from maep.evaluation.scoring.score import score_chunk
+from maep.evaluation.scoring.tasks import Task
 from maep.evaluation.stage import evaluate_run
 from maep.models.classifiers import classifier_identity, load_classifier
 from maep.models.masked_autoencoder import MaskedAutoencoder
@@ -42,24 +45,28 @@ from maep.purifiers import MAEPurifier, save_purifier
 from maep.runtime.console import console
 from maep.runtime.device import prepare_device
 from maep.storage.atomic import write_json
-from maep.training.classifier import classifier_weights
 
-SIDE, TILES = 224, 49
-FEW, MANY = 8, 32
-DOUBLES_BY = "pgd-20"
-ROUNDS, CHUNKS = 3, 16
+SIDE, TILES = 224, 49  # an ImageNet image, and its tiles of 32 x 32
+FEW, MANY = 8, 32  # images purified: if memory grew with their number, four times as many would show it
+SURROGATES_BY = "pgd-20"  # the attack whose time is nearly all forward and backward passes
+ROUNDS = 3  # of both drivers in turn, for a median
+CHUNKS = 16  # for the two workers to share: the last one alone costs a sixteenth at most
 MORE = 4  # as many images for the workers as for the rest, so that starting and leaving count little
-PATIENCE = 6.0  # seconds of silence after which a worker is taken for dead, and a fraction of it before one leaves
+PATIENCE = 6.0  # seconds of silence after which a worker counts as dead, and a fraction of it before one leaves
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. ratio: value over what it is compared with, as `what` says; wanted: what the project set itself."""
+    """One figure. ratio: value over what it is compared with, as `what` says; target: what the project set itself."""
 
     name: str
     what: str
     ratio: float
-    wanted: str
+    target: str
+
+    def to_json(self) -> dict[str, object]:
+        """As the report has it."""
+        return {"name": self.name, "what": self.what, "ratio": self.ratio, "wanted": self.target}
 
 
 class Bench:
@@ -67,23 +74,23 @@ class Bench:
 
     def __init__(self, settings: Settings, images: int, scratch: Path) -> None:
         self.settings, self.images, self.scratch = settings, images, scratch
-        self.device = prepare_device(settings.compute)
+        self.device = prepare_device(settings.compute.device, settings.compute.threads)
         settings.data.shards = str(Path(str(build_shards(settings))).resolve())
-        chosen = settings.evaluation
-        chosen.images, chosen.chunk_images, chosen.batch_size = images, images, images
-        chosen.attacks, chosen.threat_models, chosen.eps = ["autoattack-standard"], ["oblivious"], chosen.eps[:1]
-        chosen.check_images = chosen.figure_images = 1
+        plan = settings.evaluation
+        plan.images, plan.chunk_images, plan.batch_size = images, images, images
+        plan.attacks, plan.threat_models, plan.eps = ["autoattack-standard"], ["oblivious"], plan.eps[:1]
+        plan.check_images = plan.figure_images = 1
         self.rows: list[Row] = []
 
-    def evaluation(self, place: str, seed: int = 0) -> Evaluation:
-        """A purifier of random weights before the classifier; `place` names its run directory and its cache."""
+    def evaluation(self, name: str, seed: int = 0) -> Evaluation:
+        """A purifier of random weights before the classifier; `name` is that of its run directory and its cache."""
         settings, test = self.settings, clean_split(self.settings, "test")
-        settings.run.dir, settings.run.cache = str(self.scratch / place), str(self.scratch / place / "cache")
+        settings.run.dir, settings.run.cache = str(self.scratch / name), str(self.scratch / name / "cache")
         weights = classifier_weights(settings)
         classifier = load_classifier(settings.classifier, len(test.classes), weights).to(self.device)
         identity = classifier_identity(settings.classifier, weights)
-        purifier = self.purifier(seed).to(self.device)
-        return Evaluation(settings, purifier, classifier, identity, f"random-{seed}", test, self.scratch / place / "it")
+        defense = Defense(self.purifier(seed).to(self.device), classifier, f"random-{seed}", identity)
+        return Evaluation(settings, defense, test, self.scratch / name / "purifier")
 
     def purifier(self, seed: int = 0) -> MAEPurifier:
         """Of the configured size."""
@@ -95,18 +102,18 @@ class Bench:
         ours, plain = list[float](), list[float]()
         for number in range(ROUNDS):
             evaluation = self.evaluation(f"driver-{number}")
-            chunk = evaluation.attack_alone(evaluation.prepare()[0])
+            chunk = evaluation.attacks.undefended(prepare(evaluation)[0])
             images, labels = evaluation.images(chunk.task.ids)
             seed = chunk.task.seed(self.settings.run.seed)
-            how: dict[str, Any] = {"norm": chunk.task.norm, "eps": chunk.task.eps, "seed": seed, "device": self.device}
-            attacker = AutoAttack(chunk.model, **how)
+            task = chunk.task
+            attacker = AutoAttack(chunk.model, norm=task.norm, eps=task.eps, seed=seed, device=self.device)
             if not number:
                 chunk.model(images)
             run = attacker.run_standard_evaluation
-            taken, (expected, _) = timed(partial(run, images, labels, batch_size=self.images))
-            plain.append(taken)
-            taken, state = timed(partial(chunk.make, images, labels, _no_note))
-            ours.append(taken)
+            seconds, (expected, _) = timed(partial(run, images, labels, batch_size=self.images))
+            plain.append(seconds)
+            seconds, state = timed(partial(chunk.make, images, labels, _ignore))
+            ours.append(seconds)
             if not torch.equal(state.images, expected):
                 raise RuntimeError("the driver and pyautoattack made different images")
         first, second = statistics.median(ours), statistics.median(plain)
@@ -118,50 +125,58 @@ class Bench:
         evaluations = [self.evaluation("cache"), self.evaluation("cache", seed=1)]
         seconds = []
         for evaluation in evaluations:
-            judge, tasks = Judge(evaluation), evaluation.prepare()
-            seconds.append(timed(partial(_judge_all, judge, tasks))[0])
+            tasks = prepare(evaluation)
+            seconds.append(timed(partial(_score_all, evaluation, tasks))[0])
         what = f"attacked {seconds[0]:.2f} s, from the cache {seconds[1]:.2f} s for {self.images} images"
         self.rows.append(Row("second purifier", what, seconds[0] / seconds[1], "at least 50"))
 
-    def doubles(self) -> None:
-        """PGD through purifier and classifier, following the model itself and its doubles, once all is compiled."""
-        plain, taken, standing = self.settings.evaluation, dict[Speed, float](), dict[Speed, int]()
-        asked = replace(plain, attacks=[DOUBLES_BY], threat_models=["adaptive"], adaptive_images=self.images)
-        for speed in (Speed(), Speed("bf16"), Speed(compile=True), Speed("bf16", compile=True)):
-            self.settings.evaluation = replace(asked, precision=speed.precision, compile=speed.compile)
-            evaluation = self.evaluation(f"double-{len(taken)}")
-            chunk = evaluation.attack_through(evaluation.prepare()[0])
-            attack = partial(chunk.make, *evaluation.images(chunk.task.ids), _no_note)
+    def surrogates(self) -> None:
+        """PGD through purifier and classifier, attacking the model itself and its surrogates, once all is compiled."""
+        configured, exact = self.settings.evaluation, SurrogateSettings()
+        seconds, survivors = dict[SurrogateSettings, float](), dict[SurrogateSettings, int]()
+        plan = replace(configured, attacks=[SURROGATES_BY], threat_models=["adaptive"], adaptive_images=self.images)
+        variants = (SurrogateSettings("bf16"), SurrogateSettings(compile=True), SurrogateSettings("bf16", compile=True))
+        for kind in (exact, *variants):
+            self.settings.evaluation = replace(plan, precision=kind.precision, compile=kind.compile)
+            evaluation = self.evaluation(f"surrogate-{len(seconds)}")
+            chunk = evaluation.attacks.defended(prepare(evaluation)[0])
+            attack = partial(chunk.make, *evaluation.images(chunk.task.ids), _ignore)
             first, _ = timed(attack)
-            taken[speed], state = timed(attack)
-            standing[speed] = int(state.robust.sum())
-            if speed.is_exact:
+            seconds[kind], state = timed(attack)
+            survivors[kind] = int(state.robust.sum())
+            if kind == exact:
                 continue
-            times = f"{taken[speed]:.2f} s, by the model itself {taken[Speed()]:.2f} s; the first time {first:.1f} s"
-            what = f"{times}; {standing[speed]} and {standing[Speed()]} of {self.images} images stood"
-            self.rows.append(Row(f"{DOUBLES_BY} by a {speed} double", what, taken[Speed()] / taken[speed], "above 1"))
-        self.settings.evaluation = plain
+            times = f"{seconds[kind]:.2f} s, by the model itself {seconds[exact]:.2f} s; the first time {first:.1f} s"
+            what = f"{times}; {survivors[kind]} and {survivors[exact]} of {self.images} images survived"
+            # `double` is what a surrogate was called; the row keeps its name, so that reports can be compared.
+            gain = seconds[exact] / seconds[kind]
+            self.rows.append(Row(f"{SURROGATES_BY} by a {kind} double", what, gain, "above 1"))
+        self.settings.evaluation = configured
 
     def workers(self) -> None:
         """The evaluate stage by one worker and by two, one thread each, from their start signal to the last's end."""
-        taken, chosen = dict[int, float](), self.settings.evaluation
-        chosen.images = min(MORE * self.images, len(clean_split(self.settings, "test")))
-        chosen.chunk_images = chosen.batch_size = max(1, chosen.images // CHUNKS)
+        seconds, plan = dict[int, float](), self.settings.evaluation
+        plan.images = min(MORE * self.images, len(clean_split(self.settings, "test")))
+        plan.chunk_images = plan.batch_size = max(1, plan.images // CHUNKS)
         self.settings.compute.claim_timeout = PATIENCE
         for count in (1, 2):
             settings, run = self.settings, self.scratch / f"workers-{count}"
             settings.run.dir, settings.run.cache = str(run), str(run / "cache")
             settings.compute.threads, settings.finetune.method = 1, "none"
-            save_purifier(self.purifier().model, settings.purify, run / "purifier")
+            save_purifier(self.purifier().with_options(settings.purify), run / "purifier")
             (run / "config.yaml").write_text(to_yaml(settings))
-            taken[count] = self._run_workers(run, count)
-        what = f"one worker {taken[1]:.1f} s, two {taken[2]:.1f} s for {chosen.images} images, one thread each"
-        self.rows.append(Row("two workers", what, taken[1] / taken[2], "at least 1.6"))
+            seconds[count] = self._run_workers(run, count)
+        what = f"one worker {seconds[1]:.1f} s, two {seconds[2]:.1f} s for {plan.images} images, one thread each"
+        self.rows.append(Row("two workers", what, seconds[1] / seconds[2], "at least 1.6"))
 
     def _run_workers(self, run: Path, count: int) -> float:
         command = [sys.executable, "-m", "maep", "bench-evaluation", f"cfg={run / 'config.yaml'}"]
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        workers = [subprocess.Popen([*command, "--worker", f"{number}/{count}"], **pipes) for number in range(count)]
+        workers = [
+            subprocess.Popen(
+                [*command, "--worker", f"{number}/{count}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            for number in range(count)
+        ]
         for worker in workers:
             assert worker.stdout
             while worker.stdout.readline() != "ready\n":
@@ -201,25 +216,18 @@ class Bench:
         self.rows.append(Row("peak memory of purifying", what, many / few, "1, whatever the number"))
 
     def _memory_of(self, count: int) -> float:
-        words = [
-            sys.executable,
-            "-m",
-            "maep",
-            "bench-evaluation",
-            f"cfg={self.scratch / 'config.yaml'}",
-            "--memory",
-            str(count),
-        ]
+        words = [sys.executable, "-m", "maep", "bench-evaluation", f"cfg={self.scratch / 'config.yaml'}"]
+        words += ["--memory", str(count)]
         return float(subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
-def _no_note(_state: AttackState) -> None:
+def _ignore(_state: AttackState) -> None:
     """Nobody watches."""
 
 
-def _judge_all(judge: Judge, tasks: Sequence[Task]) -> None:
+def _score_all(evaluation: Evaluation, tasks: Sequence[Task]) -> None:
     for task in tasks:
-        judge.judge(task, _no_note)
+        score_chunk(evaluation, task, _ignore)
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -233,7 +241,7 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 def work_as(settings: Settings, worker: str) -> None:
     """Be one of the workers: say that all is loaded, wait for the signal, do a share."""
     number, count = map(int, worker.split("/"))
-    prepare_device(settings.compute)
+    prepare_device(settings.compute.device, settings.compute.threads)
     print("ready", flush=True)
     sys.stdin.readline()
     evaluate_run(settings, (number, count))
@@ -243,7 +251,7 @@ def work_as(settings: Settings, worker: str) -> None:
 def purify_and_measure(settings: Settings, count: int) -> None:
     """Print the most bytes that this process took, after purifying images one after another."""
     torch.manual_seed(0)
-    prepare_device(settings.compute)
+    prepare_device(settings.compute.device, settings.compute.threads)
     purifier = MAEPurifier(MaskedAutoencoder(settings.model), settings.purify).eval()
     for _ in range(count):
         purifier(torch.rand(1, 3, SIDE, SIDE))
@@ -252,10 +260,10 @@ def purify_and_measure(settings: Settings, count: int) -> None:
 
 def table(rows: Sequence[Row]) -> Table:
     """The figures for the terminal."""
-    made = Table("what", "figures", "ratio", "wanted")
+    page = Table("what", "figures", "ratio", "wanted")
     for row in rows:
-        made.add_row(row.name, row.what, f"{row.ratio:.3g}", row.wanted)
-    return made
+        page.add_row(row.name, row.what, f"{row.ratio:.3g}", row.target)
+    return page
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -279,11 +287,11 @@ def main(arguments: Sequence[str]) -> int:
         bench.tiles(namespace.seconds)
         bench.memory()
         bench.driver()
-        bench.doubles()
+        bench.surrogates()
         bench.cache()
         bench.workers()
     console.print(table(bench.rows))
     facts = {"schema": 1, "environment": environment(sys.argv), "images": namespace.images}
-    write_json(path, {**facts, "rows": [vars(row) for row in bench.rows]})
+    write_json(path, {**facts, "rows": [row.to_json() for row in bench.rows]})
     print(path)
     return 0

@@ -1,4 +1,4 @@
-"""Measure this machine on a configuration: `python launch/bench.py cfg=cifar10 [--seconds 3] [--batch 64]`.
+"""Measure this machine on a configuration: `maep bench cfg=cifar10 [--seconds 3] [--batch 64]`.
 
 Every rate stands beside the machine's own limit, measured in the same run: a large matrix product for arithmetic,
 plain files for shards and checkpoints. Writes run.dir/bench.json.
@@ -22,9 +22,11 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from maep.attacks.gradient import AttackSpec, attack
-from maep.config.load import command_line
+from maep.benchmarks.bench_report import BENCH, CHECKPOINT_SAVE, LOADER, BenchReport, BenchRow
+from maep.config.command_line import command_line
 from maep.config.schema import Settings
 from maep.data.pairs import PairDataset, pair_loader
+from maep.data.shard_manifest import CleanManifest
 from maep.data.shards import ShardSet, ShardWriter, seal_shard_set, shard_name
 from maep.evaluation.reporting.provenance import environment
 from maep.models.classifiers import load_classifier
@@ -32,7 +34,7 @@ from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.purifiers import MAEPurifier
 from maep.runtime.console import console
 from maep.runtime.device import prepare_device
-from maep.storage.atomic import write_json
+from maep.storage.manifests import CheckpointManifest
 from maep.training.checkpointing.async_saver import Saver
 from maep.training.checkpointing.directory import Retention, load_checkpoint
 from maep.training.checkpointing.training_state import TrainingState
@@ -40,21 +42,24 @@ from maep.training.distributed.world import DTYPES
 from maep.training.ema import Average
 from maep.training.module import TrainingModule
 
-MATMUL = 2048
+MATMUL = 2048  # rows: large enough that a CPU reaches its peak, small enough for a few repetitions a second
+MATMUL_ON_GPU = 4 * MATMUL  # a GPU needs more work than that to fill all its units
 CLASSES = 10
+SHARD_IMAGES = 1000  # images a shard, as data.shard_images has it
+ATTACKED = 16  # images: the figure is a rate, and wide classifiers take seconds a batch on a CPU
 
 
 def seconds_of(work: Callable[[], Any], budget: float) -> float:
     """Median seconds of `work`, after one warm-up, over repetitions that fill `budget` seconds (at least 3)."""
     work()
     synchronize()
-    taken: list[float] = []
-    while len(taken) < 3 or sum(taken) < budget:
+    seconds: list[float] = []
+    while len(seconds) < 3 or sum(seconds) < budget:
         started = time.perf_counter()
         work()
         synchronize()
-        taken.append(time.perf_counter() - started)
-    return statistics.median(taken)
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
 
 
 def synchronize() -> None:
@@ -65,7 +70,7 @@ def synchronize() -> None:
 
 def matmul_peak(dtype: torch.dtype, device: str, budget: float) -> float:
     """FLOP/s of a square matrix product: what this machine's arithmetic can do."""
-    size = MATMUL * (4 if device == "cuda" else 1)
+    size = MATMUL_ON_GPU if device == "cuda" else MATMUL
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return 2 * size**3 / seconds_of(lambda: a @ b, budget)
 
@@ -82,8 +87,8 @@ class Bench:
 
     def __init__(self, settings: Settings, batch: int, budget: float) -> None:
         self.settings, self.batch, self.budget = settings, batch, budget
-        self.device = prepare_device(settings.compute)
-        self.rows: list[dict[str, Any]] = []
+        self.device = prepare_device(settings.compute.device, settings.compute.threads)
+        self.rows: list[BenchRow] = []
         size = settings.model.image_size
         rng = np.random.default_rng(settings.run.seed)
         self.pixels = rng.integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
@@ -91,7 +96,7 @@ class Bench:
 
     def add(self, name: str, rate: float, unit: str, limit: str, ratio: float) -> None:
         """One row; ratio is the share of the machine's limit that is reached."""
-        self.rows.append({"name": name, "rate": rate, "unit": unit, "limit": limit, "ratio": ratio})
+        self.rows.append(BenchRow(name, rate, unit, limit, ratio))
 
     def training(self, precision: str, compiled: bool) -> None:
         """Forward, backward and AdamW of the configured model at r = 0, where every patch is seen."""
@@ -116,14 +121,13 @@ class Bench:
     def attack(self) -> None:
         """One PGD step (forward and backward to the input) of the configured classifier."""
         size = self.settings.data.image_size
-        images = torch.rand(min(self.batch, 16), 3, size, size, device=self.device)
+        images = torch.rand(min(self.batch, ATTACKED), 3, size, size, device=self.device)
         classifier = load_classifier(self.settings.classifier, CLASSES, None).to(self.device).requires_grad_(False)
         labels = torch.zeros(len(images), dtype=torch.long, device=self.device)
         spec = replace(AttackSpec.of(self.settings.attack), steps=1)
         keys = list(range(len(images)))
         peak = matmul_peak(torch.float32, self.device, self.budget / 4)
-        taken = seconds_of(lambda: attack(classifier, images, labels, spec, keys, 0), self.budget)
-        rate = len(images) / taken
+        rate = len(images) / seconds_of(lambda: attack(classifier, images, labels, spec, keys, 0), self.budget)
         share = 2 * rate * flops_of(classifier, images) / peak
         limit = f"fp32 matmul {peak / 1e9:.0f} GFLOP/s"
         self.add(f"attack step ({self.settings.classifier.arch})", rate, "images/s", limit, share)
@@ -139,7 +143,7 @@ class Bench:
 
     def shards(self, directory: Path) -> None:
         """Writing a shard, reading pairs through the training loader, and how much faster it is than training."""
-        count = 2000
+        count = 2 * SHARD_IMAGES
         images = np.random.default_rng(0).integers(0, 256, (count, *self.pixels.shape[1:]), dtype=np.uint8)
         plain_write, plain_read = _plain_files(directory, images.nbytes)
         started = time.perf_counter()
@@ -154,16 +158,14 @@ class Bench:
         workers = self.settings.data.workers
         loader = pair_loader(dataset, train, first=0, last=last, rank=0, world=1, workers=workers)
         batches = iter(loader)
-        seen, started = len(next(batches).clean), time.perf_counter()
-        first = seen
-        for batch in batches:
-            seen += len(batch.clean)
-        pairs = (seen - first) / (time.perf_counter() - started)
+        next(batches)  # the first waits for the workers to start
+        started = time.perf_counter()
+        pairs = sum(len(batch.clean) for batch in batches) / (time.perf_counter() - started)
         rate = pairs * 2 * images[0].nbytes / 1e6
         limit = f"plain file {plain_read:.0f} MB/s"
         self.add("shard reading (pairs)", rate, "MB/s of pixels", limit, rate / plain_read)
-        training = max(row["rate"] for row in self.rows if row["name"].startswith("training step"))
-        self.add("loader", pairs, "pairs/s", f"training takes {training:.0f}/s", pairs / training)
+        training = max(row.rate for row in self.rows if row.name.startswith("training step"))
+        self.add(LOADER, pairs, "pairs/s", f"training takes {training:.0f}/s", pairs / training)
 
     def _pairs(self, directory: Path) -> PairDataset:
         model = self.settings.model
@@ -186,7 +188,7 @@ class Bench:
         blocked: list[float] = []
 
         def save(between: Callable[[], object] = lambda: None) -> None:
-            saver.save(next(steps), {})
+            saver.save(CheckpointManifest(step=next(steps)))
             between()
             saver.before_update()
             saver.finish()
@@ -197,17 +199,19 @@ class Bench:
         assert path is not None
         size = sum(p.stat().st_size for p in path.iterdir())
         plain_write, plain_read = _plain_files(directory, size)
-        taken = seconds_of(save, self.budget / 2)
-        rate, limit = size / 1e6 / taken, f"plain file {plain_write:.0f} MB/s"
-        self.add("checkpoint save", rate, "MB/s", limit, rate / plain_write)
+        seconds = seconds_of(save, self.budget / 2)
+        rate, limit = size / 1e6 / seconds, f"plain file {plain_write:.0f} MB/s"
+        self.add(CHECKPOINT_SAVE, rate, "MB/s", limit, rate / plain_write)
         blocked.clear()
         seconds_of(lambda: save(lambda: model(self.images)), self.budget / 2)
         waited = statistics.median(blocked)
-        limit = f"a save takes {1000 * taken:.0f} ms"
-        self.add("training blocked by a save", 1000 * waited, "ms", limit, waited / taken)
+        limit = f"a save takes {1000 * seconds:.0f} ms"
+        self.add("training blocked by a save", 1000 * waited, "ms", limit, waited / seconds)
         last = saver.good
         assert last is not None
-        rate = size / 1e6 / seconds_of(lambda: load_checkpoint(last, state, {}), self.budget / 2)
+        rate = (
+            size / 1e6 / seconds_of(lambda: load_checkpoint(last, state, CheckpointManifest(step=0)), self.budget / 2)
+        )
         self.add("checkpoint load", rate, "MB/s", f"plain file {plain_read:.0f} MB/s", rate / plain_read)
 
 
@@ -224,16 +228,16 @@ def _plain_files(directory: Path, size: int) -> tuple[float, float]:
             file.flush()
             os.fsync(file.fileno())
 
-    written, read = seconds_of(write, 0.5), seconds_of(path.read_bytes, 0.5)
-    return times * len(content) / 1e6 / written, times * len(content) / 1e6 / read
+    megabytes = times * len(content) / 1e6
+    return megabytes / seconds_of(write, 0.5), megabytes / seconds_of(path.read_bytes, 0.5)
 
 
 def _write_shards(directory: Path, images: np.ndarray) -> None:
-    for number, first in enumerate(range(0, len(images), 1000)):
+    for number, first in enumerate(range(0, len(images), SHARD_IMAGES)):
         with ShardWriter(directory / shard_name(number)) as writer:
-            for index in range(first, min(first + 1000, len(images))):
+            for index in range(first, min(first + SHARD_IMAGES, len(images))):
                 writer.write(index, images[index], 0)
-    seal_shard_set(directory, {"kind": "clean", "classes": ["0"]})
+    seal_shard_set(directory, CleanManifest(classes=("0",)))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -253,12 +257,9 @@ def main(arguments: Sequence[str]) -> int:
         bench.checkpoint(Path(scratch) / "checkpoints")
     table = Table("what", "rate", "unit", "limit in the same run", "share of it")
     for row in bench.rows:
-        table.add_row(row["name"], f"{row['rate']:.1f}", row["unit"], row["limit"], f"{row['ratio']:.2f}")
+        table.add_row(row.name, f"{row.rate:.1f}", row.unit, row.limit, f"{row.ratio:.2f}")
     console.print(table)
-    path = Path(settings.run.dir) / "bench.json"
-    write_json(
-        path,
-        {"schema": 1, "environment": environment(sys.argv), "batch": namespace.batch, "rows": bench.rows},
-    )
+    path = Path(settings.run.dir) / BENCH
+    BenchReport(environment(sys.argv), namespace.batch, tuple(bench.rows), settings.data.workers).write(path)
     print(path)
     return 0

@@ -1,13 +1,15 @@
-"""Run the pipeline on this machine: `python launch/local.py cfg=digits [stage=…] [--nproc N]`.
+"""Run the pipeline on this machine: `maep run cfg=digits [stage=…] [--nproc N]`.
 
-A sweep is run point by point: `python launch/local.py cfg=ablation/table15 --scale cpu [--only 0,3-5] [--dry-run]`.
+A sweep is run point by point: `maep run cfg=ablation/table15 --scale cpu [--only 0,3-5] [--dry-run]`. From a checkout
+also `python launch/local.py …`.
 """
 
 import argparse
 from collections.abc import Callable, Sequence
 
-from maep.ablation.spec.sweep import is_sweep
-from maep.config.load import load_settings, split_arguments, sweep_names
+from maep.ablation.grid.sweep import is_sweep
+from maep.config.command_line import split_arguments
+from maep.config.load import load_settings, sweep_names
 from maep.config.schema import Settings
 from maep.launch.processes import spawn
 from maep.runtime.errors import fail
@@ -37,11 +39,11 @@ def main(arguments: Sequence[str]) -> int:
     return _run(namespace, load_settings(namespace.cfg, overrides), stages[-1] if stages else "all")
 
 
-def _run(namespace: argparse.Namespace, settings: Settings, wanted: str) -> int:
+def _run(namespace: argparse.Namespace, settings: Settings, stage: str) -> int:
     # Imported only now: a mistyped setting is answered without waiting for every library.
-    from maep.pipeline.stages import run_pipeline
+    from maep.pipeline.execution import run_pipeline
 
-    run_pipeline(settings, wanted, _launcher(namespace.nproc))
+    run_pipeline(settings, stage, _launcher(namespace.nproc))
     return 0
 
 
@@ -50,7 +52,6 @@ def _run_sweep(namespace: argparse.Namespace, overrides: list[str]) -> int:
 
     if namespace.dry_run:
         return show_sweep(namespace, overrides)
-
     return run_sweep(namespace, overrides, _launcher(namespace.nproc))
 
 

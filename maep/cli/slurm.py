@@ -1,21 +1,23 @@
 """Run the pipeline on a SLURM cluster, a job a stage.
 
-    python launch/slurm.py --nodes 4 cfg=imagenet [stage=…]    submit what is left to do, and return
-    python launch/slurm.py --dry-run --nodes 4 cfg=imagenet    print the batch scripts and what they may cost
-    python launch/slurm.py --plan --nodes 1,4,16 cfg=imagenet  what a training would take, on paper
-    python launch/slurm.py cfg=ablation/table15 [--scale cpu]  a sweep: an array of workers that share its points;
-                                                               --dry-run shows them, and what they share
-    python launch/slurm.py status|cancel|logs RUN              RUN: a run directory, or a name below runs/
+    maep slurm --nodes 4 cfg=imagenet [stage=…]         submit what is left to do, and return
+    maep slurm --dry-run --nodes 4 cfg=imagenet         print the batch scripts and what they may cost
+    maep slurm --plan --nodes 1,4,16 cfg=imagenet       what a training would take, on paper [--bench PATH]
+    maep slurm cfg=ablation/table15 [--scale cpu]       a sweep: an array of workers that share its points;
+                                                        --dry-run shows them, and what they share
+    maep slurm status|cancel|logs RUN                   RUN: a run directory, or a name below runs/
+
+From a checkout also `python launch/slurm.py …`.
 
 What it adds to the run directory:
 
     code/HASH/                         the code that jobs execute: a copy, so that editing the checkout changes nothing
     jobs/config-HASH.yaml              the settings as submitted
     jobs/STAGE/ID.json                 one submitted job or array: size, what it waits for, code, settings
-    jobs/STAGE/ID[_WORKER]_RANK_log.out    output of a process, that of all its lives one after the other
+    jobs/STAGE/ID[_WORKER]_RANK_log.out    output of a process, that of all its attempts one after the other
     jobs/STAGE/ID_submission.sh, *.pkl     Submitit's: the batch script, and the task; nothing reads state from these
-    jobs/STAGE/ends/ID[_WORKER]/life-LLL-rank-RRRR.json    how a process ended badly: kind, error, traceback, node
-    jobs/STAGE/ends/ID[_WORKER]/lives.jsonl                what was decided after each life: begins again, or not
+    jobs/STAGE/exits/ID[_WORKER]/attempt-AAA-rank-RRRR.json    how a process ended badly: kind, error, traceback, node
+    jobs/STAGE/exits/ID[_WORKER]/attempts.jsonl                what was decided after each attempt: requeued, or not
 """
 
 import argparse
@@ -25,19 +27,24 @@ from pathlib import Path
 
 from rich.table import Table
 
-from maep.ablation.spec.sweep import is_sweep
-from maep.config.load import load_settings, split_arguments, sweep_names
+from maep.ablation.grid.sweep import is_sweep
+from maep.config.command_line import split_arguments
+from maep.config.load import load_settings, sweep_names
 from maep.launch.cluster.job_records import JobRecord, find_run, live_jobs
 from maep.launch.cluster.jobs import KINDS, POINTS, Job
 from maep.launch.cluster.settings import add_options, read_cluster
 from maep.launch.cluster.slurm_client import cancel, job_states, require_slurm
+from maep.launch.command_name import command_name
+from maep.launch.job.attempts import warn
 from maep.launch.monitor.logs import show_logs
 from maep.launch.monitor.status import follow, job_text, print_status, print_submitted
 from maep.runtime.console import console, say
 from maep.runtime.errors import fail
+from maep.runtime.exits import ExitCode
 
-SETTLE = 4.0
-POLL = 2.0
+SETTLE = 4.0  # seconds: Slurm's scheduler says within two passes, of a second or two, why a job does not start
+SETTLE_POLL = 0.2  # seconds: a person waits for this
+POLL = 2.0  # seconds: for hours, of a controller that all share
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -55,13 +62,14 @@ def _launch(words: Sequence[str]) -> int:
     options.add_argument("--wait", action="store_true", help="follow the jobs until they end")
     options.add_argument("--dry-run", action="store_true", help="print the batch scripts and what they may cost")
     options.add_argument("--plan", action="store_true", help="what a training takes on --nodes N,N,…, on paper")
+    options.add_argument("--bench", metavar="PATH", help="of --plan: measured rates, a bench.json of maep bench")
     options.add_argument(
         "--allow-code-change", action="store_true", help="go on with code that the run did not begin with"
     )
-    stages = [word.partition("=")[2] for word in words if word.startswith("stage=")]
-    rest = [word for word in words if not word.startswith("stage=")]
     options.add_argument("--scale", help="of a sweep: paper, or cpu for a small version of the table")
-    namespace, words = split_arguments(__doc__ or "", [*rest, *_grace(rest)], options=options)
+    stages = [word.partition("=")[2] for word in words if word.startswith("stage=")]
+    words = [word for word in words if not word.startswith("stage=")]
+    namespace, words = split_arguments(__doc__ or "", [*words, *_grace(words)], options=options)
     if not namespace.cfg:
         fail("cfg: name a configuration, such as cfg=imagenet")
     if is_sweep(namespace.cfg):
@@ -73,22 +81,25 @@ def _launch(words: Sequence[str]) -> int:
         from maep.launch.estimate.scaling_table import print_plan
 
         return print_plan(settings, namespace)
+    if namespace.bench:
+        fail(f"--bench {namespace.bench}: is for --plan; give both, or neither")
     cluster = read_cluster(namespace, [*KINDS, POINTS])
-    wanted = stages[-1] if stages else "all"
+    stage = stages[-1] if stages else "all"
     if namespace.dry_run:
         from maep.launch.submission.submit import on_paper
 
-        return _print_scripts(on_paper(settings, cluster, wanted))
+        return _print_scripts(on_paper(settings, cluster, stage))
     require_slurm()
     from maep.launch.submission.submit import submit
 
     run = Path(settings.run.dir)
-    records = submit(settings, cluster, wanted, allow_code_change=namespace.allow_code_change)
+    records = submit(settings, cluster, stage, allow_code_change=namespace.allow_code_change)
     if not records:
         return 0
     _settle(records)
     print_submitted(run, records)
-    say(f"launch/slurm.py status {run} · launch/slurm.py logs {run} · launch/slurm.py cancel {run}")
+    command = command_name("slurm")
+    say(f"{command} status {run} · {command} logs {run} · {command} cancel {run}")
     return _follow(run, records) if namespace.wait else 0
 
 
@@ -96,7 +107,8 @@ def _launch_sweep(namespace: argparse.Namespace, words: list[str], stages: Seque
     """Submit what is left of a sweep, or with --dry-run show it."""
     if stages:
         fail("stage=: not for a sweep, whose points run every stage; leave it out")
-    from maep.launch.submission.sweep_jobs import preview_sweep, print_sweep, submit_sweep
+    from maep.launch.monitor.sweep_status import print_sweep
+    from maep.launch.submission.sweep_jobs import preview_sweep, submit_sweep
 
     cluster = read_cluster(namespace, [*KINDS, POINTS])
     if namespace.dry_run:
@@ -108,7 +120,7 @@ def _launch_sweep(namespace: argparse.Namespace, words: list[str], stages: Seque
         return 0
     run = Path(load_settings(records[0].config).run.dir)
     print_sweep(run)
-    say(f"array {job_text(records[0])}; launch/slurm.py status {run} · logs {run} · cancel {run}")
+    say(f"array {job_text(records[0])}; {command_name('slurm')} status {run} · logs {run} · cancel {run}")
     return _await(records[0]) if namespace.wait else 0
 
 
@@ -126,10 +138,10 @@ def _grace(words: Sequence[str]) -> list[str]:
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
     parser.add_argument("--grace")
     try:
-        given = parser.parse_known_args(words)[0].grace
+        seconds = parser.parse_known_args(words)[0].grace
     except argparse.ArgumentError as error:
         fail(str(error))
-    return [f"compute.grace={given}"] if given is not None else []
+    return [f"compute.grace={seconds}"] if seconds is not None else []
 
 
 def _settle(records: Sequence[JobRecord]) -> None:
@@ -137,18 +149,18 @@ def _settle(records: Sequence[JobRecord]) -> None:
     deadline = time.monotonic() + SETTLE
     jobs = [record.job for record in records]
     while time.monotonic() < deadline:
-        states = [state for found in job_states(jobs).values() for state in found]
+        states = [state for answers in job_states(jobs).values() for state in answers]
         if all(state.state != "PENDING" or state.reason != "None" for state in states):
             return
-        time.sleep(0.2)
+        time.sleep(SETTLE_POLL)
 
 
 def _follow(run: Path, records: Sequence[JobRecord]) -> int:
     try:
         return follow(run, [record.job for record in records])
     except KeyboardInterrupt:
-        say(f"the jobs go on; launch/slurm.py status {run}")
-        return 130
+        say(f"the jobs go on; {command_name('slurm')} status {run}")
+        return ExitCode.INTERRUPTED
 
 
 def _print_scripts(scripts: Sequence[tuple[Job, str]]) -> int:
@@ -166,8 +178,9 @@ def _print_scripts(scripts: Sequence[tuple[Job, str]]) -> int:
     return 0
 
 
-def _parser(verb: str, told: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"slurm.py {verb}", description=told, exit_on_error=False)
+def _parser(verb: str, description: str) -> argparse.ArgumentParser:
+    prog = f"{command_name('slurm')} {verb}"
+    parser = argparse.ArgumentParser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("run", metavar="RUN", help="a run directory, or a name below runs/")
     return parser
 
@@ -186,7 +199,7 @@ def _status(words: Sequence[str]) -> int:
     namespace = _parse(_parser("status", "How a run, or a sweep, stands."), words)
     run = find_run(namespace.run)
     if (run / "sweep.json").is_file():
-        from maep.launch.submission.sweep_jobs import print_sweep
+        from maep.launch.monitor.sweep_status import print_sweep
 
         print_sweep(run)
     else:
@@ -198,7 +211,7 @@ def _cancel(words: Sequence[str]) -> int:
     namespace = _parse(_parser("cancel", "Cancel every job of a run."), words)
     run = find_run(namespace.run)
     require_slurm()
-    records = [record for jobs in live_jobs(run).values() for record, _ in jobs]
+    records = [record for jobs in live_jobs(run, warn).values() for record, _ in jobs]
     if not records:
         say(f"{run}: no job is queued or running")
         return 0
@@ -207,7 +220,7 @@ def _cancel(words: Sequence[str]) -> int:
     if problem:
         fail(f"{run}: {problem}")
     say("cancelled: " + ", ".join(f"{record.stage} {job_text(record)}" for record in records))
-    say("what they have finished stays; the same launch/slurm.py command goes on from there")
+    say(f"what they have finished stays; the same {command_name('slurm')} command goes on from there")
     return 0
 
 

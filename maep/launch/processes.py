@@ -1,4 +1,4 @@
-"""The processes of a training stage on this machine: started, told of signals, and waited for."""
+"""The processes of a training stage on this machine: started, sent the signals on, and waited for."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from maep.runtime.exits import ExitCode
 from maep.training.signals import SIGNALS, hold_signals
 
 GRACE = 30  # seconds: ranks that lost one end by themselves within a heartbeat or two; what hangs longer is killed
-POLL = 0.05
+POLL = 0.05  # seconds: nothing beside a training step, and nobody waits noticeably for a failed rank's message
 
 
 def _free_port() -> int:

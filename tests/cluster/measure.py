@@ -20,7 +20,7 @@ from maep.config.load import load_settings
 from maep.config.schema import Settings
 from maep.data.order import batch_at
 from maep.evaluation.reporting.provenance import environment
-from maep.pipeline.stages import run_pipeline
+from maep.pipeline.execution import run_pipeline
 from maep.runtime.errors import fail
 from maep.storage.atomic import write_json
 from tests.cluster.cluster import Cluster
@@ -54,15 +54,15 @@ def ranks(cluster: Cluster) -> int:
 
 def recover(run: ClusterRun, disturb: Callable[[], object]) -> dict[str, float]:
     """Disturb a training in its middle; seconds of each part of the recovery, and the steps repeated."""
-    cluster, lives = run.cluster, len(run.resumed_from())
+    cluster, resumes = run.cluster, len(run.resumed_from())
     run.advance(SAVE_EVERY + SAVE_EVERY // 2)
     began = time.monotonic()
     disturb()
-    cluster.wait_for(lambda: not ranks(cluster), 180, "the end of the life", every=0.02)
+    cluster.wait_for(lambda: not ranks(cluster), 180, "the end of the attempt", every=0.02)
     ended, reached = time.monotonic(), run.step()
-    cluster.wait_for(lambda: ranks(cluster) == NODES, 180, "the next life", every=0.02)
+    cluster.wait_for(lambda: ranks(cluster) == NODES, 180, "the next attempt", every=0.02)
     started = time.monotonic()
-    cluster.wait_for(lambda: len(run.resumed_from()) > lives, 180, "the resume", every=0.02)
+    cluster.wait_for(lambda: len(run.resumed_from()) > resumes, 180, "the resume", every=0.02)
     resumed = run.resumed_from()[-1]
     cluster.wait_for(lambda: run.step() == resumed + 1 or run.step() > reached, 180, "a new step", every=0.002)
     stepped = time.monotonic()

@@ -21,7 +21,7 @@ from tests.tiny import Problem
 SAVE_EVERY = 10
 TRAINING = ["pretrain.steps=80", f"pretrain.save_every={SAVE_EVERY}", "compute.log_samples=true", "compute.grace=20"]
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-LIFE = 180.0  # seconds that a start, its work and its end may take on a busy machine
+ATTEMPT = 180.0  # seconds that a start, its work and its end may take on a busy machine
 
 
 @dataclass
@@ -79,28 +79,30 @@ class ClusterRun:
         return False
 
     def advance(self, steps: int) -> None:
-        """Wait until the present life has done so many steps more."""
+        """Wait until the present attempt has done so many steps more."""
         path, now = self.directory / "metrics.jsonl", time.time()
         told = f"a step of job {self.job}"
-        self.cluster.wait_for(lambda: path.is_file() and path.stat().st_mtime > now, LIFE, told)
+        self.cluster.wait_for(lambda: path.is_file() and path.stat().st_mtime > now, ATTEMPT, told)
         self.reach(self.step() + steps)
 
-    def requeued(self, lives: int = 1, *, frozen: str = "") -> int:
-        """Wait for so many requeues in all, and for the end of the life before; returns the step that it reached.
+    def requeued(self, requeues: int = 1, *, frozen: str = "") -> int:
+        """Wait for so many requeues in all, and for the end of the attempt before; returns the step that it reached.
 
         frozen: a node on which its processes stay, stopped.
         """
-        self.cluster.wait_for(lambda: self.state().restarts >= lives, LIFE, f"requeue {lives} of job {self.job}")
+        self.cluster.wait_for(
+            lambda: self.state().restarts >= requeues, ATTEMPT, f"requeue {requeues} of job {self.job}"
+        )
         awake = [node for name, node in self.cluster.nodes.items() if name != frozen]
         self.cluster.wait_for(
-            lambda: not any(node.ranks() for node in awake), LIFE, f"the end of job {self.job}'s life"
+            lambda: not any(node.ranks() for node in awake), ATTEMPT, f"the end of job {self.job}'s attempt"
         )
         return self.step()
 
     def finish(self) -> "ClusterRun":
         """Wait for the job's end, which must be a good one."""
         state = self.cluster.wait_for(
-            lambda: self.state().state in ENDED and self.state().state, 3 * LIFE, f"the end of job {self.job}"
+            lambda: self.state().state in ENDED and self.state().state, 3 * ATTEMPT, f"the end of job {self.job}"
         )
         assert state == "COMPLETED", f"job {self.job}: {state}\n{self.log()}"
         return self
@@ -111,17 +113,19 @@ class ClusterRun:
         def states() -> list[str]:
             return [state.state for state in job_states([self.job])[self.job]]
 
-        self.cluster.wait_for(lambda: all(state in ENDED for state in states()), 3 * LIFE, f"the end of job {self.job}")
+        self.cluster.wait_for(
+            lambda: all(state in ENDED for state in states()), 3 * ATTEMPT, f"the end of job {self.job}"
+        )
         assert set(states()) == {"COMPLETED"}, self.cluster.describe()
 
     def log(self, rank: int = 0) -> str:
-        """The output of one rank, of all its lives."""
+        """The output of one rank, of all its attempts."""
         assert self.record
         path = self.record.log(stage_folder(self.directory, self.record.stage), rank)
         return path.read_text() if path.is_file() else ""
 
     def resumed_from(self) -> list[int]:
-        """The step that each later life went on from."""
+        """The step that each later attempt went on from."""
         return [int(step) for step in re.findall(r"goes on from step (\d+)", self.log())]
 
     def weights(self) -> bytes:

@@ -41,7 +41,7 @@ def test_power_off_loses_the_job_and_slurm_requeues_it(cluster: Cluster) -> None
     assert not cluster.nodes[lost].processes()
     cluster.set_state(lost, "down")
     cluster.wait_for(lambda: cluster.job(number).restarts == 1, 30, "the requeue")
-    cluster.wait_for(lambda: cluster.job(number).state == "RUNNING", 60, "the second life")
+    cluster.wait_for(lambda: cluster.job(number).state == "RUNNING", 60, "the second attempt")
     assert cluster.job(number).nodes != lost
 
 

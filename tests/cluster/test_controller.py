@@ -6,7 +6,7 @@ from pathlib import Path
 from tests.cluster.cluster import Cluster
 from tests.tiny import ROOT
 
-ASK = "from launch import controller; print(controller.unreachable(controller.job_nodes()), flush=True)"
+ASK = "from maep.launch.job import scontrol; print(scontrol.unreachable(scontrol.job_nodes()), flush=True)"
 SCRIPT = """#!/bin/bash
 cd {root} && {python} -c "{ask}"
 while [ ! -e {go} ]; do sleep 0.1; done

@@ -54,16 +54,18 @@ def test_random_kills(new_run: NewRun, cluster: Cluster, request: pytest.Fixture
     whole = new_run(*long, name="whole").submit(NODES).finish()
     run = new_run(*long).submit(NODES, max_crashes=kills)
     for _ in range(kills):
-        lives = run.state().restarts
+        restarts = run.state().restarts
         kill_once(run, cluster, rng)
-        run.requeued(lives + 1)
+        run.requeued(restarts + 1)
         cluster.repair()
     assert_same(run.finish(), whole)
 
 
 def kill_once(run: ClusterRun, cluster: Cluster, rng: random.Random) -> None:
     """Wait for a random moment, in the start-up or some steps later, and kill in a random way."""
-    cluster.wait_for(lambda: sum(len(node.ranks()) for node in cluster.nodes.values()) == NODES, 180, "the next life")
+    cluster.wait_for(
+        lambda: sum(len(node.ranks()) for node in cluster.nodes.values()) == NODES, 180, "the next attempt"
+    )
     if rng.random() < 0.25:
         time.sleep(rng.uniform(0, STARTUP))
     else:

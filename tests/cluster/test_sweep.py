@@ -13,10 +13,11 @@ from maep.ablation.running.pretrained import by_pretraining
 from maep.ablation.study import read_study
 from maep.launch.cluster.settings import Cluster as Asked
 from maep.launch.cluster.settings import ClusterSettings
-from maep.launch.submission.sweep_jobs import print_sweep, submit_sweep
+from maep.launch.monitor.sweep_status import print_sweep
+from maep.launch.submission.sweep_jobs import submit_sweep
 from tests.ablation.sweeps import QUICK, nested, run, write
 from tests.cluster.cluster import Cluster
-from tests.cluster.runs import ENDED, LIFE
+from tests.cluster.runs import ATTEMPT, ENDED
 from tests.cluster.test_worker_faults import without_time
 from tests.tiny import Problem
 
@@ -63,15 +64,15 @@ class Swept:
 
     def disturb(self, finished: int, *, power: bool) -> None:
         """After so many points take away the node of one in training, for a moment or, by its power, for good."""
-        self.cluster.wait_for(lambda: self.finished() >= finished, LIFE, f"{finished} finished points")
-        job, node = self.cluster.wait_for(self.in_training, LIFE, "a point in its training")
+        self.cluster.wait_for(lambda: self.finished() >= finished, ATTEMPT, f"{finished} finished points")
+        job, node = self.cluster.wait_for(self.in_training, ATTEMPT, "a point in its training")
         if power:
             self.cluster.nodes[node].power_off()
             self.cluster.set_state(node, "down")
         else:
             script = ["--output=/dev/null", "--wrap=sleep 1"]
             self.cluster.run(["sbatch", "--partition=high", f"--nodelist={node}", "--exclusive", *script])
-        self.cluster.wait_for(lambda: self.cluster.job(job).restarts, LIFE, f"the requeue of job {job}")
+        self.cluster.wait_for(lambda: self.cluster.job(job).restarts, ATTEMPT, f"the requeue of job {job}")
 
     def finish(self) -> dict[str, Any]:
         """Wait for the end of all workers, each of which must be a good one; returns ablation.json."""
@@ -80,7 +81,7 @@ class Swept:
         def ended() -> bool:
             return all(self.cluster.job(task).state in ENDED for task in tasks)
 
-        self.cluster.wait_for(ended, 5 * LIFE, "the end of the array", every=2)
+        self.cluster.wait_for(ended, 5 * ATTEMPT, "the end of the array", every=2)
         assert {self.cluster.job(task).state for task in tasks} == {"COMPLETED"}, self.cluster.describe()
         assert sum(self.cluster.job(task).restarts for task in tasks) >= 3
         return json.loads((self.directory / "ablation.json").read_text())
@@ -115,7 +116,7 @@ def test_two_preemptions_and_a_node_loss(
     print_sweep(swept.directory)
     assert f"{POINTS} finished" in " ".join(capsys.readouterr().out.split())
     file, *words = sweep_file(problem, tmp_path / "calm")
-    done = run(problem, Path(file), tmp_path / "calm" / "out", *words, timeout=5 * LIFE)
+    done = run(problem, Path(file), tmp_path / "calm" / "out", *words, timeout=5 * ATTEMPT)
     assert done.returncode == 0, done.stderr
     calm = json.loads((tmp_path / "calm" / "out" / "ablation.json").read_text())
     assert results(summary["points"]) == results(calm["points"])

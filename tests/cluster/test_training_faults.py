@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from maep.launch.cluster.job_records import stage_folder
-from maep.launch.job.attempts import LOST, read_ends
+from maep.launch.cluster.job_records import exits_folder
+from maep.launch.job.attempts import Outcome, read_exits
 from maep.training.checkpointing.directory import newest_whole, step_of
 from tests.cluster.cluster import Cluster
 from tests.cluster.conftest import NewRun
-from tests.cluster.runs import LIFE, SAVE_EVERY, ClusterRun, assert_same
+from tests.cluster.runs import ATTEMPT, SAVE_EVERY, ClusterRun, assert_same
 
 NODES = 2
 MIDDLE, LAST_SAVE = 25, 80
@@ -53,7 +53,7 @@ def test_preempted_by_a_higher_partition(
 
 @pytest.mark.slow
 def test_time_limit(new_run: NewRun) -> None:
-    """A job that its time limit ends has saved before, and goes on in another life."""
+    """A job that its time limit ends has saved before, and goes on in another attempt."""
     long = ["pretrain.steps=1500", "pretrain.save_every=500", "compute.grace=5"]
     whole = new_run(*long, name="whole").submit(NODES).finish()
     run = new_run(*long).submit(NODES, minutes=1).finish()
@@ -149,21 +149,21 @@ def test_frozen_node(new_run: NewRun, undisturbed: ClusterRun, cluster: Cluster,
 
 @pytest.mark.slow
 def test_hanging_rank(new_run: NewRun, undisturbed: ClusterRun, cluster: Cluster) -> None:
-    """A rank hangs though its node is well: the other one writes down whom it missed, and the job begins again."""
+    """A rank hangs though its node is well: the other one writes down whom it missed, and the job is requeued."""
     run = new_run("compute.stall_timeout=20").submit(NODES)
     run.reach(MIDDLE)
     [process] = cluster.nodes[run.nodes()[1]].ranks()
     os.kill(process, signal.SIGSTOP)
     goes_on(run, undisturbed, repeats=2 * SAVE_EVERY)
-    [(_, first), *_] = read_ends(stage_folder(run.directory, "pretrain") / "ends" / run.job, life=0)
-    assert (first["rank"], first["kind"]) == (0, LOST)
-    assert "rank 1 on node" in first["error"]
-    assert "no sign of life" in first["error"]
+    [(_, first), *_] = read_exits(exits_folder(run.directory, "pretrain") / run.job, attempt=0)
+    assert (first.rank, first.kind) == (0, Outcome.PEER_LOST)
+    assert "rank 1 on node" in first.error
+    assert "no sign of life" in first.error
 
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_rank_killed(new_run: NewRun, undisturbed: ClusterRun, cluster: Cluster, rank: int) -> None:
-    """SIGKILL of one rank, as by the kernel when memory runs out: the others end, and the job begins again."""
+    """SIGKILL of one rank, as by the kernel when memory runs out: the others end, and the job is requeued."""
     run = new_run().submit(NODES)
     run.reach(MIDDLE)
     [process] = cluster.nodes[run.nodes()[rank]].ranks()
@@ -192,7 +192,7 @@ def test_disk_full_in_a_save(new_run: NewRun, undisturbed: ClusterRun, cluster: 
     run = new_run()
     with cluster.small_disk(run.directory / "checkpoints", int(2.5 * size)) as seen:
         run.submit(NODES)
-        cluster.wait_for(lambda: run.state().state == "FAILED", LIFE, "the end of the job")
+        cluster.wait_for(lambda: run.state().state == "FAILED", ATTEMPT, "the end of the job")
         assert "No space left on device" in run.log()
         whole = newest_whole(seen)
         assert whole is not None

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from maep.pipeline.stages import run_pipeline
+from maep.pipeline.execution import run_pipeline
 from maep.training.worker import run_training
 from tests.cluster.conftest import NewRun
 from tests.cluster.runs import ClusterRun

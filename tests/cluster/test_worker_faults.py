@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from maep.config.schema import Settings
-from maep.pipeline.stages import run_pipeline
-from maep.storage.atomic import manifest_of
+from maep.pipeline.execution import run_pipeline
+from maep.storage.sealed import file_entries
 from maep.training.worker import run_training
 from tests.cluster.cluster import Cluster
 from tests.cluster.conftest import NewRun
 from tests.cluster.node import Node
-from tests.cluster.runs import LIFE, ClusterRun
+from tests.cluster.runs import ATTEMPT, ClusterRun
 from tests.tiny import Problem
 
 CLAIMS = "compute.claim_timeout=5"
@@ -37,7 +37,7 @@ def with_cache(problem: Problem, cache: Path, made: str) -> Problem:
 
 def kill_one_worker(run: ClusterRun, done: Callable[[], int], kill: Callable[[Node, int], None]) -> None:
     """Wait for the first finished unit, kill a worker that is at work then, and wait for the end of all."""
-    run.cluster.wait_for(lambda: done() > 0, LIFE, "the first finished unit")
+    run.cluster.wait_for(lambda: done() > 0, ATTEMPT, "the first finished unit")
     node = next(node for node in run.cluster.nodes.values() if node.ranks())
     kill(node, node.ranks()[0])
     run.finish_array()
@@ -57,7 +57,7 @@ def test_attack_worker_loses_power(new_run: NewRun, problem: Problem, tmp_path: 
 
 def finished_files(folder: Path) -> dict[str, Any]:
     """Size and SHA-256 of every file by name, without what a dead worker left unfinished."""
-    files = manifest_of(folder).items()
+    files = file_entries(folder).items()
     return {name: facts for name, facts in files if not any(part.startswith(".") for part in Path(name).parts)}
 
 

@@ -17,7 +17,7 @@ KINDS = {
     "evaluate": ARRAY,
     "report": SINGLE,
 }
-POINTS = "points"  # of a sweep: each worker runs whole points, every stage of them
+POINTS = "points"  # the one job of a sweep: each worker runs whole points, every stage of them
 WITHOUT_GPU = ("shards", "report")
 
 
@@ -65,13 +65,15 @@ class Job:
 
 def job_of(stage: str, cluster: Cluster, needs: Sequence[str]) -> Job:
     """The job that a stage becomes on this cluster."""
-    asked, kind = cluster.of(stage), KINDS[stage]
-    gpus = asked.gpus_per_node
+    settings, kind = cluster.of(stage), KINDS[stage]
+    gpus = settings.gpus_per_node
     if kind == RANKS:
-        return Job(stage, kind, asked, (asked.fewest, asked.nodes), asked.processes, gpus, 1, tuple(needs))
-    alone = 0 if stage in WITHOUT_GPU else min(gpus, 1)
-    workers = asked.workers if kind == ARRAY else 1
-    return Job(stage, kind, asked, (1, 1), 1, alone, workers, tuple(needs))
+        nodes = (settings.fewest, settings.nodes)
+        return Job(stage, kind, settings, nodes, settings.processes, gpus, 1, tuple(needs))
+    # One process uses one GPU, however many its node has; writing shards and pages uses none.
+    gpus = 0 if stage in WITHOUT_GPU else min(gpus, 1)
+    workers = settings.workers if kind == ARRAY else 1
+    return Job(stage, kind, settings, (1, 1), 1, gpus, workers, tuple(needs))
 
 
 def job_graph(
@@ -82,8 +84,8 @@ def job_graph(
     needs: the stages that each one's result depends on, those without work of their own replaced by theirs.
     under_way: stages whose jobs were submitted before; they are waited for too.
     """
-    there = {*stages, *under_way}
-    return [job_of(name, cluster, [before for before in needs[name] if before in there]) for name in stages]
+    submitted = {*stages, *under_way}
+    return [job_of(name, cluster, [before for before in needs[name] if before in submitted]) for name in stages]
 
 
 def check_batch(settings: Settings, jobs: Sequence[Job]) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from maep.config.load import CONFIGS, apply_setting, leaves, nearest
+from maep.config.load import CONFIGS, apply_setting, leaves
 from maep.config.schema import setting
-from maep.runtime.errors import fail
+from maep.runtime.errors import fail, nearest
 
 STAGES = "stages"
 TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<a>\d+)(?::(?P<b>\d+))?(?::(?P<c>\d+))?")
@@ -106,11 +106,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     for item in fields(ClusterSettings):
         _, hint = LEAVES[item.name]
         option, unit = f"--{item.name.replace('_', '-')}", item.metadata["unit"]
-        told = item.metadata["help"] + (f" [{unit}]" if unit else "")
+        text = item.metadata["help"] + (f" [{unit}]" if unit else "")
         if hint is bool:
-            parser.add_argument(option, action="store_const", const="true", help=told)
+            parser.add_argument(option, action="store_const", const="true", help=text)
         elif not str(hint).startswith("list"):
-            parser.add_argument(option, metavar="VALUE", help=told.replace("%", "%%"))
+            parser.add_argument(option, metavar="VALUE", help=text.replace("%", "%%"))
 
 
 def cluster_names() -> list[str]:
@@ -125,15 +125,16 @@ def read_cluster(options: argparse.Namespace, stages: list[str]) -> Cluster:
     """
     path = _cluster_file(options.cluster)
     tree = _read(path)
-    given = {name: value for name in LEAVES if (value := getattr(options, name, None)) is not None}
-    own = tree.pop(STAGES, {})
-    if not isinstance(own, dict):
+    typed = {name: value for name in LEAVES if (value := getattr(options, name, None)) is not None}
+    by_stage = tree.pop(STAGES, {})
+    if not isinstance(by_stage, dict):
         fail(f"{path}: {STAGES} must hold a stage's name and its keys")
-    for name in own:
+    for name in by_stage:
         if name not in stages:
             fail(f"{STAGES}.{name} ({path}): unknown stage{nearest(name, stages)}")
-    general = _resolve([(str(path), tree)], given)
-    return Cluster(general, {name: _resolve([(str(path), tree), (str(path), own[name])], given) for name in own})
+    general = _resolve([(str(path), tree)], typed)
+    layers = {name: [(str(path), tree), (str(path), keys)] for name, keys in by_stage.items()}
+    return Cluster(general, {name: _resolve(layers[name], typed) for name in layers})
 
 
 def _cluster_file(name: str) -> Path:
@@ -144,7 +145,7 @@ def _cluster_file(name: str) -> Path:
     fail(f"--cluster {name}: no such cluster{nearest(name, names)} (there are: {', '.join(names)})")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, object]:
     """A file's keys, all scalars as text: YAML would take 12:00:00 for a number."""
     try:
         tree = yaml.load(path.read_text(), yaml.BaseLoader) or {}
@@ -155,7 +156,7 @@ def _read(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _resolve(layers: list[tuple[str, dict[str, Any]]], options: dict[str, str]) -> ClusterSettings:
+def _resolve(layers: list[tuple[str, Mapping[str, object]]], options: dict[str, str]) -> ClusterSettings:
     config = OmegaConf.structured(ClusterSettings)
     for source, tree in layers:
         for key, value in tree.items():

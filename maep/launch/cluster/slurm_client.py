@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from maep.launch.command_name import command_name
 from maep.runtime.errors import fail
 
 FIELD = re.compile(r"(?:^| )([A-Z][A-Za-z/:]*)=")
@@ -17,7 +18,7 @@ WHY = {
     "Priority": "waits behind jobs of higher priority",
     "Dependency": "waits for the jobs before it",
     "DependencyNeverSatisfied": "a job before it failed",
-    "BeginTime": "begins again in a moment",
+    "BeginTime": "was requeued, and starts in a moment",
     "PartitionNodeLimit": "asks for more nodes than the partition gives",
     "PartitionTimeLimit": "asks for more time than the partition gives",
     "PartitionDown": "its partition is down",
@@ -38,7 +39,7 @@ WHY = {
 class JobState:
     """One job, or one worker of an array, as Slurm knows it now.
 
-    seconds: how long its present life has run. restarts: lives before it; None where only accounting knows it.
+    seconds: how long its present attempt has run. restarts: attempts before it; None where only accounting knows it.
     """
 
     job: str
@@ -67,7 +68,8 @@ def require_slurm() -> None:
     missing = [name for name in ("sbatch", "srun", "scontrol", "sinfo") if shutil.which(name) is None]
     if missing:
         fail(
-            f"no Slurm on this machine: {missing[0]} is not on PATH; log in to a cluster's node, or use launch/local.py"
+            f"no Slurm on this machine: {missing[0]} is not on PATH; log in to a cluster's node, or use "
+            f"{command_name('run')}"
         )
     done = _run("scontrol", "ping")
     if done.returncode:
@@ -86,10 +88,10 @@ def partitions() -> dict[str, int]:
     """`{partition: nodes}`; the default one first."""
     lines = _answer("sinfo", "--noheader", "--format=%P|%D|%R").splitlines()
     rows = [line.split("|") for line in lines]
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for name, count, _ in sorted(rows, key=lambda row: not row[0].endswith("*")):
-        found[name.rstrip("*")] = found.get(name.rstrip("*"), 0) + int(count)
-    return found
+        sizes[name.rstrip("*")] = sizes.get(name.rstrip("*"), 0) + int(count)
+    return sizes
 
 
 def node_addresses() -> set[str]:
@@ -113,9 +115,9 @@ def why_refused(script: str) -> str:
 
 def job_states(jobs: Sequence[str]) -> dict[str, list[JobState]]:
     """`{job: its state, or its workers' states}` of those that Slurm still knows, now or from its accounting."""
-    found = {job: states for job in jobs if (states := _from_controller(job))}
-    missing = [job for job in jobs if job not in found]
-    return found | _from_accounting(missing)
+    answers = {job: states for job in jobs if (states := _from_controller(job))}
+    forgotten = [job for job in jobs if job not in answers]
+    return answers | _from_accounting(forgotten)
 
 
 def _from_controller(job: str) -> list[JobState]:
@@ -162,12 +164,13 @@ def _from_accounting(jobs: Sequence[str]) -> dict[str, list[JobState]]:
         return {}
     format = "--format=JobID,State,NodeList,ExitCode,Elapsed"
     done = _run("sacct", "--allocations", "--noheader", "--parsable2", format, f"--jobs={','.join(jobs)}")
-    found: dict[str, list[JobState]] = {}
+    states: dict[str, list[JobState]] = {}
     for line in done.stdout.splitlines() if done.returncode == 0 else ():
         job, state, nodes, code, elapsed = line.split("|")
-        told = JobState(job, state.split()[0], "", nodes, code, None, seconds_of(elapsed))
-        found.setdefault(job.split("_")[0], []).append(told)
-    return found
+        # `CANCELLED by 1000` is one state.
+        answer = JobState(job, state.split()[0], "", nodes, code, None, seconds_of(elapsed))
+        states.setdefault(job.split("_")[0], []).append(answer)
+    return states
 
 
 def cancel(jobs: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ Every number that is not the configuration's is a `Constant` with its unit and s
 import math
 from dataclasses import dataclass
 
-GPUS = 8
+GPUS = 8  # of a node: DGX, HGX and the clouds' instances all have eight
 WORD = 4  # bytes of a weight, a gradient, a moment: all fp32
 
 
@@ -88,17 +88,18 @@ class Cost:
 def cost(work: Workload, machine: Constants, nodes: int, zero: int | None) -> Cost:
     """The cost of a step. zero: DeepSpeed's stage, None for plain data parallelism, which costs as stage 0."""
     gpus, stage = nodes * GPUS, zero or 0
-    mine = work.batch / gpus
-    compute = compute_seconds(work, machine, mine)
+    images = work.batch / gpus
+    compute = compute_seconds(work, machine, images)
     communication = communication_seconds(WORD * work.parameters, machine, nodes, stage)
+    # Backward takes two thirds of the arithmetic, and only behind it can communication hide.
     exposed = max(communication - machine.overlap.value * compute * 2 / 3, 0.0)
-    loader = loader_seconds(work, machine, mine)
+    loader = loader_seconds(work, machine, images)
     saved = 4 * WORD * work.parameters  # weights, their average, two moments
     return Cost(
-        nodes=nodes, batch_per_gpu=mine, compute=compute, communication=communication, exposed=exposed, loader=loader,
+        nodes=nodes, batch_per_gpu=images, compute=compute, communication=communication, exposed=exposed, loader=loader,
         step=max(compute + exposed, loader), saved_bytes=saved, blocked=saved / gpus / machine.to_host.value,
         background=saved / min(gpus * machine.write.value, machine.storage.value),
-        memory=memory_bytes(work, machine, gpus, stage, mine),
+        memory=memory_bytes(work, machine, gpus, stage, images),
     )  # fmt: skip
 
 
@@ -125,9 +126,9 @@ def loader_seconds(work: Workload, machine: Constants, images: float) -> float:
 
 def memory_bytes(work: Workload, machine: Constants, gpus: int, stage: int, images: float) -> float:
     """A GPU's memory: weights, average, gradients, moments (shared out as ZeRO does), activations, the rest."""
-    one = WORD * work.parameters
-    held = 2 * one / (gpus if stage >= 3 else 1)  # weights and their average
-    held += one / (gpus if stage >= 2 else 1)  # gradients
-    held += 2 * one / (gpus if stage >= 1 else 1)  # moments
+    tensors = WORD * work.parameters
+    state = 2 * tensors / (gpus if stage >= 3 else 1)  # weights and their average
+    state += tensors / (gpus if stage >= 2 else 1)  # gradients
+    state += 2 * tensors / (gpus if stage >= 1 else 1)  # moments
     width = 1 if work.bf16 else 2
-    return held + images * work.channels * machine.activation.value * width + machine.reserved.value
+    return state + images * work.channels * machine.activation.value * width + machine.reserved.value

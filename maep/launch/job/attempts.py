@@ -1,74 +1,174 @@
-"""How the lives of a job ended: what ranks write when they do not end well, and what was decided about it.
+"""How the attempts of a job ended: what ranks write when they do not end well, and what was decided about it.
 
-    <directory>/life-000-rank-0002.json   {"rank", "node", "kind", "code", "error", "traceback", "time"}
-    <directory>/lives.jsonl               one object a life: {"life", "code", "requeued", "kind", "reason", "time"}
+    <exits>/attempt-000-rank-0002.json   a `RankExit`: rank, node, kind, code, error, traceback, time
+    <exits>/attempts.jsonl               an `Attempt` a line: attempt, code, requeued, kind, reason, time
 
-A life is one start of a job; each requeue begins another. Only the standard library: a batch script reads and
-writes these where nothing else may be imported.
+An attempt is one start of a job; each requeue begins another. In format 0, which had no version, an attempt was called
+a life, and the files life-000-rank-0002.json and lives.jsonl; those are still read. Only the standard library: a batch
+script reads and writes these where nothing else may be imported.
 """
 
 import json
 import os
+import sys
 import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-STOPPED = "stopped"  # asked to, everything saved: begins again without limit
-LOST = "lost"  # another rank died or does not answer
-CRASHED = "crashed"  # an error of ours or the machine's: begins again a few times
-FINAL = "final"  # bad input, or a loss that is not finite: would end the same way again
-WELL = "finished"
-TAKEN = "taken"  # cancelled, or requeued by Slurm itself
-NODE = "node"  # a node was lost: begins again without limit
+FORMAT = 1
+LOG, LOG_OF_FORMAT_0 = "attempts.jsonl", "lives.jsonl"
+T = TypeVar("T")
 
 
-def life_now() -> int:
-    """Which life of the job this is, from 0."""
+class Outcome(StrEnum):
+    """What kind of end an attempt, or one rank of it, came to."""
+
+    FINISHED = "finished"
+    STOPPED = "stopped"  # asked to, everything saved: requeued without limit
+    PEER_LOST = "lost"  # another rank died or does not answer
+    CRASHED = "crashed"  # an error of ours or the machine's: requeued a few times
+    FINAL = "final"  # bad input, or a loss that is not finite: would end the same way again
+    TAKEN_BY_SLURM = "taken"  # cancelled, or requeued by Slurm itself
+    NODE_LOST = "node"  # requeued without limit
+
+
+class DamagedRecord(ValueError):
+    """A record that cannot be read; the message is one line that names the file and what is wrong."""
+
+
+@dataclass(frozen=True)
+class RankExit:
+    """How a rank's attempt ended badly. code: its exit code. error: one line. time: seconds since 1970."""
+
+    rank: int
+    node: str
+    kind: Outcome
+    code: int
+    error: str
+    traceback: str
+    time: float
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What was decided at the end of an attempt. attempt: from 0. code: srun's. reason: in words, for people."""
+
+    attempt: int
+    code: int
+    requeued: bool
+    kind: Outcome
+    reason: str
+    time: float
+
+
+def attempt_number() -> int:
+    """Which attempt of the job this is, from 0."""
     return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
-def job_now() -> str:
+def job_name() -> str:
     """The job's id as people write it: 123, or 123_4 for a worker of an array."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
 
 
-def write_end(directory: Path, rank: int, node: str, kind: str, code: int, error: str, traceback: str = "") -> Path:
-    """Commit how a rank's present life ended."""
-    path = directory / f"life-{life_now():03d}-rank-{rank:04d}.json"
-    facts = {"rank": rank, "node": node, "kind": kind, "code": code, "error": error, "traceback": traceback}
+def write_exit(exits: Path, rank: int, node: str, kind: Outcome, code: int, error: str, traceback: str = "") -> Path:
+    """Commit how a rank's present attempt ended. exits: the job's directory; made if it is missing."""
+    path = exits / f"attempt-{attempt_number():03d}-rank-{rank:04d}.json"
+    entries = {"format": FORMAT, **asdict(RankExit(rank, node, kind, code, error, traceback, time.time()))}
     temporary = path.with_name(f".tmp-{path.name}")
-    directory.mkdir(parents=True, exist_ok=True)
+    exits.mkdir(parents=True, exist_ok=True)
     with temporary.open("w") as file:
-        json.dump({**facts, "time": time.time()}, file, indent=1)
+        json.dump(entries, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
     return path
 
 
-def read_ends(directory: Path, life: int | None = None) -> list[tuple[Path, dict[str, Any]]]:
-    """(path, facts) of the ranks that ended badly, in one life or all, in order."""
-    pattern = "life-*-rank-*.json" if life is None else f"life-{life:03d}-rank-*.json"
-    return [(path, json.loads(path.read_text())) for path in sorted(directory.glob(pattern))]
-
-
-def write_life(directory: Path, facts: dict[str, Any]) -> None:
-    """Add what was decided at the end of a life; one line, written at once."""
-    directory.mkdir(parents=True, exist_ok=True)
-    line = json.dumps({"life": life_now(), **facts, "time": time.time()}) + "\n"
-    with (directory / "lives.jsonl").open("a") as file:
+def write_attempt(exits: Path, code: int, requeued: bool, kind: Outcome, reason: str) -> None:
+    """Add what was decided at the end of the present attempt; one line, written at once."""
+    exits.mkdir(parents=True, exist_ok=True)
+    record = Attempt(attempt_number(), code, requeued, kind, reason, time.time())
+    line = json.dumps({"format": FORMAT, **asdict(record)}) + "\n"
+    with (exits / LOG).open("a") as file:
         file.write(line)
         file.flush()
         os.fsync(file.fileno())
 
 
-def read_lives(directory: Path) -> list[dict[str, Any]]:
-    """Every life that ended with a decision, in order. A line cut short by a power loss is left out."""
-    path, lives = directory / "lives.jsonl", []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+def warn(message: str) -> None:
+    """Say on stderr which record is passed over; a batch script keeps that in its log."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+def read_exits(
+    exits: Path, attempt: int | None = None, damaged: Callable[[str], object] = warn
+) -> list[tuple[Path, RankExit]]:
+    """(path, exit) of the ranks that ended badly, in one attempt or all, in order.
+
+    damaged: called with one line for each record that cannot be read, which is then passed over.
+    """
+    number = "*" if attempt is None else f"{attempt:03d}"
+    paths = [*exits.glob(f"attempt-{number}-rank-*.json"), *exits.glob(f"life-{number}-rank-*.json")]
+    records = []
+    for path in sorted(paths):
         try:
-            lives.append(json.loads(line))
-        except ValueError:
-            continue
-    return lives
+            records.append((path, _record(RankExit, _entries(path.read_text(), path), path)))
+        except (OSError, ValueError) as error:
+            damaged(str(error))
+    return records
+
+
+def read_attempts(exits: Path, damaged: Callable[[str], object] = warn) -> list[Attempt]:
+    """Every attempt that ended with a decision, in order.
+
+    damaged: as in `read_exits`, for a line. A last line cut short by a power loss is left out without a word.
+    """
+    return [attempt for name in (LOG_OF_FORMAT_0, LOG) for attempt in _attempts(exits / name, damaged)]
+
+
+def _attempts(path: Path, damaged: Callable[[str], object]) -> Iterator[Attempt]:
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    for number, line in enumerate(lines, 1):
+        source = f"{path}, line {number}"
+        try:
+            entries = _entries(line, source)
+            if "life" in entries:
+                entries = {**entries, "attempt": entries["life"]}
+            yield _record(Attempt, entries, source)
+        except ValueError as error:
+            if line.endswith("\n"):
+                damaged(str(error))
+
+
+def _entries(text: str, source: Path | str) -> Mapping[str, object]:
+    """A record's entries. Raises DamagedRecord, also for a newer format."""
+    try:
+        entries = json.loads(text)
+    except ValueError as error:
+        raise DamagedRecord(f"{source}: is not JSON: {error}") from error
+    if not isinstance(entries, dict):
+        raise DamagedRecord(f"{source}: expected a JSON object")
+    version = entries.get("format", 0)
+    if not isinstance(version, int) or version > FORMAT:
+        raise DamagedRecord(f"{source}: format {version}; this version of maep reads up to {FORMAT}: update maep")
+    return entries
+
+
+def _record(record: type[T], entries: Mapping[str, object], source: Path | str) -> T:
+    """A dataclass from its entries. Raises DamagedRecord naming an entry that is missing or of another type."""
+    values: dict[str, object] = {}
+    for item in fields(record):  # type: ignore[arg-type]
+        value, kind = entries.get(item.name), item.type
+        if kind is Outcome and value in list(Outcome):
+            values[item.name] = Outcome(str(value))
+        elif type(value) is kind or (kind is float and type(value) is int):
+            values[item.name] = value
+        else:
+            expected = f"one of {', '.join(Outcome)}" if kind is Outcome else getattr(kind, "__name__", kind)
+            raise DamagedRecord(f"{source}: {item.name}={value!r}: expected {expected}")
+    return record(**values)

@@ -1,96 +1,104 @@
 """What happens to a job after srun has ended, in its batch script.
 
-`python -m maep.launch.job.requeue ENDS MAX CODE UNSEEN`. ENDS: directory of `maep.launch.job.attempts`. MAX: crashes
-after which it begins again. CODE: srun's. UNSEEN: nodes that do not see the run directory, in words.
+`python -m maep.launch.job.requeue EXITS MAX CODE UNSEEN`. EXITS: directory of `maep.launch.job.attempts`. MAX: crashes
+after which it is requeued. CODE: srun's. UNSEEN: nodes that do not see the run directory, in words.
 
-A stop that was asked for and a lost node begin again without limit, a crash a few times, bad input never. Only the
-standard library, since the grace time may be nearly over.
+After a stop that was asked for, and after the loss of a node, it is requeued without limit, after a crash a few times,
+after bad input never. Only the standard library, since the grace time may be nearly over.
 """
 
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from maep.launch.job import attempts as ends
-from maep.launch.job import scontrol as controller
-from maep.launch.job.attempts import CRASHED, FINAL, LOST, NODE, STOPPED, TAKEN, WELL
+from maep.launch.job import scontrol
+from maep.launch.job.attempts import (
+    Outcome,
+    attempt_number,
+    job_name,
+    read_attempts,
+    read_exits,
+    write_attempt,
+)
 from maep.runtime.exits import ExitCode
 
-ASKED = tuple(128 + signum for signum in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT))
-OURS = ("RUNNING", "TIMEOUT", "")
+STOP_CODES = tuple(128 + signum for signum in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT))
+# In any other state Slurm has decided already. TIMEOUT is where a job is whose time limit ended it, and "" is no
+# answer, from a controller that is being restarted: there, a requeue too many harms less than one too few.
+UNDECIDED = ("RUNNING", "TIMEOUT", "")
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether the job begins again, what kind of end this was, and why, in words."""
+    """Whether the job is requeued, what kind of end this was, and why, in words for people."""
 
     requeue: bool
-    kind: str
+    kind: Outcome
     reason: str
 
 
 def decide(
     code: int, state: str, kinds: Sequence[str], crashes: int, max_crashes: int, down: Sequence[str] = ()
 ) -> Decision:
-    """What to do after a life.
+    """What to do after an attempt.
 
     code: srun's exit code. state: Slurm's word for the job now, "" if it does not answer; anything but RUNNING and
-    TIMEOUT means that it was cancelled, or that Slurm itself requeues it. kinds: how the ranks of this life say they
-    ended. crashes: those of earlier lives. down: nodes of the job that are lost.
+    TIMEOUT means that it was cancelled, or that Slurm itself requeues it. kinds: how the ranks of this attempt say they
+    ended. crashes: those of earlier attempts. down: nodes of the job that are lost.
     """
     if code == 0:
-        return Decision(False, WELL, "")
+        return Decision(False, Outcome.FINISHED, "")
     if code == ExitCode.RUN_UNSEEN:
-        return Decision(False, FINAL, "a node does not see the run directory")
-    if FINAL in kinds:
-        return Decision(False, FINAL, "the error would come again")
-    if state not in OURS:
-        return Decision(False, TAKEN, f"Slurm says {state}: cancelled, or requeued by Slurm itself")
+        return Decision(False, Outcome.FINAL, "a node does not see the run directory")
+    if Outcome.FINAL in kinds:
+        return Decision(False, Outcome.FINAL, "the error would come again")
+    if state not in UNDECIDED:
+        return Decision(False, Outcome.TAKEN_BY_SLURM, f"Slurm says {state}: cancelled, or requeued by Slurm itself")
     if down:
-        return Decision(True, NODE, f"lost node {', '.join(down)}")
-    if code in ASKED and not {CRASHED, LOST} & set(kinds):
-        return Decision(True, STOPPED, f"stopped by {signal.Signals(code - 128).name}, saved")
+        return Decision(True, Outcome.NODE_LOST, f"lost node {', '.join(down)}")
+    if code in STOP_CODES and not {Outcome.CRASHED, Outcome.PEER_LOST} & set(kinds):
+        return Decision(True, Outcome.STOPPED, f"stopped by {signal.Signals(code - 128).name}, saved")
     how = f"exit code {code}" if kinds else f"exit code {code} and no word from any rank"
     if crashes >= max_crashes:
-        return Decision(False, CRASHED, f"{how}; crash {crashes + 1}, and --max-crashes is {max_crashes}")
-    return Decision(True, CRASHED, f"{how}; crash {crashes + 1} of at most {max_crashes} that begin again")
+        return Decision(False, Outcome.CRASHED, f"{how}; crash {crashes + 1}, and --max-crashes is {max_crashes}")
+    return Decision(True, Outcome.CRASHED, f"{how}; crash {crashes + 1} of at most {max_crashes} that are requeued")
 
 
 def main(words: Sequence[str]) -> None:
     """Decide, write it down, requeue."""
-    directory, max_crashes, code, unseen = Path(words[0]) / ends.job_now(), int(words[1]), int(words[2]), words[3]
-    job, name = os.environ["SLURM_JOB_ID"], f"job {ends.job_now()}, life {ends.life_now()}"
-    told = [facts for _, facts in ends.read_ends(directory, ends.life_now())]
-    kinds = [facts["kind"] for facts in told]
-    crashes = sum(life["kind"] == CRASHED for life in ends.read_lives(directory))
-    decision = decide(code, controller.state(job) if code else "", kinds, crashes, max_crashes)
-    if decision.kind == CRASHED:
-        lost = _lost_nodes(job, {facts["node"] for facts in told})
-        decision = decide(code, controller.state(job), kinds, crashes, max_crashes, lost)
+    exits, max_crashes, code, unseen = Path(words[0]) / job_name(), int(words[1]), int(words[2]), words[3]
+    job, title = os.environ["SLURM_JOB_ID"], f"job {job_name()}, attempt {attempt_number()}"
+    ranks = [record for _, record in read_exits(exits, attempt_number())]
+    kinds = [record.kind for record in ranks]
+    crashes = sum(attempt.kind == Outcome.CRASHED for attempt in read_attempts(exits))
+    decision = decide(code, scontrol.job_state(job) if code else "", kinds, crashes, max_crashes)
+    if decision.kind == Outcome.CRASHED:
+        lost = _lost_nodes(job, {record.node for record in ranks})
+        # Asked again: while Slurm was waited for, it may have requeued the job itself.
+        decision = decide(code, scontrol.job_state(job), kinds, crashes, max_crashes, lost)
     reason = unseen if code == ExitCode.RUN_UNSEEN and unseen else decision.reason
-    facts = {"code": code, "requeued": decision.requeue, "kind": decision.kind, "reason": reason}
-    ends.write_life(directory, facts)
+    write_attempt(exits, code, decision.requeue, decision.kind, reason)
     if code:
-        verb = "begins again" if decision.requeue else "does not begin again"
-        print(f"{name}: {verb}: {reason}", file=sys.stderr, flush=True)
-    if decision.requeue and not controller.requeue(job):
-        print(f"{name}: Slurm does not requeue it; the same launch/slurm.py command goes on", file=sys.stderr)
+        verb = "is requeued" if decision.requeue else "is not requeued"
+        print(f"{title}: {verb}: {reason}", file=sys.stderr, flush=True)
+    if decision.requeue and not scontrol.requeue(job):
+        print(f"{title}: Slurm does not requeue it; the same command that submitted it goes on", file=sys.stderr)
 
 
-def _lost_nodes(job: str, heard: set[str]) -> list[str]:
-    """Nodes of the job that are lost. heard: where a rank said how it ended.
+def _lost_nodes(job: str, reporting: Collection[str]) -> list[str]:
+    """Nodes of the job that are lost. reporting: those where a rank said how it ended.
 
     A node dies minutes before Slurm takes it out, and until then a requeued job may be put on it again, and fail
     again: Slurm is waited for, which then ends this script and requeues the job itself.
     """
-    nodes = controller.job_nodes()
-    lost = controller.down(nodes) or controller.unreachable([node for node in nodes if node not in heard])
+    nodes = scontrol.job_nodes()
+    lost = scontrol.down(nodes) or scontrol.unreachable([node for node in nodes if node not in reporting])
     if lost:
         print(f"node {', '.join(lost)} does not answer: waiting for Slurm to take it out", file=sys.stderr, flush=True)
-        controller.wait_until_out(job, lost)
+        scontrol.wait_until_out(job, lost)
     return lost
 
 

@@ -1,15 +1,17 @@
 """What the batch script of a job asks of Slurm. Only the standard library, as in maep.launch.job.requeue."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 
-ATTEMPTS = 10
-PAUSE = 3.0
-PROBE = 30.0  # seconds in which a node that lives starts a command
-PATIENCE = 900.0  # seconds for Slurm to take a dead node out: SlurmdTimeout is 300 by default
+# Half a minute of asking for a requeue: a controller that is restarted, or gives its place to a backup, takes seconds.
+REQUEUE_TRIES = 10
+PAUSE = 3.0  # seconds between two questions: thousands of jobs may ask one controller
+PROBE = 30.0  # seconds in which a node that lives starts a command, also when all probes of a large job come at once
+PATIENCE = 900.0  # seconds for Slurm to take a dead node out: SlurmdTimeout is 300 by default, and sites treble it
 
 
 def slurm(*words: str) -> str | None:
@@ -25,14 +27,15 @@ def slurm(*words: str) -> str | None:
     return done.stdout
 
 
-def state(job: str) -> str:
-    """RUNNING, TIMEOUT, or what else Slurm says; in COMPLETING it hides why."""
+def job_state(job: str) -> str:
+    """RUNNING, TIMEOUT, or what else Slurm says; in COMPLETING it hides why. "" if it does not answer."""
     answer = slurm("scontrol", "--oneliner", "show", "job", job) or ""
     fields = dict(word.split("=", 1) for word in answer.split() if "=" in word)
-    found = fields.get("JobState", "")
-    if found == "COMPLETING" and _seconds(fields["RunTime"]) >= _seconds(fields["TimeLimit"]):
+    state = fields.get("JobState", "")
+    # A cancelled job and one that ran out of time look alike while they complete, but for the time they took.
+    if state == "COMPLETING" and _seconds(fields["RunTime"]) >= _seconds(fields["TimeLimit"]):
         return "TIMEOUT"
-    return found
+    return state
 
 
 def _seconds(text: str) -> float:
@@ -78,13 +81,13 @@ def _succeeds(probe: "subprocess.Popen[bytes]", seconds: float) -> bool:
 def wait_until_out(job: str, nodes: Sequence[str]) -> None:
     """Wait until Slurm has taken the nodes out, or the job from them, for at most `PATIENCE` seconds."""
     deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline and state(job) == "RUNNING" and not set(nodes) <= set(down(nodes)):
+    while time.monotonic() < deadline and job_state(job) == "RUNNING" and not set(nodes) <= set(down(nodes)):
         time.sleep(PAUSE)
 
 
 def requeue(job: str) -> bool:
-    """Ask until Slurm has it, for half a minute: its controller may be restarting."""
-    for _ in range(ATTEMPTS):
+    """Ask until Slurm has it, for half a minute; whether it has. Where there is no scontrol, waiting brings none."""
+    for _ in range(REQUEUE_TRIES if shutil.which("scontrol") else 1):
         if slurm("scontrol", "requeue", job) is not None:
             return True
         time.sleep(PAUSE)

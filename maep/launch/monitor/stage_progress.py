@@ -4,41 +4,35 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from maep.config.load import load_settings
+from maep.config.pair_source import source_settings
 from maep.config.schema import Settings
 from maep.data.adversarial import adversarial_path
+from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import SPLITS, clean_shards, clean_shards_path, clean_split
 from maep.data.shards import ShardSet
-from maep.evaluation.scoring.plan import PLAN, planned_tasks, record_path
+from maep.evaluation.scoring.chunk_record import record_path
+from maep.evaluation.scoring.plan import PLAN, Plan
 from maep.models.classifiers import classifier_identity
 from maep.runtime.errors import UserError
-from maep.storage.atomic import read_json
 from maep.storage.remote import Reading
-from maep.training.classifier import classifier_weights
 from maep.training.schedule import total_steps
-from maep.training.source import source_settings
 
-TAIL = 65536
-RECENT = 20
+TAIL = 65536  # bytes: hundreds of lines of metrics, however long the training
+RECENT = 20  # steps, or files, that say how fast it goes now: a run may have gone on on other nodes
 
 
 @dataclass(frozen=True)
 class Progress:
-    """done of total units, None where the total is not known yet; seconds left, None where nothing tells."""
+    """done of total units, None where the total is not known yet; remaining: seconds, None where nothing tells."""
 
     done: int
     total: int | None
     unit: str
-    left: float | None = None
+    remaining: float | None = None
 
     def __str__(self) -> str:
         share = f"{self.done} of {self.total}" if self.total is not None else str(self.done)
         return f"{share} {self.unit}"
-
-
-def read_settings(config: Path) -> Settings:
-    """The settings that jobs were submitted with."""
-    return load_settings(str(config))
 
 
 def progress_of(stage: str, settings: Settings) -> Progress | None:
@@ -55,25 +49,29 @@ def progress_of(stage: str, settings: Settings) -> Progress | None:
 def _shards(_stage: str, settings: Settings) -> Progress:
     root = clean_shards_path(settings)
     sealed = clean_shards(settings)
-    there = sum(len(shards.manifest["shards"]) for shards in sealed.values())
-    made = sum(1 for _ in root.rglob("*.tar")) if isinstance(root, Path) else there
-    return Progress(made, there if len(sealed) == len(SPLITS) else None, "shards")
+    complete = sum(len(shards.manifest.shards) for shards in sealed.values())
+    count = sum(1 for _ in root.rglob("*.tar")) if isinstance(root, Path) else complete
+    return Progress(count, complete if len(sealed) == len(SPLITS) else None, "shards")
 
 
 def _attack(_stage: str, settings: Settings) -> Progress:
     clean = clean_split(settings, "train")
     identity = classifier_identity(settings.classifier, classifier_weights(settings))
-    place, total = adversarial_path(settings, clean, identity), len(clean.manifest["shards"])
-    if not isinstance(place, Path):
+    directory, total = adversarial_path(settings, clean, identity), len(clean.manifest.shards)
+    if not isinstance(directory, Path):
         return Progress(total, total, "shards")
-    return _counted(list(place.glob("*.attack.json")), total, "shards")
+    return _counted(list(directory.glob("*.attack.json")), total, "shards")
 
 
 def _training(stage: str, settings: Settings) -> Progress:
-    first = stage == "pretrain"
-    name, train = ("metrics.jsonl", settings.pretrain) if first else ("metrics-finetune.jsonl", settings.finetune)
+    is_pretraining = stage == "pretrain"
+    name, train = (
+        ("metrics.jsonl", settings.pretrain) if is_pretraining else ("metrics-finetune.jsonl", settings.finetune)
+    )
     other = settings.finetune.clean_shards if stage == "finetune" else None
-    images = ShardSet(other, Reading.of(settings)) if other else clean_split(source_settings(settings, train), "train")
+    images = (
+        ShardSet(other, Reading.of(settings.data)) if other else clean_split(source_settings(settings, train), "train")
+    )
     steps = total_steps(train, len(images))
     lines = last_lines(Path(settings.run.dir) / name)
     if not lines:
@@ -85,9 +83,9 @@ def _training(stage: str, settings: Settings) -> Progress:
 
 def _evaluate(_stage: str, settings: Settings) -> Progress:
     records = [
-        record_path(plan.parent, task)
+        record_path(plan.parent, planned.task)
         for plan in (Path(settings.run.dir) / "evaluation").glob(f"*/{PLAN}")
-        for task, _ in planned_tasks(read_json(plan))
+        for planned in Plan.read(plan).tasks
     ]
     return _counted([path for path in records if path.is_file()], len(records) or None, "chunks")
 
@@ -96,8 +94,8 @@ def _counted(done: list[Path], total: int | None, unit: str) -> Progress:
     """Files that are made one by one: the time left follows from when the last ones were."""
     times = sorted(path.stat().st_mtime for path in done)[-RECENT:]
     pace = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None
-    left = (total - len(done)) * pace if pace is not None and total is not None else None
-    return Progress(len(done), total, unit, left)
+    remaining = (total - len(done)) * pace if pace is not None and total is not None else None
+    return Progress(len(done), total, unit, remaining)
 
 
 def last_lines(path: Path) -> list[dict[str, float]]:
@@ -107,10 +105,10 @@ def last_lines(path: Path) -> list[dict[str, float]]:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL))
         lines = file.read().split(b"\n")
-    found = []
+    values = []
     for line in lines[:-1]:
         try:
-            found.append(json.loads(line))
+            values.append(json.loads(line))
         except ValueError:
             continue  # the first may be cut
-    return found
+    return values

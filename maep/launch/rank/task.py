@@ -1,6 +1,6 @@
 """What each process of a SLURM job does; Submitit calls it on every rank, from the copy of the code.
 
-It takes nothing from an earlier life: a requeued job runs the same pickled task, and finds in the run directory
+It takes nothing from an earlier attempt: a requeued job runs the same pickled task, and finds in the run directory
 what has been done.
 """
 
@@ -19,31 +19,32 @@ from submitit import JobEnvironment
 from maep.config.load import load_settings
 from maep.config.schema import Settings
 from maep.launch.cluster.jobs import ARRAY, POINTS, RANKS
-from maep.launch.job.attempts import CRASHED, FINAL, LOST, STOPPED, job_now, life_now, write_end
+from maep.launch.job.attempts import Outcome, attempt_number, job_name, write_exit
 from maep.launch.rank.environment import rank_environment
 from maep.runtime.errors import EarlyEnd, PeerLost, Stopped, UserError, fail
 from maep.runtime.exits import ExitCode
 from maep.training.signals import SIGNALS, arm
 
-FIRST_PORT, PORTS = 21000, 10000  # below the ports that a system hands out by itself
-End = Callable[[str, int, str], object]  # kind, exit code, error: writes down how this rank ended
-STOPS = {128 + signum: signum.name for signum in SIGNALS}
+# Above what clusters reserve for services, and below 32768, from where Linux hands ports out to anybody who asks.
+FIRST_PORT, PORTS = 21000, 10000
+STOP_CODES = {128 + signum: signum.name for signum in SIGNALS}
+RecordExit = Callable[[Outcome, int, str], object]  # kind, exit code, error: writes down how this rank ended
 
 
 @dataclass(frozen=True)
 class Task:
     """One process's work for a stage; it ends the process.
 
-    kind: single, ranks or array. config: the settings as they were submitted. ends: where ends are written down.
-    place: the working directory, which relative paths start from. nodes: fewest and most. tasks: processes a node.
-    worker: (i, n) of an array.
+    kind: single, ranks or array. config: the settings as they were submitted. exits: directory where it is written
+    down how attempts ended. working_directory: which relative paths start from. nodes: fewest and most. tasks:
+    processes a node. worker: (i, n) of an array.
     """
 
     stage: str
     kind: str
     config: str
-    ends: str
-    place: str
+    exits: str
+    working_directory: str
     nodes: tuple[int, int] = (1, 1)
     tasks: int = 1
     worker: tuple[int, int] = (0, 1)
@@ -51,56 +52,58 @@ class Task:
     def __call__(self) -> None:
         """Run as the rank that SLURM's variables say; exit code as in maep.runtime.exits."""
         rank, node = int(os.environ["SLURM_PROCID"]), os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-        end = partial(write_end, Path(self.ends) / job_now(), rank, node)
+        record_exit = partial(write_exit, Path(self.exits) / job_name(), rank, node)
         try:
-            self._run(node, end)
+            self._run(node, record_exit)
         except (Exception, SystemExit) as error:  # noqa: BLE001
-            kind, code = how_it_ended(error)
-            told = traceback.format_exc() if kind in (CRASHED, LOST) else ""
-            end(kind, code, _line(error), told)
-            print(told or _line(error), file=sys.stderr, flush=True)
+            kind, code = outcome_of(error)
+            frames = traceback.format_exc() if kind in (Outcome.CRASHED, Outcome.PEER_LOST) else ""
+            record_exit(kind, code, _line(error), frames)
+            print(frames or _line(error), file=sys.stderr, flush=True)
             _leave(code)
 
-    def _run(self, node: str, end: End) -> None:
+    def _run(self, node: str, record_exit: RecordExit) -> None:
         if self.kind == RANKS:
             arm()
         else:
-            _unwind_when_asked()
+            _unwind_on_signals()
         try:
-            os.chdir(self.place)
+            os.chdir(self.working_directory)
             settings = load_settings(self.config)
         except OSError as error:
-            fail(f"{self.place}: not visible on node {node} ({error.strerror}); choose one that all nodes share")
+            fail(
+                f"{self.working_directory}: not visible on node {node} ({error.strerror}); choose one that all nodes "
+                f"share"
+            )
         if self.stage == POINTS:
             from maep.launch.sweeps.sweep_worker import work_on_points
 
             work_on_points(Path(settings.run.dir))
         elif self.kind == ARRAY:
-            from maep.pipeline.stages import work_on_stage
+            from maep.pipeline.execution import work_on_stage
 
             work_on_stage(self.stage, settings, self.worker)
         elif self.kind == RANKS:
-            self._run_as_rank(settings, end)
+            self._run_as_rank(settings, record_exit)
         else:
-            from maep.pipeline.stages import run_pipeline
+            from maep.pipeline.execution import run_pipeline
 
-            run_pipeline(settings, self.stage, _not_here)
+            run_pipeline(settings, self.stage, _refuse_to_launch)
 
-    def _run_as_rank(self, settings: Settings, end: End) -> None:
+    def _run_as_rank(self, settings: Settings, record_exit: RecordExit) -> None:
         """Join the others; rank 0 keeps the stage's books and tells them when to train."""
-        from maep.pipeline.stages import run_pipeline
-        from maep.training.distributed.coordinator import lead_or_follow
-        from maep.training.distributed.heartbeat import told_of_stalls
+        from maep.pipeline.execution import run_pipeline
+        from maep.training.distributed.coordinator import run_coordinated
         from maep.training.distributed.world import join_world
         from maep.training.worker import run_training
 
-        told_of_stalls.append(partial(end, LOST, ExitCode.PEER_LOST))
-        here = JobEnvironment()
-        self._check_world(here.num_nodes, here.num_tasks)
-        port = master_port(int(here.raw_job_id), life_now())
-        os.environ |= rank_environment(here.global_rank, here.num_tasks, here.local_rank, here.hostnames[0], port)
-        world = join_world(settings.compute, [name for name in here.hostnames for _ in range(self.tasks)])
-        lead_or_follow(world, settings, lambda launch: run_pipeline(settings, self.stage, launch), run_training)
+        slurm = JobEnvironment()
+        self._check_world(slurm.num_nodes, slurm.num_tasks)
+        port = master_port(int(slurm.raw_job_id), attempt_number())
+        os.environ |= rank_environment(slurm.global_rank, slurm.num_tasks, slurm.local_rank, slurm.hostnames[0], port)
+        world = join_world(settings.compute, [name for name in slurm.hostnames for _ in range(self.tasks)])
+        train = partial(run_training, on_stall=partial(record_exit, Outcome.PEER_LOST, ExitCode.PEER_LOST))
+        run_coordinated(world, settings, lambda launch: run_pipeline(settings, self.stage, launch), train)
 
     def _check_world(self, nodes: int, processes: int) -> None:
         fewest, most = self.nodes
@@ -111,36 +114,43 @@ class Task:
             )
 
 
-def how_it_ended(error: BaseException) -> tuple[str, int]:
-    """(kind of maep.launch.job.attempts, exit code) of what ended a rank."""
+def outcome_of(error: BaseException) -> tuple[Outcome, int]:
+    """(outcome, exit code) of what ended a rank."""
     from maep.training.distributed.heartbeat import is_peer_loss
 
     match error:
-        case SystemExit(code=int(code)) if code in STOPS:
-            return STOPPED, code
+        case SystemExit(code=int(code)) if code in STOP_CODES:
+            return Outcome.STOPPED, code
         case Stopped():
-            return STOPPED, error.code
+            return Outcome.STOPPED, error.code
         case PeerLost():
-            return LOST, error.code
+            return Outcome.PEER_LOST, error.code
         case EarlyEnd():
-            return FINAL, error.code
-    return (LOST, ExitCode.PEER_LOST) if is_peer_loss(error) else (CRASHED, ExitCode.FAILED)
+            return Outcome.FINAL, error.code
+    if is_peer_loss(error):
+        return Outcome.PEER_LOST, ExitCode.PEER_LOST
+    return Outcome.CRASHED, ExitCode.FAILED
 
 
-def master_port(job: int, life: int) -> int:
-    """The port of rank 0, another one in each life of a job: the last one may still be held."""
-    return FIRST_PORT + (job * 31 + life * 977) % PORTS
+def master_port(job: int, attempt: int) -> int:
+    """The port of rank 0: a function of the job and attempt, so that all ranks know it without being told.
+
+    Another one in each attempt, since the last one's may still be held, and in jobs that may share a node. The two
+    factors have no divisor in common with the number of ports: attempts, and jobs, go through all of them before one
+    comes again, and the next attempt of a job meets only a job submitted 1,967 jobs earlier.
+    """
+    return FIRST_PORT + (job * 31 + attempt * 977) % PORTS
 
 
 def _line(error: BaseException) -> str:
     """The error on one line, as it is shown to people."""
-    if isinstance(error, SystemExit) and error.code in STOPS:
-        return f"stopped by {STOPS[error.code]}"
+    if isinstance(error, SystemExit) and error.code in STOP_CODES:
+        return f"stopped by {STOP_CODES[error.code]}"
     text = " ".join(str(error).split())
     return text if isinstance(error, (UserError, Stopped)) else f"{type(error).__name__}: {text}"
 
 
-def _unwind_when_asked() -> None:
+def _unwind_on_signals() -> None:
     """Signals end the work at once: what it has finished is on disk, its claims are given back on the way out."""
 
     def unwind(signum: int, _frame: object) -> None:
@@ -151,7 +161,7 @@ def _unwind_when_asked() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
-def _not_here(name: str, _settings: Settings) -> None:
+def _refuse_to_launch(name: str, _settings: Settings) -> None:
     raise RuntimeError(f"{name}: a stage of a single process launches nothing")
 
 

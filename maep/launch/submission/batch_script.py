@@ -2,29 +2,32 @@
 
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from submitit import SlurmExecutor
 
 from maep.config.schema import Settings
+from maep.launch.cluster.job_records import exits_folder, stage_folder
 from maep.launch.cluster.jobs import ARRAY, Job
 from maep.launch.cluster.settings import megabytes_of
 from maep.launch.rank.task import Task
+from maep.runtime.digests import digest
 from maep.runtime.exits import ExitCode
-from maep.storage.atomic import digest
 
-MARGIN = 10  # seconds between a save that took all of its grace and the kill
+# Seconds between a save that took all of its grace and the kill: the ranks write down how they ended and leave, srun
+# ends, and the batch script asks for the requeue, each of them in a second or two on a busy cluster.
+MARGIN = 10
 # On every node: can it read the settings, enter the working directory and run Python?
 LOOK = """\
 look='test -r "$0" && test -d "$1" && test -x "$2" && exit; echo "node $SLURMD_NODENAME does not see $0, $1 or $2"; exit {code}'
 unseen=$(srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task=1 --kill-on-bad-exit=0 --quiet \
-  sh -c "$look" {config} {place} {python}) || exit"""  # noqa: E501
-# On the way out: does the job begin again?
+  sh -c "$look" {config} {directory} {python}) || exit"""  # noqa: E501
+# On the way out: is the job requeued? Signals only end srun, whose exit code says so; the script itself must go on.
 LEAVE = """\
 leave() {{ code=$?; trap '' TERM USR2
-{python} -m maep.launch.job.requeue {ends} {crashes} "$code" "$unseen"; exit "$code"; }}
+{python} -m maep.launch.job.requeue {exits} {crashes} "$code" "$unseen"; exit "$code"; }}
 trap leave EXIT
 trap : TERM USR2"""
 
@@ -33,12 +36,12 @@ trap : TERM USR2"""
 class Submission:
     """What all jobs of a submission have in common.
 
-    run: the run directory. place: the directory that relative paths start from. code: the copy that jobs execute.
+    run: the run directory. working_directory: where relative paths start from. code: the copy that jobs execute.
     """
 
     settings: Settings
     run: Path
-    place: Path
+    working_directory: Path
     code: Path
 
     @property
@@ -48,30 +51,29 @@ class Submission:
 
     def folder(self, stage: str) -> Path:
         """Where Submitit's files, the logs and the records of a stage's jobs lie."""
-        return self.run / "jobs" / stage
+        return stage_folder(self.run, stage)
 
     def tasks(self, job: Job) -> list[Task]:
         """What the processes do: one task a job, or one a worker."""
-        ends = str(self.folder(job.stage) / "ends")
-        common = (job.stage, job.kind, str(self.config), ends, str(self.place), job.nodes, job.tasks)
+        exits, directory = str(exits_folder(self.run, job.stage)), str(self.working_directory)
+        common = (job.stage, job.kind, str(self.config), exits, directory, job.nodes, job.tasks)
         return [Task(*common, worker=(i, job.workers)) for i in range(job.workers)]
 
     def setup(self, job: Job) -> list[str]:
-        """Shell lines before srun. On its way out the script decides whether the job begins again."""
-        ends, config, place, code, python = map(
-            shlex.quote,
-            (f"{self.folder(job.stage)}/ends", f"{self.config}", f"{self.place}", f"{self.code}", self.python(job)),
-        )
+        """Shell lines before srun. On its way out the script decides whether the job is requeued."""
+        paths = (exits_folder(self.run, job.stage), self.config, self.working_directory, self.code, self.python(job))
+        exits, config, directory, code, python = (shlex.quote(str(path)) for path in paths)
         threads = self.settings.compute.threads or job.settings.cpus_per_task
         lines = [
             *job.settings.setup,
             f"export PYTHONPATH={code} PYTHONSAFEPATH=1 OMP_NUM_THREADS={threads}",
-            *LEAVE.format(python=python, ends=ends, crashes=job.settings.max_crashes).splitlines(),
+            *LEAVE.format(python=python, exits=exits, crashes=job.settings.max_crashes).splitlines(),
         ]
         if job.is_elastic:
             lines.append(f'export SLURM_NTASKS="$((SLURM_JOB_NUM_NODES * {job.tasks}))"')
         if job.nodes[1] > 1:
-            lines += LOOK.format(code=int(ExitCode.RUN_UNSEEN), config=config, place=place, python=python).splitlines()
+            code_unseen = int(ExitCode.RUN_UNSEEN)
+            lines += LOOK.format(code=code_unseen, config=config, directory=directory, python=python).splitlines()
         return lines
 
     @staticmethod
@@ -79,37 +81,39 @@ class Submission:
         """The interpreter on the nodes."""
         return job.settings.python or sys.executable
 
-    def parameters(self, job: Job, after: list[str]) -> dict[str, Any]:
+    def parameters(self, job: Job, after: list[str]) -> Mapping[str, object]:
         """Submitit's parameters for the job. after: ids of jobs that must have ended well before."""
-        asked = job.settings
-        more: dict[str, Any] = {"requeue": True, "chdir": self.place, "signal": f"USR2@{self.grace}"}
+        settings = job.settings
+        additional: dict[str, object] = {
+            "requeue": True, "chdir": self.working_directory, "signal": f"USR2@{self.grace}",
+        }  # fmt: skip
         if job.is_elastic:
             # With --ntasks-per-node Slurm would give no more nodes than the fewest need: it counts tasks first.
-            more |= {"nodes": f"{job.nodes[0]}-{job.nodes[1]}", "mincpus": job.tasks * asked.cpus_per_task}
-            size = {"nodes": job.nodes[1]}
+            additional |= {"nodes": f"{job.nodes[0]}-{job.nodes[1]}", "mincpus": job.tasks * settings.cpus_per_task}
+            size = {"nodes": job.nodes[1]}  # Submitit wants a number here, the range overrides it
         else:
-            size = {"nodes": job.nodes[1], "ntasks_per_node": job.tasks, "cpus_per_task": asked.cpus_per_task}
+            size = {"nodes": job.nodes[1], "ntasks_per_node": job.tasks, "cpus_per_task": settings.cpus_per_task}
         if after:
-            more |= {"dependency": f"afterok:{':'.join(after)}", "kill-on-invalid-dep": "yes"}
+            additional |= {"dependency": f"afterok:{':'.join(after)}", "kill-on-invalid-dep": "yes"}
         return {
             **size,
-            "job_name": f"{asked.name or self.settings.run.name}-{job.stage}",
-            "time": asked.minutes,
+            "job_name": f"{settings.name or self.settings.run.name}-{job.stage}",
+            "time": settings.minutes,
             "gpus_per_node": job.gpus or None,
-            "mem": f"{megabytes_of(asked.mem_per_task) * job.tasks}M" if asked.mem_per_task else None,
-            "partition": asked.partition,
-            "account": asked.account,
-            "qos": asked.qos,
-            "constraint": asked.constraint,
-            "exclude": asked.exclude,
-            "array_parallelism": asked.array_parallelism,
+            "mem": f"{megabytes_of(settings.mem_per_task) * job.tasks}M" if settings.mem_per_task else None,
+            "partition": settings.partition,
+            "account": settings.account,
+            "qos": settings.qos,
+            "constraint": settings.constraint,
+            "exclude": settings.exclude,
+            "array_parallelism": settings.array_parallelism,
             "stderr_to_stdout": True,
             "setup": self.setup(job),
             "srun_args": [
                 "--kill-on-bad-exit=1", "--distribution=block", "--open-mode=append",
-                f"--ntasks-per-node={job.tasks}", f"--cpus-per-task={asked.cpus_per_task}",
+                f"--ntasks-per-node={job.tasks}", f"--cpus-per-task={settings.cpus_per_task}",
             ],
-            "additional_parameters": more,
+            "additional_parameters": additional,
         }  # fmt: skip
 
     @property
@@ -122,12 +126,16 @@ class Submission:
         python = self.python(job)
         block_signals = self.code / "maep" / "launch" / "job" / "block_signals.py"
         python = shlex.join([python, "-I", "-S", str(block_signals), python])
-        made = (_PaperExecutor if on_paper else SlurmExecutor)(self.folder(job.stage), python=python)
-        made.update_parameters(**self.parameters(job, after))
-        return made
+        executor = (_PaperExecutor if on_paper else SlurmExecutor)(self.folder(job.stage), python=python)
+        executor.update_parameters(**self.parameters(job, after))
+        return executor
 
     def script(self, job: Job, after: list[str]) -> str:
-        """The batch script, as sbatch would get it."""
+        """The batch script, as sbatch would get it.
+
+        Submitit shows it only to those who submit it, hence its private methods; pyproject.toml pins the versions that
+        have them, and tests/launch/submission asserts what comes out.
+        """
         executor = self.executor(job, after, on_paper=True)
         if job.kind == ARRAY and job.workers > 1:
             executor.parameters["map_count"] = job.workers
@@ -135,7 +143,7 @@ class Submission:
 
 
 class _PaperExecutor(SlurmExecutor):
-    """Writes scripts where there is no Slurm."""
+    """Writes scripts where there is no Slurm: Submitit refuses to be made there unless its affinity is above 0."""
 
     @classmethod
     def affinity(cls) -> int:

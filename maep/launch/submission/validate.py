@@ -2,28 +2,31 @@
 
 import ipaddress
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from maep.config.load import nearest
+from maep.config.identity import decisive_settings
 from maep.config.schema import Settings
 from maep.launch.cluster.jobs import Job
 from maep.launch.cluster.settings import Cluster
 from maep.launch.cluster.slurm_client import node_addresses, partitions, why_refused
 from maep.launch.submission.batch_script import MARGIN
-from maep.runtime.errors import fail
-from maep.storage.atomic import MANIFEST, read_json
+from maep.runtime.errors import fail, nearest
+from maep.storage.manifests import CheckpointManifest
+from maep.storage.sealed import MANIFEST
 
+# Types of file systems that one machine alone has; any other is taken for shared, since there are more of those than
+# anybody can list, and a wrong guess is one `--shared` away.
 LOCAL = ("tmpfs", "ramfs", "overlay", "ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "aufs")
 MOUNTS = Path("/proc/self/mountinfo")
 
 
 def check_run(settings: Settings, cluster: Cluster, jobs: Sequence[Job]) -> None:
     """Raise UserError for what this cluster or this run directory does not allow."""
-    there = partitions()
+    sizes = partitions()
     for job in jobs:
-        check_partition(job, there)
+        check_partition(job, sizes)
         check_time(job, settings.compute.grace)
     check_model(settings)
     run = Path(settings.run.dir).absolute()
@@ -31,15 +34,18 @@ def check_run(settings: Settings, cluster: Cluster, jobs: Sequence[Job]) -> None
         check_shared(run, file_system(run))
 
 
-def check_partition(job: Job, there: dict[str, int]) -> None:
-    """there: `{partition: nodes}`, the default one first."""
-    asked = job.settings.partition
-    names = asked.split(",") if asked else list(there)[:1]
+def check_partition(job: Job, sizes: Mapping[str, int]) -> None:
+    """Raise UserError for a partition that does not exist or has too few nodes.
+
+    sizes: `{partition: nodes}`, the default one first.
+    """
+    partition = job.settings.partition
+    names = partition.split(",") if partition else list(sizes)[:1]
     for name in names:
-        if name not in there:
-            fail(f"--partition {name} ({job.stage}): no such partition{nearest(name, list(there))} (there are: "
-                 f"{', '.join(there)})")  # fmt: skip
-    most = max((there[name] for name in names), default=0)
+        if name not in sizes:
+            fail(f"--partition {name} ({job.stage}): no such partition{nearest(name, list(sizes))} (there are: "
+                 f"{', '.join(sizes)})")  # fmt: skip
+    most = max((sizes[name] for name in names), default=0)
     if job.nodes[0] > most:
         option = "--min-nodes" if job.nodes[0] < job.nodes[1] else "--nodes"
         fail(f"{option} {job.nodes[0]} ({job.stage}): partition {','.join(names)} has {most} nodes")
@@ -59,34 +65,35 @@ def check_model(settings: Settings) -> None:
     """Refuse a run directory whose newest checkpoint is of another model than the settings ask for."""
     directory = Path(settings.run.dir) / "checkpoints"
     manifests = sorted(directory.glob(f"step-*/{MANIFEST}"), key=lambda path: int(path.parent.name.split("-")[1]))
-    record = Path(settings.run.dir) / "stages" / "pretrain.json"
-    if not manifests or (record.is_file() and _is_for_other_settings(read_json(record), settings)):
+    if not manifests or _is_for_other_settings(Path(settings.run.dir), settings):
         return
-    known, wanted = read_json(manifests[-1]).get("model", {}), asdict(settings.model)
-    for key, value in wanted.items():
-        if known.get(key) != value and key != "init":
+    saved = CheckpointManifest.read(manifests[-1]).model
+    for key, value in asdict(settings.model).items():
+        if saved.get(key) != value and key != "init":
             fail(
-                f"{manifests[-1].parent}: a checkpoint of another model, with model.{key}={known.get(key)}; "
+                f"{manifests[-1].parent}: a checkpoint of another model, with model.{key}={saved.get(key)}; "
                 f"this run has {value}; choose another run.dir"
             )
 
 
-def _is_for_other_settings(record: dict[str, object], settings: Settings) -> bool:
+def _is_for_other_settings(run: Path, settings: Settings) -> bool:
     """Whether the pretrain stage's own record tells the change; then it moves the checkpoints aside by itself."""
-    from maep.pipeline.stages import STAGES, settings_read
+    from maep.pipeline.stage_records import changed_settings, read_stage_record
 
-    return record["settings"] != settings_read(STAGES["pretrain"], settings)
+    record = read_stage_record(run, "pretrain")
+    present = decisive_settings(settings, "pretrain")
+    return record is not None and bool(changed_settings(record.settings, present, settings, "pretrain"))
 
 
 def file_system(path: Path, mounts: str | None = None) -> str:
     """The type of the file system that holds `path`, as the kernel names it: ext4, nfs4, lustre, …"""
     best, kind = "", ""
     for line in (mounts if mounts is not None else MOUNTS.read_text()).splitlines():
-        left, _, right = line.partition(" - ")
-        point = left.split()[4].replace("\\040", " ")
+        mount, _, source = line.partition(" - ")
+        point = mount.split()[4].replace("\\040", " ")
         inside = path.resolve() == Path(point) or Path(point) in path.resolve().parents
         if inside and len(point) >= len(best):
-            best, kind = point, right.split()[0]
+            best, kind = point, source.split()[0]
     return kind
 
 
@@ -106,10 +113,10 @@ def nodes_are_here(addresses: set[str]) -> bool:
 
 def _is_here(address: str) -> bool:
     try:
-        found = {str(entry[4][0]) for entry in socket.getaddrinfo(address, None)}
+        addresses = {str(entry[4][0]) for entry in socket.getaddrinfo(address, None)}
     except OSError:
         return False
-    return all(ipaddress.ip_address(ip).is_loopback or _is_own(ip) for ip in found)
+    return all(ipaddress.ip_address(ip).is_loopback or _is_own(ip) for ip in addresses)
 
 
 def _is_own(ip: str) -> bool:
@@ -133,5 +140,5 @@ def check_with_slurm(scripts: Sequence[tuple[Job, str]]) -> None:
 def _asked(job: Job) -> str:
     """The options that may not fit the cluster, as they would be written."""
     names = ("partition", "account", "qos", "constraint", "exclude", "time", "cpus_per_task", "mem_per_task")
-    given = [(name, getattr(job.settings, name)) for name in names] + [("gpus_per_node", job.gpus)]
-    return " ".join([job.size, *(f"--{name.replace('_', '-')} {value}" for name, value in given if value)])
+    options = [(name, getattr(job.settings, name)) for name in names] + [("gpus_per_node", job.gpus)]
+    return " ".join([job.size, *(f"--{name.replace('_', '-')} {value}" for name, value in options if value)])

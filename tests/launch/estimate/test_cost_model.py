@@ -1,5 +1,7 @@
 """The cost model's arithmetic, against sums done by hand."""
 
+import shutil
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,8 +9,15 @@ import pytest
 
 from maep.config.load import load_settings
 from maep.launch.estimate.cost_model import Constant, Constants, Workload, communication_seconds, cost, memory_bytes
-from maep.launch.estimate.scaling_table import node_counts, training_images, with_measured, workload
+from maep.launch.estimate.scaling_table import (
+    node_counts,
+    print_plan,
+    training_images,
+    with_measured,
+    workload,
+)
 from maep.runtime.errors import UserError
+from tests.tiny import ROOT
 
 WORK = Workload(
     parameters=100_000_000, flops=1e12, blocks=10, channels=1000, image_bytes=3000, batch=512, steps=100,
@@ -73,10 +82,25 @@ def test_workload_of_imagenet() -> None:
 
 
 def test_measured_constants_are_marked() -> None:
-    """What launch/bench.py measured replaces what was assumed, and says so."""
-    found = with_measured(Constants(), load_settings("imagenet"))
-    assert {name for name in ("read", "write", "mfu") if getattr(found, name).measured} == {"read", "write"}
-    assert found.write.value > 1e6
+    """What `maep bench` measured replaces what was assumed, and says so."""
+    measured = with_measured(Constants(), ROOT / "tests" / "reports" / "bench.json")
+    assert {name for name in ("read", "write", "mfu") if getattr(measured, name).measured} == {"read", "write"}
+    assert measured.write.value > 1e6
+
+
+def test_measured_rates_come_from_where_one_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--bench PATH`, else the run's own bench.json; without either it is said which constants are assumed."""
+    settings = load_settings("digits", [f"run.dir={tmp_path}"])
+    print_plan(settings, Namespace(nodes="1", bench=None))
+    assert "read and write are assumed, not measured" in capsys.readouterr().out
+    report = ROOT / "tests" / "reports" / "bench.json"
+    print_plan(settings, Namespace(nodes="1", bench=str(report)))
+    assert f"read and write were measured: {report}" in capsys.readouterr().out.replace("\n", "")
+    shutil.copy(report, tmp_path / "bench.json")
+    print_plan(settings, Namespace(nodes="1", bench=None))
+    assert "read and write were measured" in capsys.readouterr().out
+    with pytest.raises(UserError, match="missing.json"):
+        print_plan(settings, Namespace(nodes="1", bench=str(tmp_path / "missing.json")))
 
 
 def test_unknown_size_is_refused(tmp_path: Path) -> None:

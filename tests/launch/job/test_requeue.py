@@ -1,4 +1,4 @@
-"""What is decided after a life of a job, and the script that does it."""
+"""What is decided after an attempt of a job, and the script that does it."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from maep.launch.job.attempts import CRASHED, FINAL, LOST, NODE, STOPPED, TAKEN, WELL
+from maep.launch.job.attempts import Outcome, read_attempts
 from maep.launch.job.requeue import decide
 from maep.runtime.exits import ExitCode
 from tests.tiny import ROOT
@@ -17,33 +17,46 @@ from tests.tiny import ROOT
 @pytest.mark.parametrize(
     ("code", "state", "kinds", "crashes", "down", "requeue", "kind"),
     [
-        (0, "", [], 0, [], False, WELL),
-        (140, "RUNNING", [STOPPED] * 4, 0, [], True, STOPPED),
-        (143, "RUNNING", [], 99, [], True, STOPPED),  # stopped before it had begun
-        (140, "TIMEOUT", [STOPPED], 0, [], True, STOPPED),
-        (143, "COMPLETING", [STOPPED] * 4, 0, [], False, TAKEN),  # scancel
-        (137, "NODE_FAIL", [LOST], 0, [], False, TAKEN),
-        (2, "RUNNING", [FINAL, LOST], 0, [], False, FINAL),
-        (1, "RUNNING", [CRASHED, LOST], 0, [], True, CRASHED),
-        (1, "RUNNING", [CRASHED, LOST], 3, [], False, CRASHED),
-        (143, "RUNNING", [CRASHED, STOPPED], 0, [], True, CRASHED),  # one failed, srun ended the others
-        (137, "RUNNING", [], 2, [], True, CRASHED),  # killed without a word
-        (137, "RUNNING", [LOST], 99, ["n3"], True, NODE),
-        (3, "", [LOST], 0, [], True, CRASHED),  # Slurm does not answer
-        (ExitCode.RUN_UNSEEN, "RUNNING", [], 0, [], False, FINAL),
+        (0, "", [], 0, [], False, Outcome.FINISHED),
+        (140, "RUNNING", [Outcome.STOPPED] * 4, 0, [], True, Outcome.STOPPED),
+        (143, "RUNNING", [], 99, [], True, Outcome.STOPPED),  # stopped before it had begun
+        (140, "TIMEOUT", [Outcome.STOPPED], 0, [], True, Outcome.STOPPED),
+        (143, "COMPLETING", [Outcome.STOPPED] * 4, 0, [], False, Outcome.TAKEN_BY_SLURM),  # scancel
+        (137, "NODE_FAIL", [Outcome.PEER_LOST], 0, [], False, Outcome.TAKEN_BY_SLURM),
+        (2, "RUNNING", [Outcome.FINAL, Outcome.PEER_LOST], 0, [], False, Outcome.FINAL),
+        (1, "RUNNING", [Outcome.CRASHED, Outcome.PEER_LOST], 0, [], True, Outcome.CRASHED),
+        (1, "RUNNING", [Outcome.CRASHED, Outcome.PEER_LOST], 3, [], False, Outcome.CRASHED),
+        (
+            143,
+            "RUNNING",
+            [Outcome.CRASHED, Outcome.STOPPED],
+            0,
+            [],
+            True,
+            Outcome.CRASHED,
+        ),  # one failed, srun ended the others
+        (137, "RUNNING", [], 2, [], True, Outcome.CRASHED),  # killed without a word
+        (137, "RUNNING", [Outcome.PEER_LOST], 99, ["n3"], True, Outcome.NODE_LOST),
+        (3, "", [Outcome.PEER_LOST], 0, [], True, Outcome.CRASHED),  # Slurm does not answer
+        (ExitCode.RUN_UNSEEN, "RUNNING", [], 0, [], False, Outcome.FINAL),
     ],
 )
 def test_decisions(
-    code: int, state: str, kinds: list[str], crashes: int, down: list[str], requeue: bool, kind: str
+    code: int, state: str, kinds: list[Outcome], crashes: int, down: list[str], requeue: bool, kind: Outcome
 ) -> None:
-    """Stops and lost nodes begin again without limit, crashes three times, bad input and cancelled jobs never."""
+    """Requeued are stops and lost nodes without limit, crashes three times, bad input and cancelled jobs never."""
     decision = decide(code, state, kinds, crashes, 3, down)
     assert (decision.requeue, decision.kind) == (requeue, kind)
 
 
-def run(directory: Path, *words: str, life: int = 0, job: str = "7") -> subprocess.CompletedProcess[str]:
+def run(directory: Path, *words: str, attempt: int = 0, job: str = "7") -> subprocess.CompletedProcess[str]:
     """The script as a batch script calls it, on a machine without Slurm."""
-    environment = {"SLURM_JOB_ID": job, "SLURM_RESTART_COUNT": str(life), "PYTHONPATH": str(ROOT), "PATH": "/nowhere"}
+    environment = {
+        "SLURM_JOB_ID": job,
+        "SLURM_RESTART_COUNT": str(attempt),
+        "PYTHONPATH": str(ROOT),
+        "PATH": "/nowhere",
+    }
     command = [sys.executable, "-m", "maep.launch.job.requeue", str(directory), "3", *words]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
@@ -51,11 +64,13 @@ def run(directory: Path, *words: str, life: int = 0, job: str = "7") -> subproce
 def test_script_writes_down_what_it_decides(tmp_path: Path) -> None:
     """A good end, and a node that does not see the run directory, named by the batch script."""
     assert run(tmp_path, "0", "").returncode == 0
-    told = run(tmp_path, str(ExitCode.RUN_UNSEEN), "node n3 does not see /runs/x", life=1).stderr
-    lives = [json.loads(line) for line in (tmp_path / "7" / "lives.jsonl").read_text().splitlines()]
-    assert [(life["life"], life["kind"], life["requeued"]) for life in lives] == [(0, WELL, False), (1, FINAL, False)]
-    assert lives[1]["reason"] == "node n3 does not see /runs/x"
-    assert "does not begin again: node n3" in told
+    log = run(tmp_path, str(ExitCode.RUN_UNSEEN), "node n3 does not see /runs/x", attempt=1).stderr
+    attempts = [json.loads(line) for line in (tmp_path / "7" / "attempts.jsonl").read_text().splitlines()]
+    assert [(line["attempt"], line["kind"], line["requeued"]) for line in attempts] == [
+        (0, Outcome.FINISHED, False), (1, Outcome.FINAL, False),
+    ]  # fmt: skip
+    assert attempts[1]["reason"] == "node n3 does not see /runs/x"
+    assert "is not requeued: node n3" in log
 
 
 def test_script_needs_only_the_standard_library(tmp_path: Path) -> None:
@@ -65,7 +80,7 @@ def test_script_needs_only_the_standard_library(tmp_path: Path) -> None:
     assert subprocess.run(words, env=environment, check=False).returncode == 0
 
 
-def test_workers_of_an_array_have_their_own_ends(tmp_path: Path) -> None:
+def test_workers_of_an_array_have_their_own_exits(tmp_path: Path) -> None:
     """The directory is the array's id and the worker's number, not Slurm's internal one."""
     environment = {
         "SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2", "PYTHONPATH": str(ROOT),
@@ -73,4 +88,19 @@ def test_workers_of_an_array_have_their_own_ends(tmp_path: Path) -> None:
     }  # fmt: skip
     words = [sys.executable, "-m", "maep.launch.job.requeue", str(tmp_path), "3", "0", ""]
     subprocess.run(words, env=environment, check=True)
-    assert (tmp_path / "7_2" / "lives.jsonl").is_file()
+    assert (tmp_path / "7_2" / "attempts.jsonl").is_file()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 99}', '{"rank": "2"}'])
+def test_damaged_records_are_told_and_passed_over(tmp_path: Path, text: str) -> None:
+    """The decision does not depend on them, and what cannot be read is named in the job's log."""
+    exits = tmp_path / "7"
+    exits.mkdir()
+    (exits / "attempt-000-rank-0002.json").write_text(text)
+    (exits / "attempts.jsonl").write_text(f"{text}\n")
+    done = run(tmp_path, str(ExitCode.BAD_INPUT), "", attempt=0)
+    assert done.returncode == 0, done.stderr
+    for name in ("attempt-000-rank-0002.json", "attempts.jsonl, line 1"):
+        assert f"warning: {exits}/{name}: " in done.stderr
+    [attempt] = read_attempts(exits, lambda _: None)
+    assert (attempt.code, attempt.kind) == (2, Outcome.CRASHED)

@@ -11,10 +11,12 @@ from rich.console import Console
 from maep.config.load import load_settings
 from maep.launch.cluster.job_records import JobRecord, find_run, read_records, write_record
 from maep.launch.cluster.slurm_client import JobState, fields_of, seconds_of
-from maep.launch.job.attempts import CRASHED, FINAL, LOST, STOPPED
+from maep.launch.job.attempts import Outcome
+from maep.launch.monitor.failures import failures_of, first_killed, shorten
 from maep.launch.monitor.logs import show_logs
+from maep.launch.monitor.screen import duration
 from maep.launch.monitor.stage_progress import last_lines, progress_of
-from maep.launch.monitor.status import StageStatus, _errors, _restarts, duration, first_killed, render, shorten
+from maep.launch.monitor.status import StageStatus, print_status, render, restarts_of
 from maep.runtime.errors import UserError
 
 LINE = (
@@ -74,58 +76,87 @@ def test_traceback_keeps_our_frames_and_the_last() -> None:
 @pytest.fixture
 def record(tmp_path: Path) -> JobRecord:
     """A submitted training job of a run in `tmp_path`."""
-    made = JobRecord("77", "pretrain", "ranks", 1, (2, 4), 1, 0, submitted=1.0)
-    write_record(tmp_path, made)
-    return made
+    submitted = JobRecord("77", "pretrain", "ranks", 1, (2, 4), 1, 0, submitted=1.0)
+    write_record(tmp_path, submitted)
+    return submitted
 
 
-def write_ends(run: Path, life: int, kinds: dict[int, str], decided: str, *, requeued: bool = True) -> None:
-    """Ends of some ranks, and the decision after them."""
-    ends = run / "jobs" / "pretrain" / "ends" / "77"
-    ends.mkdir(parents=True, exist_ok=True)
+def write_exits(run: Path, attempt: int, kinds: dict[int, Outcome], decided: Outcome, *, requeued: bool = True) -> None:
+    """How some ranks ended, and the decision after them."""
+    exits = run / "jobs" / "pretrain" / "exits" / "77"
+    exits.mkdir(parents=True, exist_ok=True)
     for rank, kind in kinds.items():
         facts = {"rank": rank, "node": f"n{rank + 1}", "kind": kind, "code": 1, "error": f"error of {rank}",
                  "traceback": TRACEBACK, "time": rank}  # fmt: skip
-        (ends / f"life-{life:03d}-rank-{rank:04d}.json").write_text(json.dumps(facts))
-    with (ends / "lives.jsonl").open("a") as file:
-        line = {"life": life, "code": 1, "requeued": requeued, "kind": decided, "reason": "why", "time": life}
+        (exits / f"attempt-{attempt:03d}-rank-{rank:04d}.json").write_text(json.dumps(facts))
+    with (exits / "attempts.jsonl").open("a") as file:
+        line = {"attempt": attempt, "code": 1, "requeued": requeued, "kind": decided, "reason": "why", "time": attempt}
         file.write(json.dumps(line) + "\n")
 
 
 def test_the_rank_that_failed_is_shown_not_those_that_lost_it(tmp_path: Path, record: JobRecord) -> None:
     """Of four ranks, three lost the fourth: only its error is shown, with node, life and path."""
-    write_ends(tmp_path, 0, {0: STOPPED, 1: STOPPED}, STOPPED)
-    write_ends(tmp_path, 1, {0: LOST, 1: LOST, 2: LOST, 3: CRASHED}, CRASHED)
-    (told,) = _errors(tmp_path, record, [])
-    assert told.startswith("pretrain: job 77, life 1, rank 3 on n4: error of 3\n")
-    assert told.endswith("ends/77/life-001-rank-0003.json")
-    assert _restarts(tmp_path, record, []) == "2 (1 stopped, 1 crashed)"
+    write_exits(tmp_path, 0, {0: Outcome.STOPPED, 1: Outcome.STOPPED}, Outcome.STOPPED)
+    write_exits(
+        tmp_path,
+        1,
+        {0: Outcome.PEER_LOST, 1: Outcome.PEER_LOST, 2: Outcome.PEER_LOST, 3: Outcome.CRASHED},
+        Outcome.CRASHED,
+    )
+    (failure,) = failures_of(tmp_path, record, [], pytest.fail)
+    assert failure.startswith("pretrain: job 77, attempt 1, rank 3 on n4: error of 3\n")
+    assert failure.endswith("exits/77/attempt-001-rank-0003.json")
+    assert restarts_of(tmp_path, record, [], pytest.fail) == "2 (1 stopped, 1 crashed)"
 
 
 def test_a_killed_rank_is_found_in_sruns_words(tmp_path: Path, record: JobRecord) -> None:
-    """A rank that could not write is named from the log; the life before it does not count."""
+    """A rank that could not write is named from the log; the attempt before it does not count."""
     log = tmp_path / "jobs" / "pretrain" / "77_0_log.out"
     log.write_text(
-        "srun: error: n1: task 0: Killed\njob 77, life 0: begins again: x\nsrun: error: n4: task 3: Killed\n"
-        "srun: error: n2: task 1: Killed\njob 77, life 1: does not begin again: y\n"
+        "srun: error: n1: task 0: Killed\njob 77, attempt 0: is requeued: x\nsrun: error: n4: task 3: Killed\n"
+        "srun: error: n2: task 1: Killed\njob 77, attempt 1: is not requeued: y\n"
     )
-    write_ends(tmp_path, 1, {0: LOST}, CRASHED, requeued=False)
+    write_exits(tmp_path, 1, {0: Outcome.PEER_LOST}, Outcome.CRASHED, requeued=False)
     assert first_killed(log, 1) == "rank 3 on n4 was killed (Killed)"
-    assert "rank 3 on n4 was killed" in _errors(tmp_path, record, [])[0]
+    assert "rank 3 on n4 was killed" in failures_of(tmp_path, record, [], pytest.fail)[0]
 
 
 def test_bad_input_is_shown(tmp_path: Path, record: JobRecord) -> None:
     """A final error of one rank; and one that only the batch script could tell."""
-    write_ends(tmp_path, 0, {2: FINAL}, FINAL, requeued=False)
-    assert "rank 2 on n3: error of 2" in _errors(tmp_path, record, [])[0]
-    write_ends(tmp_path, 1, {}, FINAL, requeued=False)
-    assert "life 1: why" in _errors(tmp_path, record, [])[0]
+    write_exits(tmp_path, 0, {2: Outcome.FINAL}, Outcome.FINAL, requeued=False)
+    assert "rank 2 on n3: error of 2" in failures_of(tmp_path, record, [], pytest.fail)[0]
+    write_exits(tmp_path, 1, {}, Outcome.FINAL, requeued=False)
+    assert "attempt 1: why" in failures_of(tmp_path, record, [], pytest.fail)[0]
 
 
 def test_a_log_that_could_not_be_opened_names_the_node(tmp_path: Path, record: JobRecord) -> None:
     """Slurm's code 0:53 means that the batch script never began."""
     state = JobState("77", "FAILED", "NonZeroExitCode", "n3", "0:53", 0, 0)
-    assert "node n3 cannot open its log" in _errors(tmp_path, record, [state])[0]
+    assert "node n3 cannot open its log" in failures_of(tmp_path, record, [state], pytest.fail)[0]
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "{}", '{"format": 99}'])
+def test_damaged_records_are_one_line_each(
+    tmp_path: Path, record: JobRecord, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    """Of a job, a stage, a rank's exit and an attempt: each is named once, and the rest of the status is there."""
+    write_exits(tmp_path, 0, {0: Outcome.CRASHED}, Outcome.CRASHED)
+    exits = tmp_path / "jobs" / "pretrain" / "exits" / "77"
+    damaged = [
+        tmp_path / "jobs" / "evaluate" / "78.json", tmp_path / "stages" / "attack.json",
+        exits / "attempt-000-rank-0001.json",
+    ]  # fmt: skip
+    for path in damaged:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    with (exits / "attempts.jsonl").open("a") as file:
+        file.write(f"{text}\n")
+    print_status(tmp_path)
+    page = capsys.readouterr().out.replace("\n", "")
+    for path in [*damaged, exits / "attempts.jsonl"]:
+        complaints = page.count(f"left out: {path}")
+        assert complaints == (0 if path.parent.name == "stages" and text == "{}" else 1), page
+    assert "error of 0" in page
 
 
 def test_workers_are_counted_by_state(record: JobRecord) -> None:
@@ -159,7 +190,7 @@ def test_progress_of_a_training(tmp_path: Path, problem: object) -> None:
     (tmp_path / "metrics.jsonl").write_text("\n".join(metrics) + '\n{"step": 11, "st')
     progress = progress_of("pretrain", settings)
     assert progress is not None
-    assert (progress.done, progress.total, progress.left) == (10, 30, 40.0)
+    assert (progress.done, progress.total, progress.remaining) == (10, 30, 40.0)
     attack = progress_of("attack", settings)
     assert attack is not None
     assert (attack.done, attack.total) == (4, 4)

@@ -65,14 +65,14 @@ def test_workers_become_an_array(made: Submission) -> None:
 
 @pytest.mark.parametrize("code", [0, 66, 140])
 def test_script_hands_on_the_code_and_asks_for_a_decision(made: Submission, tmp_path: Path, code: int) -> None:
-    """Run by bash with the processes' part replaced: the exit code stays, and the life is written down."""
+    """Run by bash with the processes' part replaced: the exit code stays, and the attempt is written down."""
     asked = replace(job("pretrain"), nodes=(1, 1))
     lines = [line for line in made.script(asked, []).splitlines() if not line.startswith("srun")]
     environment = {"SLURM_JOB_ID": "7", "PATH": "/bin"}
     done = subprocess.run(["bash", "-c", "\n".join([*lines, f"(exit {code})"])], env=environment, check=False)
     assert done.returncode == code
-    lives = made.folder("pretrain") / "ends" / "7" / "lives.jsonl"
-    assert json.loads(lives.read_text())["code"] == code
+    attempts = made.folder("pretrain") / "exits" / "7" / "attempts.jsonl"
+    assert json.loads(attempts.read_text())["code"] == code
 
 
 @pytest.mark.parametrize("stage", KINDS)

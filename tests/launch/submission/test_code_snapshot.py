@@ -7,7 +7,7 @@ import pytest
 
 from maep.launch.submission.code_snapshot import check_code, code_files, copy_code, mark_as_last
 from maep.runtime.errors import UserError
-from maep.storage.atomic import problem_with
+from maep.storage.sealed import problem_with
 from tests.tiny import ROOT
 
 

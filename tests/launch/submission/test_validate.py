@@ -88,9 +88,11 @@ def test_checkpoint_of_another_model(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoints" / "step-000010"
     checkpoint.mkdir(parents=True)
     model = asdict(settings.model)
-    (checkpoint / "manifest.json").write_text(json.dumps({"model": model, "files": {}}))
+    (checkpoint / "manifest.json").write_text(json.dumps({"step": 10, "model": model, "files": {}}))
     check_model(settings)
-    (checkpoint / "manifest.json").write_text(json.dumps({"model": {**model, "encoder_depth": 9}, "files": {}}))
+    (checkpoint / "manifest.json").write_text(
+        json.dumps({"step": 10, "model": {**model, "encoder_depth": 9}, "files": {}})
+    )
     with pytest.raises(UserError, match=r"another model, with model\.encoder_depth=9; this run has 4"):
         check_model(settings)
 

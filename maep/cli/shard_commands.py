@@ -6,21 +6,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from maep.config.load import command_line, nearest
+from maep.config.command_line import command_line
 from maep.runtime.console import say
-from maep.runtime.errors import ExitCode, fail
+from maep.runtime.errors import ExitCode, fail, nearest
 
 
 def main(arguments: Sequence[str]) -> int:
     """Dispatch on the sub-verb. Raises UserError for an unknown one."""
     actions = {"build": _build, "attack": _attack, "verify": _verify}
-    action, *rest = arguments or [""]
+    action, *words = arguments or [""]
     if action in ("-h", "--help"):
         print(f"usage: maep shards {'|'.join(actions)} …")
         return 0
     if action not in actions:
         fail(f"maep shards {action}: choose one of {', '.join(actions)}{nearest(action, list(actions))}")
-    return actions[action](rest)
+    return actions[action](words)
 
 
 def _build(arguments: Sequence[str]) -> int:
@@ -62,7 +62,7 @@ def _verify(arguments: Sequence[str]) -> int:
     paths = parser.parse_args(arguments).paths
     from maep.data.shards import find_shard_sets
 
-    sets = [found for path in paths for found in find_shard_sets(path)]
+    sets = [shard_set for path in paths for shard_set in find_shard_sets(path)]
     return ExitCode.BAD_INPUT if sum(map(_check, sets)) else 0
 
 
@@ -75,5 +75,5 @@ def _check(path: Path) -> int:
         print(f"error: {problem}", file=sys.stderr)
     if not problems:
         manifest = read_manifest(path)
-        say(f"{path}: whole, {manifest['count']} images in {len(manifest['shards'])} shards")
+        say(f"{path}: whole, {manifest.count} images in {len(manifest.shards)} shards")
     return len(problems)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from maep.config.load import load_settings
-from maep.pipeline.stages import run_pipeline
+from maep.pipeline.execution import run_pipeline
 from tests.tiny import Problem
 
 REPOSITORY = Path(__file__).resolve().parents[1]

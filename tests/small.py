@@ -8,6 +8,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from maep.data.shard_manifest import CleanManifest
 from maep.data.shards import ShardSet, ShardWriter, seal_shard_set, shard_name, to_uint8
 
 SIZE = 16
@@ -80,6 +81,6 @@ def write_shards(directory: Path, count: int, classes: int = 10) -> ShardSet:
             image = to_uint8(images[index]).permute(1, 2, 0).contiguous().numpy()
             writer.write(index, image, int(labels[index]))
     names = [str(number) for number in range(classes)]
-    facts = {"kind": "clean", "dataset": "digits", "split": "test", "image_size": SIZE, "classes": names}
-    seal_shard_set(directory, facts)
+    manifest = CleanManifest(dataset="digits", split="test", image_size=SIZE, classes=tuple(names))
+    seal_shard_set(directory, manifest)
     return ShardSet(directory)

@@ -1,20 +1,39 @@
-"""Every figure in the README's tables is in a committed report, and every such report is in the README."""
+"""Every figure in a README's table is in a committed report, and every such report is in a README.
+
+Which table stands where: `PAGES`. `test_links.py` checks what the READMEs link to and name, `test_front_page.py` the
+examples of the front page.
+"""
 
 import json
 import re
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from maep.evaluation.scoring.plan import eps_text
+from maep.evaluation.scoring.tasks import eps_text
+from tests.suites import suite_line
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORTS = sorted((ROOT / "tests" / "reports").glob("*/report.json"))
 ABLATIONS = sorted((ROOT / "tests" / "reports" / "ablation").glob("*.json"))
+SUITES = ROOT / "tests" / "reports" / "suites.json"
 SHOWN = ("04", "05", "08", "11", "12", "15")  # tables of the paper whose points are their own
 README = (ROOT / "README.md").read_text()
+RESULTS = (ROOT / "tests" / "reports" / "README.md").read_text()
+PAGES = {  # table: the page that holds it
+    "summary": "README.md",
+    "costs": "README.md",
+    "results": "tests/reports/README.md",
+    "ablation": "tests/reports/README.md",
+    "bench": "tests/reports/README.md",
+    "evaluation_bench": "tests/reports/README.md",
+    "recovery": "launch/README.md",
+    "scaling": "launch/README.md",
+    "suites": "tests/README.md",
+}
 
 
 def result_line(result: dict[str, Any]) -> str:
@@ -60,20 +79,25 @@ def ablation_lines(path: Path) -> list[str]:
     for cell in report["cells"]:
         names = " · ".join([*cell["names"], *([cell["reading"]] if cell["reading"] else [])])
         ours, papers = [], []
-        for one in cell["measures"]:
-            interval = one["interval"]
-            spread = f"{one['mean']:.1f} [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else f"{one['mean']:.3g}"
-            ours.append(spread)
-            papers.append("–" if one["paper"] is None else f"{one['paper']:.4g}")
-        told = [" / ".join(words) for words in (report["values"], ours, papers)]
-        lines.append(f"| {report['table'].removeprefix('Table ')} | {names} | {' | '.join(told).replace('_', ' ')} |")
+        for measure in cell["measures"]:
+            mean, interval = measure["mean"], measure["interval"]
+            ours.append(f"{mean:.1f} [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else f"{mean:.3g}")
+            papers.append("–" if measure["paper"] is None else f"{measure['paper']:.4g}")
+        columns = " | ".join(" / ".join(words) for words in (report["values"], ours, papers))
+        lines.append(f"| {report['table'].removeprefix('Table ')} | {names} | {columns.replace('_', ' ')} |")
     return lines
 
 
+def flowing(text: str) -> str:
+    """A text without its line breaks and indents."""
+    return re.sub(r"\s+", " ", text)
+
+
 def table(name: str) -> list[str]:
-    """The rows between two markers of the README, without head and rule."""
-    text = re.search(f"<!-- {name} -->(.*?)<!-- /{name} -->", README, re.DOTALL)
-    assert text, f"README lacks the markers of {name}"
+    """The rows between two markers of the page that holds a table, without head and rule."""
+    page = (ROOT / PAGES[name]).read_text()
+    text = re.search(f"<!-- {name} -->(.*?)<!-- /{name} -->", page, re.DOTALL)
+    assert text, f"{PAGES[name]} lacks the markers of {name}"
     return [line for line in text[1].splitlines() if line.startswith("| ")][1:]
 
 
@@ -121,36 +145,36 @@ def test_ablation_tables_are_the_committed_ones() -> None:
     assert table("ablation") == [line for path in shown for line in ablation_lines(path)]
     others = [int(path.stem.removeprefix("table")) for path in ABLATIONS if path not in shown]
     *first, last = map(str, others)
-    assert f"Tables {', '.join(first)} and {last} were run too" in README.replace("\n", " ")
+    assert f"Tables {', '.join(first)} and {last} were run too" in flowing(RESULTS)
 
 
 @pytest.mark.parametrize("name", ["cifar10_cpu", "digits"])
 def test_durations_are_the_recorded_ones(name: str) -> None:
-    """The minutes that the README gives are the sum of the run's stages."""
+    """The minutes that the READMEs give are the sum of the run's stages."""
     seconds = json.loads((ROOT / "tests" / "reports" / name / "seconds.json").read_text())
     assert seconds["total"] == pytest.approx(sum(seconds["stages"].values()), abs=0.1)
-    assert f"`cfg={name}` took {seconds['total'] / 60:.0f} minutes" in README
+    assert f"`cfg={name}` took {seconds['total'] / 60:.0f} minutes" in flowing(RESULTS)
 
 
 @pytest.mark.parametrize(("name", "alarms"), [("alone", set()), ("rounding", {"gradients", "square"}),
                                               ("jpeg", {"gradients", "square"})])  # fmt: skip
 def test_masked_gradients_were_caught(name: str, alarms: set[str]) -> None:
-    """The committed reports say which is which: a classifier alone, and behind defences that mask gradients."""
+    """The committed reports say which is which: a classifier alone, and behind defenses that mask gradients."""
     report = json.loads((ROOT / "tests" / "reports" / f"masking_{name}" / "report.json").read_text())
-    found = {one["check"] for one in report["honesty"]["none"]["findings"] if one["level"] == "alarm"}
-    assert alarms <= found
-    assert bool(alarms) == bool(found)
+    raised = {finding["check"] for finding in report["honesty"]["none"]["findings"] if finding["level"] == "alarm"}
+    assert alarms <= raised
+    assert bool(alarms) == bool(raised)
 
 
 def measured(table: str, measure: str = "robust_accuracy") -> dict[str, float]:
     """A measure of a committed table's cells, by their names."""
     cells = json.loads((ROOT / "tests" / "reports" / "ablation" / f"{table}.json").read_text())["cells"]
-    named = {" · ".join([*cell["names"], cell["reading"]]).removesuffix(" · "): cell["measures"] for cell in cells}
-    return {name: next(one["mean"] for one in cell if one["name"] == measure) for name, cell in named.items()}
+    by_name = {" · ".join([*cell["names"], cell["reading"]]).removesuffix(" · "): cell["measures"] for cell in cells}
+    return {name: next(m["mean"] for m in measures if m["name"] == measure) for name, measures in by_name.items()}
 
 
 def test_orderings_are_those_of_the_reports() -> None:
-    """What the README says of the paper's orderings is what the committed tables show."""
+    """What the results page says of the paper's orderings is what the committed tables show."""
     grid = measured("table15")
     best = {p: max(("0", "0.25", "0.5", "0.75"), key=lambda r, p=p: grid[f"{p} · {r}"]) for p in "248"}
     assert best["2"] == "0.5"
@@ -159,7 +183,7 @@ def test_orderings_are_those_of_the_reports() -> None:
     assert grid["2 · 0"] > grid["4 · 0"] > grid["8 · 0"]
     clean = measured("table15", "clean_accuracy")
     assert all(clean[f"{p} · 0"] > clean[f"{p} · 0.75"] + 15 for p in "248")
-    assert f"where these reach {max(grid.values()):.0f} at most" in README
+    assert f"where these reach {max(grid.values()):.0f} at most" in flowing(RESULTS)
     objectives = measured("table12")
     assert sorted(objectives, key=objectives.__getitem__)[-2:] == ["MAEP", "TRADES (pixel, Eq. 15)"]
     distances, cleans = measured("table11"), measured("table11", "clean_accuracy")
@@ -169,29 +193,29 @@ def test_orderings_are_those_of_the_reports() -> None:
     for eps in ("4/255", "8/255"):
         assert tiles[f"trained on ImageNet · MAEP at {eps}"] > tiles[f"trained on CIFAR-10 · MAEP at {eps}"]
         assert {tiles[f"trained on {data} · MAEP with LoRA at {eps}"] for data in ("CIFAR-10", "ImageNet")} == {0}
-    moved = measured("table05")
+    transfer = measured("table05")
     for data, other in (("CIFAR-10", "digits"), ("digits", "CIFAR-10")):
-        assert moved[f"{data} from {other} · MAEP"] < moved[f"{data} from {data} · MAEP"]
-        assert moved[f"{data} from {other} · MAEP with LoRA"] < moved[f"{data} from {other} · MAEP"]
+        assert transfer[f"{data} from {other} · MAEP"] < transfer[f"{data} from {data} · MAEP"]
+        assert transfer[f"{data} from {other} · MAEP with LoRA"] < transfer[f"{data} from {other} · MAEP"]
 
 
 def test_sweep_figures_are_those_of_the_reports() -> None:
-    """Minutes, overhead and shared attacks that the README gives."""
-    found = {path.stem: json.loads(path.read_text()) for path in ABLATIONS}
-    shared = [found[f"table{number}"]["seconds"] for number in SHOWN if number != "08"]
-    minutes = sum(seconds["sweep"] for seconds in shared) / 2 / 60
-    assert f"Without Table 8 they took {minutes:.0f} minutes of two workers" in README
+    """Minutes, overhead and shared attacks that the results page gives."""
+    text = flowing(RESULTS)
+    reports = {path.stem: json.loads(path.read_text()) for path in ABLATIONS}
+    shared = [reports[f"table{number}"]["seconds"] for number in SHOWN if number != "08"]
+    assert f"Without Table 8 they took {sweep_minutes():.0f} minutes of two workers" in text
     assert {seconds["workers"] for seconds in shared} == {2}
-    grid, single = found["table15"], found["table11"]
-    assert f"is {grid['seconds']['overhead_percent']:.1f} % of its trainings" in README.replace("\n", " ")
-    assert f"it is {single['seconds']['overhead_percent']:.0f} %" in README
+    grid, single = reports["table15"], reports["table11"]
+    assert f"is {grid['seconds']['overhead_percent']:.1f} % of its trainings" in text
+    assert f"it is {single['seconds']['overhead_percent']:.0f} %" in text
     assert grid["attacked"]["training"]["sets"] == 1
-    assert all(made["attacks"] == made["pieces"] for made in grid["attacked"].values())
+    assert all(images["attacks"] == images["pieces"] for images in grid["attacked"].values())
     purification, maep = ("purification loss (Eq. 2)", "MAEP")
     for measure in ("distance_clean", "distance_adversarial"):
         values = measured("table04", measure)
-        assert f"{values[purification]:.3f}" in README
-        assert f"{values[maep]:.3f}" in README
+        assert f"{values[purification]:.3f}" in RESULTS
+        assert f"{values[maep]:.3f}" in RESULTS
 
 
 def test_cross_check_is_as_told() -> None:
@@ -204,14 +228,179 @@ def test_cross_check_is_as_told() -> None:
     assert all(row["standing"]["fab-t"] > 0 for row in rows), "Square had nothing to do"
     count = sum(row["n"] for row in rows)
     for what in ("equal_images", "equal_answers"):
-        assert f"{sum(row[what] for row in rows)} of {count} images" in README
+        assert f"{sum(row[what] for row in rows)} of {count} images" in flowing(RESULTS)
 
 
 def test_imagenet_sentence_is_the_report() -> None:
     """What the text says of ImageNet transfer is what the report has."""
     results = json.loads((ROOT / "tests/reports/imagenet_transfer/report.json").read_text())["results"]
     small, large = (result for result in results if result["threat_model"] == "oblivious")
-    text = README.replace("\n", " ")
+    text = flowing(RESULTS)
     assert f"On ImageNet ({small['n']:,} images, by tiles)" in text
-    told = f"{small['robust_accuracy']:.1f} % of the attacked images at 4/255 and {large['robust_accuracy']:.1f} %"
-    assert f"{told} at 8/255" in text
+    saved = f"{small['robust_accuracy']:.1f} % of the attacked images at 4/255 and {large['robust_accuracy']:.1f} %"
+    assert f"{saved} at 8/255" in text
+
+
+def robust(report: str, threat_model: str, attack: str = "autoattack-standard", eps: float = 8 / 255) -> float:
+    """Robust accuracy, percent, of the first row of a committed report under a threat model, attack and budget."""
+    rows = json.loads((ROOT / "tests" / "reports" / report / "report.json").read_text())["results"]
+    key = (threat_model, attack, eps)
+    return next(r["robust_accuracy"] for r in rows if (r["threat_model"], r["attack"], r["eps"]) == key)
+
+
+def rows_of(bench: str) -> dict[str, dict[str, Any]]:
+    """`{name: row}` of a committed benchmark."""
+    rows = json.loads((ROOT / "tests" / "reports" / f"{bench}.json").read_text())["rows"]
+    return {row["name"]: row for row in rows}
+
+
+def test_figures_in_the_text_are_those_of_the_reports() -> None:
+    """What the results page says in words of masked gradients, transfer, speed and the tables."""
+    text = flowing(RESULTS)
+    by_pgd, by_square = (
+        [robust(f"masking_{name}", threat_model, attack) for name in ("rounding", "jpeg")]
+        for threat_model, attack in (("adaptive", "pgd-20"), ("blackbox", "square-1000"))
+    )
+    assert (
+        f"PGD leaves {by_pgd[0]:.1f} and {by_pgd[1]:.1f} % of the images of the two defenses standing, "
+        f"Square {by_square[0]:.1f} and {by_square[1]:.1f} %" in text
+    )
+    unseen, seen = robust("cifar10_wrn28_1", "oblivious"), robust("cifar10_resnet20", "oblivious")
+    assert f"{unseen:.1f} against {seen:.1f} for the oblivious attacker" in text
+    assert robust("cifar10_wrn28_1", "blackbox", "square") == 100 / 64
+    assert "one of 64 images survives them" in text
+    assert f"reaches {robust('cifar10_cpu', 'oblivious'):.1f} where these reach" in text
+    cells = json.loads((ROOT / "tests/reports/ablation/table08.json").read_text())["cells"]
+    papers = [measure["paper"] for cell in cells[:3:2] for measure in cell["measures"] if "robust" in measure["name"]]
+    assert f"The paper's Table 8 has {papers[0]:.1f} and {papers[1]:.1f}" in text
+    counts = [adaptive["n"] for _, adaptive in attacked_twice()]
+    assert f"{min(counts)} to {max(counts)} images" in text
+
+
+def test_speeds_in_the_text_are_those_of_the_reports() -> None:
+    """bf16 and compiling, in training and in attacks."""
+    rows, text = rows_of("bench"), flowing(RESULTS)
+    full, half = rows["training step, fp32"], rows["training step, bf16, compiled"]
+    assert f"In bf16 the step is {half['rate'] / full['rate']:.1f} times as fast as in fp32" in text
+    products = [float(row["limit"].split()[2]) for row in (half, full)]
+    assert f"would be {products[0] / products[1]:.1f} times as fast" in text
+    surrogates = rows_of("evaluation_bench")
+    assert "bf16 gains a quarter and compiling next to nothing" in text
+    assert surrogates["pgd-20 by a bf16 double"]["ratio"] == pytest.approx(1.25, abs=0.05)
+    assert surrogates["pgd-20 by a fp32, compiled double"]["ratio"] == pytest.approx(1, abs=0.05)
+    assert surrogates["second purifier"]["ratio"] < 50
+    assert "not 50 times faster than attacking" in text
+
+
+def sweep_minutes() -> float:
+    """Minutes that the shown tables, Table 8 apart, took on two workers together."""
+    paths = (ROOT / "tests" / "reports" / "ablation" / f"table{number}.json" for number in SHOWN if number != "08")
+    return sum(json.loads(path.read_text())["seconds"]["sweep"] for path in paths) / 2 / 60
+
+
+def summary_line(oblivious: dict[str, Any], adaptive: dict[str, Any]) -> str:
+    """One row of the front page: an attack by who does not know the purifier, and by who does."""
+    attacked = [
+        f"{row['robust_accuracy']:.1f} [{row['robust_ci95'][0]:.1f}, {row['robust_ci95'][1]:.1f}], {row['n']}"
+        for row in (oblivious, adaptive)
+    ]
+    undefended = f"{oblivious['undefended_clean_accuracy']:.1f} / {oblivious['undefended_robust_accuracy']:.1f}"
+    return (
+        f"| {oblivious['dataset']} · {oblivious['classifier']} | {oblivious['purifier']} "
+        f"| {oblivious['attack']} {eps_text(oblivious['eps'])} | {undefended} | {oblivious['clean_accuracy']:.1f} "
+        f"| {' | '.join(attacked)} |"
+    )
+
+
+def attacked_twice() -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """(oblivious, adaptive) rows of the same purifier, attack and budget, one report after the other."""
+    pairs = []
+    for path in REPORTS:
+        results = json.loads(path.read_text())["results"]
+        same = ("purifier", "attack", "eps")
+        pairs += [
+            (first, second)
+            for first, second in product(results, results)
+            if (first["threat_model"], second["threat_model"]) == ("oblivious", "adaptive")
+            and all(first[key] == second[key] for key in same)
+        ]
+    return pairs
+
+
+def test_front_page_results_are_the_committed_ones() -> None:
+    """Six to ten rows, adaptive beside oblivious, from every report that has both, number by number."""
+    lines = {summary_line(*pair): pair[0]["classifier"] for pair in attacked_twice()}
+    rows = table("summary")
+    assert 6 <= len(rows) <= 10
+    assert set(rows) <= set(lines)
+    assert len(set(rows)) == len(rows)
+    assert {lines[row] for row in rows} == set(lines.values())
+
+
+def test_verdict_is_what_the_reports_say() -> None:
+    """The purifier helps against who does not know it: always more than without; and against who does: not once."""
+    verdict = "Against an attacker who knows it, it does not help at all."
+    assert verdict in flowing(README)
+    pairs = [pair for pair in attacked_twice() if pair[0]["attack"] == "autoattack-standard"]
+    for oblivious, adaptive in pairs:
+        assert oblivious["robust_ci95"][0] > oblivious["undefended_robust_accuracy"]
+        assert adaptive["robust_accuracy"] <= adaptive["undefended_robust_accuracy"] == 0
+    best = next(o for o, _ in pairs if o["classifier"] == "cifar_resnet20" and o["eps"] == 8 / 255)
+    gain = f"from {best['undefended_robust_accuracy']:.1f} to {best['robust_accuracy']:.1f} %"
+    assert gain in flowing(RESULTS)
+
+
+def test_papers_number_is_that_of_its_table() -> None:
+    """The paper's own result, which the front page sets beside ours."""
+    cells = json.loads((ROOT / "tests/reports/ablation/table06.json").read_text())["cells"]
+    measures = next(cell["measures"] for cell in cells if cell["reading"] == "AutoAttack, MAEP")
+    published = {measure["name"]: measure["paper"] for measure in measures}
+    sentence = f"{published['clean_accuracy']:.4g} clean and {published['robust_accuracy']:.4g} attacked"
+    assert sentence in flowing(README)
+
+
+def cost_lines() -> list[str]:
+    """What configurations cost, as far as a committed report says it."""
+    folder = ROOT / "tests" / "reports"
+    rates = {row["name"]: row["rate"] for row in json.loads((folder / "bench.json").read_text())["rows"]}
+    training = f"{rates['training step, bf16, compiled']:.1f} images/s of training"
+    purifying = f"{rates['purification']:.1f} images/s of purifying"
+    small = memory("cifar10_resnet20", "32 × 32")
+    return [
+        f"| `digits` | {device('digits/report')} | {minutes('digits')} | not measured |",
+        f"| `cifar10_cpu` | {device('cifar10_cpu/report')} | {minutes('cifar10_cpu')} | {small} |",
+        f"| the paper's tables, `--scale cpu`, without Table 8 | {device('ablation/table15')} "
+        f"| {sweep_minutes():.0f} minutes | not measured |",
+        f"| `cifar10` | {device('bench')} | {training}, {purifying}; a whole run not measured | not measured |",
+        f"| `imagenet`, judging `cifar10_cpu`'s purifier | {device('imagenet_transfer/report')} "
+        f"| not measured | {memory('imagenet_transfer', '224 × 224')} |",
+    ]
+
+
+def device(report: str) -> str:
+    """What a committed report was made on."""
+    name: str = json.loads((ROOT / "tests" / "reports" / f"{report}.json").read_text())["environment"]["device"]
+    return name
+
+
+def minutes(run: str) -> str:
+    """What all stages of a committed run took."""
+    seconds = json.loads((ROOT / "tests" / "reports" / run / "seconds.json").read_text())
+    return f"{seconds['total'] / 60:.0f} minutes"
+
+
+def memory(run: str, size: str) -> str:
+    """Peak of tensors while a committed run purified."""
+    (cost,) = json.loads((ROOT / "tests" / "reports" / run / "report.json").read_text())["purifying"].values()
+    return f"{cost['peak_bytes'] / 1e6:.0f} MB, {cost['images_at_once']} images of {size}"
+
+
+def test_costs_are_the_recorded_ones() -> None:
+    """Time and memory of the configurations on the front page; what no report has is not there."""
+    assert table("costs") == cost_lines()
+
+
+def test_seconds_of_the_suites_are_the_recorded_ones() -> None:
+    """What each folder of tests takes is what `python -m tests.suites` wrote down, or is not said."""
+    rows = json.loads(SUITES.read_text())["rows"] if SUITES.is_file() else []
+    assert table("suites") == [suite_line(row) for row in rows]

@@ -11,7 +11,11 @@ from torch import Tensor
 from maep import load_purifier
 from maep.config.load import load_settings
 from maep.data.shards import find_shard_sets, shard_problems
-from maep.pipeline.stages import run_pipeline, unfinished_stages
+from maep.launch.cluster.job_records import read_records, stage_folder
+from maep.launch.monitor.failures import failures_of, first_killed
+from maep.launch.monitor.logs import show_logs
+from maep.launch.monitor.status import print_status
+from maep.pipeline.execution import run_pipeline, unfinished_stages
 from maep.storage.atomic import read_json
 
 FORMATS = sorted(path.parent.name for path in Path(__file__).parent.glob("*/artefacts.tar.gz"))
@@ -79,3 +83,19 @@ def test_a_stopped_training_goes_on(artefacts: Path) -> None:
     lines = (artefacts / "run" / "metrics.jsonl").read_text().splitlines()
     assert '"step": 8' in lines[-1]
     assert '"samples": 64' in lines[-1]
+
+
+def test_attempts_of_a_job_are_shown(artefacts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The job that was submitted then, why it was requeued, which rank failed where, and its log."""
+    run = Path("run")
+    [record] = read_records(run)
+    log = record.log(stage_folder(run, "pretrain"))
+    log.write_text("srun: error: node2: task 1: Killed\njob 17, life 0: begins again: x\n")
+    print_status(run)
+    page = " ".join(capsys.readouterr().out.split())
+    assert "pretrain 17 finished 1 (1 crashed)" in page
+    assert "left out" not in page
+    (failure,) = failures_of(run, record, [], pytest.fail)
+    assert failure.startswith("pretrain: job 17, attempt 0, rank 1 on node2: RuntimeError: shapes differ")
+    assert first_killed(log, 0) == "rank 1 on node2 was killed (Killed)"
+    assert str(log) in next(show_logs(run, None, None, None, 1))

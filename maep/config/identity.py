@@ -6,7 +6,7 @@ equal are the same artefact.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import Field, fields
+from dataclasses import Field, asdict, fields
 from typing import Any
 
 from maep.config.load import default_of, leaves_of, setting_value
@@ -61,6 +61,17 @@ def decisive_fields(section: Any, artefact: str) -> dict[str, Any]:
         if decides(item, artefact) and not omitted:
             values[item.name] = value
     return values
+
+
+def configuration_digest(settings: Settings) -> str:
+    """64 hex digits of the whole configuration, how it is computed included, wherever its files are."""
+    values = asdict(settings)
+    for key, (item, _) in leaves_of(settings).items():
+        section, _, name = key.partition(".")
+        is_place = item.metadata.get("unit") == "path" and item.metadata.get("affects_result") is False
+        if is_place or (_is_added(item, "configuration") and values[section][name] == default_of(item)):
+            del values[section][name]
+    return digest({section: entries for section, entries in values.items() if entries})
 
 
 def _decisive(settings: Settings, artefact: str, reads: tuple[str, ...]) -> Iterator[tuple[str, Any]]:

@@ -372,7 +372,7 @@ class EvaluationSettings:
     )
     check_images: int = setting(
         16,
-        "images on which the defence itself is checked for masked gradients",
+        "images on which the defense itself is checked for masked gradients",
         unit="images",
         low=1,
         affects_result=("evaluate", "point"),

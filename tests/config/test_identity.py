@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from maep.config.identity import READS, decisive_fields, decisive_settings
+from maep.config.identity import READS, configuration_digest, decisive_fields, decisive_settings
 from maep.config.load import Leaves, default_of, leaves, load_settings, setting_value, valid_choices
 from maep.config.schema import Settings
 from maep.runtime.digests import digest
@@ -114,3 +114,16 @@ def test_the_default_kind_changes_no_older_identity() -> None:
     settings = load_settings("digits")
     for artefact in READS:
         assert not any(key.startswith("purifier.") for key in decisive_settings(settings, artefact))
+
+
+def test_a_configuration_keeps_its_digest_wherever_its_files_are() -> None:
+    """That of the committed reports' time, with another run directory, cache and block cache; not with another seed."""
+    settings = load_settings("digits", ["run.name=tiny"])
+    elsewhere = load_settings("digits", ["run.name=tiny", "run.dir=a", "run.cache=b", "data.cache_dir=c"])
+    assert configuration_digest(settings) == configuration_digest(elsewhere)
+    assert configuration_digest(settings) != configuration_digest(
+        load_settings("digits", ["run.name=tiny", "run.seed=1"])
+    )
+    assert configuration_digest(settings) != configuration_digest(
+        load_settings("digits", ["run.name=tiny", "purifier.kind=median"])
+    )

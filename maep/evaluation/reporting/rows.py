@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 from typing import TypedDict
@@ -12,12 +12,12 @@ from torch import Tensor
 from maep.attacks.attack_state import load_tensors
 from maep.attacks.autoattack import square_warning
 from maep.attacks.catalog import is_autoattack
+from maep.config.identity import configuration_digest
 from maep.config.schema import Settings
 from maep.evaluation.reporting.report_row import ClassRow, Interval, ReportRow
 from maep.evaluation.scoring.chunk_record import ChunkRecord, PerImage, joined
 from maep.evaluation.scoring.metrics import count_right, wilson_interval
 from maep.evaluation.scoring.plan import SAMPLES, Plan
-from maep.runtime.digests import digest
 
 
 @dataclass(frozen=True)
@@ -51,20 +51,6 @@ class Combination:
     square_warning: str
     samples: Samples | None
     correct: dict[int, bool]
-
-
-def config_hash(settings: Settings) -> str:
-    """Identity of a configuration, wherever its files are: 16 hex digits.
-
-    Sections that came later than the first reports are left out while they have their defaults, so that a
-    configuration keeps its hash.
-    """
-    values = asdict(settings)
-    values["run"] = {key: value for key, value in values["run"].items() if key not in ("dir", "cache")}
-    values["data"].pop("cache_dir")
-    if values["purifier"] == asdict(Settings().purifier):
-        del values["purifier"]
-    return digest(values)[:16]
 
 
 def _percent(right: int, n: int) -> tuple[float, Interval]:
@@ -146,7 +132,7 @@ def _row(
         ssim_adversarial=_mean([record.ssim_adversarial for record in records]),
         seconds_per_image=round(purify + classify, 6),
         seed=settings.run.seed,
-        config_hash=config_hash(settings),
+        config_hash=configuration_digest(settings)[:16],
         robust_accuracy_8bit=accuracies["defended_adversarial_8bit"][0],
         eps_used=max(_perturbations(records, rounded=False)),
         eps_used_8bit=max(_perturbations(records, rounded=True)),

@@ -40,7 +40,7 @@ from maep.storage.sealed import MANIFEST, file_entries, seal_directory
 
 READ_AT_ONCE = 256  # samples whose encoded bytes are held at a time: some 40 MB of ImageNet's
 Check = Callable[[bytes], bool]
-# Both lossless. The levels cost least time for nearly the smallest size; a change of them changes the bytes of shards.
+# Both lossless. A change of the levels changes the bytes of shards, and so what a rebuilt set is compared with.
 ENCODINGS: dict[str, dict[str, Any]] = {
     "png": {"format": "PNG", "compress_level": 6},
     "webp": {"format": "WEBP", "lossless": True, "exact": True, "quality": 50, "method": 2},

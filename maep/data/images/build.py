@@ -39,7 +39,7 @@ from maep.storage.sealed import MANIFEST
 
 SPLITS = ("train", "test")
 PLAN = {split: f".plan-{split}.json" for split in SPLITS}
-CHECKED_AT_ONCE = 500  # images a task: about a second of decoding, so that the progress bar moves and workers stay even
+CHECKED_AT_ONCE = 500  # images a task: few enough that the progress bar moves and workers stay even
 PARALLEL_FROM = 2_000_000  # pixels; fewer are written in a second, which starting worker processes alone would take
 T = TypeVar("T")
 R = TypeVar("R")

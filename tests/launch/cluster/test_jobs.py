@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from maep.config.load import load_settings
-from maep.launch.cluster.jobs import KINDS, check_batch, job_graph, job_of
+from maep.launch.cluster.jobs import ARRAY, KINDS, check_batch, job_graph, job_of
 from maep.launch.cluster.settings import Cluster, add_options, read_cluster
 from maep.launch.submission.submit import plan_jobs, real_needs
+from maep.pipeline.stages import STAGES
 from maep.runtime.errors import UserError
 
 
@@ -76,3 +77,9 @@ def test_more_processes_than_images_are_refused() -> None:
     check_batch(settings, [job_of("pretrain", cluster("--nodes", "64"), [])])
     with pytest.raises(UserError, match="pretrain.batch_size=64"):
         check_batch(settings, [job_of("pretrain", cluster("--nodes", "65"), [])])
+
+
+def test_every_stage_has_a_kind_of_job() -> None:
+    """In the stages' order; an array where the pipeline shares a stage's work out, and nowhere else."""
+    assert list(KINDS) == list(STAGES)
+    assert {name for name, kind in KINDS.items() if kind == ARRAY} == {n for n, stage in STAGES.items() if stage.share}

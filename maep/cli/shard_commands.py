@@ -25,10 +25,18 @@ def main(arguments: Sequence[str]) -> int:
 
 def _build(arguments: Sequence[str]) -> int:
     """Build what is missing of the clean shards and print where they are."""
-    _, settings = command_line("Turn images into clean shards.", arguments, default_cfg="digits")
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--dry-run", action="store_true", help="say what was understood of data.root, write nothing")
+    namespace, settings = command_line(
+        "Turn images into clean shards.", arguments, options=options, default_cfg="digits"
+    )
     # Imported only now, as below: a mistyped argument is answered without waiting for every library.
-    from maep.data.images.build import build_shards
+    from maep.data.images.build import build_shards, describe_source
 
+    if namespace.dry_run:
+        for line in describe_source(settings):
+            say(line)
+        return 0
     say(f"clean shards: {build_shards(settings)}")
     return 0
 

@@ -7,7 +7,6 @@
 None of them names the version of maep: the same images give the same bytes under every version.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -16,8 +15,10 @@ import numpy as np
 
 from maep.runtime.errors import fail
 from maep.storage.documents import Document
+from maep.storage.json_files import parse_json
 from maep.storage.manifests import Manifest
 
+ENCODINGS = ("png", "webp")
 # What a manifest must have to be a shard set's; named together, since without them it is some other artefact's.
 REQUIRED = ("count", "shards", "files", "identity", "classes")
 
@@ -110,7 +111,7 @@ class PurifiedManifest(ShardManifest):
         return {**entries, "source": {key: value for key, value in entries.items() if key != "files"}}
 
 
-KINDS: dict[object, type[ShardManifest]] = {
+KINDS: dict[str, type[ShardManifest]] = {
     "clean": CleanManifest,
     "adversarial": AdversarialManifest,
     "purified": PurifiedManifest,
@@ -123,19 +124,33 @@ def read_shard_manifest(content: bytes, source: object) -> ShardManifest:
     source: the file, for the message. Raises UserError naming it and the entry that is missing or wrong, and for
     another artefact's manifest.
     """
-    try:
-        entries = json.loads(content)
-    except ValueError as error:
-        fail(f"{source}: cannot be read: {error}")
+    entries = parse_json(content, source)
     missing = [key for key in REQUIRED if not isinstance(entries, dict) or key not in entries]
     if missing:
         fail(f"{source}: not a shard set's manifest (it lacks {', '.join(missing)})")
-    manifest = KINDS.get(entries.get("kind"), ShardManifest).from_json(entries, str(source))
+    manifest = KINDS.get(str(entries.get("kind")), ShardManifest).from_json(entries, str(source))
+    _check_shards(manifest, source)
     for shard in manifest.shards:
         for name in (shard.name, shard.index_name):
             if name not in manifest.files:
                 fail(f"{source}: does not list {name}")
     return manifest
+
+
+def _check_shards(manifest: ShardManifest, source: object) -> None:
+    """Shards are plain .tar files beside the manifest, each once, and their samples follow one on another."""
+    first, names = 0, set()
+    for shard in manifest.shards:
+        if "/" in shard.name or not shard.name.endswith(".tar") or shard.name.lower() in names:
+            fail(f"{source}: shards: {shard.name[:80]!r}: expected another file shard-NNNNN.tar beside the manifest")
+        if shard.first != first:
+            fail(f"{source}: {shard.name}: starts at sample {shard.first}; expected {first}")
+        names.add(shard.name.lower())
+        first += shard.count
+    if manifest.count != first:
+        fail(f"{source}: count={manifest.count}: its shards hold {first} samples")
+    if manifest.encoding not in ENCODINGS:
+        fail(f"{source}: encoding={manifest.encoding[:40]!r}: choose one of {', '.join(ENCODINGS)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,6 +183,21 @@ class ShardIndex(Document):
             fail(f"{source}: has no checksums of its samples, an earlier version made it; make the shards again")
         arrays = {name: _whole_numbers(value, name, source) for name in ("offsets", "bytes", "crc32", "labels")}
         return super().from_json({**value, **arrays}, str(source))
+
+    def check(self, shard: ShardEntry, size: int, classes: int, source: object) -> None:
+        """Raise UserError, naming `source`, where it is not of a shard of `size` bytes with `classes` classes."""
+        if (self.first, self.count) != (shard.first, shard.count):
+            seen = f"{self.count} samples from {self.first} on"
+            fail(f"{source}: lists {seen}; its manifest says {shard.count} from {shard.first} on")
+        lies = (self.offsets < 0) | (self.bytes < 0) | (self.offsets > size) | (self.bytes > size - self.offsets)
+        if lies.any():
+            row = int(lies.argmax())
+            place = f"{self.bytes[row]} bytes at {self.offsets[row]}"
+            fail(f"{source}: sample {self.first + row}: {place} lie outside of {shard.name}, which has {size}")
+        unknown = (self.labels < 0) | (self.labels >= (classes or np.iinfo(np.int64).max))
+        if unknown.any():
+            row = int(unknown.argmax())
+            fail(f"{source}: sample {self.first + row}: label {self.labels[row]}; there are {classes} classes")
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object, arrays as lists."""

@@ -13,6 +13,7 @@ The number in a member's name is its sample index in the set. Any WebDataset rea
 import hashlib
 import io
 import json
+import stat
 import zlib
 from bisect import bisect_right
 from collections import OrderedDict
@@ -34,6 +35,7 @@ from maep.data.shard_manifest import ShardEntry, ShardIndex, ShardManifest, read
 from maep.runtime.digests import digest
 from maep.runtime.errors import fail
 from maep.storage.atomic import atomic_file, read_json, sha256_file, write_json
+from maep.storage.json_files import LIMIT, parse_json
 from maep.storage.manifests import FileEntry
 from maep.storage.remote import OPEN_FILES, Extent, Location, Reading, Storage, location, open_storage
 from maep.storage.sealed import MANIFEST, file_entries, seal_directory
@@ -45,6 +47,9 @@ ENCODINGS: dict[str, dict[str, Any]] = {
     "png": {"format": "PNG", "compress_level": 6},
     "webp": {"format": "WEBP", "lossless": True, "exact": True, "quality": 50, "method": 2},
 }
+
+
+FORMATS = [str(options["format"]) for options in ENCODINGS.values()]
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -169,7 +174,7 @@ def seal_shard_set(directory: Path, manifest: ShardManifest, final: Path | None 
         return
     files = file_entries(directory)
     visible = {name: entry for name, entry in files.items() if not name.startswith(".")}
-    write_json(directory / MANIFEST, manifest.sealed(visible).to_json())
+    write_json(directory / MANIFEST, manifest.sealed(visible).to_file())
 
 
 class ShardSet:
@@ -228,18 +233,22 @@ class ShardSet:
 
     def _index(self, number: int) -> ShardIndex:
         if number not in self._indexes:
-            self._indexes[number] = self._read_index(self.manifest.shards[number].index_name)
+            self._indexes[number] = self._read_index(self.manifest.shards[number])
             if len(self._indexes) > OPEN_FILES:
                 self._indexes.popitem(last=False)
         self._indexes.move_to_end(number)
         return self._indexes[number]
 
-    def _read_index(self, name: str) -> ShardIndex:
-        entry = self.manifest.files[name]
+    def _read_index(self, shard: ShardEntry) -> ShardIndex:
+        name, entry = shard.index_name, self.manifest.files[shard.index_name]
+        if entry.bytes > LIMIT:
+            fail(f"{self.path / name}: {entry.bytes} bytes, its manifest says; at most {LIMIT} are read of an index")
         content = self._read([Extent.whole(name, entry)], [lambda content: _sha256(content) == entry.sha256])[0]
         if content is None:
             fail(f"{self.path / name}: altered (SHA-256 differs from {self.path / MANIFEST})")
-        return ShardIndex.from_json(json.loads(content), self.path / name)
+        index = ShardIndex.from_json(parse_json(content, self.path / name), self.path / name)
+        index.check(shard, self.manifest.files[shard.name].bytes, len(self.classes), self.path / name)
+        return index
 
     def _read(self, extents: list[Extent], checks: Sequence[Check]) -> list[bytes | None]:
         """What passes its check; what does not is read once more where that may help, and then None."""
@@ -273,7 +282,10 @@ class ShardSet:
         if encoded is None:
             fail(f"{shard}: sample {index:09d} is altered (its bytes differ from their checksum in the index)")
         try:
-            with Image.open(io.BytesIO(encoded)) as image:
+            with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+                side = self.manifest.image_size
+                if side is not None and image.size != (side, side):
+                    raise ValueError(f"{image.width} x {image.height} pixels; the manifest says {side} x {side}")
                 return np.asarray(image.convert("RGB"))
         except Exception as error:  # noqa: BLE001  (Pillow lets pass whatever a parser raises)
             fail(f"{shard}: sample {index:09d} cannot be decoded ({error})")
@@ -322,9 +334,12 @@ def _manifest(storage: Storage, directory: Location) -> ShardManifest:
 
 def _size_problem(path: Path, entry: FileEntry) -> str | None:
     try:
-        size = path.stat().st_size
+        status = path.stat()
     except OSError as error:
         return f"{path}: {error.strerror}, but {MANIFEST} lists it"
+    if not stat.S_ISREG(status.st_mode):
+        return f"{path}: is no regular file (a directory, pipe or device), but {MANIFEST} lists it"
+    size = status.st_size
     return f"{path}: {size} bytes, its manifest says {entry.bytes}" if size != entry.bytes else None
 
 

@@ -1,75 +1,261 @@
-"""A directory, a .zip or a .tar seen the same way: names of files, and the bytes of one."""
+"""A directory, a .zip or a .tar seen the same way: names of files, and the bytes of one.
+
+What is listed is what is read: names in one form, links followed once and inside the root only, nothing twice.
+"""
 
 import os
+import re
+import stat
 import tarfile
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
-from maep.runtime.errors import fail
+from maep.data.images.text_files import composed
+from maep.runtime.digests import digest
+from maep.runtime.errors import UserError, fail
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+# What file managers leave behind; hidden names besides.
+CLUTTER = ("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information", "Thumbs.db", "desktop.ini")
+BLOCK = 512  # bytes: a tar consists of blocks of this size
+MAX_LINKS = 40  # links from one to the next, as Linux follows at most
 
 
 def _is_clutter(name: str) -> bool:
-    return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+    return any(part.startswith(".") or part in CLUTTER for part in name.split("/"))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of an archive's list.
+
+    kind: `file`, `folder`, `link` or `special`. handle: what the archive reads it by. target: of a link, from the
+    archive's top.
+    """
+
+    name: str
+    kind: str
+    handle: Any = None
+    target: str = ""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Entries by normal name, links replaced by what they lead to; names of folders."""
+
+    files: dict[str, Entry]
+    folders: set[str]
 
 
 class Archive(ABC):
-    """Files by name (relative, with `/`); hidden files are left out. Listed only when it is asked for names."""
+    """Files by name (relative, NFC, with `/`); hidden files are left out. Listed only when it is asked for names."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @cached_property
+    def listing(self) -> Listing:
+        """Everything in it. Raises UserError naming what is outside, special, listed twice, or a link to nothing."""
+        return self._followed(self._normal())
+
+    @cached_property
     def files(self) -> list[str]:
         """Sorted names of the files."""
-        return sorted(name for name in self._list()[0] if not _is_clutter(name))
+        return sorted(self.listing.files)
 
     @cached_property
     def folders(self) -> list[str]:
         """Sorted names of the folders known to exist, empty ones among them."""
         above = {name.rsplit("/", depth)[0] for name in self.files for depth in range(1, name.count("/") + 1)}
-        return sorted(above | {name for name in self._list()[1] if name and not _is_clutter(name)})
+        return sorted(above | self.listing.folders)
 
     @abstractmethod
-    def _list(self) -> tuple[list[str], list[str]]:
-        """Names of files and of folders, in any order."""
+    def _entries(self) -> Iterable[Entry]:
+        """What it lists, names as it spells them, in any order."""
 
     @abstractmethod
-    def _read(self, name: str) -> bytes:
-        """The bytes of one file; raises whatever the format raises."""
+    def _read(self, handle: Any, limit: int) -> bytes:
+        """The first bytes of one file, at most `limit`, or all if that is negative; raises what the format raises."""
 
-    def read(self, name: str) -> bytes:
-        """The bytes of one file. Raises UserError, naming it, if it cannot be read."""
+    @abstractmethod
+    def _size(self, handle: Any) -> int:
+        """Bytes of one file."""
+
+    def _handle(self, name: str) -> Any:
+        """What a file is read by."""
+        entry = self.listing.files.get(name)
+        if entry is None:
+            raise FileNotFoundError("no such file in it")
+        return entry.handle
+
+    def read(self, name: str, limit: int | None = None) -> bytes:
+        """The bytes of one file.
+
+        limit: bytes that it may have. Raises UserError, naming it, if it has more or cannot be read.
+        """
         try:
-            return self._read(name)
+            handle = self._handle(name)
+            size = self._size(handle)
+            if limit is None or size <= limit:
+                return self._read(handle, -1)
         except Exception as error:  # noqa: BLE001  (zipfile, tarfile and codecs have errors of their own)
-            fail(f"{self.path}: {name}: cannot be read: {getattr(error, 'strerror', None) or error}")
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            fail(f"{self.path}: {name}: cannot be read: {reason}")
+        fail(f"{self.path}: {name}: {size} bytes; at most {limit} are read")
+
+    def head(self, name: str, count: int) -> bytes:
+        """The first bytes of one file, at most `count`; none if it cannot be read."""
+        try:
+            return self._read(self._handle(name), count)
+        except Exception:  # noqa: BLE001  (as in `read`; who reads the file is told then)
+            return b""
 
     def read_many(self, names: Iterable[str]) -> dict[str, bytes]:
         """The bytes of some files, read in the order that costs least."""
-        return {name: self.read(name) for name in names}
+        return {name: self.read(name) for name in self.in_cheap_order(names)}
+
+    def in_cheap_order(self, names: Iterable[str]) -> list[str]:
+        """The names in the order in which reading them costs least."""
+        return list(names)
+
+    def _normal(self) -> Listing:
+        """Names in one form, none twice; links still as they are."""
+        files: dict[str, Entry] = {}
+        folders = set()
+        for entry in self._entries():
+            name = normal_name(entry.name, self.path)
+            if not name or _is_clutter(name):
+                continue
+            if entry.kind == "special":
+                fail(
+                    f"{self.path}: {name}: neither a file, a folder nor a link, but a pipe, socket or device; remove it"
+                )
+            if entry.kind == "folder":
+                folders.add(name)
+            elif name not in files:
+                files[name] = entry
+            elif not self._same(files[name], entry):
+                fail(f"{self.path}: {name}: listed twice, with different content; pack it again")
+        return Listing(files, folders)
+
+    def _same(self, first: Entry, second: Entry) -> bool:
+        """Of two entries of one name: the same bytes can mean one thing only, and archives packed twice have them."""
+        if first.kind != "file" or second.kind != "file":
+            return (first.kind, first.target) == (second.kind, second.target)
+        sizes = self._size(first.handle), self._size(second.handle)
+        return sizes[0] == sizes[1] and self._read(first.handle, -1) == self._read(second.handle, -1)
+
+    def _followed(self, listing: Listing) -> Listing:
+        """With each link replaced by the file, or the files, that it leads to."""
+        files = {name: entry for name, entry in listing.files.items() if entry.kind == "file"}
+        targets = {name: self._target(name, listing) for name in listing.files.keys() - files.keys()}
+        files |= {name: files[target] for name, target in targets.items() if target in files}
+        real, folders = dict(files), set(listing.folders)
+        below = {name.rsplit("/", depth)[0] for name in real for depth in range(1, name.count("/") + 1)} | folders
+        for name, target in targets.items():
+            if name in real:
+                continue
+            if target not in below or f"{name}/".startswith(f"{target}/"):
+                problem = "to a folder around itself" if target in below else f"to {target}, which is not there"
+                fail(f"{self.path}: {name}: a link {problem}; pack the files themselves")
+            files |= {f"{name}{file[len(target) :]}": real[file] for file in real if file.startswith(f"{target}/")}
+            folders.add(name)
+        return Listing(files, folders)
+
+    def _target(self, name: str, listing: Listing) -> str:
+        """The name at the end of a chain of links."""
+        target = name
+        for _ in range(MAX_LINKS):
+            entry = listing.files.get(target)
+            if entry is None or entry.kind != "link":
+                return target
+            target = self._inside(name, entry.target)
+        fail(f"{self.path}: {name}: a link that leads round in a circle")
+
+    def _inside(self, name: str, target: str) -> str:
+        """A link's target in normal form. Raises UserError if it is outside."""
+        path = os.path.normpath(target)
+        if path.startswith("/") or path.split("/")[0] == "..":
+            fail(f"{self.path}: {name}: a link to {target}, outside of the archive")
+        return normal_name(path, self.path)
+
+
+def normal_name(name: str, path: Path) -> str:
+    """A name in NFC, without `.` and doubled slashes; bytes that are no UTF-8 written as `\\xe9`.
+
+    path: the archive, for the message. Raises UserError for an absolute name and one with `..`.
+    """
+    text = composed(name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
+    parts = [part for part in text.split("/") if part not in ("", ".")]
+    if text.startswith("/") or re.match(r"[A-Za-z]:[/\\]", text):
+        fail(f"{path}: {text}: an absolute name; pack relative names")
+    if ".." in parts:
+        fail(f"{path}: {text}: a name that leads upwards (..); pack names below the top")
+    return "/".join(parts)
 
 
 class _Directory(Archive):
-    def _list(self) -> tuple[list[str], list[str]]:
-        return self._listing
+    def _entries(self) -> Iterator[Entry]:
+        root = Path(os.path.realpath(self.path))
+        # Folders to look into: where, under which name, and the real folders around; links in a linked one are refused.
+        waiting: list[tuple[Path, str, tuple[Path, ...], bool]] = [(self.path, "", (root,), False)]
+        while waiting:
+            folder, prefix, around, linked = waiting.pop()
+            for item in _scan(folder):
+                name = f"{prefix}{item.name}"
+                if _is_clutter(item.name):
+                    continue
+                real = self._real(Path(item.path), name, root) if item.is_symlink() else Path(item.path)
+                mode = real.stat().st_mode if item.is_symlink() else None
+                if item.is_dir(follow_symlinks=False) or (mode and stat.S_ISDIR(mode)):
+                    if mode and (linked or real in around or real in root.parents):
+                        fail(f"{self.path}: {name}: a link to a folder around it, or in a linked folder: {real}")
+                    where = real if mode else around[-1] / item.name
+                    waiting.append((Path(item.path), f"{name}/", (*around, where), linked or mode is not None))
+                    yield Entry(name, "folder")
+                else:
+                    regular = stat.S_ISREG(mode) if mode else item.is_file(follow_symlinks=False)
+                    yield Entry(name, "file" if regular else "special", Path(item.path))
 
-    @cached_property
-    def _listing(self) -> tuple[list[str], list[str]]:
-        files: list[str] = []
-        folders: list[str] = []
-        for folder, below, names in os.walk(self.path, followlinks=True, onerror=_refuse):
-            prefix = "" if folder == str(self.path) else f"{Path(folder).relative_to(self.path).as_posix()}/"
-            files += [prefix + name for name in names]
-            folders += [prefix + name for name in below]
-        return files, folders
+    def _real(self, path: Path, name: str, root: Path) -> Path:
+        """What a symbolic link leads to."""
+        try:
+            real = path.resolve(strict=True)
+        except RuntimeError:  # before Python 3.13
+            fail(f"{self.path}: {name}: a link that leads round in a circle")
+        except OSError as error:
+            fail(f"{self.path}: {name}: a link to {path.readlink()}: {error.strerror}")
+        if not real.is_relative_to(root):
+            fail(f"{self.path}: {name}: a link to {real}, outside of {root}; copy the files, or name that as data.root")
+        return real
 
-    def _read(self, name: str) -> bytes:
-        return (self.path / name).read_bytes()
+    def _handle(self, name: str) -> Path:
+        """Without listing, where the name is spelt as the disk spells it."""
+        path = self.path / name
+        return path if path.is_file() else super()._handle(name)
+
+    def _read(self, handle: Any, limit: int) -> bytes:
+        with Path(handle).open("rb") as file:
+            return file.read(limit)
+
+    def _size(self, handle: Any) -> int:
+        return Path(handle).stat().st_size
+
+
+def _scan(folder: Path) -> list["os.DirEntry[str]"]:
+    try:
+        with os.scandir(folder) as items:
+            return list(items)
+    except OSError as error:
+        fail(f"{error.filename}: cannot be read: {error.strerror}")
+
+
+KINDS = {stat.S_IFREG: "file", 0: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}
 
 
 class _Zip(Archive):
@@ -77,13 +263,23 @@ class _Zip(Archive):
         super().__init__(path)
         self._zip = zipfile.ZipFile(path)
 
-    def _list(self) -> tuple[list[str], list[str]]:
-        names = self._zip.namelist()
-        folders = [name.rstrip("/") for name in names if name.endswith("/")]
-        return [name for name in names if not name.endswith("/")], folders
+    def _entries(self) -> Iterator[Entry]:
+        for info in self._zip.infolist():
+            # The format allows `/` only; some packers for Windows write `\`.
+            name = info.filename.replace("\\", "/")
+            unix = info.create_system == 3
+            kind = KINDS.get(stat.S_IFMT(info.external_attr >> 16), "special") if unix else "file"
+            if name.endswith("/"):
+                kind = "folder"
+            target = self._zip.read(info).decode("utf-8", "surrogateescape") if kind == "link" else ""
+            yield Entry(name, kind, info, f"{name.rpartition('/')[0]}/{target}".lstrip("/") if target else "")
 
-    def _read(self, name: str) -> bytes:
-        return self._zip.read(name)
+    def _read(self, handle: Any, limit: int) -> bytes:
+        with self._zip.open(handle) as file:
+            return file.read(limit)
+
+    def _size(self, handle: Any) -> int:
+        return int(handle.file_size)
 
 
 class _Tar(Archive):
@@ -92,37 +288,69 @@ class _Tar(Archive):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._tar = tarfile.open(path)  # noqa: SIM115  (open as long as the archive is)
-        self._members = {os.path.normpath(member.name): member for member in self._tar}
+        self._members = list(self._tar)
+        self._check_end()
 
-    def _list(self) -> tuple[list[str], list[str]]:
-        files = [name for name, member in self._members.items() if member.isreg()]
-        return files, [name for name, member in self._members.items() if member.isdir()]
+    def _check_end(self) -> None:
+        """The list ends where zeros follow or nothing; tarfile also ends it, in silence, at a damaged header."""
+        file = self._tar.fileobj
+        assert file is not None
+        file.seek(self._tar.offset)
+        block = file.read(BLOCK)
+        if block.strip(b"\0") or (block and len(block) < BLOCK):
+            last = self._members[-1].name if self._members else "its start"
+            raise tarfile.ReadError(f"damaged after {last}")
 
-    def _read(self, name: str) -> bytes:
-        file = self._tar.extractfile(self._members[name])
-        content = file.read() if file else b""
-        if len(content) != self._members[name].size:
+    def _entries(self) -> Iterator[Entry]:
+        for member in self._members:
+            kind = "file" if member.isreg() else "folder" if member.isdir() else "special"
+            target = ""
+            if member.issym():
+                above = member.name.rpartition("/")[0]
+                kind, target = (
+                    "link",
+                    member.linkname if member.linkname.startswith("/") else f"{above}/{member.linkname}",
+                )
+                target = target if member.linkname.startswith("/") else target.lstrip("/")
+            elif member.islnk():
+                kind, target = "link", member.linkname
+            yield Entry(member.name, kind, member, target)
+
+    def _read(self, handle: Any, limit: int) -> bytes:
+        file = self._tar.extractfile(handle)
+        content = file.read(limit) if file else b""
+        if len(content) != (handle.size if limit < 0 else min(limit, handle.size)):
             raise tarfile.ReadError("the archive ends early")
         return content
 
-    def read_many(self, names: Iterable[str]) -> dict[str, bytes]:
-        return super().read_many(sorted(names, key=lambda name: self._members[name].offset))
+    def _size(self, handle: Any) -> int:
+        return int(handle.size)
+
+    def in_cheap_order(self, names: Iterable[str]) -> list[str]:
+        """By offset."""
+        return sorted(names, key=lambda name: self._handle(name).offset)
 
 
-def _refuse(error: OSError) -> None:
-    fail(f"{error.filename}: cannot be read: {error.strerror}")
-
-
-def state_of(path: Path) -> tuple[int, int]:
-    """(bytes, modification time in ns) of an archive file; (0, 0) for a directory.
-
-    Raises UserError if there is no such path.
-    """
+def check_root(path: Path) -> None:
+    """Raises UserError if there is no such path."""
     try:
-        stat = path.stat()
+        path.stat()
     except OSError as error:
         fail(f"data.root={path}: {error.strerror}; give a directory, .zip or .tar of images")
-    return (0, 0) if path.is_dir() else (stat.st_size, stat.st_mtime_ns)
+
+
+def fingerprint(path: Path) -> str:
+    """Changes when what is in an archive changes, without reading it.
+
+    Of a file: its size and modification time; of a directory: the names, sizes and times of its files. Raises UserError
+    as `open_archive`.
+    """
+    check_root(path)
+    if not path.is_dir():
+        state = path.stat()
+        return digest([state.st_size, state.st_mtime_ns])
+    states = ((name, entry.handle.stat()) for name, entry in sorted(_Directory(path).listing.files.items()))
+    return digest([[name, state.st_size, state.st_mtime_ns] for name, state in states])
 
 
 @lru_cache(maxsize=2)
@@ -131,17 +359,19 @@ def open_archive(path: Path) -> Archive:
 
     Raises UserError if it is missing, damaged or of no known kind.
     """
-    state_of(path)
+    check_root(path)
     name = path.name.lower()
     kinds: dict[type[Archive], bool] = {
         _Directory: path.is_dir(),
-        _Zip: name.endswith(".zip"),
-        _Tar: name.endswith(TAR_SUFFIXES),
+        _Zip: path.is_file() and name.endswith(".zip"),
+        _Tar: path.is_file() and name.endswith(TAR_SUFFIXES),
     }
     kind = next((kind for kind, fits in kinds.items() if fits), None)
     if kind is None:
         fail(f"data.root={path}: must be a directory, .zip or .tar ({', '.join(TAR_SUFFIXES)})")
     try:
         return kind(path)
-    except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError) as error:
-        fail(f"data.root={path}: cannot be read as {kind.__name__[1:].lower()}: {error}")
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001  (a damaged archive raises anything: zlib, lzma, struct, Unicode …)
+        fail(f"data.root={path}: cannot be read as {kind.__name__[1:].lower()}: {error or type(error).__name__}")

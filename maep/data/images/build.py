@@ -3,6 +3,7 @@
     <shards>/train/, <shards>/test/      sealed shard sets (maep.data.shards)
     <shards>/.building-train/            a split under way: its finished shards,
     <shards>/.plan-train.json            and a digest of what they were to hold
+    <shards>.source.json                 what they were built from (maep.data.images.source_record)
 
 A directory gets its final name when it is whole; a build that was killed goes on with the shards it lacks.
 """
@@ -21,11 +22,13 @@ from signal import SIG_DFL, SIGINT, signal
 from typing import Any, Self, TypeVar
 
 import numpy as np
-from PIL import Image
 
 from maep.config.identity import decisive_fields
 from maep.config.schema import DataSettings, Settings
-from maep.data.images.sources import Item, Source, corrupt_reason, open_source
+from maep.data.images.archives import fingerprint
+from maep.data.images.decoding import crop_to
+from maep.data.images.source_record import match_source, source_changed
+from maep.data.images.sources import Item, Source, corrupt_reason, survey
 from maep.data.shard_manifest import CleanManifest, SkippedImage
 from maep.data.shards import ShardSet, ShardWriter, index_of, seal_shard_set, shard_name
 from maep.runtime.console import progress_bar, say
@@ -84,19 +87,37 @@ def build_shards(settings: Settings) -> Location:
 
     The same images and settings give the same bytes, whatever the number of processes and however often it
     was killed. With `data.shards` set, checks those instead of building. A split without images gets no
-    directory. Raises UserError for bad input, for a corrupt image unless data.on_error=skip, for a full disk.
+    directory. Where `data.root` holds other images than the shards were built from, they are set aside and built
+    again. Raises UserError for bad input, for a corrupt image unless data.on_error=skip, for a full disk.
     """
     if settings.data.shards:
         return _check_built(settings)
     path = _built_path(settings)
     with one_at_a_time(path):
+        missing = [split for split in SPLITS if not (path / split).exists()]
+        read = survey(settings.data) if missing else None  # before anything is moved: bad input changes nothing
+        match_source(path, settings.data.root, SPLITS)
         if not all((path / split).exists() for split in SPLITS):
-            source, splits = open_source(settings.data)
-            for split, items in splits.items():
+            read = read or survey(settings.data)
+            for line in read.lines():
+                say(line)
+            for split, items in read.splits.items():
                 if not (path / split).exists():
-                    _build_split(path, split, source, items, settings.data)
+                    _build_split(path, split, read.source, items, settings.data)
                 (path / PLAN[split]).unlink(missing_ok=True)
     return _check_built(settings)
+
+
+def shards_are_outdated(settings: Settings) -> bool:
+    """Whether `data.root` holds other images now than the shards that are there were built from."""
+    return not settings.data.shards and source_changed(_built_path(settings), settings.data.root)
+
+
+def describe_source(settings: Settings) -> list[str]:
+    """What would be built from `data.root`, a line each; reads no image, writes nothing. Raises as `build_shards`."""
+    if settings.data.shards:
+        return [f"data.shards={settings.data.shards}: used as it is; nothing would be built"]
+    return survey(settings.data).lines()
 
 
 def _check_built(settings: Settings) -> Location:
@@ -132,7 +153,7 @@ def _build_split(path: Path, split: str, source: Source, items: list[Item], sett
     limit = settings.train_limit if split == "train" else settings.test_limit
     labels = [(item.name, item.label) for item in items]
     try:
-        _prepare(working, path / PLAN[split], digest([labels, content_settings(settings), source.state()]))
+        _prepare(working, path / PLAN[split], digest([labels, content_settings(settings), _state(source)]))
         images, skipped = _choose(source, items, limit, settings)
         if not images:
             fail(f"data.root={settings.root}: all {len(skipped)} images of the {split} split are corrupt")
@@ -144,6 +165,10 @@ def _build_split(path: Path, split: str, source: Source, items: list[Item], sett
     except OSError as error:
         raise UserError(f"{path / split}: cannot be written: {error.strerror or error}") from error
     say(f"{split}: {len(images)} images in {len(tasks)} shards, {path / split}")
+
+
+def _state(source: Source) -> str:
+    return fingerprint(source.root) if source.root else ""
 
 
 @dataclass(frozen=True)
@@ -229,23 +254,18 @@ def _manifest(split: str, source: Source, skipped: list[SkippedImage], settings:
 # --- the work of a process ---
 
 
-def crop_to(image: Image.Image, size: int, resize: int) -> np.ndarray:
-    """uint8 [size, size, 3]: the centre of the image with its shorter side scaled (bicubic) to `resize`.
-
-    An image whose shorter side is `resize` already is not resampled.
-    """
-    shorter = min(image.size)
-    if shorter != resize:
-        width, height = (max(resize, round(side * resize / shorter)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    x, y = ((side - size) // 2 for side in image.size)
-    return np.asarray(image.crop((x, y, x + size, y + size)))
-
-
 def _write_shard(task: _Task) -> None:
     with ShardWriter(task.path, task.encoding) as writer:
         for index, item in enumerate(task.items, start=task.first):
-            writer.write(index, crop_to(task.source.image(item), task.size, task.resize), item.label)
+            writer.write(index, _pixels(task, item), item.label)
+
+
+def _pixels(task: _Task, item: Item) -> np.ndarray:
+    """uint8 [size, size, 3]."""
+    try:
+        return crop_to(task.source.image(item), task.size, task.resize)
+    except MemoryError:
+        fail(f"{task.source.root}: {item.name}: corrupt image: there is no memory to resize it")
 
 
 def _check(task: tuple[Source, list[Item]]) -> list[str | None]:

@@ -4,8 +4,6 @@
 images, 2009.
 """
 
-import io
-import pickle
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,16 +12,10 @@ from typing import Any
 import numpy as np
 
 from maep.data.images.archives import Archive, open_archive
+from maep.data.images.array_pickles import load_arrays
 from maep.runtime.errors import fail
 
-# Everything that NumPy needs to rebuild an array, under its old and its new module name.
-_reconstruct = np.ndarray(0).__reduce__()[0]
-ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-}
+MAX_BATCH = 512 * 2**20  # bytes of one file; CIFAR-100's largest has 155 million
 
 
 @dataclass(frozen=True)
@@ -60,33 +52,15 @@ class CifarBatches:
     train: int
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Builds plain containers, numbers, text and NumPy arrays; any other class or function is refused."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}; only NumPy arrays are allowed")
-        return ALLOWED[module, name]
-
-
 def read_pickle(content: bytes, source: str) -> Any:
-    """The plain value of a pickle; nothing it names is imported or called, NumPy's array constructor apart.
+    """The plain value of a pickle (see `array_pickles`); nothing it names is imported or called.
 
     source: where it comes from, for the message. Raises UserError if it wants more than arrays or is damaged.
     """
     try:
-        return _plain(_ArraysOnly(io.BytesIO(content), encoding="bytes").load())
+        return load_arrays(content)
     except Exception as error:  # noqa: BLE001  (a damaged pickle raises anything)
-        fail(f"{source}: refused: {error}")
-
-
-def _plain(value: Any) -> Any:
-    """Python 2's byte strings as text, everywhere in a value."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    if isinstance(value, dict):
-        return {_plain(key): _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
+        fail(f"{source}: refused: {error or type(error).__name__}")
 
 
 def folder_of(archive: Archive, layout: Layout) -> str | None:
@@ -98,7 +72,7 @@ def folder_of(archive: Archive, layout: Layout) -> str | None:
 
 def _check(batch: Any, layout: Layout, source: str) -> None:
     pixels = batch.get("data") if isinstance(batch, dict) else None
-    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (3072,):
+    if not isinstance(pixels, np.ndarray) or pixels.ndim != 2 or pixels.shape[1] != 3072:
         fail(f"{source}: not a CIFAR batch (no uint8 `data` of 3072 columns)")
     for key, kind in ((layout.labels, int), ("filenames", str)):
         values = batch.get(key)
@@ -119,11 +93,11 @@ def read_cifar(path: Path, kind: str) -> CifarBatches:
     missing = [name for name in names if name not in archive.files]
     if missing:
         fail(f"data.root={path}: {missing[0]}: missing from the {kind} batches")
-    content = archive.read_many(names)
-    meta, *batches = (read_pickle(content[name], f"{path}: {name}") for name in names)
+    content = {name: archive.read(name, MAX_BATCH) for name in archive.in_cheap_order(names)}
+    meta, *batches = (read_pickle(content.pop(name), f"{path}: {name}") for name in names)
     classes = meta.get(layout.class_names) if isinstance(meta, dict) else None
-    if not classes:
-        fail(f"{path}: {names[0]}: has no `{layout.class_names}`")
+    if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
+        fail(f"{path}: {names[0]}: has no list of names `{layout.class_names}`")
     for name, batch in zip(names[1:], batches, strict=True):
         _check(batch, layout, f"{path}: {name}")
     labels = [int(label) for batch in batches for label in batch[layout.labels]]

@@ -1,10 +1,8 @@
 """Images in: every layout that `data.root` may have, as one list of named, labelled images a split."""
 
-import csv
-import io
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
 from itertools import zip_longest
@@ -14,22 +12,15 @@ import numpy as np
 from PIL import Image
 
 from maep.config.schema import DataSettings
-from maep.data.images.archives import Archive, open_archive, state_of
+from maep.data.images.archives import Archive, check_root, open_archive
 from maep.data.images.cifar import LAYOUTS, folder_of, read_cifar
-from maep.runtime.console import say
+from maep.data.images.decoding import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+from maep.data.images.decoding import USUAL_SUFFIXES, Decoding, decode
+from maep.data.images.label_lists import read_labels_csv
+from maep.data.images.layouts import FolderLayout, Inventory, counted, inventory, kind_of, split_of
 from maep.runtime.errors import UserError, fail
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-TRAIN_NAMES = ("train", "training")
-TEST_NAMES = ("test", "val", "valid", "validation")
-LABEL_LISTS = (
-    "val_labels.csv",
-    "val_labels.txt",
-    "val.txt",
-    "val/labels.csv",
-    "LOC_val_solution.csv",
-    "imagenet_2012_validation_synset_labels.txt",
-)
+SHOWN = 20  # classes and left-out kinds that are printed: what a mistaken order shows in, and no page of names
 
 
 @dataclass(frozen=True)
@@ -51,20 +42,17 @@ class Source:
     root: Path | None
     format: str
     classes: tuple[str, ...]
-
-    def state(self) -> tuple[int, int]:
-        """(bytes, modification time) of the file the images come from; zeros for a directory."""
-        return state_of(self.root) if self.root else (0, 0)
+    decoding: Decoding = field(default_factory=Decoding)
 
     def image(self, item: Item) -> Image.Image:
-        """One image, decoded, RGB, in its own size. Raises UserError, naming it, if it is corrupt."""
+        """One image, upright, RGB, in its own size. Raises UserError, naming it, if it is corrupt."""
         if self.root is None:
             return Image.fromarray(_digits()[0][item.row]).convert("RGB")
         if self.format != "files":
             return Image.fromarray(read_cifar(self.root, self.format).pixels[item.row])
-        content = open_archive(self.root).read(item.name)
+        content = open_archive(self.root).read(item.name, self.decoding.max_bytes)
         try:
-            return _as_rgb(Image.open(io.BytesIO(content), formats=["PNG", "JPEG", "WEBP"]))
+            return decode(content, self.decoding)
         except Exception as error:  # noqa: BLE001  (Pillow lets pass whatever a parser raises)
             fail(f"{self.root}: {item.name}: corrupt image: {_reason(error)}")
 
@@ -74,35 +62,79 @@ def _reason(error: Exception) -> str:
     return str(error).partition(" <_io")[0] or type(error).__name__
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB: grey is repeated, 16-bit grey scaled, transparency dropped."""
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
-    return image.convert("RGB")
-
-
 Splits = dict[str, list[Item]]
 
 
+@dataclass(frozen=True)
+class Survey:
+    """What was understood of `data.root`.
+
+    layout: one of the choices of data.format. places: the folder of each split, where they are folders. notes: what
+    was left out, and why.
+    """
+
+    source: Source
+    splits: Splits
+    layout: str
+    places: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """For people: layout, splits, images by kind, classes in the order of their labels, what is left out."""
+        counts = ", ".join(
+            f"{split} {len(items)} images" + (f" ({self.places[split]})" if self.places.get(split) else "")
+            for split, items in self.splits.items()
+        )
+        names = self.source.classes
+        classes = ", ".join(f"{label} {name}" for label, name in enumerate(names[:SHOWN]))
+        more = f", … {len(names) - 1} {names[-1]}" if len(names) > SHOWN else ""
+        lines = [
+            f"data.root={self.source.root}: layout {self.layout}: {counts}{self._kinds()}",
+            f"{len(names)} classes, label and name: {classes}{more}",
+        ]
+        return [*lines, *(["left out: " + "; ".join(self.notes)] if self.notes else [])]
+
+    def _kinds(self) -> str:
+        if self.source.format != "files":
+            return ""
+        kinds = Counter(kind_of(item.name) for items in self.splits.values() for item in items)
+        return f"; {counted(kinds)}"
+
+
 def open_source(settings: DataSettings) -> tuple[Source, Splits]:
-    """The source of `data.root` and its images by split, each in its balanced order; limits not yet applied.
+    """The source of `data.root` and its images by split, as `survey`."""
+    result = survey(settings)
+    return result.source, result.splits
+
+
+def survey(settings: DataSettings) -> Survey:
+    """What `data.root` holds: images by split, each in its balanced order; limits not yet applied.
 
     A source without a test split gives `data.test_fraction` of its images to `test` (see `hold_out`). A split
-    without images is absent. Raises UserError for a missing root, an empty class folder, or a layout that
-    does not fit `data.format`.
+    without images is absent. Raises UserError for a missing root, an empty class folder, a layout that is not
+    recognised or does not fit `data.format`, and images of a single class.
     """
     open_archive.cache_clear()
     read_cifar.cache_clear()
-    source, splits = _read_layout(settings)
+    result = _read_layout(settings)
+    splits = result.splits
+    labels = {item.label for items in splits.values() for item in items}
+    if len(labels) == 1:
+        name = result.source.classes[labels.pop()]
+        fail(f"data.root={settings.root}: images of a single class, {name}; expected two classes at least")
     if "test" not in splits:
-        splits = hold_out(splits["train"], source.classes, settings.test_fraction)
+        splits = hold_out(splits["train"], result.source.classes, settings.test_fraction)
     splits = {name: balanced(items) for name, items in splits.items() if items}
     if not splits:
-        fail(f"data.root={settings.root}: no images ({', '.join(IMAGE_SUFFIXES)})")
-    return source, splits
+        fail(f"data.root={settings.root}: no images ({USUAL_SUFFIXES}){_seen(result)}")
+    return Survey(result.source, splits, result.layout, result.places, result.notes)
 
 
-def _read_layout(settings: DataSettings) -> tuple[Source, Splits]:
+def _seen(result: Survey) -> str:
+    return f"; it holds {'; '.join(result.notes)}" if result.notes else ""
+
+
+def _read_layout(settings: DataSettings) -> Survey:
     if settings.format == "digits" and settings.root is not None:
         fail(f"data.root={settings.root}: data.format=digits brings its own images; choose data.format=auto")
     if settings.format == "digits":
@@ -110,13 +142,16 @@ def _read_layout(settings: DataSettings) -> tuple[Source, Splits]:
     if settings.root is None:
         fail("data.root: not set; give a directory, .zip or .tar of images, or data.format=digits")
     path = Path(settings.root)
+    check_root(path)
     archive = open_archive(path)
     layout = detect(archive) if settings.format == "auto" else settings.format
     if layout in LAYOUTS:
         return _cifar_layout(archive, layout)
+    decoding = Decoding(settings.background, settings.max_pixels)
+    contents = inventory(archive)
     if layout == "labels":
-        return _labels_layout(archive)
-    return _folders_layout(archive)
+        return _labels_layout(archive, contents, decoding)
+    return _folders_layout(archive, contents, decoding, layout)
 
 
 def detect(archive: Archive) -> str:
@@ -124,150 +159,65 @@ def detect(archive: Archive) -> str:
     for kind, layout in LAYOUTS.items():
         if folder_of(archive, layout) is not None:
             return kind
-    return "labels" if f"{_top(archive)}labels.csv" in archive.files else "folders"
+    return "labels" if _labels_folder(archive) is not None else "folders"
 
 
-def _top(archive: Archive) -> str:
-    """The folder (`""`, or with a trailing `/`) that everything lies in, unless it is a split or a class."""
-    tops = {name.partition("/")[0] for name in archive.folders}
-    if len(tops) != 1 or "labels.csv" in archive.files or _is_flat(archive, ""):
-        return ""
-    top = tops.pop()
-    if f"{top}/labels.csv" in archive.files:
-        return f"{top}/"
-    return "" if top in TRAIN_NAMES + TEST_NAMES or _is_flat(archive, f"{top}/") else f"{top}/"
+def _labels_folder(archive: Archive) -> str | None:
+    """The folder of labels.csv: the top, or one within folders that everything lies in."""
+    holders = {name[: -len("labels.csv")] for name in archive.files if f"/{name}".endswith("/labels.csv")}
+    folder = ""
+    while folder not in holders:
+        below = {name[len(folder) :].partition("/")[0] for name in archive.folders if name.startswith(folder)} - {""}
+        if len(below) != 1 or _has_image(archive, folder):
+            return None
+        (child,) = below
+        folder = f"{folder}{child}/"
+        if split_of(child):
+            return None
+    return folder
 
 
-def _images(archive: Archive) -> list[str]:
-    return [name for name in archive.files if name.lower().endswith(IMAGE_SUFFIXES)]
+def _has_image(archive: Archive, folder: str) -> bool:
+    names = (name for name in archive.files if name.startswith(folder) and "/" not in name[len(folder) :])
+    return any(name.lower().endswith(IMAGE_SUFFIXES) for name in names)
 
 
-# --- class folders, ImageNet ---
+def _other_files(contents: Inventory) -> list[str]:
+    """A note on files that are no images."""
+    return [f"{counted(contents.others)} (no images)"] if contents.others else []
 
 
-def _folders_layout(archive: Archive) -> tuple[Source, Splits]:
-    """{train,test|val}/class/…/image, or class/…/image; ImageNet's flat val/ with a list of labels."""
-    top = _top(archive)
-    prefixes = {
-        split: folder
-        for split, names in (("train", TRAIN_NAMES), ("test", TEST_NAMES))
-        if (folder := _split_folder(archive, top, names))
-    } or {"train": top}
-    flat = [split for split, prefix in prefixes.items() if _is_flat(archive, prefix)]
-    if "train" in flat:
-        fail(f"data.root={archive.path}: {prefixes['train'] or 'top'}: images lie outside class folders")
-    foldered = {s: _class_folders(archive, prefix) for s, prefix in prefixes.items() if s not in flat}
-    labelled = {s: _flat_labels(archive, top, prefixes[s], sorted(foldered.get("train", ()))) for s in flat}
-    classes = _common_classes(archive, foldered, labelled)
-    labels = {name: label for label, name in enumerate(classes)}
+def _folders_layout(archive: Archive, contents: Inventory, decoding: Decoding, layout: str) -> Survey:
+    if not contents.images:
+        return Survey(
+            Source(archive.path, "files", (), decoding), {"train": []}, layout, {}, tuple(_other_files(contents))
+        )
+    folders = FolderLayout(archive, contents.images).read()
+    labels = {name: label for label, name in enumerate(folders.classes)}
     splits = {
-        split: [Item(name, labels[kind]) for kind, names in folders.items() for name in names]
-        for split, folders in (foldered | labelled).items()
+        split: [Item(name, labels[kind]) for kind, names in by_class.items() for name in names]
+        for split, by_class in folders.splits.items()
     }
-    return Source(archive.path, "files", tuple(classes)), splits
+    source = Source(archive.path, "files", tuple(folders.classes), decoding)
+    return Survey(source, splits, layout, folders.places, (*folders.notes, *_other_files(contents)))
 
 
-def _split_folder(archive: Archive, top: str, names: tuple[str, ...]) -> str | None:
-    """The folder of a split; one with class folders goes before a flat one, a flat val before a flat test."""
-    folders = [f"{top}{name}/" for name in names if f"{top}{name}" in archive.folders]
-    flat = {folder: _is_flat(archive, folder) for folder in folders}
-    folders.sort(key=lambda folder: (flat[folder], flat[folder] and folder == f"{top}test/"))
-    if len(folders) > 1:
-        say(f"data.root={archive.path}: using {folders[0]}, ignoring {', '.join(folders[1:])}")
-    return folders[0] if folders else None
-
-
-def _is_flat(archive: Archive, prefix: str) -> bool:
-    """Images lie right below `prefix`, in no class folder."""
-    return any(name.startswith(prefix) and "/" not in name[len(prefix) :] for name in _images(archive))
-
-
-def _class_folders(archive: Archive, prefix: str) -> dict[str, list[str]]:
-    """Images by class folder below `prefix`. Raises UserError naming an empty class folder."""
-    folders = (name[len(prefix) :] for name in archive.folders if name.startswith(prefix) and name != prefix)
-    images: dict[str, list[str]] = {name: [] for name in sorted(folders) if "/" not in name}
-    for name in _images(archive):
-        if name.startswith(prefix):
-            images[name[len(prefix) :].partition("/")[0]].append(name)
-    empty = [folder for folder, names in images.items() if not names]
-    if empty:
-        kinds = ", ".join(IMAGE_SUFFIXES)
-        fail(f"data.root={archive.path}: class folder {prefix}{empty[0]}/ has no images ({kinds})")
-    return images
-
-
-def _common_classes(archive: Archive, *parts: dict[str, dict[str, list[str]]]) -> list[str]:
-    """The sorted classes; those of the test split must be among the training ones where there are any."""
-    by_split = {split: set(folders) for part in parts for split, folders in part.items()}
-    unknown = sorted(by_split.get("test", set()) - by_split.get("train", by_split.get("test", set())))
-    if unknown:
-        fail(f"data.root={archive.path}: class {unknown[0]} of the test split is not in the training split")
-    return sorted(by_split.get("train") or by_split.get("test", set()))
-
-
-def _flat_labels(archive: Archive, top: str, prefix: str, classes: list[str]) -> dict[str, list[str]]:
-    """Images of a flat folder by class, from the label list beside it (see `LABEL_LISTS`).
-
-    Lines are `file label …` (commas or spaces; a header may lead), the label a class name or a number of the
-    sorted classes; or one class name a line, for the files in their order.
-    """
-    setting = f"data.root={archive.path}"
-    label_list = next((top + name for name in LABEL_LISTS if top + name in archive.files), None)
-    if label_list is None:
-        fail(f"{setting}: {prefix} is flat and has no label list; add one of {', '.join(LABEL_LISTS)}")
-    lines = [line.replace(",", " ").split() for line in archive.read(label_list).decode("utf-8-sig").splitlines()]
-    files = [name for name in _images(archive) if name.startswith(prefix)]
-    rows = [line for line in lines if line]
-    if all(len(row) == 1 for row in rows):
-        if len(rows) != len(files):
-            fail(f"{setting}: {label_list} has {len(rows)} lines for the {len(files)} images of {prefix}")
-        rows = [[file, row[0]] for file, row in zip(files, rows, strict=True)]
-    if not classes and any(row[-1].isdigit() for row in rows):
-        fail(f"{setting}: {label_list} numbers its classes, but no training folders say which they are")
-    labels = {PurePosixPath(row[0]).stem: _class_of(row[1], classes) for row in rows if len(row) > 1}
-    images = defaultdict(list)
-    for file in files:
-        label = labels.get(PurePosixPath(file).stem)
-        if label is None or (classes and label not in classes):
-            fail(f"{setting}: {file}: {label_list} gives no known class for it")
-        images[label].append(file)
-    return images
-
-
-def _class_of(word: str, classes: list[str]) -> str:
-    return classes[int(word)] if word.isdigit() and int(word) < len(classes) else word
-
-
-# --- labels.csv ---
-
-
-def _labels_layout(archive: Archive) -> tuple[Source, Splits]:
-    """`labels.csv` with the columns file, index and, if known, wnid and name; files relative to it."""
-    top = _top(archive)
-    source = f"data.root={archive.path}: {top}labels.csv"
-    if f"{top}labels.csv" not in archive.files:
-        fail(f"{source}: missing")
-    rows = csv.DictReader(io.StringIO(archive.read(f"{top}labels.csv").decode("utf-8-sig")))
-    if not {"file", "index"} <= set(rows.fieldnames or ()):
-        fail(f"{source}: must have the columns file, index (and may have wnid, name)")
-    files, names, items = set(archive.files), {}, []
-    for row in rows:
-        file = top + (row["file"] or "")
-        if file not in files:
-            fail(f"{source}: line {rows.line_num}: no such file {file}")
-        if not (row["index"] or "").isdigit():
-            fail(f"{source}: line {rows.line_num}: index {row['index']!r} is not a whole number >= 0")
-        label = int(row["index"])
-        names[label] = row.get("name") or row.get("wnid") or str(label)
-        items.append(Item(file, label))
-    classes = tuple(names.get(label, str(label)) for label in range(max(names, default=-1) + 1))
-    return Source(archive.path, "files", classes), {"train": items}
+def _labels_layout(archive: Archive, contents: Inventory, decoding: Decoding) -> Survey:
+    top = _labels_folder(archive)
+    if top is None:
+        fail(f"data.root={archive.path}: labels.csv: missing")
+    rows, classes = read_labels_csv(archive, top)
+    items = [Item(row.file, row.label) for row in rows]
+    unlisted = sorted(set(contents.images) - {item.name for item in items})
+    notes = [f"{len(unlisted)} images that labels.csv does not list ({unlisted[0]}, …)"] if unlisted else []
+    source = Source(archive.path, "files", classes, decoding)
+    return Survey(source, {"train": items}, "labels", {}, (*notes, *_other_files(contents)))
 
 
 # --- arrays ---
 
 
-def _cifar_layout(archive: Archive, kind: str) -> tuple[Source, Splits]:
+def _cifar_layout(archive: Archive, kind: str) -> Survey:
     if folder_of(archive, LAYOUTS[kind]) is None:
         layout = LAYOUTS[kind]
         fail(f"data.root={archive.path}: no {kind} batches (expected {layout.meta}, {layout.train[0]}, …)")
@@ -277,7 +227,7 @@ def _cifar_layout(archive: Archive, kind: str) -> tuple[Source, Splits]:
         for row, (label, name) in enumerate(zip(batches.labels, batches.names, strict=True))
     ]
     splits = {"train": items[: batches.train], "test": items[batches.train :]}
-    return Source(archive.path, kind, tuple(batches.classes)), splits
+    return Survey(Source(archive.path, kind, tuple(batches.classes)), splits, kind)
 
 
 @lru_cache(maxsize=1)
@@ -289,9 +239,9 @@ def _digits() -> tuple[np.ndarray, list[int]]:
     return np.round(bunch.images * (255 / 16)).astype(np.uint8), [int(label) for label in bunch.target]
 
 
-def _digits_layout() -> tuple[Source, Splits]:
+def _digits_layout() -> Survey:
     items = [Item(f"digit-{row:04d}", label, row) for row, label in enumerate(_digits()[1])]
-    return Source(None, "digits", tuple(map(str, range(10)))), {"train": items}
+    return Survey(Source(None, "digits", tuple(map(str, range(10)))), {"train": items}, "digits")
 
 
 # --- order and hold-out ---

@@ -253,9 +253,10 @@ def test_corrupt_image_is_named_or_skipped(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_source_of_corrupt_images_only(tmp_path: Path) -> None:
     """Skipping everything is an error, not an empty set."""
-    (tmp_path / "data" / "a").mkdir(parents=True)
-    (tmp_path / "data" / "a" / "x.png").write_text("no image")
-    with pytest.raises(UserError, match="all 1 images of the train split are corrupt"):
+    for label in "ab":
+        (tmp_path / "data" / label).mkdir(parents=True)
+        (tmp_path / "data" / label / "x.png").write_text("no image")
+    with pytest.raises(UserError, match="all 2 images of the train split are corrupt"):
         build_shards(configured(tmp_path / "c", tmp_path / "data", "data.test_fraction=0.0", "data.on_error=skip"))
 
 

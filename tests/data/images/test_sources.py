@@ -82,13 +82,16 @@ def test_class_folders_however_packed(tmp_path: Path, kind: str) -> None:
     assert order == [Path(item.name).stem for item in plain["train"]]
 
 
-def test_one_class_and_no_splits(tmp_path: Path) -> None:
-    """Class folders without splits are the training images; a single class folder is still a class."""
-    write_images(tmp_path / "one", ["cat/a.png", "cat/b.png"])
-    source, splits = opened(tmp_path / "one", test_fraction=0.0)
-    assert source.classes == ("cat",)
+def test_no_splits_and_one_class(tmp_path: Path) -> None:
+    """Class folders without splits are the training images; a single class is no classification."""
+    write_images(tmp_path / "two", ["cat/a.png", "dog/b.png"])
+    source, splits = opened(tmp_path / "two", test_fraction=0.0)
+    assert source.classes == ("cat", "dog")
     assert set(splits) == {"train"}
     assert len(splits["train"]) == 2
+    write_images(tmp_path / "one", ["cat/a.png", "cat/b.png"])
+    with pytest.raises(UserError, match="a single class, cat; expected train/CLASS"):
+        opened(tmp_path / "one")
 
 
 def test_modes_become_rgb(tmp_path: Path) -> None:
@@ -101,6 +104,7 @@ def test_modes_become_rgb(tmp_path: Path) -> None:
     Image.fromarray(grey).convert("RGBA").save(folder / "alpha.png")
     picture(0).convert("P").save(folder / "palette.png")
     picture(0).convert("CMYK").save(folder / "cmyk.jpg")
+    write_images(tmp_path, ["d/other.png"])
     source, splits = opened(tmp_path, test_fraction=0.0)
     read = {item.name: np.asarray(source.image(item)) for item in splits["train"]}
     assert all(image.dtype == np.uint8 and image.shape[2] == 3 for image in read.values())
@@ -144,14 +148,15 @@ def test_missing_damaged_and_unknown_roots(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["directory", "zip", "tar"])
 def test_corrupt_image_is_named(tmp_path: Path, kind: str) -> None:
     """An image that is cut short, or no image at all, is refused by its name."""
-    write_images(tmp_path / "data", ["cat/whole.png"])
+    write_images(tmp_path / "data", ["cat/whole.png", "dog/other.png"])
     folder = tmp_path / "data" / "cat"
     (folder / "cut.png").write_bytes((folder / "whole.png").read_bytes()[:-60])
     (folder / "text.jpg").write_text("not an image")
     (folder / "zero.webp").write_bytes(b"")
     source, splits = opened(pack(tmp_path / "data", kind), test_fraction=0.0)
     items = {Path(item.name).stem: item for item in splits["train"]}
-    source.image(items.pop("whole"))
+    for stem in ("whole", "other"):
+        source.image(items.pop(stem))
     for stem, item in items.items():
         with pytest.raises(UserError, match=rf"cat/{stem}\.\w+: corrupt image: "):
             source.image(item)
@@ -189,7 +194,7 @@ def test_flat_validation_folder(tmp_path: Path, name: str, text: str) -> None:
 
 def test_flat_validation_folder_with_gaps(tmp_path: Path) -> None:
     """A file that the list does not know, or a list of another length, is refused."""
-    write_images(tmp_path, ["train/n01/a.png", "val/v1.png", "val/v2.png"])
+    write_images(tmp_path, ["train/n01/a.png", "train/n02/b.png", "val/v1.png", "val/v2.png"])
     (tmp_path / "val.txt").write_text("v1.png n01\n")
     with pytest.raises(UserError, match=r"val/v2\.png: val\.txt gives no known class"):
         opened(tmp_path)

@@ -14,6 +14,7 @@ from maep.config.load import (
     valid_choices,
 )
 from maep.config.schema import Settings
+from maep.config.values import Unfit, expanded
 from maep.runtime.errors import fail, nearest
 
 
@@ -26,6 +27,22 @@ def settings_help() -> str:
         lines.append(f"  {key}={default_of(item)}  <{type_name(hint)}>")
         lines.append(textwrap.indent(f"{item.metadata['help']}{choices}{unit}", "      "))
     return "settings (key=default <type>):\n" + "\n".join(lines)
+
+
+def at_home(words: Sequence[str]) -> list[str]:
+    """The words of a command with `~` as the home directory, which a shell leaves in `--out=~/x` and in quotes.
+
+    Values of settings are left to their own reader. Raises UserError for a user that does not exist.
+    """
+    return [_at_home(word) for word in words]
+
+
+def _at_home(word: str) -> str:
+    option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    try:
+        return option + equals + expanded(value)
+    except Unfit as problem:
+        fail(f"{word}: {problem}")
 
 
 def split_arguments(

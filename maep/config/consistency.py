@@ -1,25 +1,66 @@
 """What settings must fulfil together, beyond the range of each."""
 
+import math
+
 from maep.config.implementations import OBJECTIVES
-from maep.config.schema import Settings
+from maep.config.schema import ModelSettings, Settings
 from maep.runtime.errors import fail
+from maep.runtime.text import unfit_name
+
+MOST_PATCHES = 2**16  # of a tile: attention takes their square, 16 GB a head in fp32 where it is not fused
+PIXELS = "[0,1] pixels"  # the unit of budgets, steps and whatever else is a difference of pixels
+LEVELS = 255  # of an 8-bit image: whoever writes a budget above 1 most likely counts in these
+# Settings that become the name of a folder below runs/ or the cache.
+NAMES = ("run.name", "data.name", "classifier.arch")
+
+
+def check_budget(value: float, norm: str, name: str) -> None:
+    """Raise UserError for a budget, or a step, that cannot be one of `norm` in units of the [0, 1] pixel range.
+
+    value: finite and at least 0; of Linf at most 1, of L2 any. name: what it is, for the message, such as
+    `attack.eps`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        fail(f"{name}={value}: expected a finite number, at least 0")
+    if norm == "Linf" and value > 1:
+        fail(f"{name}={value:g}: above 1, and pixels lie in [0, 1]; did you mean {value:g}/{LEVELS}?")
+
+
+def _check_names(settings: Settings) -> None:
+    for key in NAMES:
+        section, _, part = key.partition(".")
+        name = getattr(getattr(settings, section), part)
+        # timm's names of models elsewhere, such as hf-hub:timm/resnet18 or local-dir:/models/mine, have slashes.
+        is_model = key == "classifier.arch" and not name.startswith("/")
+        parts = filter(None, name.split("/")) if is_model else [name]
+        if problem := next(filter(None, map(unfit_name, parts)), ""):
+            fail(f"{key}={name}: {problem}; it becomes the name of a folder: use letters, digits, - and _")
+
+
+def check_model(model: ModelSettings, source: str = "") -> None:
+    """Raise UserError where settings of the network do not fit together. source: where they were saved."""
+    where = f"{source}: " if source else ""
+    if model.image_size % model.patch_size:
+        fail(f"{where}model.patch_size={model.patch_size}: does not divide model.image_size={model.image_size}")
+    patches = (model.image_size // model.patch_size) ** 2
+    if patches > MOST_PATCHES:
+        fail(f"{where}model.image_size={model.image_size}: makes {patches} patches; at most {MOST_PATCHES}")
+    for part in ("encoder", "decoder"):
+        width, heads = getattr(model, f"{part}_width"), getattr(model, f"{part}_heads")
+        if width % heads or width % 4:
+            fail(f"{where}model.{part}_width={width}: must be a multiple of 4 and of model.{part}_heads={heads}")
+    if model.image_size % model.refine_scale:
+        fail(f"{where}model.refine_scale={model.refine_scale}: does not divide model.image_size={model.image_size}")
+    if bool(model.stem_width) != bool(model.stem_depth):
+        fail(f"{where}model.stem_width and model.stem_depth: set both or neither")
 
 
 def check_consistency(settings: Settings) -> None:
     """Raise UserError, naming the settings, where values that are valid one by one do not fit together."""
     model, data = settings.model, settings.data
-    if model.image_size % model.patch_size:
-        fail(f"model.patch_size={model.patch_size}: does not divide model.image_size={model.image_size}")
+    check_model(model)
     if model.image_size > data.image_size:
         fail(f"model.image_size={model.image_size}: larger than data.image_size={data.image_size}")
-    for part in ("encoder", "decoder"):
-        width, heads = getattr(model, f"{part}_width"), getattr(model, f"{part}_heads")
-        if width % heads or width % 4:
-            fail(f"model.{part}_width={width}: must be a multiple of 4 and of model.{part}_heads={heads}")
-    if model.image_size % model.refine_scale:
-        fail(f"model.refine_scale={model.refine_scale}: does not divide model.image_size={model.image_size}")
-    if bool(model.stem_width) != bool(model.stem_depth):
-        fail("model.stem_width and model.stem_depth: set both or neither")
     if data.cache_bytes and data.cache_bytes < 2 * data.cache_block:
         fail(f"data.cache_bytes={data.cache_bytes}: must hold two blocks of {data.cache_block}, or be 0")
     if settings.purify.overlap >= model.image_size:
@@ -30,6 +71,7 @@ def check_consistency(settings: Settings) -> None:
         fail("finetune.clean_shards and finetune.adversarial_shards: set both or neither")
     if settings.finetune.clean_shards and settings.finetune.source:
         fail("finetune.source and finetune.clean_shards: both name other images; set one")
+    _check_names(settings)
     _check_masks(settings)
 
 

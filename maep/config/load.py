@@ -5,6 +5,7 @@ names); arguments. Every value is checked alone, so that a mistake names the lay
 (`maep.config.consistency`).
 """
 
+import os.path
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, asdict, field, fields, is_dataclass, make_dataclass
@@ -14,11 +15,22 @@ from typing import Any, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from maep.config.consistency import check_consistency
+from maep.config.consistency import PIXELS, check_budget, check_consistency
 from maep.config.implementations import implementation, names_of
 from maep.config.schema import PurifierSettings, Settings
+from maep.config.values import (
+    Plain,
+    Unfit,
+    argument_value,
+    as_text,
+    expanded,
+    holds_text,
+    read_value,
+    read_yaml,
+    settled,
+    unfit_text,
+)
 from maep.runtime.errors import fail, nearest
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -28,7 +40,11 @@ KIND = "purifier.kind"
 KINDS = "maep.purifiers.registry:KINDS"
 # Short names of settings on the command line.
 ALIASES = {"purifier": "evaluation.purifier"}
-FRACTION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
+# Of one setting in the text of another. Nothing else between such brackets has a meaning: a file that is read must not
+# bring the environment's variables into names that are shared.
+REFERENCE = re.compile(r"\$\{([^{}]*)\}")
+
+SECTIONS = tuple(item.name for item in fields(Settings))
 
 Leaves = dict[str, tuple[Field[Any], Any]]
 
@@ -71,8 +87,29 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
         key = f"{prefix}{name}"
         if isinstance(value, dict) and key not in leaves(Settings):
             yield from _flatten(value, key + ".")
+        elif isinstance(value, Plain) and value.value is None and key in SECTIONS:
+            continue  # a section with nothing but comments in it
         else:
             yield key, value
+
+
+def settled_settings(tree: Any, texts: Sequence[str] = (), path: str = "") -> Any:
+    """A tree of `maep.config.values.parse_yaml` in which settings stand below other keys, in the types of Python.
+
+    The letters of a plain scalar count for settings of text, and below the keys of `texts`. path: dotted, of the tree
+    in its document. Raises UserError for what YAML takes for something else than people do.
+    """
+    if isinstance(tree, Mapping):
+        return {key: settled_settings(value, texts, f"{path}.{key}") for key, value in tree.items()}
+    parts = path.split(".")
+    keys = [".".join(parts[first:]) for first in range(len(parts))]
+    hints = [leaves(Settings)[key][1] for key in keys if key in leaves(Settings)]
+    if any(map(holds_text, hints)) or any(part in texts for part in parts):
+        return as_text(tree)
+    try:
+        return settled(tree)
+    except Unfit as problem:
+        fail(f"{path.strip('.')}: {problem}")
 
 
 def type_name(hint: Any) -> str:
@@ -91,16 +128,6 @@ def default_of(item: Field[Any]) -> Any:
     return item.default_factory() if callable(item.default_factory) else item.default
 
 
-def _fractions(value: Any, hint: Any) -> Any:
-    """`8/255` becomes a number where a number is expected."""
-    if isinstance(value, list):
-        return [_fractions(item, hint) for item in value]
-    if isinstance(value, str) and "float" in str(hint) and (match := FRACTION.fullmatch(value)):
-        top, bottom = map(float, match.groups())
-        return top / bottom if bottom else value
-    return value
-
-
 def _check_range(key: str, value: Any, item: Field[Any], source: str) -> None:
     choices, low, high, above = valid_choices(item), *(item.metadata.get(name) for name in ("low", "high", "above"))
     for entry in value if isinstance(value, list) else [value]:
@@ -116,43 +143,76 @@ def _check_range(key: str, value: Any, item: Field[Any], source: str) -> None:
             fail(f"{key}={entry} ({source}): must be above {above}")
 
 
-def apply_setting(config: Any, known: Leaves, key: str, value: Any, source: str) -> None:
-    """Set one key of a structured OmegaConf, checked. Raises UserError naming key, source and the valid choice.
+def typed_setting(known: Leaves, key: str, value: Any, source: str) -> Any:
+    """The value of one key as its type, checked. Raises UserError naming key, source and the valid choice.
 
-    known: the leaves of its dataclass. source: where the value was written, for the message.
+    known: the leaves of its dataclass. value: of `maep.config.values.parse_yaml`, or of Python. source: where it was
+    written, for the message.
     """
     if key not in known:
         fail(f"{key} ({source}): unknown key{nearest(key, list(known))}")
     item, hint = known[key]
-    value = _fractions(value, hint)
     try:
-        OmegaConf.update(config, key, value, merge=False)
-        typed = OmegaConf.select(config, key, throw_on_missing=True)
-        typed = OmegaConf.to_container(typed) if OmegaConf.is_config(typed) else typed
-    except OmegaConfBaseException:
-        fail(f"{key}={value!r} ({source}): wrong type, expected {type_name(hint)}")
+        typed = read_value(value, hint)
+    except Unfit as problem:
+        fail(f"{key}={_shown(value)} ({source}): {str(problem) or f'wrong type, expected {type_name(hint)}'}")
+    _check_texts(key, typed, source)
     _check_range(key, typed, item, source)
+    return typed
 
 
-def _apply(config: Any, cls: type[Settings], key: str, value: Any, source: str) -> None:
-    """`apply_setting` for the settings of the system, with a hint for a section's name."""
+def apply_setting(config: Any, known: Leaves, key: str, value: Any, source: str) -> None:
+    """Set one key of a structured OmegaConf; as `typed_setting`."""
+    OmegaConf.update(config, key, typed_setting(known, key, value, source), merge=False)
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, as it was written."""
+    return str(as_text(value))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a setting's value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts([*value.keys(), *value.values()])
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _texts(entry)
+
+
+def _check_texts(key: str, value: Any, source: str) -> None:
+    for text in _texts(value):
+        if problem := unfit_text(text):
+            fail(f"{key}={text} ({source}): {problem}")
+
+
+def _typed(cls: type[Settings], key: str, value: Any, source: str) -> Any:
+    """`typed_setting` for the settings of the system, with a hint for a section's name."""
     section = key.partition(".")[0]
     if key in [item.name for item in fields(cls)]:
         first = next(leaf for leaf in leaves(cls) if leaf.startswith(key + "."))
         fail(f"{key} ({source}): is a section; set one of its keys, such as {first}")
     if key not in leaves(cls) and section not in [item.name for item in fields(cls)] and section in names_of(KINDS):
         fail(f"{key} ({source}): is a setting of another defense; set {KIND}={section} with it")
-    apply_setting(config, leaves(cls), key, value, source)
+    typed = typed_setting(leaves(cls), key, value, source)
+    if typed == "":
+        fail(f"{key}= ({source}): is empty; write {key}=VALUE, or leave it out")
+    return _as_path(key, typed, source) if is_path(leaves(cls)[key][0]) and typed is not None else typed
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def is_path(item: Field[Any]) -> bool:
+    """Whether a setting is a path, or an address in a path's place."""
+    return str(item.metadata.get("unit", "")).startswith("path")
+
+
+def _as_path(key: str, value: str, source: str) -> str:
+    """With `~` as the home directory."""
     try:
-        tree = yaml.safe_load(path.read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
-        fail(f"{path}: cannot be read as YAML: {error}")
-    if not isinstance(tree, dict):
-        fail(f"{path}: must hold sections and keys")
-    return tree
+        return expanded(value)
+    except Unfit as problem:
+        fail(f"{key}={value} ({source}): {problem}")
 
 
 def config_names() -> list[str]:
@@ -168,9 +228,12 @@ def sweep_names() -> list[str]:
 
 def config_file(name: str) -> Path:
     """The YAML of `cfg=NAME`: a name below configs/, or a path. Raises UserError with the valid names."""
-    for path in (CONFIGS / f"{name}.yaml", Path(name)):
-        if path.is_file():
-            return path
+    for path in (CONFIGS / f"{name}.yaml", Path(os.path.expanduser(name))):
+        try:
+            if path.is_file():
+                return path
+        except (OSError, ValueError):  # longer than a name may be, or with a NUL
+            break
     names = [*config_names(), *sweep_names()]
     fail(f"cfg={name}: no such configuration{nearest(name, names)} (there are: {', '.join(names)})")
 
@@ -181,24 +244,34 @@ def _layers(name: str) -> list[tuple[str, dict[str, Any]]]:
     following: str | None = name
     while following:
         path = config_file(following)
-        tree = _read_yaml(path)
+        tree = read_yaml(path)
         if any(source == str(path) for source, _ in layers):
             fail(f"{path}: is its own base")
-        following = tree.pop("base", None)
+        following = _base_of(path, tree)
         layers.insert(0, (str(path), tree))
     return layers
 
 
-def _parse_argument(argument: str) -> tuple[str, Any, str]:
-    """`key=value` as (key, value, where it is from)."""
+def _base_of(path: Path, tree: dict[str, Any]) -> str | None:
+    """The configuration that a file builds on, which is taken out of its tree."""
+    try:
+        base: str | None = read_value(tree.pop("base", None), str | None)
+    except Unfit:
+        fail(f"{path}: base: expected the name of a configuration, or its path")
+    return base
+
+
+def _parse_argument(argument: str, known: Leaves) -> tuple[str, Any, str]:
+    """`key=value` as (key, value, where it is from). known: the settings' leaves."""
     key, equals, text = argument.partition("=")
     if not equals:
         fail(f"{argument!r}: expected key=value, such as run.seed=1")
+    key, source = ALIASES.get(key, key), f"argument {argument!r}"
     try:
-        value = yaml.safe_load(text) if text else None
+        value = argument_value(text, known[key][1] if key in known else Any)
     except yaml.YAMLError:
-        fail(f"{key} (argument {argument!r}): the value is not YAML")
-    return ALIASES.get(key, key), value, f"argument {argument!r}"
+        fail(f"{key} ({source}): the value is not YAML; put text with brackets, colons or # into quotes")
+    return key, value, source
 
 
 def load_settings(
@@ -214,19 +287,63 @@ def load_settings(
     """
     trees = [*(_layers(cfg) if cfg else []), *layers]
     entries = [(key, value, source) for source, tree in trees for key, value in _flatten(tree)]
-    entries += map(_parse_argument, overrides)
-    cls = settings_class(_kind(entries))
-    config = OmegaConf.structured(cls)
+    kinds = [_parse_argument(word, leaves(Settings)) for word in overrides if word.startswith(KIND)]
+    cls = settings_class(_kind([*entries, *kinds]))
+    entries += [_parse_argument(word, leaves(cls)) for word in overrides]
+    values: dict[str, Any] = {key: default_of(item) for key, (item, _) in leaves(cls).items()}
     if cfg:
-        config.run.name = Path(cfg).stem
-    for entry in entries:
-        _apply(config, cls, *entry)
-    settings: Settings = OmegaConf.to_object(config)  # type: ignore[assignment]
+        values["run.name"] = Path(cfg).stem
+    for key, value, source in entries:
+        values[key] = _typed(cls, key, value, source)
+    settings = _built(cls, {key: _resolved(key, value, values) for key, value in values.items()})
     check_consistency(settings)
+    for key, (item, _) in leaves(cls).items():
+        if item.metadata.get("unit") == PIXELS:
+            _check_pixels(key, settings)
     if hasattr(settings, settings.purifier.kind):
         purifier = implementation("maep.purifiers.registry:purifier_class")(settings.purifier.kind)
         purifier.check(getattr(settings, settings.purifier.kind))
     return settings
+
+
+def _built(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
+    """The dataclasses of the sections, from the values of dotted keys."""
+    hints = get_type_hints(cls)
+    sections: dict[str, Any] = {}
+    for item in fields(cls):
+        section = hints[item.name]
+        sections[item.name] = section(**{part.name: values[f"{item.name}.{part.name}"] for part in fields(section)})
+    return cls(**sections)
+
+
+def _resolved(key: str, value: Any, values: Mapping[str, Any], within: tuple[str, ...] = ()) -> Any:
+    """A setting's value with the references in it replaced. within: the settings that are being replaced."""
+    if isinstance(value, list):
+        return [_resolved(key, entry, values, within) for entry in value]
+    if isinstance(value, dict):
+        return {name: _resolved(key, entry, values, within) for name, entry in value.items()}
+    if not isinstance(value, str) or "${" not in value:
+        return value
+    if "${" in REFERENCE.sub("", value):
+        fail(f"{key}={value}: a reference is written ${{section.key}}, such as ${{run.name}}")
+    return REFERENCE.sub(lambda match: _referred(key, match[1], values, (*within, key)), value)
+
+
+def _check_pixels(key: str, settings: Settings) -> None:
+    """Raise UserError for a value beyond the range of pixels, unless it is a budget of another norm than Linf."""
+    section, value = key.partition(".")[0], setting_value(settings, key)
+    norm = getattr(getattr(settings, section), "norm", "Linf")
+    for entry in value if isinstance(value, list) else [value]:
+        check_budget(entry, norm, key)
+
+
+def _referred(key: str, name: str, values: Mapping[str, Any], within: tuple[str, ...]) -> str:
+    """The text of the setting that a reference in `key` names."""
+    if name in within:
+        fail(f"{key}: refers to itself by ${{{name}}}")
+    if name not in values:
+        fail(f"{key}: ${{{name}}}: only settings are put in, such as ${{run.name}}{nearest(name, list(values))}")
+    return str(_resolved(name, values[name], values, within))
 
 
 def _kind(entries: Sequence[tuple[str, Any, str]]) -> str:
@@ -234,9 +351,7 @@ def _kind(entries: Sequence[tuple[str, Any, str]]) -> str:
     kind = PurifierSettings().kind
     for key, value, source in entries:
         if key == KIND:
-            if value not in names_of(KINDS):
-                fail(f"{key}={value} ({source}): choose one of {', '.join(names_of(KINDS))}")
-            kind = str(value)
+            kind = str(typed_setting(leaves(Settings), key, value, source))
     return kind
 
 

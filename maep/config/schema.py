@@ -71,6 +71,21 @@ class DataSettings:
     shard_images: int = setting(1000, "images a shard, at most", unit="images", low=1)
     encoding: str = setting("png", "lossless encoding of stored images", choices=("png", "webp"))
     on_error: str = setting("raise", "what a corrupt image does", choices=("raise", "skip"), affects_result=("shards",))
+    max_pixels: int = setting(
+        64_000_000,  # the largest cameras that people hold have 61; decoding takes up to 12 bytes a pixel, so 0.8 GB
+        "an image of more is a corrupt image",
+        unit="pixels",
+        low=1,
+        affects_result=("shards",),
+        added=True,
+    )
+    background: str = setting(
+        "white",  # what browsers and viewers show transparent images on, and what most of them are drawn for
+        "what the transparent pixels of an image lie on",
+        choices=("white", "black", "grey"),
+        affects_result=("shards",),
+        added=True,
+    )
     workers: int = setting(2, "processes that decode, encode and load", unit="processes", low=0, affects_result=False)
     shards: str | None = setting(
         None,
@@ -116,7 +131,9 @@ class ClassifierSettings:
         None, "safetensors or torch file; unset: the classifier stage trains one", unit="path", stands_in=True
     )
     mean: list[float] = setting([0.4914, 0.4822, 0.4465], "channel means of its input", unit="[0,1] pixels")
-    std: list[float] = setting([0.2471, 0.2435, 0.2616], "channel deviations of its input", unit="[0,1] pixels")
+    std: list[float] = setting(
+        [0.2471, 0.2435, 0.2616], "channel deviations of its input", unit="[0,1] pixels", above=0.0
+    )
     timm_args: dict[str, Any] = field(default_factory=dict, metadata={"help": "further arguments of timm.create_model"})
     epochs: int = setting(200, "training length", unit="epochs", low=1)
     batch_size: int = setting(128, "images a step", unit="images", low=1)
@@ -149,25 +166,26 @@ class AttackSettings:
 
 @dataclass
 class ModelSettings:
-    image_size: int = setting(32, "side of the images or tiles it is trained on", unit="pixels", low=1)
+    # The upper bounds are far above any network of this kind: they keep a saved configuration from taking the machine.
+    image_size: int = setting(32, "side of the images or tiles it is trained on", unit="pixels", low=1, high=2**16)
     patch_size: int = setting(2, "side of a patch, p", unit="pixels", choices=(1, 2, 4, 8, 16))
-    encoder_width: int = setting(192, "encoder width", low=4)
-    encoder_depth: int = setting(12, "encoder blocks", low=1)
+    encoder_width: int = setting(192, "encoder width", low=4, high=2**16)
+    encoder_depth: int = setting(12, "encoder blocks", low=1, high=256)
     encoder_heads: int = setting(3, "encoder attention heads", low=1)
-    decoder_width: int = setting(192, "decoder width", low=4)
-    decoder_depth: int = setting(4, "decoder blocks", low=0)
+    decoder_width: int = setting(192, "decoder width", low=4, high=2**16)
+    decoder_depth: int = setting(4, "decoder blocks", low=0, high=256)
     decoder_heads: int = setting(3, "decoder attention heads", low=1)
-    mlp_ratio: float = setting(4.0, "hidden width of a block's MLP over its width", above=0.0)
+    mlp_ratio: float = setting(4.0, "hidden width of a block's MLP over its width", above=0.0, high=64.0)
     class_token: bool = setting(True, "carry MAE's class token through encoder and decoder")
     prediction: str = setting(
         "pixels",
         "what the decoder predicts: pixels, or the residual to the visible input",
         choices=("pixels", "residual"),
     )
-    stem_width: int = setting(0, "channels of a convolutional stem on the masked pixels; 0: none", low=0)
-    stem_depth: int = setting(0, "3x3 convolutions in the stem", low=0)
-    refine_width: int = setting(0, "channels of residual convolutions after the decoder; 0: none", low=0)
-    refine_depth: int = setting(0, "residual blocks after the decoder", low=0)
+    stem_width: int = setting(0, "channels of a convolutional stem on the masked pixels; 0: none", low=0, high=2**16)
+    stem_depth: int = setting(0, "3x3 convolutions in the stem", low=0, high=256)
+    refine_width: int = setting(0, "channels of residual convolutions after the decoder; 0: none", low=0, high=2**16)
+    refine_depth: int = setting(0, "residual blocks after the decoder", low=0, high=256)
     refine_scale: int = setting(1, "those blocks work on pixels unshuffled by this factor", choices=(1, 2, 4))
     residual_scale: float = setting(
         8 / 255,
@@ -302,7 +320,12 @@ class PurifierSettings:
 @dataclass
 class PurifySettings:
     batch_tiles: int = setting(
-        256, "tiles a forward pass; bounds the memory", unit="tiles", low=1, affects_result=("evaluate", "point")
+        256,
+        "tiles a forward pass; bounds the memory",
+        unit="tiles",
+        low=1,
+        high=2**20,
+        affects_result=("evaluate", "point"),
     )
     overlap: int = setting(0, "overlap of neighbouring tiles, blended", unit="pixels", low=0)
     shifts: int = setting(
@@ -312,10 +335,10 @@ class PurifySettings:
         high=16,
         added=("records",),
     )
-    passes: int = setting(1, "times the purifier is applied to its own output (the paper: 1)", low=1)
+    passes: int = setting(1, "times the purifier is applied to its own output (the paper: 1)", low=1, high=1000)
     noise: float = setting(
         0.0, "deviation of Gaussian noise added before each pass; above 0 the purifier is random",
-        unit="[0,1] pixels", low=0.0, added=("records",))  # fmt: skip
+        unit="[0,1] pixels", low=0.0, high=10.0, added=("records",))  # fmt: skip
     mask_ratio: float = setting(
         0.0,
         "share of patches hidden at random when purifying, r; above 0 the purifier is random",

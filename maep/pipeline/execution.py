@@ -6,6 +6,7 @@ changed, and runs. A stage that is killed anywhere goes on from there: its recor
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from maep.config.identity import decisive_settings
@@ -23,8 +24,16 @@ from maep.pipeline.stage_records import (
     record_path,
 )
 from maep.pipeline.stages import STAGES, Launcher, Stage, needs_of, stages_of, wanted_stages
+from maep.pipeline.superseded import (
+    copy_aside,
+    drop_result,
+    earlier_result,
+    put_back,
+    set_aside,
+    step_to_go_on_from,
+    steps_of,
+)
 from maep.runtime.console import say
-from maep.runtime.digests import digest
 from maep.runtime.errors import UserError, fail
 from maep.storage.atomic import atomic_file
 from maep.storage.locks import Lock, one_at_a_time, run_lock
@@ -45,17 +54,22 @@ def _present(stage: Stage, settings: Settings, seconds: float = 0.0, *, finished
     if stage.name == "evaluate" and settings.evaluation.purifier:
         inputs["evaluation.purifier"] = given_identity(settings.evaluation.purifier)
     identity = stage.identity(settings) if finished else ""
-    return StageRecord(decisive_settings(settings, stage.name), inputs, finished, identity, seconds)
+    files = stage.digests(Path(settings.run.dir)) if finished else {}
+    return StageRecord(decisive_settings(settings, stage.name), inputs, finished, identity, seconds, files)
 
 
 def _changes(stage: Stage, settings: Settings, record: StageRecord) -> list[Reason]:
     return changes(record, _present(stage, settings), settings, stage.name)
 
 
-def _is_whole(stage: Stage, settings: Settings, identity: str) -> bool:
+def _is_whole(stage: Stage, settings: Settings, record: StageRecord) -> bool:
     """Whether the stage's result is still there, and still the one recorded."""
     try:
-        return stage.identity(settings) == identity
+        files = stage.digests(Path(settings.run.dir))
+        altered = [name for name, sha256 in record.files.items() if files.get(name) != sha256]
+        if altered:
+            say(f"{stage.name}: {altered[0]} is missing or altered")
+        return not altered and stage.identity(settings) == record.identity
     except (UserError, OSError) as error:
         say(f"{stage.name}: its result cannot be read ({error})")
         return False
@@ -69,7 +83,7 @@ def why_unfinished(stage: Stage, settings: Settings) -> list[Reason]:
     reasons = _changes(stage, settings, record)
     if reasons or not record.finished:
         return reasons or [Reason(Why.STOPPED)]
-    return [] if _is_whole(stage, settings, record.identity) else [Reason(Why.RESULT_ALTERED)]
+    return [] if _is_whole(stage, settings, record) else [Reason(Why.RESULT_ALTERED)]
 
 
 def unfinished_stages(settings: Settings) -> dict[str, list[Reason]]:
@@ -84,37 +98,65 @@ def unfinished_stages(settings: Settings) -> dict[str, list[Reason]]:
     return unfinished
 
 
-def _set_aside(stage: Stage, settings: Settings, record: StageRecord) -> None:
-    """Move outputs of another identity to run.dir/superseded/, so that nothing is lost."""
-    run = Path(settings.run.dir)
-    directory = run / "superseded" / f"{stage.name}-{digest([record.settings, record.inputs])[:8]}"
-    for name in stage.outputs:
-        if (run / name).exists():
-            target = directory / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if not target.exists():
-                (run / name).rename(target)
-                say(f"{stage.name}: {name} moved to {target}")
-
-
 def _begin(stage: Stage, settings: Settings, reasons: list[Reason]) -> None:
-    """Say why a stage runs, move what it made for other settings aside, and write down that it has begun."""
-    record = _record(settings, stage.name)
+    """Say why a stage runs, keep what it made for other settings, and write down that it has begun.
+
+    What it once made for these settings is put back; a training that was only made longer goes on.
+    """
+    run, record = Path(settings.run.dir), _record(settings, stage.name)
     differences = _changes(stage, settings, record) if record else []
-    how = ""
-    if record:
-        resumes = not record.finished and not differences
-        how = " on, from where it was stopped" if resumes else f" again: {in_words(reasons, REASONS_SHOWN)}"
-    idle = stage.idle(settings)
+    if record is None or not differences:
+        _say_why(stage, settings, reasons, resumes=record is not None and not record.finished)
+        _write(stage, settings, record.seconds if record else 0.0)
+        return
+    earlier = earlier_result(stage, settings, _present(stage, settings))
+    step = 0 if earlier else step_to_go_on_from(stage, settings, differences)
+    if step:
+        say(
+            f"{stage.name}: {in_words(reasons, REASONS_SHOWN)}: continues from step {step} with a schedule of "
+            f"{steps_of(stage.name, settings)} steps; its learning rate jumps to that schedule's, so it is not the "
+            "result of a training of that length from its start"
+        )
+        copy_aside(stage, run, record)
+        _write(stage, settings, record.seconds, continued=[*record.continued, step])
+        drop_result(stage, run)
+        return
+    _say_why(stage, settings, reasons)
+    set_aside(stage, run, record)
+    _write(stage, settings, 0.0, continued=[])
+
+
+def _put_back(stage: Stage, settings: Settings) -> bool:
+    """Put back what the stage once made for these settings, if it is in superseded/; whether that is the result."""
+    run, present = Path(settings.run.dir), _present(stage, settings)
+    folder = earlier_result(stage, settings, present)
+    if folder is None:
+        return False
+    earlier = put_back(stage, run, folder)
+    if earlier is None:
+        return False
+    _write(stage, settings, earlier.seconds, continued=earlier.continued)
+    if not earlier.finished or not _is_whole(stage, settings, earlier):
+        return False
+    _write(stage, settings, earlier.seconds, finished=True)
+    return True
+
+
+def _say_why(stage: Stage, settings: Settings, reasons: list[Reason], *, resumes: bool = False) -> None:
+    idle, again = stage.idle(settings), [reason for reason in reasons if reason.why != Why.NOT_RUN]
+    how = " on, from where it was stopped" if resumes else f" again: {in_words(again, REASONS_SHOWN)}" if again else ""
     say(f"{stage.name}: {f'nothing to do, {idle}' if idle else f'runs{how}'}")
-    if record and differences:
-        _set_aside(stage, settings, record)
-    seconds = record.seconds if record and not differences else 0.0
-    _write(stage, settings, seconds)
 
 
-def _write(stage: Stage, settings: Settings, seconds: float, *, finished: bool = False) -> None:
-    _present(stage, settings, seconds, finished=finished).write(record_path(Path(settings.run.dir), stage.name))
+def _write(
+    stage: Stage, settings: Settings, seconds: float, *, finished: bool = False, continued: list[int] | None = None
+) -> None:
+    """Commit the stage's record. continued: as in the record; None: as it was."""
+    if continued is None:
+        record = _record(settings, stage.name)
+        continued = record.continued if record else []
+    present = replace(_present(stage, settings, seconds, finished=finished), continued=continued)
+    present.write(record_path(Path(settings.run.dir), stage.name))
 
 
 def _seconds(settings: Settings, name: str) -> float:
@@ -133,12 +175,15 @@ def run_stage(stage: Stage, settings: Settings, launch: Launcher, lock: Lock | N
         say(f"{stage.name}: finished before ({_seconds(settings, stage.name):.0f} s)")
         return
     _begin(stage, settings, reasons)
-    started, before = time.time(), _seconds(settings, stage.name)
+    if _put_back(stage, settings):
+        say(f"{stage.name}: finished before ({_seconds(settings, stage.name):.0f} s), with these settings")
+        return
+    started, before = time.monotonic(), _seconds(settings, stage.name)
     try:
         if not stage.idle(settings):
             stage.run(settings, launch)
     finally:
-        seconds = before + time.time() - started
+        seconds = before + time.monotonic() - started
         if lock is None or lock.is_held():
             _write(stage, settings, seconds)
     _write(stage, settings, seconds, finished=True)
@@ -182,12 +227,12 @@ def work_on_stage(name: str, settings: Settings, worker: tuple[int, int] = (0, 1
             return True
         if [reason.why for reason in reasons] != [Why.STOPPED]:
             _begin(stage, settings, reasons)
-    started = time.time()
+    started = time.monotonic()
     whole = stage.idle(settings) != "" or stage.share(settings, worker)
     with one_at_a_time(records):
         record = _record(settings, name)
         finished = whole or (record is not None and record.finished)
-        _write(stage, settings, _seconds(settings, name) + time.time() - started, finished=finished)
+        _write(stage, settings, _seconds(settings, name) + time.monotonic() - started, finished=finished)
     say(f"{name}: worker {worker[0]} of {worker[1]} is done; {'all is finished' if finished else 'others go on'}")
     return finished
 

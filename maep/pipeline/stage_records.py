@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from maep.config.identity import decides
 from maep.config.load import default_of, leaves_of, setting_value
@@ -17,14 +17,20 @@ class StageRecord(Document):
     """For which settings and inputs a stage ran, and how far.
 
     settings: those that decide its result. inputs: `{name: identity}` of what the stages before it made. identity: of
-    its own result, "" while it is not finished. seconds: spent on it so far.
+    its own result, "" while it is not finished. seconds: spent on it so far. files: `{name below run.dir: SHA-256}` of
+    what it left there beside what the identity covers; records from before there were any have none. continued: the
+    steps at which a longer schedule took over, in a training that was made longer.
     """
+
+    SELF_CHECKED: ClassVar[bool] = True
 
     settings: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
     finished: bool = False
     identity: str = ""
     seconds: float = field(default=0.0, metadata={"low": 0})
+    files: dict[str, str] = field(default_factory=dict)
+    continued: list[int] = field(default_factory=list)
 
 
 class Why(StrEnum):

@@ -14,7 +14,7 @@ from maep.config.pair_source import source_settings
 from maep.config.schema import Settings, TrainSettings
 from maep.data.adversarial import adversarial_path, make_adversarial_shards
 from maep.data.classifier_weights import classifier_weights
-from maep.data.images.build import SPLITS, build_shards, clean_shards, clean_split
+from maep.data.images.build import SPLITS, build_shards, clean_shards, clean_split, shards_are_outdated
 from maep.data.shards import ShardSet
 from maep.evaluation.reporting.report import build_report
 from maep.evaluation.stage import evaluate_run, given_identity
@@ -39,8 +39,9 @@ class Stage:
     """One step of the pipeline; its name is that of its artefact in `maep.config.identity.READS`.
 
     needs: stages before it. outputs: what it leaves in run.dir. run: does the work, or what is left of it. identity:
-    of its result. idle: why there is nothing to do for these settings, or "". share: does a share of the work beside
-    other workers and tells whether the whole is finished; None where the work is not shared out.
+    of its result. files: patterns, below run.dir, of files of its result that the identity does not cover. idle: why
+    there is nothing to do for these settings, or "". share: does a share of the work beside other workers and tells
+    whether the whole is finished; None where the work is not shared out.
     """
 
     name: str
@@ -50,6 +51,12 @@ class Stage:
     identity: Callable[[Settings], str]
     idle: Callable[[Settings], str] = lambda _settings: ""
     share: Share | None = None
+    files: tuple[str, ...] = ()
+
+    def digests(self, run: Path) -> dict[str, str]:
+        """`{name: SHA-256}` of the files of its result in a run directory; what is no file there has none."""
+        paths = sorted(path for pattern in self.files for path in run.glob(pattern) if path.is_file())
+        return {str(path.relative_to(run)): sha256_file(path) for path in paths}
 
 
 def _shards(settings: Settings, _launch: Launcher) -> None:
@@ -57,6 +64,8 @@ def _shards(settings: Settings, _launch: Launcher) -> None:
 
 
 def _shards_identity(settings: Settings) -> str:
+    if shards_are_outdated(settings):
+        fail(f"data.root={settings.data.root} holds other files now than the shards were built from")
     return digest([shards.identity for shards in clean_shards(settings).values()])
 
 
@@ -155,7 +164,7 @@ STAGES = {
         Stage(
             "pretrain", ("shards", "attack"),
             ("checkpoints", "metrics.jsonl", "tensorboard/pretrain", "samples", "purifier"),
-            _pretrain, _weights_identity("purifier/model.safetensors"),
+            _pretrain, _weights_identity("purifier/model.safetensors"), files=("purifier/*.json",),
         ),
         Stage(
             "finetune", ("pretrain",),
@@ -164,13 +173,16 @@ STAGES = {
                 "adapter", "finetuned",
             ),
             _finetune, _weights_identity(*dict.fromkeys(filter(None, FINETUNING.values()))),
-            _finetune_idle,
+            _finetune_idle, files=("adapter/*.json", "finetuned/*.json"),
         ),
         Stage(
             "evaluate", ("shards", "classifier", "pretrain", "finetune"), (), _evaluate, _records_identity,
-            share=evaluate_run,
+            share=evaluate_run, files=("evaluation/**/samples.safetensors",),
         ),
-        Stage("report", ("evaluate",), (), _report, _records_identity),
+        Stage(
+            "report", ("evaluate",), (), _report, _records_identity,
+            files=("report.json", "report.html", "figures/*.png"),
+        ),
     )
 }  # fmt: skip
 

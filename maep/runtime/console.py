@@ -1,6 +1,7 @@
 """One look for every progress bar, on stderr; silent where there is no terminal."""
 
 import sys
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -11,8 +12,20 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
-console = Console()
+from maep.runtime.text import masked, printable
+
+
+class PlainConsole(Console):
+    """Shows text as it is: no markup, no emoji, and nothing in it steers the terminal. For styles there is `Text`."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """A string, also of a table's cell, as rich's text."""
+        return super().render_str(printable(text), **{**options, "markup": False, "emoji": False})
+
+
+console = PlainConsole()
 
 
 def progress_bar(*, enabled: bool = True) -> Progress:
@@ -21,17 +34,17 @@ def progress_bar(*, enabled: bool = True) -> Progress:
     Use as a context manager and pass `note=""` to `add_task`.
     """
     return Progress(
-        TextColumn("{task.description:<12}"),
+        TextColumn("{task.description:<12}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True),
+        TextColumn("{task.fields[note]}", markup=False),
+        console=PlainConsole(stderr=True),
         disable=not (enabled and sys.stderr.isatty()),
     )
 
 
 def say(message: str) -> None:
-    """One line of what is going on, on stdout."""
-    console.print(message, highlight=False, markup=False, soft_wrap=True)
+    """One line of what is going on, on stdout; nothing in it steers the terminal, and what is secret is masked."""
+    console.print(printable(masked(message)), highlight=False, markup=False, soft_wrap=True)

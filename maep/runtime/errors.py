@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from maep.runtime.exits import ExitCode
+from maep.runtime.text import masked, printable
 
 
 class EarlyEnd(Exception):
@@ -17,6 +18,10 @@ class EarlyEnd(Exception):
     def line(self) -> str:
         """What the command says as it ends."""
         return f"error: {self}"
+
+    def __str__(self) -> str:
+        """The message as it may be shown: nothing in it steers a terminal, and what is secret is masked."""
+        return printable(masked(super().__str__()))
 
 
 class UserError(EarlyEnd):

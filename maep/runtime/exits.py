@@ -14,5 +14,6 @@ class ExitCode(IntEnum):
     BAD_INPUT = 2
     PEER_LOST = 3
     PAUSED = 4
+    SOME_SKIPPED = 5  # of `maep purify` with data.on_error=skip: done, but for what was left out
     RUN_UNSEEN = 66  # of a batch script: a node does not see the run directory
     INTERRUPTED = 130  # 128 + SIGINT, as shells expect

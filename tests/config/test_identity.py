@@ -22,7 +22,7 @@ EXCEPTIONS: dict[str, set[str]] = {
     "run.name": {"report"}, "run.dir": set(), "run.cache": set(),
     "run.seed": {"classifier", "attack", "pretrain", "finetune", "evaluate", "records", "point"},
     "compute.precision": {"classifier", "pretrain", "finetune", "point"},
-    "data.on_error": {"shards"},
+    "data.on_error": {"shards"}, "data.max_pixels": {"shards"}, "data.background": {"shards"},
     "purify.batch_tiles": {"evaluate", "point"},
     "evaluation.figure_images": {"evaluate", "report", "point"},
     **{f"evaluation.{name}": {"evaluate", "point"} for name in ("check_images", "purifiers", "precision", "compile")},

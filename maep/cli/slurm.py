@@ -21,6 +21,7 @@ What it adds to the run directory:
 """
 
 import argparse
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,16 +31,19 @@ from rich.table import Table
 from maep.ablation.grid.sweep import is_sweep
 from maep.config.command_line import split_arguments
 from maep.config.load import load_settings, sweep_names
+from maep.config.schema import Settings
 from maep.launch.cluster.job_records import JobRecord, find_run, live_jobs
 from maep.launch.cluster.jobs import KINDS, POINTS, Job
-from maep.launch.cluster.settings import add_options, read_cluster
+from maep.launch.cluster.partition_nodes import fit_to_nodes, unfitted
+from maep.launch.cluster.settings import Cluster, add_options, read_cluster
 from maep.launch.cluster.slurm_client import cancel, job_states, require_slurm
 from maep.launch.command_name import command_name
 from maep.launch.job.attempts import warn
 from maep.launch.monitor.logs import show_logs
+from maep.launch.monitor.preemption import cancelled_by_preemption
 from maep.launch.monitor.status import follow, job_text, print_status, print_submitted
 from maep.runtime.console import console, say
-from maep.runtime.errors import fail
+from maep.runtime.errors import UserError, fail
 from maep.runtime.exits import ExitCode
 
 SETTLE = 4.0  # seconds: Slurm's scheduler says within two passes, of a second or two, why a job does not start
@@ -69,7 +73,7 @@ def _launch(words: Sequence[str]) -> int:
     options.add_argument("--scale", help="of a sweep: paper, or cpu for a small version of the table")
     stages = [word.partition("=")[2] for word in words if word.startswith("stage=")]
     words = [word for word in words if not word.startswith("stage=")]
-    namespace, words = split_arguments(__doc__ or "", [*words, *_grace(words)], options=options)
+    namespace, words = split_arguments(__doc__ or "", [*_joined(words), *_grace(words)], options=options)
     if not namespace.cfg:
         fail("cfg: name a configuration, such as cfg=imagenet")
     if is_sweep(namespace.cfg):
@@ -83,24 +87,71 @@ def _launch(words: Sequence[str]) -> int:
         return print_plan(settings, namespace)
     if namespace.bench:
         fail(f"--bench {namespace.bench}: is for --plan; give both, or neither")
-    cluster = read_cluster(namespace, [*KINDS, POINTS])
     stage = stages[-1] if stages else "all"
     if namespace.dry_run:
         from maep.launch.submission.submit import on_paper
 
-        return _print_scripts(on_paper(settings, cluster, stage))
+        return _print_scripts(on_paper(settings, _cluster(namespace), stage))
     require_slurm()
+    cluster = _cluster(namespace)
+    records = _submit(settings, cluster, stage, namespace)
+    if not records or not namespace.wait:
+        return 0
+    run = Path(settings.run.dir)
+    code = _follow(run, records)
+    while code == ExitCode.FAILED and (preempted := cancelled_by_preemption(records)):
+        say(f"{', '.join(preempted)}: preempted and cancelled by Slurm; what is left is submitted again")
+        records = _submit(settings, cluster, stage, namespace)
+        code = _follow(run, records) if records else ExitCode.DONE
+    return code
+
+
+def _submit(settings: Settings, cluster: Cluster, stage: str, namespace: argparse.Namespace) -> list[JobRecord]:
+    """Submit what is left of a run, and print it; [] if nothing is."""
     from maep.launch.submission.submit import submit
 
     run = Path(settings.run.dir)
     records = submit(settings, cluster, stage, allow_code_change=namespace.allow_code_change)
-    if not records:
-        return 0
-    _settle(records)
-    print_submitted(run, records)
-    command = command_name("slurm")
-    say(f"{command} status {run} · {command} logs {run} · {command} cancel {run}")
-    return _follow(run, records) if namespace.wait else 0
+    if records:
+        _settle(records)
+        print_submitted(run, records)
+        command = command_name("slurm")
+        say(f"{command} status {run} · {command} logs {run} · {command} cancel {run}")
+    return records
+
+
+def _cluster(namespace: argparse.Namespace) -> Cluster:
+    """What is asked of the cluster, fitted to its nodes where Slurm tells what they have; a --dry-run needs none."""
+    cluster = read_cluster(namespace, [*KINDS, POINTS])
+    try:
+        if not namespace.dry_run or shutil.which("scontrol"):
+            return fit_to_nodes(cluster, say)
+    except UserError:
+        if not namespace.dry_run or _answers():
+            raise
+    if assumed := unfitted(cluster):
+        say(assumed)
+    return cluster
+
+
+def _answers() -> bool:
+    """Whether there is a Slurm that answers."""
+    try:
+        require_slurm()
+    except UserError:
+        return False
+    return True
+
+
+def _joined(words: Sequence[str]) -> list[str]:
+    """The words with `--sbatch KEY=VALUE` as one, so that it is not taken for a setting."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1] in ("--sbatch", "--srun"):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _launch_sweep(namespace: argparse.Namespace, words: list[str], stages: Sequence[str]) -> int:
@@ -110,18 +161,20 @@ def _launch_sweep(namespace: argparse.Namespace, words: list[str], stages: Seque
     from maep.launch.monitor.sweep_status import print_sweep
     from maep.launch.submission.sweep_jobs import preview_sweep, submit_sweep
 
-    cluster = read_cluster(namespace, [*KINDS, POINTS])
     if namespace.dry_run:
-        scripts = preview_sweep(namespace, words, cluster)
+        scripts = preview_sweep(namespace, words, _cluster(namespace))
         return _print_scripts(scripts) if scripts else 0
     require_slurm()
-    records = submit_sweep(namespace, words, cluster)
-    if not records:
-        return 0
-    run = Path(load_settings(records[0].config).run.dir)
-    print_sweep(run)
-    say(f"array {job_text(records[0])}; {command_name('slurm')} status {run} · logs {run} · cancel {run}")
-    return _await(records[0]) if namespace.wait else 0
+    cluster = _cluster(namespace)
+    while records := submit_sweep(namespace, words, cluster):
+        run = Path(load_settings(records[0].config).run.dir)
+        print_sweep(run)
+        say(f"array {job_text(records[0])}; {command_name('slurm')} status {run} · logs {run} · cancel {run}")
+        code = _await(records[0]) if namespace.wait else 0
+        if not code or not (preempted := cancelled_by_preemption(records)):
+            return code
+        say(f"{', '.join(preempted)}: preempted and cancelled by Slurm; what is left is submitted again")
+    return 0
 
 
 def _await(record: JobRecord) -> int:

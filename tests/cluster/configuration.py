@@ -54,6 +54,7 @@ NodeName=DEFAULT CPUs=4 RealMemory=16000 Gres=gpu:2
 NodeName=n[1-4] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[$first_node-$last_node]
 PartitionName=main Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=5 DefaultTime=10
 PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF DefaultTime=10
+PartitionName=cancels Nodes=ALL PriorityTier=1 PreemptMode=CANCEL GraceTime=0 DefaultTime=10
 """)
 
 ACCOUNTING = Template("""\

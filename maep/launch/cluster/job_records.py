@@ -75,7 +75,10 @@ def read_records(run: Path, damaged: Callable[[str], object] = fail) -> list[Job
     for path in sorted((run / "jobs").glob("*/*.json")):
         if path.stem.isdigit():
             try:
-                records.append(JobRecord.read(path))
+                record = JobRecord.read(path)
+                if record.job != path.stem:
+                    fail(f"{path}: job={record.job!r} is not the job that the file is named after; remove the file")
+                records.append(record)
             except UserError as error:
                 damaged(str(error))
     return sorted(records, key=lambda record: (record.submitted, record.job))

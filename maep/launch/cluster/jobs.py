@@ -66,7 +66,7 @@ class Job:
 def job_of(stage: str, cluster: Cluster, needs: Sequence[str]) -> Job:
     """The job that a stage becomes on this cluster."""
     settings, kind = cluster.of(stage), KINDS[stage]
-    gpus = settings.gpus_per_node
+    gpus = settings.gpus_per_node or 0
     if kind == RANKS:
         nodes = (settings.fewest, settings.nodes)
         return Job(stage, kind, settings, nodes, settings.processes, gpus, 1, tuple(needs))

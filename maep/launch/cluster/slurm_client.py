@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from maep.launch.cluster.outer_shell import outer_environment
 from maep.launch.command_name import command_name
 from maep.runtime.errors import fail
 
@@ -76,8 +77,9 @@ def require_slurm() -> None:
         fail(f"Slurm does not answer: {_first_line(done.stdout + done.stderr)}")
 
 
-def _run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, capture_output=True, text=True, check=False)
+def _run(*words: str, input: str | None = None) -> subprocess.CompletedProcess[str]:
+    """A command of Slurm, as if the shell were in no allocation."""
+    return subprocess.run(words, capture_output=True, text=True, check=False, env=outer_environment(), input=input)
 
 
 def _first_line(text: str) -> str:
@@ -94,6 +96,16 @@ def partitions() -> dict[str, int]:
     return sizes
 
 
+def default_partition() -> str:
+    """The partition that jobs go to which name none."""
+    return next(iter(partitions()), "")
+
+
+def scontrol(*words: str) -> str:
+    """What `scontrol` answers. Raises UserError with its complaint."""
+    return _answer("scontrol", *words)
+
+
 def node_addresses() -> set[str]:
     """The addresses of all nodes, as slurm.conf has them."""
     return set(_answer("sinfo", "--noheader", "--Node", "--format=%o").split())
@@ -108,7 +120,7 @@ def _answer(*words: str) -> str:
 
 def why_refused(script: str) -> str:
     """Slurm's own words why it would never run a batch script; "" if it would."""
-    done = subprocess.run(["sbatch", "--test-only"], input=script, capture_output=True, text=True, check=False)
+    done = _run("sbatch", "--test-only", input=script)
     lines = [line.removeprefix("sbatch: error: ") for line in done.stderr.splitlines() if line.strip()]
     return "; ".join(dict.fromkeys(lines)) if done.returncode else ""
 

@@ -70,9 +70,12 @@ def attempt_number() -> int:
 
 
 def job_name() -> str:
-    """The job's id as people write it: 123, or 123_4 for a worker of an array."""
-    array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+    """The job's id as people and Slurm's commands write it: 123, or 123_4 for a worker of an array.
+
+    A worker's SLURM_JOB_ID names no worker: the last one's is the array's, and a requeue of that restarts all of them.
+    """
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ["SLURM_JOB_ID"]
 
 
 def write_exit(exits: Path, rank: int, node: str, kind: Outcome, code: int, error: str, traceback: str = "") -> Path:

@@ -7,7 +7,6 @@ After a stop that was asked for, and after the loss of a node, it is requeued wi
 after bad input never. Only the standard library, since the grace time may be nearly over.
 """
 
-import os
 import signal
 import sys
 from collections.abc import Collection, Sequence
@@ -26,6 +25,7 @@ from maep.launch.job.attempts import (
 from maep.runtime.exits import ExitCode
 
 STOP_CODES = tuple(128 + signum for signum in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT))
+TO_REQUEUE = 75  # exit code, as sendmail's "try again": no Slurm here, in a container, so the batch script requeues
 # In any other state Slurm has decided already. TIMEOUT is where a job is whose time limit ended it, and "" is no
 # answer, from a controller that is being restarted: there, a requeue too many harms less than one too few.
 UNDECIDED = ("RUNNING", "TIMEOUT", "")
@@ -67,10 +67,10 @@ def decide(
     return Decision(True, Outcome.CRASHED, f"{how}; crash {crashes + 1} of at most {max_crashes} that are requeued")
 
 
-def main(words: Sequence[str]) -> None:
-    """Decide, write it down, requeue."""
+def main(words: Sequence[str]) -> int:
+    """Decide, write it down, requeue; returns `TO_REQUEUE` where the batch script has to do that, else 0."""
     exits, max_crashes, code, unseen = Path(words[0]) / job_name(), int(words[1]), int(words[2]), words[3]
-    job, title = os.environ["SLURM_JOB_ID"], f"job {job_name()}, attempt {attempt_number()}"
+    job, title = job_name(), f"job {job_name()}, attempt {attempt_number()}"
     ranks = [record for _, record in read_exits(exits, attempt_number())]
     kinds = [record.kind for record in ranks]
     crashes = sum(attempt.kind == Outcome.CRASHED for attempt in read_attempts(exits))
@@ -84,8 +84,11 @@ def main(words: Sequence[str]) -> None:
     if code:
         verb = "is requeued" if decision.requeue else "is not requeued"
         print(f"{title}: {verb}: {reason}", file=sys.stderr, flush=True)
+    if decision.requeue and not scontrol.is_here():
+        return TO_REQUEUE
     if decision.requeue and not scontrol.requeue(job):
         print(f"{title}: Slurm does not requeue it; the same command that submitted it goes on", file=sys.stderr)
+    return 0
 
 
 def _lost_nodes(job: str, reporting: Collection[str]) -> list[str]:
@@ -94,6 +97,8 @@ def _lost_nodes(job: str, reporting: Collection[str]) -> list[str]:
     A node dies minutes before Slurm takes it out, and until then a requeued job may be put on it again, and fail
     again: Slurm is waited for, which then ends this script and requeues the job itself.
     """
+    if not scontrol.is_here():
+        return []
     nodes = scontrol.job_nodes()
     lost = scontrol.down(nodes) or scontrol.unreachable([node for node in nodes if node not in reporting])
     if lost:
@@ -103,4 +108,4 @@ def _lost_nodes(job: str, reporting: Collection[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

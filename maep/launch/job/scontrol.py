@@ -11,6 +11,7 @@ from collections.abc import Sequence
 REQUEUE_TRIES = 10
 PAUSE = 3.0  # seconds between two questions: thousands of jobs may ask one controller
 PROBE = 30.0  # seconds in which a node that lives starts a command, also when all probes of a large job come at once
+ANSWER = "MAEP_JOB_STATE"  # what scontrol told the batch script of its job, for an interpreter in a container
 PATIENCE = 900.0  # seconds for Slurm to take a dead node out: SlurmdTimeout is 300 by default, and sites treble it
 
 
@@ -27,15 +28,36 @@ def slurm(*words: str) -> str | None:
     return done.stdout
 
 
+def is_here() -> bool:
+    """Whether Slurm can be asked: in a container it cannot, and the batch script outside asks."""
+    return ANSWER not in os.environ or shutil.which("scontrol") is not None
+
+
 def job_state(job: str) -> str:
-    """RUNNING, TIMEOUT, or what else Slurm says; in COMPLETING it hides why. "" if it does not answer."""
-    answer = slurm("scontrol", "--oneliner", "show", "job", job) or ""
-    fields = dict(word.split("=", 1) for word in answer.split() if "=" in word)
+    """RUNNING, TIMEOUT, or what else Slurm says; in COMPLETING it hides why. "" if it does not answer.
+
+    job: 123, or 123_4 for a worker of an array; 123 alone would be every worker of it.
+    """
+    answer = slurm("scontrol", "--oneliner", "show", "job", job) if is_here() else os.environ.get(ANSWER)
+    fields = fields_of_job(answer or "", job)
     state = fields.get("JobState", "")
     # A cancelled job and one that ran out of time look alike while they complete, but for the time they took.
     if state == "COMPLETING" and _seconds(fields["RunTime"]) >= _seconds(fields["TimeLimit"]):
         return "TIMEOUT"
     return state
+
+
+def fields_of_job(answer: str, job: str) -> dict[str, str]:
+    """The fields of this very job, or worker, of an answer that may hold a line a worker; {} if it is not among them.
+
+    The last worker that starts has the array's own id for its JobId, so a worker is told by the array and its number.
+    """
+    for line in answer.splitlines():
+        fields = dict(word.split("=", 1) for word in line.split() if "=" in word)
+        array = fields.get("ArrayJobId")
+        if job == (f"{array}_{fields.get('ArrayTaskId')}" if array else fields.get("JobId")):
+            return fields
+    return {}
 
 
 def _seconds(text: str) -> float:

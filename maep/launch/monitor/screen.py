@@ -4,12 +4,14 @@ import sys
 
 from rich.console import Console
 
+from maep.runtime.console import PlainConsole
+
 WIDTH = 140  # columns where there is no terminal: a status line with its node list fits, and so does a printed page
 
 
 def screen() -> Console:
     """The terminal, or a wide page where the output goes elsewhere."""
-    return Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    return PlainConsole() if sys.stdout.isatty() else PlainConsole(width=WIDTH)
 
 
 def duration(seconds: float) -> str:

@@ -18,6 +18,7 @@ from maep.launch.cluster.jobs import ARRAY, KINDS
 from maep.launch.cluster.slurm_client import JobState, job_states
 from maep.launch.job.attempts import read_attempts
 from maep.launch.monitor.failures import failures_of
+from maep.launch.monitor.preemption import is_preempted, preemption_line
 from maep.launch.monitor.screen import duration, screen
 from maep.launch.monitor.stage_progress import Progress, progress_of
 from maep.pipeline.stage_records import StageRecord
@@ -147,6 +148,9 @@ def render(run: Path, rows: Sequence[StageStatus], damaged: Sequence[str] = ()) 
         )  # fmt: skip
     waits = {f"{row.stage}: {state.waits}": None for row in rows for state in row.states if state.waits}
     errors = [error for row in rows if row.failed or not row.finished for error in row.errors]
+    errors += [
+        preemption_line(row.record) for row in rows if row.record and not row.finished and is_preempted(row.states)
+    ]
     # A record may be read for more than one purpose; its damage is told once.
     left_out = [f"left out: {line}" for line in dict.fromkeys(damaged)]
     return Group(table, *map(Text, [*waits, *errors, *left_out]))

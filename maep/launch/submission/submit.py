@@ -13,6 +13,7 @@ from maep.config.load import to_yaml
 from maep.config.schema import Settings
 from maep.launch.cluster.job_records import JobRecord, live_jobs, write_record
 from maep.launch.cluster.jobs import ARRAY, Job, check_batch, job_graph
+from maep.launch.cluster.outer_shell import without_allocation
 from maep.launch.cluster.settings import Cluster
 from maep.launch.cluster.slurm_client import cancel, wait_also
 from maep.launch.command_name import command_name
@@ -23,6 +24,7 @@ from maep.pipeline.execution import unfinished_stages
 from maep.pipeline.stages import STAGES, needs_of, wanted_stages
 from maep.runtime.console import say
 from maep.runtime.errors import fail
+from maep.runtime.text import masked
 from maep.storage.atomic import atomic_file
 
 
@@ -82,6 +84,7 @@ def on_paper(settings: Settings, cluster: Cluster, target: str) -> list[tuple[Jo
     """Every job that would be submitted, with its batch script; needs no Slurm, and writes nothing."""
     submission, jobs = submission_of(settings), plan_jobs(settings, cluster, target, {}).jobs
     check_batch(settings, jobs)
+    warn_without_gpus(settings, jobs)
     return [(job, submission.script(job, [f"<{need}>" for need in job.needs])) for job in jobs]
 
 
@@ -97,10 +100,19 @@ def submit(settings: Settings, cluster: Cluster, target: str, *, allow_code_chan
     check_run(settings, cluster, plan.jobs)
     check_code(submission.run, allowed=allow_code_change)
     check_with_slurm([(job, submission.script(job, [])) for job in plan.jobs])
+    warn_without_gpus(settings, plan.jobs)
     records = _submit_all(submission, plan)
     for record in records:
         _wait_for_joined(record, live)
     return records
+
+
+def warn_without_gpus(settings: Settings, jobs: Sequence[Job]) -> None:
+    """Say so, with the hours, if what is meant for accelerators gets none."""
+    from maep.launch.estimate.cpu_hours import warning
+
+    if line := warning(settings, jobs):
+        say(f"warning: {line}")
 
 
 def _check_live(submission: Submission, live: Sequence[JobRecord]) -> None:
@@ -145,11 +157,13 @@ def submit_one(submission: Submission, job: Job, needs: dict[str, list[str]]) ->
     """Submit a job or array and write its record. needs: `{stage: jobs that must have ended well before}`."""
     after = [name for jobs in needs.values() for name in jobs]
     executor, tasks = submission.executor(job, after), submission.tasks(job)
-    submitted = executor.submit_array(tasks) if job.kind == ARRAY else [executor.submit(tasks[0])]
+    with without_allocation():
+        submitted = executor.submit_array(tasks) if job.kind == ARRAY else [executor.submit(tasks[0])]
     record = JobRecord(
         job=submitted[0].job_id.split("_")[0], stage=job.stage, kind=job.kind, workers=job.workers, nodes=job.nodes,
         tasks=job.tasks, gpus=job.gpus, size=job.size, needs={name: ",".join(jobs) for name, jobs in needs.items()},
-        code=str(submission.code), config=str(submission.config), command=shlex.join(sys.argv), submitted=time.time(),
+        code=str(submission.code), config=str(submission.config), command=masked(shlex.join(sys.argv)),
+        submitted=time.time(),
     )  # fmt: skip
     write_record(submission.run, record)
     return record

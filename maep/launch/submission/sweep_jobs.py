@@ -19,7 +19,7 @@ from maep.launch.cluster.job_records import JobRecord, live_jobs
 from maep.launch.cluster.jobs import ARRAY, POINTS, Job
 from maep.launch.cluster.settings import Cluster
 from maep.launch.submission.code_snapshot import check_code, copy_code, mark_as_last
-from maep.launch.submission.submit import submission_of, submit_one
+from maep.launch.submission.submit import submission_of, submit_one, warn_without_gpus
 from maep.launch.submission.validate import check_run, check_with_slurm
 from maep.launch.sweeps.preview import print_preview
 from maep.runtime.console import say
@@ -36,7 +36,7 @@ def points_job(study: Study, cluster: Cluster) -> Job:
     """An array of a worker for each pretraining of points that are to run, `array_parallelism` of them at a time."""
     settings, contenders = cluster.of(POINTS), halving_state(study.sweep, study.points).active
     workers = len(by_pretraining([point for point in contenders if not is_finished(point)]))
-    return Job(POINTS, ARRAY, settings, (1, 1), 1, min(settings.gpus_per_node, 1), workers, ())
+    return Job(POINTS, ARRAY, settings, (1, 1), 1, min(settings.gpus_per_node or 0, 1), workers, ())
 
 
 def preview_sweep(namespace: argparse.Namespace, words: Sequence[str], cluster: Cluster) -> list[tuple[Job, str]]:
@@ -47,6 +47,7 @@ def preview_sweep(namespace: argparse.Namespace, words: Sequence[str], cluster: 
     study = prepare(namespace.cfg, namespace.scale, words)
     settings, job = sweep_settings(study), points_job(study, cluster)
     print_preview(study)
+    warn_without_gpus(settings, [job])
     return [(job, submission_of(settings).script(job, []))] if job.workers else []
 
 
@@ -65,6 +66,7 @@ def submit_sweep(namespace: argparse.Namespace, words: Sequence[str], cluster: C
     check_run(settings, cluster, [job])
     check_code(submission.run, allowed=namespace.allow_code_change)
     check_with_slurm([(job, submission.script(job, []))])
+    warn_without_gpus(settings, [job])
     copy_code(submission.run)
     mark_as_last(submission.code)
     request.write(study.directory / REQUEST)

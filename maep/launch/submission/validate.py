@@ -141,4 +141,5 @@ def _asked(job: Job) -> str:
     """The options that may not fit the cluster, as they would be written."""
     names = ("partition", "account", "qos", "constraint", "exclude", "time", "cpus_per_task", "mem_per_task")
     options = [(name, getattr(job.settings, name)) for name in names] + [("gpus_per_node", job.gpus)]
+    options += [(f"sbatch {name}", value) for name, value in job.settings.sbatch.items()]
     return " ".join([job.size, *(f"--{name.replace('_', '-')} {value}" for name, value in options if value)])

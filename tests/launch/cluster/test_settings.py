@@ -55,7 +55,7 @@ def test_options_win_over_a_stage_which_wins_over_the_file(tmp_path: Path) -> No
     ("text", "told"),
     [
         ("nods: 3", r"nods \(.*mine.yaml\): unknown key; did you mean nodes\?"),
-        ("nodes: many", "nodes='many'"),
+        ("nodes: many", "nodes='?many'?"),
         ("nodes: 0", "at least 1"),
         ("stages: {pretrian: {nodes: 2}}", "did you mean pretrain"),
         ("nodes: [", "YAML"),

@@ -10,6 +10,7 @@ import pytest
 
 from maep.launch.job.attempts import Outcome, read_attempts
 from maep.launch.job.requeue import decide
+from maep.launch.job.scontrol import fields_of_job
 from maep.runtime.exits import ExitCode
 from tests.tiny import ROOT
 
@@ -104,3 +105,37 @@ def test_damaged_records_are_told_and_passed_over(tmp_path: Path, text: str) -> 
         assert f"warning: {exits}/{name}: " in done.stderr
     [attempt] = read_attempts(exits, lambda _: None)
     assert (attempt.code, attempt.kind) == (2, Outcome.CRASHED)
+
+
+WORKERS = """\
+JobId=7 ArrayJobId=7 ArrayTaskId=2 JobName=x JobState=RUNNING Reason=None Restarts=0 RunTime=00:01:00 TimeLimit=1:00:00
+JobId=9 ArrayJobId=7 ArrayTaskId=1 JobName=x JobState=COMPLETED Reason=None Restarts=0
+JobId=8 ArrayJobId=7 ArrayTaskId=0 JobName=x JobState=CANCELLED Reason=None Restarts=0
+JobId=12 ArrayJobId=7 ArrayTaskId=3-9%4 JobName=x JobState=PENDING Reason=Resources Restarts=0
+"""
+
+
+@pytest.mark.parametrize(
+    ("job", "state"),
+    [("7_2", "RUNNING"), ("7_1", "COMPLETED"), ("7_0", "CANCELLED"), ("7_5", ""), ("7", ""), ("8", "")],
+)
+def test_a_worker_is_read_out_of_its_siblings(job: str, state: str) -> None:
+    """Of an answer for all of them, also where the last worker has the array's id."""
+    assert fields_of_job(WORKERS, job).get("JobState", "") == state
+    assert fields_of_job("JobId=7 JobState=RUNNING", "7")["JobState"] == "RUNNING"
+
+
+def test_slurm_is_asked_about_the_worker_alone(tmp_path: Path) -> None:
+    """The last worker, whose SLURM_JOB_ID is the array's: shown and requeued by array and number, while one is gone."""
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/calls\ncase "$*" in *show*) cat <<"E"\n{WORKERS}E\nesac\n')
+    scontrol.chmod(0o755)
+    environment = {
+        "SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2", "PYTHONPATH": str(ROOT),
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+    }  # fmt: skip
+    words = [sys.executable, "-m", "maep.launch.job.requeue", str(tmp_path), "3", "140", ""]
+    subprocess.run(words, env=environment, check=True)
+    assert (tmp_path / "calls").read_text().splitlines() == ["--oneliner show job 7_2", "requeue 7_2"]
+    [attempt] = read_attempts(tmp_path / "7_2")
+    assert (attempt.kind, attempt.requeued) == (Outcome.STOPPED, True)

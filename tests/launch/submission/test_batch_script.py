@@ -3,6 +3,7 @@
 import argparse
 import json
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from maep.config.load import load_settings
 from maep.launch.cluster.jobs import KINDS, Job, job_of
 from maep.launch.cluster.settings import add_options, read_cluster
 from maep.launch.submission.batch_script import Submission
+from maep.runtime.errors import UserError
 from tests.tiny import ROOT
 
 
@@ -86,3 +88,90 @@ def test_settings_and_place_pick_the_file(made: Submission) -> None:
     """Other settings have another file, so that a queued job's are never overwritten."""
     other = replace(made, settings=load_settings("digits", ["run.seed=1"]))
     assert made.config != other.config
+
+
+def test_no_wckey_and_what_the_site_demands(made: Submission) -> None:
+    """Submitit's own wckey is gone; GPU type, gres, and further options of sbatch and srun arrive, quoted."""
+    words = ["--gpus-per-node", "4", "--gpu-type", "a100", "--nodes", "2"]
+    assert "wckey" not in directives(made.script(job("pretrain", *words), []))
+    words += ["--sbatch", "reservation=my res", "--sbatch", "exclusive", "--sbatch", "mem-per-cpu=2G"]
+    words += ["--sbatch", "wckey=k", "--sbatch", "gres=nvme:1", "--srun", "mpi=pmix", "--sbatch", "licenses=a@b:1"]
+    script = made.script(job("pretrain", *words), [])
+    asked = directives(script)
+    for name, value in {
+        "gpus-per-node": "a100:4", "reservation": "'my res'", "exclusive": "", "mem-per-cpu": "2G", "wckey": "k",
+        "gres": "nvme:1", "licenses": "a@b:1", "requeue": "",
+    }.items():  # fmt: skip
+        assert asked[name] == value, name
+    assert " --mpi=pmix " in next(line for line in script.splitlines() if line.startswith("srun"))
+    assert directives(made.script(job("attack", *words), []))["gpus-per-node"] == "a100:1"
+    by_gres = directives(made.script(job("pretrain", *words[:6], "--gpu-option", "gres"), []))
+    assert by_gres["gres"] == "gpu:a100:4"
+    assert "gpus-per-node" not in by_gres
+
+
+def test_an_interpreter_of_several_words(made: Submission) -> None:
+    """A container's command starts every process; nodes are asked for its program, not for a file of that name."""
+    words = ["--python", "apptainer exec --nv 'my image.sif' python", "--nodes", "2"]
+    script = made.script(job("pretrain", *words), [])
+    start = "apptainer exec --nv 'my image.sif' python"
+    srun = next(line for line in script.splitlines() if line.startswith("srun"))
+    assert f" {start} -I -S " in srun
+    assert srun.count(start) == 2
+    assert f"{start} -m maep.launch.job.requeue" in script
+    assert 'command -v "$2"' in script
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("text", ["\n", "\r", "\x00", "\u2028"])
+@pytest.mark.parametrize("place", ["name", "directory", "working", "code", "dependency", "option"])
+def test_no_text_becomes_a_line(made: Submission, place: str, text: str) -> None:
+    """A run's name from a stranger's file, paths, and job ids from records: refused, naming which."""
+    foreign, asked, after = f"x{text}touch /tmp/y", job("pretrain"), list[str]()
+    settings = made.settings
+    match place:
+        case "name":
+            made = replace(made, settings=replace(settings, run=replace(settings.run, name=foreign)))
+        case "directory":
+            made = replace(made, run=Path(foreign))
+        case "working":
+            made = replace(made, working_directory=Path(foreign))
+        case "code":
+            made = replace(made, code=Path(foreign))
+        case "dependency":
+            after = [foreign]
+        case "option":
+            asked = replace(asked, settings=replace(asked.settings, setup=["true", foreign]))
+    with pytest.raises(UserError, match="control character") as error:
+        made.script(asked, after)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["a%jb", "a\\b"])
+def test_patterns_in_the_run_directory(made: Submission, name: str) -> None:
+    """Slurm would write the output elsewhere than where it is looked for."""
+    with pytest.raises(UserError, match="is a pattern"):
+        replace(made, run=Path(name)).script(job("pretrain"), [])
+
+
+@pytest.mark.parametrize(
+    ("array", "name"), [({}, "7"), ({"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0"}, "7_0")]
+)
+def test_requeued_from_outside_of_a_container(
+    made: Submission, tmp_path: Path, array: dict[str, str], name: str
+) -> None:
+    """Where the interpreter has no scontrol beside it, the script hands it the answer, and does what it decides."""
+    program, tools = tmp_path / "container", tmp_path / "tools"
+    tools.mkdir()
+    program.write_text(f'#!/bin/sh\nshift\nPATH=/nowhere exec {sys.executable} "$@"\n')
+    ids = "ArrayJobId=7 ArrayTaskId=0" if array else ""
+    (tools / "scontrol").write_text(
+        f'#!/bin/sh\necho "$*" >> {tmp_path}/calls\necho "JobId=7 {ids} JobState=RUNNING"\n'
+    )
+    for path in (program, tools / "scontrol"):
+        path.chmod(0o755)
+    lines = made.script(job("pretrain", "--python", f"{program} exec"), []).splitlines()
+    script = "\n".join([*(line for line in lines if not line.startswith("srun")), "(exit 140)"])
+    environment = {"SLURM_JOB_ID": "7", **array, "PATH": f"{tools}:/bin"}
+    assert subprocess.run(["bash", "-c", script], env=environment, check=False).returncode == 140
+    assert (tmp_path / "calls").read_text().splitlines() == [f"--oneliner show job {name}", f"requeue {name}"]

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from maep.runtime.console import say
 from maep.storage.atomic import atomic_file
+from maep.storage.tensor_files import save_file
 
 Facts = dict[str, Any]  # what was written beside the tensors, as JSON gave it back
 
@@ -38,7 +38,7 @@ class AttackState:
 
     def save(self, path: Path, identity: str) -> None:
         """Commit to `path` (safetensors, float32), marked with the identity of what it was made from."""
-        tensors = {"images": self.images, "predictions": self.predictions, "robust": self.robust}
+        tensors = {"images": self.images.float(), "predictions": self.predictions, "robust": self.robust}
         facts = {"survivors": self.survivors, "seconds": self.seconds, "warnings": self.warnings}
         save_tensors(path, tensors, facts, identity)
 
@@ -61,8 +61,15 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     hasher = hashlib.sha256()
     for name in sorted(tensors):
         hasher.update(f"{name}:{tensors[name].dtype}:{tuple(tensors[name].shape)}".encode())
-        hasher.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
+        hasher.update(_bytes(tensors[name]))
     return hasher.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    """The values as they lie in memory, of any type of number: NumPy has no bfloat16."""
+    dense = tensor.detach().cpu()
+    dense = (dense.to_dense() if dense.layout != torch.strided else dense).resolve_conj().resolve_neg().contiguous()
+    return dense.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, object], identity: str) -> None:

@@ -167,13 +167,22 @@ def _attack_batch(
         return
 
     def perturb(target: nn.Module, positions: Tensor) -> Tensor:
-        return perturbs[target](images[positions], labels[positions])
+        return finite_or_clean(perturbs[target](images[positions], labels[positions]), images[positions])
 
     adversarial, predictions = perturb_batch(perturb, model, surrogate, labels)
     broken = predictions != labels
     state.robust[index[broken]] = False
     state.images[index[broken]] = adversarial[broken]
     state.predictions[index[broken]] = predictions[broken]
+
+
+def finite_or_clean(adversarial: Tensor, images: Tensor) -> Tensor:
+    """Adversarial images, and the clean ones where a gradient that is no number led out of all numbers.
+
+    adversarial, images: [N, 3, H, W].
+    """
+    is_finite = adversarial.isfinite().flatten(1).all(1)
+    return torch.where(is_finite.view(-1, 1, 1, 1), adversarial, images)
 
 
 class _Collector(logging.Handler):

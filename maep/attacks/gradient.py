@@ -84,8 +84,13 @@ def _loss_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Gradient of each image's own cross-entropy with respect to it."""
     with torch.enable_grad():
         images = images.detach().requires_grad_(True)
-        loss = F.cross_entropy(model(images), labels, reduction="sum")
-        return torch.autograd.grad(loss, images)[0]
+        loss = F.cross_entropy(model(images).float(), labels, reduction="sum")
+        return finite(torch.autograd.grad(loss, images)[0])
+
+
+def finite(gradient: Tensor) -> Tensor:
+    """A gradient without what is no number: there the image stays where it is, and within its budget."""
+    return gradient.nan_to_num(0.0)
 
 
 def _norms(delta: Tensor) -> Tensor:

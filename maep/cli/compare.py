@@ -1,7 +1,8 @@
 """`maep compare RUN RUN … [--out DIRECTORY]`: one table and one figure over several reports.
 
-A column holds one threat model, attack, budget and image set; runs that share none are refused. Each row is tested
-against the first of its column, image by image (McNemar). Writes compare.json and compare.png.
+A column holds one threat model, attack and budget, on the images that all its runs share; runs that share none are
+refused. Each row is tested against the first of its column, image by image (McNemar), and carries the alarms of its
+report. Writes compare.json and compare.png.
 """
 
 import argparse
@@ -30,16 +31,18 @@ def main(arguments: Sequence[str]) -> int:
         compare,
         comparison_figure,
         comparison_table,
+        notes_on_images,
         read_defenses,
-        shared_columns,
     )
     from maep.evaluation.reporting.figures import save_figure
     from maep.runtime.console import console, say
 
     defenses = [defense for run in runs for defense in read_defenses(run)]
-    comparison = compare(defenses, shared_columns(defenses))
+    comparison = compare(defenses)
     save_figure(comparison_figure(defenses, comparison), options.out / "compare.png")
     comparison.write(options.out / "compare.json")
     console.print(comparison_table(defenses, comparison))
+    for note in notes_on_images(comparison):
+        say(f"note: {note}")
     say(f"compare: {options.out / 'compare.json'}, {options.out / 'compare.png'}")
     return 0

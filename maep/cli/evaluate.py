@@ -2,12 +2,11 @@
 
 FUNCTION is called without arguments and returns an nn.Module in eval mode, images [N, 3, H, W] in [0, 1] to logits;
 MODULE is looked for in the current directory, too. SHARDS is a shard set (shards/build.py makes them). The report goes
-to run.dir, default runs/FUNCTION, with robustbench.json beside it.
+to run.dir, default runs/NAME, with robustbench.json beside it; NAME is FUNCTION unless --name says another.
 """
 
 import argparse
 import importlib
-import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 from torch import nn
 
 from maep.config.command_line import command_line
-from maep.runtime.errors import UserError, fail
+from maep.runtime.errors import EarlyEnd, UserError, fail
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -23,9 +22,8 @@ def main(arguments: Sequence[str]) -> int:
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument("--model", metavar="MODULE:FUNCTION", help="what returns the nn.Module to evaluate")
     options.add_argument("--data", metavar="SHARDS", help="shard set with the images")
-    functions = [word.partition(":")[2] for flag, word in itertools.pairwise(arguments) if flag == "--model"]
-    run_name = [f"run.name={functions[-1]}"] if functions and functions[-1] else []
-    namespace, settings = command_line(__doc__ or "", [*run_name, *arguments], options=options)
+    options.add_argument("--name", help="name of the model in reports, and of its run (default FUNCTION)")
+    namespace, settings = command_line(__doc__ or "", [*_run_name(arguments), *arguments], options=options)
     if not namespace.model or not namespace.data:
         fail("evaluate: give --model MODULE:FUNCTION and --data SHARDS")
 
@@ -39,19 +37,46 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _run_name(arguments: Sequence[str]) -> list[str]:
+    """run.name=NAME, from --name or else from the function's; a run.name= among the arguments comes later and wins."""
+    options = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    options.add_argument("--model", default="")
+    options.add_argument("--name", default="")
+    try:
+        namespace, _ = options.parse_known_args([word for word in arguments if word not in ("-h", "--help")])
+    except argparse.ArgumentError as error:
+        fail(f"evaluate: {error}")
+    name = namespace.name or namespace.model.partition(":")[2]
+    return [f"run.name={name}"] if name else []
+
+
 def load_callable(name: str) -> nn.Module:
     """What `module:function` returns. Raises UserError if there is no such module or function, or it raises."""
     module, _, function = name.partition(":")
     if not module or not function:
         fail(f"--model {name}: expected MODULE:FUNCTION, such as mydefense:make_model")
-    sys.path.insert(0, str(Path.cwd()))
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
     try:
         make = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"--model {name}: cannot be imported: {error}") from error
+    except EarlyEnd:
+        raise
+    except Exception as error:  # a stranger's module may raise anything while it is imported
+        raise UserError(_line(f"--model {name}: cannot be imported", error)) from error
     if isinstance(make, nn.Module):
         return make
     if not callable(make):
         fail(f"--model {name}: is {type(make).__name__}; expected a function without arguments")
-    model: nn.Module = make()
+    try:
+        model: nn.Module = make()
+    except EarlyEnd:
+        raise
+    except Exception as error:
+        raise UserError(_line(f"--model {name}: {function}() raised", error)) from error
     return model
+
+
+def _line(what: str, error: Exception) -> str:
+    """One line of what a stranger's code raised."""
+    kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
+    return " ".join(f"{what}: {kind}{error}".split())

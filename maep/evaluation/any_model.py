@@ -1,28 +1,47 @@
-"""Evaluate any classifier or defense: a module from images in [0, 1] to logits, on a shard set or tensors."""
+"""Evaluate any classifier or defense: a module from images in [0, 1] to logits, on a shard set or images in memory."""
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from maep.attacks.attack_state import tensors_sha256
 from maep.attacks.threat_models import Bpda, Oblivious
 from maep.config.load import load_settings, to_yaml
 from maep.config.schema import Settings
-from maep.data.shards import ShardSet
-from maep.evaluation.audit.model_contract import answers, check_answers, check_module
+from maep.data.shards import ShardSet, to_float
+from maep.evaluation.answers import Autocast, Handling, JudgedDefense, JudgedModel, JudgedPurifier
+from maep.evaluation.audit.finding import ALARM, PASSED
+from maep.evaluation.audit.first_minute import accuracy_finding, first_findings
+from maep.evaluation.audit.model_contract import (
+    answer_of,
+    answers,
+    check_answers,
+    check_module,
+    device_of,
+    handling_of,
+    notes_on_answers,
+)
+from maep.evaluation.borrowing import borrowed
+from maep.evaluation.image_set import ImageSet, check_labels, read_images
+from maep.evaluation.model_identity import model_identity
 from maep.evaluation.reporting.provenance import write_environment
 from maep.evaluation.reporting.report import build_report
+from maep.evaluation.reporting.report_document import REPORT
 from maep.evaluation.reporting.robustbench import write_model_info
 from maep.evaluation.scoring.defense import Defense
-from maep.evaluation.scoring.evaluation import Evaluation
-from maep.evaluation.scoring.plan import PLAN, Plan
+from maep.evaluation.scoring.evaluation import Evaluation, write_subject
+from maep.evaluation.scoring.plan import PLAN, SUBJECT, Plan
+from maep.evaluation.scoring.subject import Subject, subject_of
 from maep.evaluation.workers import evaluate_all
 from maep.models.defended import DefendedClassifier
+from maep.models.purified import PurifiedClassifier
+from maep.purifiers import Purifier
+from maep.runtime.console import say
 from maep.runtime.digests import digest
 from maep.runtime.errors import fail
 from maep.storage.atomic import atomic_file
@@ -32,36 +51,16 @@ from maep.storage.locks import run_lock
 PROBES = 64
 # Threat models that say nothing of a classifier alone: its attackers know all there is.
 NEED_DEFENSE = (Oblivious.name, Bpda.name)
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """Images in memory, in the place of a shard set.
-
-    images: [N, 3, H, W] in [0, 1], float; labels: int64 [N]; classes: names.
-    """
-
-    images: Tensor
-    labels: Tensor
-    classes: list[str]
-
-    @property
-    def identity(self) -> str:
-        """64 hex digits that name the images and their labels."""
-        return tensors_sha256({"images": self.images, "labels": self.labels})
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Images and labels of some indices, in their order."""
-        index = torch.as_tensor(list(indices))
-        return self.images[index], self.labels[index]
+# As it was written: a forward that was put in its place is not taken apart.
+PURIFIED_FORWARD = PurifiedClassifier.forward
+ANOTHER = "choose another run.dir, or another name (--name NAME; in Python name= or run_dir=)"
+# What a run directory holds of whoever wrote there first.
+OF_A_RUN = ("config.yaml", REPORT, "checkpoints", "purifier", "adapter", "finetuned")
 
 
 def evaluate(
     model: nn.Module,
-    data: str | Path | ShardSet | tuple[Tensor, Tensor],
+    data: object,
     *,
     name: str = "model",
     run_dir: str | Path | None = None,
@@ -70,38 +69,71 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate a model; return what report.json in `run_dir` holds. Finished chunks are not done again.
 
-    model: images [N, 3, H, W] in [0,1] → logits [N, C], in eval mode. If it is a `PurifiedClassifier`, or has modules
-    `purifier` and `classifier` as that has, or is a `maep.models.defended.DefendedClassifier`, every threat model
-    applies; else all of it is attacked, by an attacker who knows it and by one who only asks it. data: a shard set,
-    or (images, labels). name: of the model in reports. run_dir: default `runs/NAME`. settings: a whole configuration;
-    evaluation: settings of its section `evaluation`, such as `images=100, attacks=["pgd-20"], eps=[8/255]`.
+    model: images [N, 3, H, W] in [0,1] → logits [N, C], or what holds them (`maep.evaluation.answers`), in eval mode.
+    It is judged as its own forward, and comes back as it was. If it is a `PurifiedClassifier` or a
+    `maep.models.defended.DefendedClassifier`, every threat model applies; else all of it is attacked, by an attacker
+    who knows it and by one who only asks it. data: a shard set; (images, labels) as arrays, lists or tensors, uint8 or
+    float in [0,1]; a torch Dataset or DataLoader, of which the first `evaluation.images` are taken. name: of the model
+    in reports. run_dir: default `runs/NAME`. settings: a whole configuration; evaluation: settings of its section
+    `evaluation`, such as `images=100, attacks=["pgd-20"], eps=[8/255]`, checked as on the command line.
     Raises UserError, naming what is wrong, for a model or data that cannot be evaluated, or for a directory of another
     model.
     """
-    settings = settings or load_settings(None, [f"run.name={name}"])
-    for key, value in evaluation.items():
-        if not hasattr(settings.evaluation, key):
-            fail(f"evaluate: unknown setting {key}; choose one of evaluation's: {', '.join(vars(settings.evaluation))}")
-        setattr(settings.evaluation, key, value)
-    settings.run.dir = str(run_dir or settings.run.dir)
+    settings = settings_of(name, run_dir, settings, evaluation)
     check_module(model)
-    test = _image_set(data, model)
-    settings.data.name = (test.manifest.dataset or "images") if isinstance(test, ShardSet) else "images"
-    settings.classifier.arch = name
-    check_answers(model, *_probes(test, model), len(test.classes))
-    return _evaluate(model, test, name, settings)
+    autocast = Autocast.current()
+    with borrowed(model), autocast.off(), torch.inference_mode(False):
+        test = read_images(data, settings.evaluation.images)
+        settings.data.name = (test.manifest.dataset or "images") if isinstance(test, ShardSet) else "images"
+        settings.classifier.arch = name
+        return _evaluate(model, test, name, settings, autocast)
 
 
-def _evaluate(model: nn.Module, test: ShardSet | ImageSet, name: str, settings: Settings) -> dict[str, Any]:
-    directory = Path(settings.run.dir)
-    defense, label = defense_of(model, name)
+def settings_of(
+    name: str, run_dir: str | Path | None, settings: Settings | None, evaluation: Mapping[str, Any]
+) -> Settings:
+    """All settings of an evaluation, checked as on the command line; the caller's own stay as they are."""
+    layers: list[tuple[str, Mapping[str, Any]]] = [("evaluate's name", {"run.name": name})]
+    if settings is not None:
+        layers = [("evaluate's settings", asdict(settings))]
+    entries = {f"evaluation.{key}": _plain(value) for key, value in evaluation.items()}
+    if run_dir is not None:
+        entries["run.dir"] = str(run_dir)
+    return load_settings(None, [], [*layers, ("argument of evaluate", entries)])
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and lists as the command line gives them, also from NumPy and torch."""
+    if isinstance(value, np.generic | np.ndarray | Tensor):
+        return value.tolist()
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _evaluate(
+    model: nn.Module, test: ShardSet | ImageSet, name: str, settings: Settings, autocast: Autocast
+) -> dict[str, Any]:
+    images, labels = _probes(test, device_of(model))
+    identities = identities_of(model, name, autocast)
+    directory, label = Path(settings.run.dir), label_of(model)
+    _refuse_others(directory, label, settings.run.name)
+    handling = handling_of(model, images, autocast)
+    test = _with_classes(test, JudgedModel(model, handling), images)
+    defense = defense_of(model, identities, handling)
     if defense.is_undefended:
         threats = [threat for threat in settings.evaluation.threat_models if threat not in NEED_DEFENSE]
         settings.evaluation.threat_models = threats
         settings.evaluation.adaptive_images = settings.evaluation.images
+    evaluation = Evaluation(settings, defense, test, directory / "evaluation" / label)
+    _refuse_another(evaluation)
+    subject = _subject(model, defense, handling, images, labels, len(test.classes), settings)
+    return _judged(replace(evaluation, subject=subject), label)
+
+
+def _judged(evaluation: Evaluation, label: str) -> dict[str, Any]:
+    """Attack, score and report."""
+    settings, directory = evaluation.settings, Path(evaluation.settings.run.dir)
     with run_lock(directory):
-        evaluation = Evaluation(settings, defense, test, directory / "evaluation" / label)
-        _refuse_another(evaluation)
+        write_subject(evaluation)
         with atomic_file(directory / "config.yaml") as temporary:
             temporary.write_text(to_yaml(settings))
         write_environment(directory, sys.argv)
@@ -111,42 +143,97 @@ def _evaluate(model: nn.Module, test: ShardSet | ImageSet, name: str, settings: 
     return report.to_json()
 
 
-def defense_of(model: nn.Module, name: str) -> tuple[Defense, str]:
-    """What is evaluated of a model, and its label in reports.
+def _subject(
+    model: nn.Module,
+    defense: Defense,
+    handling: Handling,
+    images: Tensor,
+    labels: Tensor,
+    classes: int,
+    settings: Settings,
+) -> Subject:
+    """What the model answers in the first minute; alarms are said at once, and go with the report."""
+    judged = JudgedModel(model, handling).eval()
+    logits = check_answers(judged, images, classes)
+    chosen = settings.evaluation
+    findings = first_findings(judged, images, labels, norm=chosen.norm, eps=max(chosen.eps, default=0.0),
+                              batch_size=chosen.batch_size)  # fmt: skip
+    accuracy = accuracy_finding(int((logits.argmax(1) == labels).sum()), len(labels), classes)
+    notes = tuple(notes_on_answers(answer_of(model, images[:1], handling), handling))
+    for finding in [*findings, accuracy]:
+        if finding.level != PASSED:
+            say(f"{'ALARM' if finding.level == ALARM else 'warning'}: {finding.check}: {finding.text}")
+    for note in notes:
+        say(f"note: {note}")
+    return subject_of(defense, tuple(findings), notes)
 
-    A `DefendedClassifier` says itself what its attackers are given; a model that is made of a purifier and a classifier
-    is taken apart; any other is a classifier alone.
+
+# what a model is
+
+
+def is_purified(model: nn.Module) -> bool:
+    """Whether a model is a purifier before a classifier and nothing else: its forward is the two, one after the other.
+
+    A class of another name, a forward or a hook of its own, and it is judged as a whole.
+    """
+    is_plain = type(model) is PurifiedClassifier and PurifiedClassifier.forward is PURIFIED_FORWARD
+    hooks = (getattr(model, name) for name in ("_forward_hooks", "_forward_pre_hooks"))
+    return is_plain and "forward" not in vars(model) and not any(hooks)
+
+
+def label_of(model: nn.Module) -> str:
+    """What a model is called in reports, as a defense: `none` for a classifier alone."""
+    if isinstance(model, DefendedClassifier):
+        return type(model).__name__
+    return type(model.purifier).__name__ if is_purified(model) else "none"
+
+
+def identities_of(model: nn.Module, name: str, autocast: Autocast) -> tuple[str, str]:
+    """(purifier, classifier): digests of all that the answers of a model depend on."""
+    if isinstance(model, DefendedClassifier):
+        parts = model_identity(model, label_of(model)), model_identity(model.target(Oblivious.name), name)
+    elif is_purified(model):
+        purifier, classifier = model.purifier, model.classifier
+        parts = model_identity(purifier, label_of(model)), model_identity(classifier, name)  # type: ignore[arg-type]
+    else:
+        parts = model_identity(nn.Identity(), "none"), model_identity(model, name)
+    facts = autocast.facts()
+    return (digest([parts[0], facts]), digest([parts[1], facts])) if facts else parts
+
+
+def defense_of(model: nn.Module, identities: tuple[str, str], handling: Handling) -> Defense:
+    """What is evaluated of a model, each part asked as the model is.
+
+    A `DefendedClassifier` says itself what its attackers are given; a `PurifiedClassifier` is taken apart; any other
+    is a classifier alone, and its own forward is all that is called. identities: of purifier and classifier.
     """
     if isinstance(model, DefendedClassifier):
-        label, classifier = type(model).__name__, model.target(Oblivious.name)
-        identity = digest([model_identity(model, label), plain_values(model)])
-        return Defense(nn.Identity(), classifier, identity, model_identity(classifier, name), model), label
-    purifier, classifier = parts_of(model)
-    label = "none" if isinstance(purifier, nn.Identity) else type(purifier).__name__
-    return Defense(purifier, classifier, model_identity(purifier, label), model_identity(classifier, name)), label
+        defended = JudgedDefense(model, handling)
+        bare = JudgedModel(model.target(Oblivious.name), handling)
+        return Defense(nn.Identity(), bare, *identities, defended)
+    if not is_purified(model):
+        return Defense(nn.Identity(), JudgedModel(model, handling), *identities)
+    purifier, classifier = model.purifier, model.classifier
+    assert isinstance(purifier, nn.Module)
+    assert isinstance(classifier, nn.Module)
+    is_fp32 = handling.dtype == torch.float32 and not handling.autocast.dtypes
+    judged = purifier if is_fp32 or isinstance(purifier, Purifier | nn.Identity) else JudgedPurifier(purifier, handling)
+    return Defense(judged, JudgedModel(classifier, handling), *identities)
 
 
-def parts_of(model: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """(purifier, classifier) of a model that is made of them; else the identity and the model."""
-    purifier, classifier = getattr(model, "purifier", None), getattr(model, "classifier", None)
-    if isinstance(purifier, nn.Module) and isinstance(classifier, nn.Module) and not list(model.parameters(False)):
-        return purifier, classifier
-    return nn.Identity(), model
+# whose a directory is
 
 
-def model_identity(model: nn.Module, name: str) -> str:
-    """Digest of a module's name, structure and every tensor in it."""
-    return digest([name, repr(model), tensors_sha256(model.state_dict())])
-
-
-def plain_values(model: nn.Module) -> dict[str, object]:
-    """Numbers and texts among the attributes of a module and its parts: a defense's strength is often one of these."""
-    return {
-        f"{part}.{name}": value
-        for part, module in model.named_modules()
-        for name, value in sorted(vars(module).items())
-        if isinstance(value, bool | int | float | str) and not name.startswith("_")
-    }
+def _refuse_others(directory: Path, label: str, name: str) -> None:
+    """A directory of a run, or of a model that is no `label`, is not written into."""
+    for path in sorted((directory / "evaluation").glob(f"*/{PLAN}")):
+        if path.parent.name != label:
+            fail(f"{path}: run {name} holds the report of another model ({path.parent.name}); {ANOTHER}")
+    if any((directory / "evaluation" / label / each).is_file() for each in (PLAN, SUBJECT)):
+        return
+    for each in OF_A_RUN:
+        if (directory / each).exists():
+            fail(f"{directory / each}: run {name} is of something else; {ANOTHER}")
 
 
 def _refuse_another(evaluation: Evaluation) -> None:
@@ -161,42 +248,24 @@ def _refuse_another(evaluation: Evaluation) -> None:
         ("images", plan.images, evaluation.test.identity),
     ):
         if before != current:
-            fail(f"{path}: was written for another {what}; choose another run.dir")
+            fail(f"{path}: was written for another {what}; {ANOTHER} than {evaluation.settings.run.name}")
 
 
-def _image_set(data: str | Path | ShardSet | tuple[Tensor, Tensor], model: nn.Module) -> ShardSet | ImageSet:
-    """The data as something that gives batches. Raises UserError for what cannot be evaluated on."""
-    if isinstance(data, (str, Path)):
-        data = ShardSet(Path(data))
-    if isinstance(data, ShardSet):
-        problems = data.verify()
-        if problems:
-            fail(problems[0])
-        _check_labels([data.label(index) for index in range(len(data))], len(data.classes), str(data.path))
-        return data
-    images, labels = data
-    if images.ndim != 4 or images.shape[1] != 3 or len(images) != len(labels) or not len(images):
-        fail(f"data: images {tuple(images.shape)} and labels {tuple(labels.shape)}; expected [N, 3, H, W] and [N]")
-    if not images.is_floating_point() or not bool(((images >= 0) & (images <= 1)).all()):
-        low, high = float(images.min()), float(images.max())
-        fail(f"data: images are {images.dtype} from {low:.4g} to {high:.4g}; expected float in [0, 1], not normalised")
-    count = answers(model, images[:1].to(_device(model))).shape[-1]
-    _check_labels(labels.tolist(), count, "data")
-    return ImageSet(images, labels.to(torch.int64), [str(number) for number in range(count)])
+# images
 
 
-def _check_labels(labels: list[int], count: int, where: str) -> None:
-    for index, label in enumerate(labels):
-        if not 0 <= label < count:
-            fail(f"{where}: sample {index} has label {label}; expected 0 to {count - 1}")
+def _with_classes(test: ShardSet | ImageSet, model: JudgedModel, images: Tensor) -> ShardSet | ImageSet:
+    """Of images in memory, the classes are as many as the model has logits."""
+    if isinstance(test, ShardSet) or test.classes:
+        return test
+    count = answers(model, images[:1]).shape[-1]
+    check_labels(test.labels.tolist(), count, "data")
+    return ImageSet(test.images, test.labels, [str(number) for number in range(count)])
 
 
-def _device(model: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-
-def _probes(test: ShardSet | ImageSet, model: nn.Module) -> tuple[Tensor, Tensor]:
-    """The first images, float in [0, 1], and labels, on the model's device."""
-    images, labels = test.batch(range(min(PROBES, len(test))))
-    images = images if images.is_floating_point() else images.float() / 255
-    return images.to(_device(model)), labels.to(_device(model))
+def _probes(test: ShardSet | ImageSet, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Images over all of the set, which may be in the order of its classes: float in [0, 1], and labels."""
+    count = min(PROBES, len(test))
+    images, labels = test.batch([len(test) * number // count for number in range(count)])
+    images = images if images.is_floating_point() else to_float(images)
+    return images.to(device), labels.to(device)

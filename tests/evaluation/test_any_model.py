@@ -1,7 +1,9 @@
 """Any model can be evaluated, from Python and by `maep evaluate`; what was handed over wrongly is named in one line."""
 
 import json
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ from maep import PurifiedClassifier
 from maep.cli.evaluate import main
 from maep.data.shards import ShardSet
 from maep.evaluation import evaluate
+from maep.evaluation.answers import Autocast, JudgedModel
+from maep.evaluation.audit.first_minute import first_findings
+from maep.evaluation.audit.model_contract import handling_of
 from maep.models.classifiers import Normalized
 from maep.runtime.errors import UserError
 from tests.small import Blur, digits, train_small, write_shards
@@ -37,6 +42,42 @@ class Rescaled(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier(images * self.factor + self.offset)
+
+
+class WantsUint8(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier = train_small()
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert images.dtype == torch.uint8, "bytes"
+        return self.classifier(images.float() / 255)
+
+
+class Times(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits * self.factor
+
+
+class Answering(nn.Module):
+    """The small classifier, its answer given in another form."""
+
+    def __init__(self, form: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.classifier, self.form = train_small(), form
+
+    def forward(self, images: Tensor) -> object:
+        return self.form(self.classifier(images))
+
+
+def with_weights(value: float) -> nn.Module:
+    model = train_small()
+    next(model.parameters()).data[0] = value
+    return model
 
 
 def normalized(model: nn.Module) -> nn.Module:
@@ -77,14 +118,24 @@ def test_a_defense_has_every_threat_model(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 WRONG: dict[str, tuple[Any, str]] = {
-    "probabilities": (lambda: nn.Sequential(train_small(), nn.Softmax(1)), "gives probabilities; hand over logits"),
     "training mode": (lambda: train_small().train(), "is in training mode; call .eval"),
     "classes": (lambda: train_small(7, steps=1), "gives 7 logits, the images have 10 classes"),
     "no module": (lambda: torch.sin, "is builtin_function_or_method; expected an nn.Module"),
     "other size": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 10)), "does not take images .64, 3, 16, 16"),
-    "normalises twice": (lambda: normalized(normalized(Rescaled(1, -2))), "normalises twice"),
-    "not normalised": (lambda: Rescaled(0.25, 0.5), "wants images that are normalised"),
-    "255": (lambda: Rescaled(1 / 255, 0), "from 0 to 255"),
+    "uint8": (lambda: WantsUint8(), "wants uint8 images from 0 to 255"),
+    "meta": (lambda: train_small().to("meta"), "0.weight has no values yet"),
+    "not finite": (lambda: with_weights(float("nan")), "holds values that are not finite"),
+    "NaN": (lambda: nn.Sequential(train_small(), Times(float("nan"))), "gives logits that are not finite, for image 0"),
+    "class numbers": (lambda: Answering(lambda logits: logits.argmax(1)), r"gives \(64,\) for 64 images"),
+    "integers": (lambda: Answering(lambda logits: logits.long()), "gives torch.int64 for 64 images, no logits"),
+    "one image": (lambda: Answering(lambda logits: logits.squeeze()), r"gives \(10,\) for 1 image;"),
+    "dense": (lambda: Answering(lambda logits: logits[..., None, None]), "flatten it to .N, classes"),
+    "text": (lambda: Answering(lambda logits: "seven"), "answers with str"),
+    "two answers": (
+        lambda: Answering(lambda logits: {"out": logits, "scores": logits}),
+        r"dict with out: \(64, 10\), sc",
+    ),
+    "any error": (lambda: Answering(lambda logits: {}["logits"]), "does not take images .* KeyError: 'logits'"),
 }
 
 
@@ -100,13 +151,95 @@ def test_models_handed_over_wrongly(tmp_path: Path, test_set: ShardSet, mistake:
     assert not (tmp_path / "run").exists()
 
 
+GUESSES: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "normalises twice": (lambda: normalized(normalized(Rescaled(1, -2))), "normalise twice"),
+    "not normalised": (lambda: Rescaled(0.25, 0.5), "want images that are normalised"),
+    "255": (lambda: Rescaled(1 / 255, 0), "want images from 0 to 255"),
+}
+
+
+@pytest.mark.parametrize("guess", GUESSES)
+def test_a_guess_is_a_warning(tmp_path: Path, test_set: ShardSet, guess: str) -> None:
+    """What may be meant as it is, is evaluated as it is, and the report says what it looks like."""
+    make, message = GUESSES[guess]
+    report = evaluate(make().eval(), test_set, run_dir=tmp_path / "run", **{**QUICK, "threat_models": ["adaptive"]})
+    (finding,) = [each for each in report["honesty"]["none"]["findings"] if each["check"] == "normalisation"]
+    assert finding["level"] == "warning"
+    assert message in finding["text"]
+
+
+def test_untrained_nets_are_not_guessed_about() -> None:
+    """On 4 images, nothing can be said of how a net was put together; on 64, nothing is of one that guesses."""
+    images, labels = digits()
+    for seed in range(20):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10)).eval().requires_grad_(False)
+        for count in (4, 64):
+            assert "normalisation" not in levels(net, images[:count], labels[:count], "warning")
+
+
+def levels(model: nn.Module, images: Tensor, labels: Tensor, level: str) -> dict[str, str]:
+    """`{check: text}` of the findings of that level in a model's first minute."""
+    judged = JudgedModel(model, handling_of(model, images, Autocast({}))).eval()
+    outcomes = first_findings(judged, images, labels, norm="Linf", eps=0.1, batch_size=6)
+    return {finding.check: finding.text for finding in outcomes if finding.level == level}
+
+
 def test_right_models_pass() -> None:
     """The same classifier, put together rightly, passes the checks that its wrong sisters fail."""
-    from maep.evaluation.audit.model_contract import check_answers
-
     images, labels = digits()
     for model in (train_small(), normalized(Rescaled(1, -2))):
-        check_answers(model.eval(), images[:64], labels[:64], 10)
+        assert levels(model.eval(), images[:64], labels[:64], "passed").keys() == {"batch", "finite", "normalisation"}
+
+
+class FromBatch(nn.Module):
+    """Logits minus their mean over the batch."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits - logits.mean(0)
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [(nn.BatchNorm2d(3, track_running_stats=False), r"0 \(BatchNorm2d\) takes its statistics from the batch"),
+     (FromBatch(), "depends on the batch it is in")],
+)  # fmt: skip
+def test_answers_that_depend_on_the_batch(tmp_path: Path, layer: nn.Module, said: str) -> None:
+    """An alarm that names it, in the report, in its rows and in the first minute."""
+    images, labels = digits()
+    order = (train_small(), layer) if isinstance(layer, FromBatch) else (layer, train_small())
+    model = nn.Sequential(*order).eval()
+    assert re.search(said, levels(model, images[:64], labels[:64], "alarm")["batch"])
+    how = {**QUICK, "threat_models": ["adaptive"]}
+    report = evaluate(model, (images[:12], labels[:12]), run_dir=tmp_path / "run", **how)
+    assert all("batch" in row["alarms"] for row in report["results"])
+
+
+class Root(nn.Module):
+    """The identity, whose gradient is infinite, and times zero no number, where a pixel is black."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images + 0 * images.clamp_min(0).sqrt()
+
+
+def test_gradients_that_are_no_numbers(tmp_path: Path) -> None:
+    """An alarm, and no traceback after an hour: every attack keeps its budget."""
+    images, labels = digits()
+    model = nn.Sequential(Root(), train_small()).eval()
+    assert "gradients of 8 of 8 images are not finite" in levels(model, images[:64], labels[:64], "alarm")["finite"]
+    how = {**QUICK, "images": 6, "attacks": ["pgd-3", "apgd-ce"], "threat_models": ["adaptive"]}
+    report = evaluate(model, (images[:6], labels[:6]), run_dir=tmp_path / "run", **how)
+    assert all("finite" in row["alarms"] and row["eps_used"] <= 0.1001 for row in report["results"])
+
+
+def test_a_model_that_guesses_is_an_alarm(tmp_path: Path) -> None:
+    """Clean accuracy that is not above chance goes with every number."""
+    images, labels = digits()
+    model = nn.Sequential(train_small(), Times(0.0)).eval()
+    how = {**QUICK, "threat_models": ["adaptive"]}
+    report = evaluate(model, (images[:12], labels[:12]), run_dir=tmp_path / "run", **how)
+    assert all("clean accuracy" in row["alarms"] for row in report["results"])
 
 
 @pytest.mark.parametrize(

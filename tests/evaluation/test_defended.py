@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from maep.config.implementations import THREAT_MODELS
 from maep.evaluation import evaluate
-from maep.evaluation.any_model import defense_of
+from maep.evaluation.answers import Autocast
+from maep.evaluation.any_model import identities_of
 from maep.models.defended import DefendedClassifier
 from maep.runtime.errors import UserError
 from maep.storage.atomic import read_json
@@ -63,10 +64,10 @@ def percent(logits: Tensor, labels: Tensor) -> float:
 
 def test_records_of_another_strength_are_not_taken_for_its_own(tmp_path: Path) -> None:
     """A number of the defense that is in no tensor and in no name is part of what it is."""
-    strengths = [defense_of(shifted(pixels), "small")[0] for pixels in (1, 2, 1)]
-    first, second, again = (defense.purifier_identity for defense in strengths)
+    strengths = [identities_of(shifted(pixels), "small", Autocast({})) for pixels in (1, 2, 1)]
+    first, second, again = (purifier for purifier, _ in strengths)
     assert first == again != second
-    assert len({defense.classifier_identity for defense in strengths}) == 1
+    assert len({classifier for _, classifier in strengths}) == 1
     threats = {**QUICK, "threat_models": ["oblivious"]}
     evaluate(shifted(1), data(), name="small", run_dir=tmp_path, **threats)
     with pytest.raises(UserError, match="was written for another purifier"):

@@ -6,20 +6,19 @@ should not stand as they do beside each other. A red finding says that the adapt
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Literal
 
 from maep.attacks.threat_models import Adaptive, AdaptiveEot, BlackBox, Bpda, Oblivious, threat_model
+from maep.evaluation.audit.finding import ALARM, PASSED, WARNING, Finding, Level
+from maep.evaluation.audit.first_minute import accuracy_finding
 from maep.evaluation.audit.gradient_masking import CheckAnswers, CurvePoint, median_error
 from maep.evaluation.audit.purification_cost import PurificationCost
 from maep.evaluation.reporting.rows import Combination
 from maep.evaluation.scoring.chunk_attack import is_within
 from maep.evaluation.scoring.plan import Plan
+from maep.evaluation.scoring.subject import Subject
 from maep.evaluation.scoring.tasks import eps_text
 
-Level = Literal["passed", "warning", "alarm"]
-PASSED: Final = "passed"
-WARNING: Final = "warning"
-ALARM: Final = "alarm"
 ADAPTIVE = (Adaptive.name, AdaptiveEot.name)
 # Points by which Square may break more than the adaptive attacker: AutoAttack's own threshold for calling an
 # evaluation unreliable. The others lie between what the honest defenses of tests/reports show and what masked ones do.
@@ -36,15 +35,6 @@ FLAT = 1e-3  # a difference of losses that is none: what rounding to fp32 and th
 CHANCE, CHANCE_POINTS = 2.0, 5
 # Points that rounding to 8 bits may move robust accuracy by: two, or one and a half images where those are more.
 ROUNDING_POINTS, ROUNDING_IMAGES = 2.0, 1.5
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The outcome of one check. level: `passed`, `warning` or `alarm` (then it is said in red). text: a sentence."""
-
-    check: str
-    level: Level
-    text: str
 
 
 @dataclass(frozen=True)
@@ -67,18 +57,25 @@ class Honesty:
 
 @dataclass(frozen=True)
 class PurifierResult:
-    """All that was evaluated of one purifier. name: as in reports."""
+    """All that was evaluated of one purifier. name: as in reports. subject: None in runs that wrote none down."""
 
     name: str
     plan: Plan
     rows: list[Combination]
     checks: CheckAnswers
     cost: PurificationCost
+    subject: Subject | None = None
 
     @property
     def findings(self) -> list[Finding]:
         """The outcome of every check, alarms first."""
-        return findings(self.checks, self.rows, len(self.plan.classes))
+        outcomes = findings(self.checks, self.rows, len(self.plan.classes))
+        return _by_level([*outcomes, *(self.subject.findings if self.subject else ())])
+
+    @property
+    def alarms(self) -> tuple[str, ...]:
+        """Names of the checks that set off an alarm."""
+        return tuple(dict.fromkeys(finding.check for finding in self.findings if finding.level == ALARM))
 
     def honesty(self) -> Honesty:
         """As in report.json: findings, what stood against every attack, and the answers behind them."""
@@ -100,8 +97,21 @@ def findings(checks: CheckAnswers, rows: Sequence[Combination], classes: int) ->
         *_stronger(rows, BlackBox.name, "square", "Square, which needs no gradient,"),
         *_square_inside(rows),
         *_rounding(rows),
+        *_chance(rows, classes),
     ]
+    return _by_level(outcomes)
+
+
+def _by_level(outcomes: Sequence[Finding]) -> list[Finding]:
     return sorted(outcomes, key=lambda finding: (ALARM, WARNING, PASSED).index(finding.level))
+
+
+def _chance(rows: Sequence[Combination], classes: int) -> Iterator[Finding]:
+    """Robustness of a model that guesses says nothing; one that does not is not worth a line."""
+    row = max(rows, key=lambda row: row.result.n).result
+    finding = accuracy_finding(round(row.clean_accuracy * row.n / 100), row.n, classes)
+    if finding.level == ALARM:
+        yield finding
 
 
 def _randomness(checks: CheckAnswers, rows: Sequence[Combination]) -> Iterator[Finding]:

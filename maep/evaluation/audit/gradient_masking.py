@@ -9,14 +9,14 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maep.attacks.catalog import gradient_spec
-from maep.attacks.gradient import attack
+from maep.attacks.gradient import attack, finite
 from maep.attacks.reseeding import reseeded
 from maep.attacks.threat_models import AdaptiveEot
 from maep.evaluation.scoring.evaluation import Evaluation
@@ -90,6 +90,8 @@ class CheckAnswers:
 @dataclass(frozen=True)
 class CheckRecord(Document):
     """checks.json. identity: of the questions; classifier, purifier: identities of who was asked."""
+
+    SELF_CHECKED: ClassVar[bool] = True
 
     identity: str
     classifier: str
@@ -220,7 +222,7 @@ def margin_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor
         if not total.requires_grad:
             return torch.zeros_like(images)
         gradient = torch.autograd.grad(total, images, allow_unused=True)[0]
-        return torch.zeros_like(images) if gradient is None else gradient
+        return torch.zeros_like(images) if gradient is None else finite(gradient)
 
 
 def gradient_sizes(defended: nn.Module, undefended: nn.Module, images: Tensor, labels: Tensor) -> GradientSizes:

@@ -1,10 +1,16 @@
 """The curves of a run's trainings, as metrics.jsonl has them."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from maep.runtime.errors import fail
+from maep.storage.json_files import read_bytes
+
 Curve = Sequence[Mapping[str, float]]
+LIMIT = 2**30  # bytes: at 300 a logged step, three million steps
+NEEDED = ("step", "loss")  # without which there is no curve
 FILES = {"metrics.jsonl": "pretraining", "metrics-finetune.jsonl": "finetuning"}
 
 
@@ -18,16 +24,35 @@ def read_metrics(path: Path) -> list[Mapping[str, float]]:
     """The lines of a metrics.jsonl by rising step; [] if there is none.
 
     A last line that a kill cut short is left out; of a step that a resumed run logged again, the later counts.
-    Raises ValueError for another line that is not JSON.
+    Raises UserError, naming the line, for another that is not what a training logs.
     """
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = _text(path).splitlines() if path.is_file() else []
     steps: dict[float, Mapping[str, float]] = {}
     for number, line in enumerate(lines, 1):
         try:
             values = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             if number < len(lines):
-                raise
+                fail(f"{path}: line {number}: is not JSON; remove the line, the curves are then drawn without it")
             continue
+        _check_line(values, f"{path}: line {number}")
         steps[values["step"]] = values
     return [steps[step] for step in sorted(steps)]
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_bytes(path, LIMIT).decode()
+    except ValueError as error:
+        fail(f"{path}: cannot be read: {error}; remove it, the curves are then left out")
+
+
+def _check_line(values: object, where: str) -> None:
+    """Raise UserError, naming the place, unless it is an object with finite numbers in NEEDED and nowhere text."""
+    if not isinstance(values, dict):
+        fail(f"{where}: expected a JSON object; remove the line, the curves are then drawn without it")
+    for name in (*NEEDED, *values):
+        value = values.get(name)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not (is_number or (value is None and name not in NEEDED)):
+            fail(f"{where}: {name}={json.dumps(value)[:60]}: expected a number; remove the line")

@@ -61,7 +61,7 @@ def curve_figure(lines: Sequence[Mapping[str, float]], ink: str = INK) -> Figure
     """Loss (logarithmic) and learning rate over steps. lines: those of metrics.jsonl, at least one."""
     figure = Figure(figsize=(5.6, 3.8), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    steps, losses, rates = (np.array([line[key] for line in lines]) for key in ("step", "loss", "lr"))
+    steps, losses, rates = (np.array([line.get(key, np.nan) for line in lines]) for key in ("step", "loss", "lr"))
     marker = "o" if len(lines) == 1 else None
     top.plot(steps, losses, color=BLUE, alpha=0.3, linewidth=1, marker=marker)
     top.plot(steps, _smoothed(losses), color=BLUE, linewidth=2)

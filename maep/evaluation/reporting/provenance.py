@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import torch
 
+from maep.runtime.text import masked, printable
 from maep.runtime.version import __version__
 from maep.storage.documents import Document
 
@@ -35,8 +36,9 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 class Environment(Document):
     """Everything about machine and software that a reader of the results may ask for; no host name.
 
-    command: as it was typed. commit, dirty: of the checkout, and whether files differ from it; None where it is none.
-    date: UTC, ISO 8601. versions: of Python, of this program, and of what it stands on; None where it is not installed.
+    command: as it was typed, with secrets masked. commit, dirty: of the checkout, and whether files differ from it;
+    None where it is none. date: UTC, ISO 8601. versions: of Python, of this program, and of what it stands on; None
+    where it is not installed.
     """
 
     command: list[str]
@@ -54,7 +56,7 @@ class Environment(Document):
         commit, dirty = git_state(REPOSITORY)
         programs = {"python": platform.python_version(), "maep": __version__}
         return cls(
-            command=as_typed(command),
+            command=[printable(masked(word)) for word in as_typed(command)],
             commit=commit,
             dirty=dirty,
             date=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -1,7 +1,9 @@
 """The report stage: records → report.json, figures/*.png, report.html and a table on the terminal."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.text import Text
 
@@ -22,6 +24,7 @@ from maep.evaluation.reporting.terminal_table import terminal_table
 from maep.evaluation.scoring.chunk_record import read_records
 from maep.evaluation.scoring.plan import read_plan
 from maep.evaluation.scoring.reduced_model import SurrogateSettings
+from maep.evaluation.scoring.subject import read_subject
 from maep.evaluation.scoring.tasks import eps_text
 from maep.evaluation.stage import is_trained, purifiers_of
 from maep.runtime.console import console, say
@@ -102,19 +105,34 @@ def _read_result(settings: Settings, directory: Path, name: str) -> PurifierResu
     folders = read_records(plan, directory)
     checks = read_checks(plan, directory)
     rows = [combine(settings, name, plan, directory / folder, records) for folder, records in folders.items()]
-    return PurifierResult(name, plan, rows, checks, read_cost(plan.purifier, directory))
+    subject = read_subject(plan.classifier, plan.purifier, directory)
+    return _with_alarms(PurifierResult(name, plan, rows, checks, read_cost(plan.purifier, directory), subject))
+
+
+def _with_alarms(result: PurifierResult) -> PurifierResult:
+    """Each row with what it is about, and with the alarms that go with its numbers."""
+    subject = result.subject
+    entries: dict[str, Any] = {"alarms": result.alarms, "deterministic": not result.checks.random}
+    if subject is not None:
+        entries |= {"kind": subject.kind, "parameters": subject.parameters}
+    return replace(result, rows=[replace(row, result=replace(row.result, **entries)) for row in result.rows])
 
 
 def honest_notes(settings: Settings, results: Sequence[PurifierResult]) -> list[str]:
     """What a reader must know before believing the numbers, in plain sentences, beside the findings."""
     rows = [row for result in results for row in result.rows]
     notes = [f"{result.name}: {warning}" for result in results for warning in result.plan.warnings]
+    notes += [f"{result.name}: {note}" for result in results if result.subject for note in result.subject.notes]
     if not any(threat_model(row.result.threat_model).knows_purifier for row in rows):
         notes.append(
             "no attacker who knows the purifier was run (adaptive left out): these numbers are no statement about "
             "robustness against one"
         )
-    fixed = [result.name for result in results if not result.checks.random and _has(result.rows, AdaptiveEot.name)]
+    fixed = [
+        "the model" if result.name == "none" else result.name
+        for result in results
+        if not result.checks.random and _has(result.rows, AdaptiveEot.name)
+    ]
     if fixed:
         notes.append(f"{', '.join(fixed)} draws nothing at random: adaptive-eot is the adaptive attacker there")
     for row in rows:

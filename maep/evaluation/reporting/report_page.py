@@ -15,7 +15,7 @@ from PIL import Image
 
 from maep.attacks.threat_models import threat_model
 from maep.config.schema import Settings
-from maep.evaluation.audit.findings import Finding, PurifierResult, WorstCase, worst_case
+from maep.evaluation.audit.findings import ALARM, Finding, PurifierResult, WorstCase, worst_case
 from maep.evaluation.reporting.curves import Curve
 from maep.evaluation.reporting.figures import (
     ROWS,
@@ -30,9 +30,29 @@ from maep.evaluation.reporting.figures import (
 from maep.evaluation.reporting.provenance import Environment
 from maep.evaluation.reporting.report_row import ClassRow, Interval, ReportRow
 from maep.evaluation.reporting.rows import Combination, Samples, headlines
+from maep.evaluation.scoring.metrics import wilson_interval
 from maep.evaluation.scoring.tasks import eps_text
 
+UNDEFENDED = "none"  # the name in reports of what purifies nothing
 LIGHT_INK, DARK_INK = "#1f2430", "#d6dbe6"
+# Heads of the tables, `|` where a line ends, and what each means.
+COLUMNS = {
+    "attack": "as the literature writes it; AutoAttack is four attacks, of which an image must stand all",
+    "purifier": "what was put before the classifier",
+    "ε": "the most that an attack may move an image, in its norm and in pixels from 0 to 1",
+    "n": "images that were attacked and scored",
+    "undefended|clean %": "of the n images, those that the classifier alone gets right; below: 95 % interval",
+    "undefended|robust %": "the same after the same attack, aimed at the classifier alone",
+    "purified|clean %": "the classifier behind the purifier, on images that were not attacked",
+    "purified|robust %": "the classifier behind the purifier, on attacked images: the number that counts",
+    "average|%": "mean of purified clean and purified robust",
+    "PSNR dB, SSIM|clean / adv.": (
+        "likeness of purified and clean image, when it was clean and when it was attacked; higher is more alike, SSIM "
+        "1 is equal. Energy: share of the perturbation's energy that purifying takes away, and that it adds"
+    ),
+    "ms an image|att., pur. / class.": "milliseconds to attack one image; below: to purify it and to classify it",
+}
+CLASS_COLUMNS = ("n", "undefended|clean %", "undefended|robust %", "purified|clean %", "purified|robust %")
 # Sides up to this many pixels are shown pixel by pixel, and stored lossless: a 64 x 64 image is 8 kB as PNG.
 SMALL = 96
 
@@ -47,6 +67,35 @@ class Tile:
     interval: Interval
     n: int
     undefended: float
+    alarms: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Stood:
+    """Of n images, the share in percent that stood against every attack within eps. interval: Wilson, 95 %."""
+
+    eps: float
+    n: int
+    accuracy: float
+    interval: Interval
+    is_guessing: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a reader takes away of one purifier, or of a model without one.
+
+    name: of the purifier, "" for a model without. stood: by budget. alarms: findings that say not to believe the
+    numbers. chance: percent that guessing gives. knows: whether an attacker who knows the whole model was run.
+    """
+
+    name: str
+    stood: Sequence[Stood]
+    threats: Sequence[str]
+    alarms: Sequence[Finding]
+    chance: float
+    classes: int
+    knows: bool
 
 
 @dataclass(frozen=True)
@@ -128,15 +177,22 @@ def render_page(
         loader=PackageLoader("maep.evaluation.reporting", "."), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    engine.filters |= {"eps": eps_text, "percent": lambda value: f"{value:.1f}", "ms": _milliseconds}
+    engine.filters |= {
+        "eps": eps_text, "purifier": purifier_text, "percent": lambda value: f"{value:.1f}", "ms": _milliseconds,
+    }  # fmt: skip
     return engine.get_template("page.html").render(
         title=f"{settings.run.name}: {settings.data.name}, {settings.classifier.arch}",
         settings=settings,
+        verdicts=[_verdict(result) for result in results],
+        has_purifier=any(result.name != UNDEFENDED for result in results),
         tiles=_tiles(rows),
         honesty=[_honesty(result) for result in results],
-        purifying={result.name: result.cost for result in results},
+        purifying={result.name: result.cost for result in results if result.name != UNDEFENDED},
         against_eps=_against_eps(rows),
         sections=_sections(rows),
+        columns=_columns(results),
+        judged=_judged(results),
+        class_columns=[name.replace("purified", _judged(results)) for name in CLASS_COLUMNS],
         overview=_picture(lambda ink: accuracy_figure(headlines(rows), ink), "accuracy in each threat model"),
         curves={name: _curve(name, lines) for name, lines in curves.items()},
         notes=notes,
@@ -150,6 +206,43 @@ def render_page(
 def _milliseconds(seconds: float) -> str:
     milliseconds = 1000 * seconds
     return f"{milliseconds:.2g}" if milliseconds < 1 else f"{milliseconds:.{int(milliseconds < 100)}f}"
+
+
+def _judged(results: Sequence[PurifierResult]) -> str:
+    """What the tables call the answers that are judged."""
+    return "purified" if any(result.name != UNDEFENDED for result in results) else "model"
+
+
+def _columns(results: Sequence[PurifierResult]) -> dict[str, str]:
+    judged = _judged(results)
+    if judged == "purified":
+        return COLUMNS
+    texts = {key: text.replace("classifier behind the purifier", "model") for key, text in COLUMNS.items()}
+    return {key.replace("purified", judged): text for key, text in texts.items()}
+
+
+def purifier_text(name: str) -> str:
+    """A purifier's name in reports, for people: a model without one is not called one."""
+    return "no purifier" if name == UNDEFENDED else name
+
+
+def _verdict(result: PurifierResult) -> Verdict:
+    classes = len(result.plan.classes)
+    threats = list(dict.fromkeys(row.result.threat_model for row in result.rows))
+    return Verdict(
+        name="" if result.name == UNDEFENDED else result.name,
+        stood=[_stood(case, 100 / classes) for case in worst_case(result.rows)],
+        threats=threats,
+        alarms=[finding for finding in result.findings if finding.level == ALARM],
+        chance=100 / classes,
+        classes=classes,
+        knows=any(threat_model(name).knows_purifier for name in threats),
+    )
+
+
+def _stood(case: WorstCase, chance: float) -> Stood:
+    low, high = wilson_interval(round(case.robust_accuracy * case.n / 100), case.n)
+    return Stood(case.eps, case.n, case.robust_accuracy, (100 * low, 100 * high), case.robust_accuracy <= chance)
 
 
 def _attack_text(row: ReportRow) -> str:
@@ -166,7 +259,8 @@ def _tiles(rows: Sequence[Combination]) -> dict[str, list[Tile]]:
             clean = (result.clean_accuracy, result.clean_ci95, result.n, result.undefended_clean_accuracy)
             tiles.append(Tile("clean", "not attacked", *clean))
         robust = (result.robust_accuracy, result.robust_ci95, result.n, result.undefended_robust_accuracy)
-        tiles.append(Tile(f"robust, {result.threat_model}", _attack_text(result), *robust))
+        alarms = getattr(result, "alarms", ())
+        tiles.append(Tile(f"robust, {result.threat_model}", _attack_text(result), *robust, alarms))
     return groups
 
 
@@ -213,6 +307,8 @@ def _course(row: Combination) -> str:
     """How far the attacked model's accuracy fell, attack by attack."""
     knows = threat_model(row.result.threat_model).uses_purifier
     model = f"classifier behind {row.result.purifier}" if knows else "undefended classifier"
+    if row.result.purifier == UNDEFENDED:
+        model = "model"
     steps = [f"{value:.1f} % after {name.upper()}" for name, value in row.robust_after.items() if name != "clean"]
     clean = f"from {row.robust_after['clean']:.1f} %"
     return f"{_attack_text(row.result)}: the {model}, which was attacked, fell {clean} to {', '.join(steps)}."

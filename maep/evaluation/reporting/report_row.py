@@ -8,8 +8,9 @@ from maep.runtime.errors import fail
 from maep.storage.documents import Document, read_fields
 
 Interval = tuple[float, float]
-# Entries that only the rows of random purifiers have.
+# Entries that only the rows of random purifiers have, and those that the first reports did not have.
 OF_DRAWS = ("robust_average", "robust_worst", "robust_majority", "draws")
+LATER = ("kind", "deterministic", "parameters", "alarms")
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ class ReportRow:
     Accuracies and intervals (Wilson, 95 %) are in percent, eps and eps_used in [0,1] pixels in the attack's norm,
     similarities means over images (PSNR in dB), seconds per image. n: images. image_set: the first 16 digits of the
     image set's identity. records: folder of the records below run.dir/evaluation. energy_*: medians; distance_*,
-    direction_cosine: means (`maep.evaluation.scoring.metrics`); None where no image has one.
+    direction_cosine: means (`maep.evaluation.scoring.metrics`); None where no image has one. kind, parameters: of the
+    purifier (`maep.evaluation.scoring.subject`). deterministic: whether it draws nothing. alarms: names of the checks
+    that speak against the numbers of this purifier, empty for none; None in reports that did not say.
     """
 
     dataset: str
@@ -89,8 +92,12 @@ class ReportRow:
     image_set: str
     records: str
     per_class: tuple[ClassRow, ...]
+    kind: str | None = None
+    deterministic: bool | None = None
+    parameters: int | None = None
+    alarms: tuple[str, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As in report.json."""
         entries = asdict(self) | {"per_class": [line.to_json() for line in self.per_class]}
-        return {key: value for key, value in entries.items() if key not in OF_DRAWS or value is not None}
+        return {key: value for key, value in entries.items() if key not in (*OF_DRAWS, *LATER) or value is not None}

@@ -53,7 +53,7 @@ class Combination:
     correct: dict[int, bool]
 
 
-def _percent(right: int, n: int) -> tuple[float, Interval]:
+def percent_with_interval(right: int, n: int) -> tuple[float, Interval]:
     """Accuracy and its Wilson 95 % interval, in percent."""
     low, high = wilson_interval(right, n)
     return round(100 * right / n, 4), (round(100 * low, 4), round(100 * high, 4))
@@ -68,7 +68,7 @@ def combine(settings: Settings, purifier: str, plan: Plan, folder: Path, records
     labels = joined([record.labels for record in records])
     n = len(labels)
     accuracies = {
-        name: _percent(count_right(joined([record.predictions[name] for record in records]), labels), n)
+        name: percent_with_interval(count_right(joined([record.predictions[name] for record in records]), labels), n)
         for name in records[0].predictions
     }
     seconds = _seconds(records, n)

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from maep.attacks.catalog import title_of
+from maep.evaluation.reporting.report_row import ReportRow
 from maep.evaluation.reporting.rows import Combination
 from maep.evaluation.scoring.tasks import eps_text
 
@@ -29,6 +31,18 @@ def terminal_table(rows: Sequence[Combination]) -> Table:
             str(result.n),
             f"{result.undefended_clean_accuracy:.1f}/{result.undefended_robust_accuracy:.1f}",
             f"{result.clean_accuracy:.1f}",
-            f"[bold]{result.robust_accuracy:.1f}[/] \\[{low:.1f}, {high:.1f}]",
+            Text.assemble(
+                (f"{result.robust_accuracy:.1f}", "bold"),
+                f" [{low:.1f}, {high:.1f}]",
+                (" !" if result.alarms else "", "bold red"),
+            ),
         )
+    table.caption = _alarms([row.result for row in rows])
+    table.caption_justify, table.caption_style = "left", "bold red"
     return table
+
+
+def _alarms(rows: Sequence[ReportRow]) -> str | None:
+    """The alarms that go with the numbers above, by purifier."""
+    lines = dict.fromkeys(f"! {row.purifier}: {', '.join(row.alarms)}" for row in rows if row.alarms)
+    return "\n".join(lines) or None

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from maep.evaluation.scoring.plan import Plan
 from maep.evaluation.scoring.tasks import Task
@@ -35,8 +35,10 @@ class ChunkRecord(Document):
     linf, l2, linf_8bit, l2_8bit: of the attack, in [0,1] pixels, as made and after rounding to 8 bits.
     psnr_*, ssim_*, distance_*, direction_cosine, energy_*: of purifying, as in `maep.evaluation.scoring.metrics`.
     survivors: images that the attacked model still got right, after each attack. seconds: to attack, purify, classify.
-    draws: of a random purifier, further predictions on the adversarial images, one list a draw.
+    draws: of a random purifier, further predictions on the adversarial images, one list a draw. keys: `image_keys`.
     """
+
+    SELF_CHECKED: ClassVar[bool] = True
 
     identity: str
     depends_on: Mapping[str, object]
@@ -68,10 +70,13 @@ class ChunkRecord(Document):
     seconds: Mapping[str, float]
     warnings: tuple[str, ...]
     draws: tuple[tuple[int, ...], ...] | None = None
+    keys: tuple[str, ...] = ()  # the first records had none
 
     def to_json(self) -> dict[str, Any]:
         """As in its file; a purifier that draws nothing has no draws."""
         entries = super().to_json()
+        if not self.keys:
+            del entries["keys"]
         if self.draws is None:
             del entries["draws"]
         return entries

@@ -1,5 +1,6 @@
 """What is evaluated, a purifier before a classifier or a defended classifier, and what attackers of it are given."""
 
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -37,7 +38,8 @@ class Defense:
     @property
     def device(self) -> torch.device:
         """Where the classifier is, and so where everything is computed."""
-        return next((p.device for p in self.classifier.parameters()), torch.device("cpu"))
+        tensors = itertools.chain(self.classifier.parameters(), self.classifier.buffers())
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     @cached_property
     def purified_classifier(self) -> nn.Module:

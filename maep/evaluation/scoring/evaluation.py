@@ -20,7 +20,8 @@ from maep.data.shards import to_float
 from maep.evaluation.scoring.chunk_attack import AttackFactory
 from maep.evaluation.scoring.defense import Defense, Targets
 from maep.evaluation.scoring.identities import EvaluationIdentity
-from maep.evaluation.scoring.plan import PLAN, Plan, PlannedTask, plan_digest
+from maep.evaluation.scoring.plan import PLAN, SUBJECT, Plan, PlannedTask, plan_digest
+from maep.evaluation.scoring.subject import Subject, read_subject, subject_of
 from maep.evaluation.scoring.tasks import Task, plan_tasks
 from maep.runtime.console import say
 
@@ -50,12 +51,16 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A defense to be evaluated on a test set. test: clean shards, or images like them. directory: of its records."""
+    """A defense to be evaluated on a test set. test: clean shards, or images like them. directory: of its records.
+
+    subject: what is evaluated, where something was asked of it before; default: as the defense is.
+    """
 
     settings: Settings
     defense: Defense
     test: Images
     directory: Path
+    subject: Subject | None = None
 
     def images(self, ids: range) -> tuple[Tensor, Tensor]:
         """Test images [N, 3, H, W] in [0,1] and labels [N], on the defense's device."""
@@ -94,9 +99,17 @@ def prepare(evaluation: Evaluation) -> list[Task]:
     path = evaluation.directory / PLAN
     before = Plan.read(path) if path.is_file() else None
     plan = _plan(evaluation, tasks, _warnings(evaluation, tasks, before))
+    write_subject(evaluation)
     if plan != before:
         plan.write(path)
     return tasks
+
+
+def write_subject(evaluation: Evaluation) -> None:
+    """Write subject.json, if it says anything else."""
+    subject = evaluation.subject or subject_of(evaluation.defense)
+    if read_subject(subject.classifier, subject.purifier, evaluation.directory) != subject:
+        subject.write(evaluation.directory / SUBJECT)
 
 
 def _plan(evaluation: Evaluation, tasks: Sequence[Task], warnings: Sequence[str]) -> Plan:

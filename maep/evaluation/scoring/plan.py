@@ -2,6 +2,7 @@
 
 Below run.dir/evaluation/{purifier}/:
 
+    subject.json                                                what is evaluated, and what was asked of it first
     plan.json                                                   what belongs to this evaluation
     checks.json                                                 what the defense itself answered when checked
     purifying.json                                              what purifying costs, and the borders of tiles
@@ -14,6 +15,7 @@ Below run.dir/evaluation/{purifier}/:
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from maep.config.identity import decisive_fields
 from maep.config.schema import Settings
@@ -23,7 +25,7 @@ from maep.runtime.digests import digest
 from maep.runtime.errors import fail
 from maep.storage.documents import Document
 
-PLAN, CHECKS, PURIFYING = "plan.json", "checks.json", "purifying.json"
+PLAN, CHECKS, PURIFYING, SUBJECT = "plan.json", "checks.json", "purifying.json", "subject.json"
 SAMPLES = "samples.safetensors"
 
 
@@ -42,6 +44,8 @@ class Plan(Document):
     settings: `plan_digest`. classifier, purifier, images: identities. classes: names, by label. device: where it was
     planned. warnings: AutoAttack's, of its questions to the model before it was attacked.
     """
+
+    SELF_CHECKED: ClassVar[bool] = True
 
     settings: str
     classifier: str

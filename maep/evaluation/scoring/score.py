@@ -1,5 +1,6 @@
 """The record of a chunk: what classifier and purifier make of clean and adversarial images."""
 
+import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -130,7 +131,17 @@ def _score(evaluation: Evaluation, task: Task, chunk: Chunk) -> ChunkRecord:
         seconds={"attack": chunk.state.seconds, **model.seconds},
         warnings=tuple(chunk.state.warnings),
         draws=_draws(evaluation, model, chunk.state.images),
+        keys=image_keys(chunk.images),
     )
+
+
+def image_keys(images: Tensor) -> tuple[str, ...]:
+    """What tells images apart, whatever set they are in: 16 digits of the SHA-256 of each one's 8-bit pixels.
+
+    images: [N, 3, H, W] in [0,1].
+    """
+    pixels = to_uint8(images).cpu().contiguous().numpy()
+    return tuple(hashlib.sha256(repr(each.shape).encode() + each.tobytes()).hexdigest()[:16] for each in pixels)
 
 
 def _draws(evaluation: Evaluation, model: TimedDefense, adversarial: Tensor) -> tuple[tuple[int, ...], ...] | None:

@@ -1,9 +1,11 @@
 """Reports are compared column by column, never across threat models, budgets or images, with a paired test."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from scipy.stats import binom
 
 from maep.cli.compare import main
@@ -13,7 +15,7 @@ from maep.evaluation.reporting.comparison import McNemar, mcnemar
 from maep.models.purified import PurifiedClassifier
 from maep.runtime.errors import UserError
 from tests.evaluation.test_any_model import QUICK
-from tests.small import Blur, train_small, write_shards
+from tests.small import Blur, digits, train_small, write_shards
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,49 @@ def test_bad_arguments(arguments: list[str], message: str, tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         main(arguments)
+
+
+def test_only_shared_images_are_compared(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a run on other images, those that both have, by what they show; the table says how many."""
+    images, labels = digits()
+    order = torch.tensor([11, 3, 7, 20, 21])
+    some = (images[order], labels[order])
+    how = {**QUICK, "images": 5, "adaptive_images": 5, "threat_models": ["adaptive"]}
+    evaluate(train_small(kind="perceptron"), some, name="net", run_dir=tmp_path / "some", **how)
+    assert main([str(runs / "bare"), str(tmp_path / "some"), "--out", str(tmp_path / "out")]) == 0
+    (column,) = json.loads((tmp_path / "out" / "compare.json").read_text())["columns"]
+    assert (column["n"], [row["evaluated"] for row in column["rows"]]) == (3, [12, 5])
+    folder = runs / "bare" / "evaluation" / "none" / "adaptive" / "pgd-3-Linf-0.1"
+    records = [json.loads(path.read_text()) for path in sorted(folder.glob("chunk-*.json"))]
+    right = [p == label for each in records
+             for p, label in zip(each["predictions"]["defended_adversarial"], each["labels"], strict=True)]  # fmt: skip
+    expected = 100 * sum(right[index] for index in (3, 7, 11)) / 3
+    assert column["rows"][0]["robust_accuracy"] == pytest.approx(expected, abs=1e-3)
+    assert "the 3 images that all rows share, of 12 in" in " ".join(capsys.readouterr().out.split())
+    others = (images[40:45], labels[40:45])
+    evaluate(train_small(), others, name="net", run_dir=tmp_path / "others", **how)
+    with pytest.raises(UserError, match="nothing to compare in one column: .*image set"):
+        main([str(runs / "bare"), str(tmp_path / "others"), "--out", str(tmp_path / "none")])
+
+
+def test_alarms_travel(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Into the JSON and the table; of a report that did not list them, those of its findings."""
+    for name in ("listed", "older"):
+        shutil.copytree(runs / "blurred", tmp_path / name)
+        path = tmp_path / name / "report.json"
+        report = json.loads(path.read_text())
+        finding = {"check": "square", "level": "alarm", "text": "it is masked"}
+        report["honesty"]["Blur"]["findings"] = [finding]
+        for row in report["results"]:
+            row["alarms"] = ["square"]
+            if name == "older":
+                del row["alarms"]
+        report.pop("sha256", None)
+        path.write_text(json.dumps(report))
+        assert main([str(runs / "bare"), str(tmp_path / name), "--out", str(tmp_path / "out")]) == 0
+        (column,) = json.loads((tmp_path / "out" / "compare.json").read_text())["columns"]
+        assert [row["alarms"] for row in column["rows"]] == [[], ["square"]]
+        assert f"! {name}: net, Blur: alarms: square" in " ".join(capsys.readouterr().out.split())
 
 
 def test_mcnemar() -> None:

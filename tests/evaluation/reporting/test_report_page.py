@@ -17,7 +17,7 @@ CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium; .ci/run installs it")
-PHONE = 390
+PHONE, SMALL_PHONE = 390, 360
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +126,31 @@ def test_tables_fit_a_desktop(page: Path) -> None:
     )
     assert hidden
     assert not any(hidden)
+
+
+@needs_chromium
+def test_fits_a_small_phone(page: Path) -> None:
+    """At 360 pixels, with everything opened, no row, label or gallery line is wider than the screen."""
+    width, wide, label = in_browser(
+        page,
+        "document.querySelectorAll('details').forEach(details => { details.open = true; });"
+        "const rows = [...document.querySelectorAll('.numbers td, .gallery tr, .tile, .verdict-line')];"
+        "const wide = rows.filter(row => row.getBoundingClientRect().right > 360).map(row => row.textContent.trim());"
+        "answer = [document.documentElement.scrollWidth, wide,"
+        "document.querySelector('.gallery tbody th').getBoundingClientRect().width];",
+        width=SMALL_PHONE,
+    )
+    assert width <= SMALL_PHONE
+    assert wide == []
+    assert label > 100
+
+
+def test_the_verdict_comes_first(page: Path) -> None:
+    """Worst case, alarms and chance level stand before every tile, and every column has a title."""
+    text = page.read_text()
+    verdict = text.partition("Verdict: ")[2].partition('<div class="tiles">')[0]
+    assert "Worst case within ε = 0.05" in verdict
+    assert "Chance level: 10.0 % (10 classes)" in verdict
+    assert "larm" in verdict
+    heads = re.findall(r"<th( title=\"[^\"]+\")?>", "".join(re.findall(r"<thead>.*?</thead>", text)))
+    assert heads.count("") == text.count("<th>label</th>") * 6

@@ -13,7 +13,7 @@ from maep.evaluation.reporting.report_document import Report
 from maep.evaluation.scoring.chunk_record import ChunkRecord, read_record
 from maep.evaluation.scoring.plan import Plan
 from maep.runtime.errors import UserError
-from maep.storage.documents import Document
+from maep.storage.documents import CONTENT, Document
 from tests.evaluation.small_evaluation import IMAGES, run, settings_for
 from tests.small import write_shards
 from tests.tiny import ROOT
@@ -47,10 +47,11 @@ def changed(directory: Path, name: str, tmp_path: Path, **entries: Any) -> Path:
 def test_written_and_read(directory: Path, tmp_path: Path, name: str) -> None:
     """What is read is what is written, with a format; without one, as before there was any, it is the same."""
     document = DOCUMENTS[name].read(directory / name)
-    assert json.loads(json.dumps(document.to_json())) == json.loads((directory / name).read_text())
+    values = json.loads((directory / name).read_text())
+    assert len(values.pop(CONTENT)) == 64, "a document carries its own digest"
+    assert json.loads(json.dumps(document.to_json())) == values
     assert document.to_json()["format"] == 1
     nested = {"checks.json": "answers", "purifying.json": "cost"}.get(name)
-    values = json.loads((directory / name).read_text())
     before = {**values.pop(nested), **values} if nested else values
     del before["format"]
     path = tmp_path / "before.json"

@@ -1,6 +1,8 @@
 """`maep purify IN OUT run.dir=…`: purify an image, a folder of images, a shard or a shard set.
 
-OUT is of the same kind as IN, lossless, and appears only when it is whole. Images may be of any size.
+OUT is of the same kind as IN, lossless, and appears only when it is whole. Images may be of any size, are turned
+upright and keep their transparency. A command that was interrupted goes on where it ended. What cannot be read ends
+the command, or, with data.on_error=skip, is named and left out; the exit code then is 5.
 """
 
 import argparse
@@ -8,30 +10,118 @@ import io
 import os
 import shutil
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
 
+from maep.attacks.attack_state import tensors_sha256
 from maep.config.command_line import command_line
 from maep.config.schema import Settings
-from maep.data.images.archives import open_archive
-from maep.data.images.sources import IMAGE_SUFFIXES, Item, Source
+from maep.data.images.archives import Archive, open_archive
+from maep.data.images.decoding import (
+    BACKGROUNDS,
+    HEAD,
+    IMAGE_SUFFIXES,
+    USUAL_SUFFIXES,
+    Decoding,
+    begins_like_an_image,
+    over_background,
+    upright,
+)
 from maep.data.shard_manifest import PurifiedManifest, ShardEntry, ShardManifest
-from maep.data.shards import ShardSet, ShardWriter, encode_image, seal_shard_set, to_float, to_uint8
+from maep.data.shards import (
+    ShardSet,
+    ShardWriter,
+    encode_image,
+    index_of,
+    seal_shard_set,
+    shard_name,
+    to_float,
+    to_uint8,
+)
 from maep.purifiers import Purifier, load_purifier
 from maep.runtime.console import progress_bar, say
 from maep.runtime.device import prepare_device
+from maep.runtime.digests import digest
 from maep.runtime.errors import UserError, fail
-from maep.storage.atomic import atomic_file, remove_temporaries, temporary_name
+from maep.runtime.exits import ExitCode
+from maep.storage.atomic import atomic_file, remove_temporaries
 from maep.storage.manifests import StampedManifest
-from maep.storage.sealed import MANIFEST, atomic_directory
+from maep.storage.sealed import MANIFEST, problem_with, seal_directory
 
 K = TypeVar("K")
 Advance = Callable[[], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PurifiedImages(StampedManifest):
+    """Of a folder of images. purifier: its digest. inputs: `{output: its input}`. skipped: `{name: reason}`."""
+
+    kind: str = "purified images"
+    purifier: str = ""
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Job:
+    """A purifier, the settings of images, and what was left out so far, `{name: reason}`."""
+
+    purifier: Purifier
+    decoding: Decoding
+    skips: bool
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> str:
+        """16 hex digits of all that an output depends on beside its image."""
+        facts = [self.purifier.kind, self.purifier.config(), tensors_sha256(dict(self.purifier.weights()))]
+        return digest([*facts, self.decoding.background])[:16]
+
+    def read(self, archive: Archive, name: str) -> "Picture | None":
+        """An image; None for one that is left out, which is said. Raises UserError, naming it, if none may be."""
+        try:
+            return Picture.of(archive, name, self.decoding)
+        except UserError as error:
+            if not self.skips:
+                raise
+            say(f"purify: left out: {error}")
+            self.skipped[name] = str(error)
+            return None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """pixels: uint8 [H, W, 3]; alpha: uint8 [H, W] of an image with transparency."""
+
+    pixels: np.ndarray
+    alpha: np.ndarray | None
+
+    @classmethod
+    def of(cls, archive: Archive, name: str, decoding: Decoding) -> "Picture":
+        """One image of an archive, upright. Raises UserError, naming it, if it is corrupt."""
+        content = archive.read(os.path.normpath(name), decoding.max_bytes)
+        try:
+            image = upright(content, decoding.max_pixels)
+            if not image.has_transparency_data or image.mode.startswith(("I", "F")):
+                return cls(np.asarray(over_background(image, decoding.background)), None)
+            layers = np.array(image.convert("RGBA"))
+        except Exception as error:  # noqa: BLE001  (Pillow lets pass whatever a parser raises)
+            reason = str(error).partition(" <_io")[0] or type(error).__name__
+            fail(f"{archive.path}: {name}: corrupt image: {reason}")
+        # What nobody sees must not show: neither to the purifier nor in the output.
+        layers[layers[..., 3] == 0, :3] = BACKGROUNDS[decoding.background]
+        return cls(np.ascontiguousarray(layers[..., :3]), layers[..., 3])
+
+    def encoded(self, purified: np.ndarray, encoding: str) -> bytes:
+        """The file of what was purified, its transparency put back."""
+        return encode_image(purified if self.alpha is None else np.dstack([purified, self.alpha]), encoding)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -45,9 +135,12 @@ def main(arguments: Sequence[str]) -> int:
     source, target = Path(words.source), Path(words.target)
     purify_source = plan(source, target)
     remove_temporaries(target.parent)
-    purify_source(_purifier(settings), source, target)
-    say(f"purify: {target}")
-    return 0
+    open_archive.cache_clear()
+    decoding = Decoding(settings.data.background, settings.data.max_pixels)
+    job = Job(_purifier(settings), decoding, settings.data.on_error == "skip")
+    purify_source(job, source, target)
+    say(f"purify: {target}" + (f"; {len(job.skipped)} images were left out" if job.skipped else ""))
+    return ExitCode.SOME_SKIPPED if job.skipped else ExitCode.DONE
 
 
 def _run_config(arguments: Sequence[str]) -> str:
@@ -65,20 +158,33 @@ def _purifier(settings: Settings) -> Purifier:
     return purifier
 
 
-def plan(source: Path, target: Path) -> Callable[[Purifier, Path, Path], None]:
+def plan(source: Path, target: Path) -> Callable[[Job, Path, Path], None]:
     """The function that purifies this kind of source into `target`. Raises UserError if there is none."""
     if not source.exists():
         fail(f"{source}: no such file; give an image, a folder, a shard (.tar) or a shard set")
-    if target.exists():
+    inner, outer = target.resolve(), source.resolve()
+    if os.path.lexists(target) and (inner == outer or not _is_purified_folder(source, target)):
         fail(f"{target}: exists already; remove it or name another")
     if source.is_dir():
+        if inner.is_relative_to(outer) or outer.is_relative_to(inner):
+            fail(f"{target}: one of IN and OUT lies inside the other; name a folder beside {source}")
         return purify_shard_set if (source / MANIFEST).is_file() and any(source.glob("shard-*")) else purify_folder
     function, suffixes = (purify_tar, (".tar",)) if source.suffix == ".tar" else (purify_image, (".png", ".webp"))
     if function is purify_image and source.suffix.lower() not in IMAGE_SUFFIXES:
-        fail(f"{source}: not an image or a shard; expected {', '.join(IMAGE_SUFFIXES)} or .tar")
+        fail(f"{source}: not an image or a shard; expected {USUAL_SUFFIXES}, or .tar")
     if target.suffix not in suffixes:
         fail(f"{target}: the output is lossless; name it with {' or '.join(suffixes)}")
     return function
+
+
+def _is_purified_folder(source: Path, target: Path) -> bool:
+    """Whether OUT is an earlier output of this command, whole, which may be brought up to date."""
+    if not source.is_dir() or target.is_symlink() or not (target / MANIFEST).is_file():
+        return False
+    try:
+        return PurifiedImages.read(target / MANIFEST).inputs != {} and problem_with(target) is None
+    except UserError:
+        return False
 
 
 def purify_stream(
@@ -112,58 +218,118 @@ def _purified(purifier: Purifier, batch: list[tuple[K, np.ndarray | None]]) -> I
         yield key, None if image is None else np.ascontiguousarray(next(purified))
 
 
-def purify_image(purifier: Purifier, source: Path, target: Path) -> None:
-    """One image file to a .png or lossless .webp."""
-    ((_, image),) = purify_stream(purifier, [(0, _read(source.parent, source.name))])
-    assert image is not None
+def _purified_pictures(job: Job, archive: Archive, names: Iterable[str]) -> Iterator[tuple[str, Picture | None, bytes]]:
+    """(name, picture, its file as .png); None and b"" for what is no image or was left out."""
+    pictures: dict[str, Picture | None] = {}
+
+    def pixels() -> Iterator[tuple[str, np.ndarray | None]]:
+        for name in names:
+            picture = job.read(archive, name) if _is_image(archive, name) else None
+            pictures[name] = picture
+            yield name, picture.pixels if picture else None
+
+    for name, purified in purify_stream(job.purifier, pixels()):
+        picture = pictures.pop(name)
+        yield name, picture, b"" if picture is None or purified is None else picture.encoded(purified, "png")
+
+
+def purify_image(job: Job, source: Path, target: Path) -> None:
+    """One image file to a .png or lossless .webp; there is nothing to skip to."""
+    picture = Picture.of(open_archive(source.parent), source.name, job.decoding)
+    ((_, purified),) = purify_stream(job.purifier, [(0, picture.pixels)])
+    assert purified is not None
     with atomic_file(target) as temporary:
-        temporary.write_bytes(encode_image(image, target.suffix[1:]))
+        temporary.write_bytes(picture.encoded(purified, target.suffix[1:]))
 
 
-def purify_folder(purifier: Purifier, source: Path, target: Path) -> None:
-    """All images below a folder, to the same names as .png, with a manifest."""
-    files = open_archive(source).files
-    names = [name for name in files if _is_image(name)]
-    if not names:
-        fail(f"{source}: holds no image ({', '.join(IMAGE_SUFFIXES)})")
-    outputs = {str(Path(name).with_suffix(".png")): name for name in names}
+def _outputs(source: Path, names: Iterable[str], archive: Archive) -> dict[str, str]:
+    """`{name: output}`: images as .png, all others as they are. Raises UserError where two would be one file.
+
+    Compared as file systems do that know no case and one form of Unicode.
+    """
+    outputs: dict[str, str] = {}
+    names_by_output: dict[str, str] = {}
     for name in names:
-        other = outputs[str(Path(name).with_suffix(".png"))]
+        outputs[name] = str(Path(name).with_suffix(".png")) if _is_image(archive, name) else name
+        other = names_by_output.setdefault(unicodedata.normalize("NFC", outputs[name]).casefold(), name)
         if other != name:
-            fail(f"{source}: {name} and {other} would have the same output; rename one")
-    if len(names) < len(files):
-        say(f"purify: {len(files) - len(names)} files that are not images are left out")
-    images = ((name, _read(source, name)) for name in names)
+            fail(f"{source}: {other} and {name} would have the same output; rename one")
+    return outputs
+
+
+def purify_folder(job: Job, source: Path, target: Path) -> None:
+    """All images below a folder, to the same names as .png, with a manifest; those that are done stay as they are."""
+    archive = open_archive(source)
+    names = [name for name in archive.files if _is_image(archive, name)]
+    if not names:
+        fail(f"{source}: holds no image ({USUAL_SUFFIXES})")
+    outputs = _outputs(source, names, archive)
+    if len(names) < len(archive.files):
+        say(f"purify: {len(archive.files) - len(names)} files that are not images are left out")
+    inputs = {outputs[name]: _state(source, name) for name in names}
     with (
         _progress(len(names)) as advance,
-        atomic_directory(target, StampedManifest(kind="purified images")) as directory,
+        _working_directory(target, digest([job.identity, inputs])) as directory,
     ):
-        for name, image in purify_stream(purifier, images):
-            assert image is not None
-            path = (directory / name).with_suffix(".png")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(encode_image(image, "png"))
+        _reuse(target, directory, job.identity, inputs)
+        remaining = [name for name in names if not (directory / outputs[name]).is_file()]
+        for name, picture, content in _purified_pictures(job, archive, remaining):
+            if picture is not None:
+                with atomic_file(directory / outputs[name]) as temporary:
+                    temporary.write_bytes(content)
             advance()
+        done = {output: state for output, state in inputs.items() if (directory / output).is_file()}
+        if not done:
+            fail(f"{source}: no image could be read; {next(iter(job.skipped.values()))}")
+        manifest = PurifiedImages(purifier=job.identity, inputs=done, skipped=job.skipped)
+        seal_directory(directory, target, manifest)
 
 
-def purify_tar(purifier: Purifier, source: Path, target: Path) -> None:
-    """The images of a tar file to PNG members; all other members, and their order, stay as they are."""
+def _state(source: Path, name: str) -> str:
+    """Name, size and time of a file: another state means that its output is made again."""
+    status = (source / name).stat()
+    return f"{name} {status.st_size} {status.st_mtime_ns}"
+
+
+def _reuse(target: Path, directory: Path, identity: str, inputs: Mapping[str, str]) -> None:
+    """Take over the outputs of an earlier command whose inputs and purifier are the same."""
+    if not target.is_dir():
+        return
+    earlier = PurifiedImages.read(target / MANIFEST)
+    for output, state in inputs.items():
+        if earlier.purifier == identity and earlier.inputs.get(output) == state:
+            with atomic_file(directory / output) as temporary:
+                shutil.copyfile(target / output, temporary)
+
+
+def purify_tar(job: Job, source: Path, target: Path) -> None:
+    """The images of a tar file to PNG members; all other members, and their order, stay as they are.
+
+    Of an image that is left out the other members of its sample are too: WebDataset readers expect whole samples.
+    """
     try:
         with tarfile.open(source) as tar:
-            names = [member.name for member in tar if member.isfile()]
-    except (tarfile.TarError, OSError) as error:
+            names = [member.name for member in tar if member.isfile() or member.islnk()]
+    except (tarfile.TarError, OSError, EOFError) as error:
         raise UserError(f"{source}: cannot be read as tar: {error}") from error
-    total = sum(map(_is_image, names))
-    if not total:
-        fail(f"{source}: holds no image ({', '.join(IMAGE_SUFFIXES)})")
-    members = ((name, _read(source, name) if _is_image(name) else None) for name in names)
-    with _progress(total) as advance, atomic_file(target) as temporary, tarfile.open(temporary, "w") as out:
-        for name, image in purify_stream(purifier, members):
-            if image is None:
-                _add(out, name, open_archive(source).read(os.path.normpath(name)))
-            else:
-                _add(out, str(Path(name).with_suffix(".png")), encode_image(image, "png"))
+    archive = open_archive(source)
+    outputs = _outputs(source, names, archive)
+    images = [name for name in names if _is_image(archive, name)]
+    if not images:
+        fail(f"{source}: holds no image ({USUAL_SUFFIXES})")
+    with _progress(len(images)) as advance, atomic_file(target) as temporary, tarfile.open(temporary, "w") as out:
+        dropped = {_sample(name) for name in images if job.skips and job.read(archive, name) is None}
+        kept = [name for name in names if _sample(name) not in dropped]
+        for name, picture, content in _purified_pictures(job, archive, kept):
+            _add(out, outputs[name], archive.read(os.path.normpath(name)) if picture is None else content)
+            if picture is not None:
                 advance()
+
+
+def _sample(name: str) -> str:
+    """WebDataset's key: all up to the first dot of the file's name."""
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + file.partition(".")[0]
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -172,16 +338,21 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(member, io.BytesIO(content))
 
 
-def purify_shard_set(purifier: Purifier, source: Path, target: Path) -> None:
-    """A shard set to a shard set of the same keys, labels and layout, sealed."""
+def purify_shard_set(job: Job, source: Path, target: Path) -> None:
+    """A shard set to a shard set of the same keys, labels and layout, sealed. Nothing in it may be left out."""
     shards = ShardSet(source)
     problems = shards.verify()
     if problems:
         fail(problems[0])
     manifest = _purified_manifest(shards.manifest)
-    with _progress(len(shards)) as advance, _working_directory(target) as directory:
-        for shard in shards.manifest.shards:
-            _purify_shard(purifier, shards, shard, directory, advance)
+    with (
+        _progress(len(shards)) as advance,
+        _working_directory(target, digest([job.identity, shards.identity])) as directory,
+    ):
+        for number, shard in enumerate(shards.manifest.shards):
+            path = directory / shard_name(number)
+            if not index_of(path).is_file():
+                _purify_shard(job.purifier, shards, shard, path, advance)
         seal_shard_set(directory, manifest, target)
 
 
@@ -194,10 +365,10 @@ def _purified_manifest(source: ShardManifest) -> PurifiedManifest:
     )  # fmt: skip
 
 
-def _purify_shard(purifier: Purifier, shards: ShardSet, shard: ShardEntry, directory: Path, advance: Advance) -> None:
+def _purify_shard(purifier: Purifier, shards: ShardSet, shard: ShardEntry, path: Path, advance: Advance) -> None:
     indices = range(shard.first, shard.first + shard.count)
     images = ((index, shards.image(index)) for index in indices)
-    with ShardWriter(directory / shard.name, shards.manifest.encoding) as writer:
+    with ShardWriter(path, shards.manifest.encoding) as writer:
         for index, image in purify_stream(purifier, images):
             assert image is not None
             writer.write(index, image, shards.label(index))
@@ -205,16 +376,27 @@ def _purify_shard(purifier: Purifier, shards: ShardSet, shard: ShardEntry, direc
 
 
 @contextmanager
-def _working_directory(target: Path) -> Iterator[Path]:
-    """A temporary directory beside `target`; what has not been renamed at the end is removed."""
-    temporary = temporary_name(target)
+def _working_directory(target: Path, identity: str) -> Iterator[Path]:
+    """A hidden directory beside `target`, to be renamed to it.
+
+    It stays where the process is interrupted, and the same command goes on in it: identity names all that its content
+    depends on. After an error, and beside another command's, nothing stays.
+    """
+    prefix = f".purify-{target.name}-"
+    directory = target.with_name(prefix + identity[:16])
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for other in target.parent.iterdir():
+            if other.name.startswith(prefix) and len(other.name) == len(directory.name) and other != directory:
+                shutil.rmtree(other, ignore_errors=True)
+        directory.mkdir(exist_ok=True)
+        yield directory
     except OSError as error:
+        shutil.rmtree(directory, ignore_errors=True)
         raise UserError(f"{target}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    except Exception:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
 
 
 @contextmanager
@@ -224,10 +406,6 @@ def _progress(total: int) -> Iterator[Advance]:
         yield lambda: bar.advance(task)
 
 
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES)
-
-
-def _read(root: Path, name: str) -> np.ndarray:
-    """An image below a folder or in a tar, as uint8 [H, W, 3]. Raises UserError, naming it, if it is corrupt."""
-    return np.asarray(Source(root, "files", ()).image(Item(os.path.normpath(name), 0)))
+def _is_image(archive: Archive, name: str) -> bool:
+    """By its suffix, or by how it begins."""
+    return name.lower().endswith(IMAGE_SUFFIXES) or begins_like_an_image(archive.head(os.path.normpath(name), HEAD))

@@ -15,21 +15,24 @@ from maep.models.timm_blocks import Block, LayerNorm
 
 def patchify(images: Tensor, patch: int) -> Tensor:
     """[N, C, H, W] to [N, T, p*p*C], each patch in the order (row, column, channel), as MAE's."""
-    n, c, height, width = images.shape
-    grid = images.reshape(n, c, height // patch, patch, width // patch, patch)
-    return grid.permute(0, 2, 4, 3, 5, 1).reshape(n, -1, patch * patch * c)
+    c, height, width = images.shape[1:]
+    rows, columns = height // patch, width // patch
+    # The first axis is -1: a trace keeps len(images) as a number, and the exported network takes that batch alone.
+    grid = images.reshape(-1, c, rows, patch, columns, patch)
+    return grid.permute(0, 2, 4, 3, 5, 1).reshape(-1, rows * columns, patch * patch * c)
 
 
 def unpatchify(patches: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
     """The inverse of `patchify`. patches: [N, T, p*p*C]; grid: patches a column and a row."""
-    n, (rows, columns) = len(patches), grid
-    split = patches.reshape(n, rows, columns, patch, patch, -1)
-    return split.permute(0, 5, 1, 3, 2, 4).reshape(n, -1, rows * patch, columns * patch)
+    rows, columns = grid
+    channels = patches.shape[2] // patch**2
+    split = patches.reshape(-1, rows, columns, patch, patch, channels)
+    return split.permute(0, 5, 1, 3, 2, 4).reshape(-1, channels, rows * patch, columns * patch)
 
 
 def visible_pixels(visible: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
     """The patch mask M [N, T] as a pixel mask [N, 1, H, W]."""
-    mask = visible.reshape(len(visible), 1, *grid)
+    mask = visible.reshape(-1, 1, *grid)
     return mask.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
 
 
@@ -42,7 +45,7 @@ def visible_index(visible: Tensor) -> Tensor:
     counts = set(visible.sum(1).tolist())
     if len(counts) != 1 or 0 in counts:
         raise ValueError(f"every image must show equally many patches, at least one; got {sorted(counts)}")
-    return visible.nonzero()[:, 1].reshape(len(visible), -1)
+    return visible.nonzero()[:, 1].reshape(visible.shape[0], -1)
 
 
 class PatchEmbed(nn.Module):
@@ -170,15 +173,19 @@ class MaskedAutoencoder(nn.Module):
         if index is not None:
             tokens = tokens.gather(1, index[:, :, None].expand(-1, -1, tokens.shape[2]))
         if self.config.class_token:
-            tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
+            tokens = torch.cat([self._class_tokens(tokens), tokens], dim=1)
         return self.norm(self.blocks(tokens))
+
+    def _class_tokens(self, tokens: Tensor) -> Tensor:
+        """The class token once for each image of [N, K, D]: [N, 1, D]."""
+        return self.cls_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype)
 
     def _decode(self, latent: Tensor, index: Tensor | None, grid: tuple[int, int]) -> Tensor:
         tokens = self.decoder_embed(latent)
         first = 1 if self.config.class_token else 0
         patches = tokens[:, first:]
         if index is not None:
-            mask_tokens = self.mask_token.to(tokens.dtype).expand(len(tokens), grid[0] * grid[1], -1)
+            mask_tokens = self.mask_token.to(tokens.dtype).expand(tokens.shape[0], grid[0] * grid[1], -1)
             patches = mask_tokens.scatter(1, index[:, :, None].expand_as(patches), patches)
         patches = patches + self._positions(self.decoder_pos_embed, *grid)
         tokens = torch.cat([tokens[:, :first].to(patches.dtype), patches], dim=1) if first else patches

@@ -79,11 +79,11 @@ def _folded(weights: dict[str, Tensor], patch: int) -> dict[str, Tensor]:
 def load_initial(model: MaskedAutoencoder, path: Path) -> None:
     """Start `model` from a file (`model.init`): an official MAE checkpoint, or weights of this library.
 
-    path: a safetensors or torch file, or a directory with `model.safetensors` such as `purifier/`.
+    path: as `read_weights` takes it; a directory with `model.safetensors` such as `purifier/` is one.
     Raises UserError when it is missing or its weights do not fit.
     """
-    path = path / "model.safetensors" if path.is_dir() else path
-    state = read_weights(path)
+    path = path / "model.safetensors" if (path / "model.safetensors").is_file() else path
+    state = read_weights(path, model.state_dict())
     if is_official(state):
         load_official(model, state, path)
     else:

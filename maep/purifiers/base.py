@@ -197,6 +197,11 @@ def section_of(cls: type[S], values: object, source: str) -> S:
     return read_fields(cls, values, source)
 
 
+def is_recorded() -> bool:
+    """Whether torch.jit.trace or torch.export follows: a number of images counted now would hold for ever."""
+    return bool(torch.jit.is_tracing() or torch.compiler.is_exporting())
+
+
 def require_images(images: Tensor) -> None:
     """Raise ValueError unless `images` is [N, 3, H, W]: grey images are not guessed at."""
     if images.ndim != 4 or images.shape[1] != 3:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from maep.config.consistency import check_model
 from maep.config.schema import ModelSettings, PurifySettings, Settings
 from maep.models.masked_autoencoder import MaskedAutoencoder
-from maep.models.weights import load_weights
+from maep.models.weights import load_weights, require_fit
 from maep.purifiers.adapter import merge_adapter
-from maep.purifiers.base import UNNAMED, Purifier, Source, TileLayout, require_images, section_of
+from maep.purifiers.base import UNNAMED, Purifier, Source, TileLayout, is_recorded, require_images, section_of
 from maep.purifiers.tiling import Tiling, seam_error
 from maep.runtime.errors import fail
 from maep.runtime.randomness import keyed_rng
@@ -61,9 +62,14 @@ class MAEPurifier(Purifier):
         """images: [N, 3, H, W] in [0, 1]. Returns the same shape, clipped to [0, 1].
 
         At most `batch_tiles` tiles are in the network at a time, also in the backward pass, which computes
-        activations again where there is more than one batch of tiles. Raises ValueError for another shape.
+        activations again where there is more than one batch of tiles; an exported or traced purifier takes all at once.
+        Raises ValueError for another shape, and for exporting one that draws random numbers.
         """
         require_images(images)
+        if self.is_random and is_recorded():
+            raise ValueError(
+                "purify.noise and purify.mask_ratio must be 0 in an export: it would repeat one draw for ever"
+            )
         for _ in range(self.settings.passes):
             images = self._once(self._noisy(images)).clamp(0, 1)
         return images
@@ -114,6 +120,8 @@ class MAEPurifier(Purifier):
 
     def _tiles(self, tiles: Tensor) -> Tensor:
         """Drawn before the batches, masks are the same when activations are computed again."""
+        if is_recorded():
+            return cast(Tensor, self.model(tiles))
         parts: list[tuple[Tensor, ...]] = [(batch,) for batch in tiles.split(self.settings.batch_tiles)]
         visible = self._visible(tiles)
         if visible is not None:
@@ -162,9 +170,16 @@ class MAEPurifier(Purifier):
     @classmethod
     def from_config(cls, config: Mapping[str, object], tensors: Mapping[str, Tensor], source: Source = UNNAMED) -> Self:
         """As `Purifier.from_config`."""
-        model = MaskedAutoencoder(section_of(ModelSettings, config.get("model"), source.config))
+        settings = section_of(ModelSettings, config.get("model"), source.config)
+        check_model(settings, source.config)
+        with torch.device("meta"):  # names and shapes alone: nothing is allocated for what the file does not hold
+            require_fit(MaskedAutoencoder(settings).state_dict(), tensors, source.weights)
+        options = section_of(PurifySettings, config.get("purify") or {}, source.config)
+        model = MaskedAutoencoder(settings)
         load_weights(model, tensors, source.weights)
-        return cls(model, section_of(PurifySettings, config.get("purify") or {}, source.config))
+        purifier = cls(model, options)
+        purifier.with_options(options, source.config)
+        return purifier
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from maep.config.schema import setting
-from maep.purifiers.base import Filter, require_images
+from maep.purifiers.base import Filter, is_recorded, require_images
 from maep.purifiers.tiling import reflected
 from maep.runtime.errors import fail
 
@@ -46,5 +46,8 @@ class MedianPurifier(Filter):
             continued = reflected(length, length + side - 1, side // 2)
             images = images.index_select(axis, continued.to(images.device))
         windows = images.unfold(2, side, 1).unfold(3, side, 1).flatten(-2)
+        middle = side**2 // 2
+        if is_recorded():  # ONNX has no stable sort; the values, all that an export needs, are the same
+            return windows.topk(middle + 1, largest=False).values[..., middle]
         # torch.median may pick any of equal values on CUDA, and so another gradient each time; a stable sort may not.
-        return windows.sort(dim=-1, stable=True).values[..., side**2 // 2]
+        return windows.sort(dim=-1, stable=True).values[..., middle]

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Self, TypeVar, overload
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from maep.config.schema import PurifySettings
@@ -27,7 +26,7 @@ from maep.runtime.errors import fail
 from maep.storage.documents import Document
 from maep.storage.manifests import CheckpointManifest, StampedManifest
 from maep.storage.sealed import MANIFEST, atomic_directory, problem_with
-from maep.storage.tensor_files import ShardedTensors
+from maep.storage.tensor_files import ShardedTensors, save_file
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 P = TypeVar("P", bound=Purifier)
@@ -76,7 +75,7 @@ def load_purifier(
     Raises UserError for a path that holds none of these, and for files that are altered, of an unknown kind or a newer
     version, or do not fit.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if (path / ADAPTER_CONFIG).is_file():
         fail(f"{path}: is an adapter; name the run directory that holds it and its purifier/")
     if (path / CONFIG).is_file():

@@ -33,7 +33,8 @@ def blend_weights(count: int, size: int, overlap: int) -> Tensor:
         ramp[:overlap] *= rise
         ramp[size - overlap :] *= rise.flip(0)
     starts = torch.arange(count)[:, None] * (size - overlap) + torch.arange(size)
-    total = torch.zeros(int(starts[-1, -1]) + 1).index_add(0, starts.flatten(), ramp.repeat(count))
+    length = (count - 1) * (size - overlap) + size  # a number, not read from a tensor: torch.export follows it
+    total = torch.zeros(length).index_add(0, starts.flatten(), ramp.repeat(count))
     return ramp / total[starts]
 
 

@@ -15,13 +15,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from maep.runtime.errors import UserError, fail
+from maep.runtime.errors import UserError
+from maep.storage.json_files import open_regular
+from maep.storage.json_files import read_json as read_json
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, as 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of a file's bytes, as 64 hex digits.
+
+    Raises UserError for one that cannot be read, and for a pipe or device, which may have no end.
+    """
+    try:
+        with open_regular(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def fsync(path: Path) -> None:
@@ -61,16 +69,6 @@ def write_json(path: Path, value: Any) -> None:
     """Commit `value` as indented JSON."""
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises UserError, naming the file, when it is missing or not JSON."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        fail(f"{path}: no such file")
-    except (OSError, ValueError) as error:
-        fail(f"{path}: cannot be read: {error}")
 
 
 def remove_temporaries(directory: Path) -> None:

@@ -4,9 +4,10 @@
     <directory>/UNIT.claim-1    taken over from a worker that refreshed claim-0 no more
 
 A claim is made with O_EXCL, and a takeover makes the next number, so of two takers one fails. The highest number
-counts. Times are compared on the file system's clock, never on a host's. A process that has ended on the same host is
-known to be dead at once. A frozen worker that wakes up after a
-takeover does its unit twice over: work that is claimed must be deterministic and committed atomically.
+counts. Times are compared on the file system's clock, never on a host's; a claim from the future is as old as it is
+far from now: that clock went back, and nobody has refreshed the claim since. A process that has ended on the same host
+is known to be dead at once. A frozen worker that wakes up after a takeover does its unit twice over: work that is
+claimed must be deterministic and committed atomically.
 """
 
 import os
@@ -145,7 +146,7 @@ class Claims:
         sight = self._sight(unit)
         number = 0
         if sight is not None:
-            if self._file_system_time() - sight[1] < self.timeout and not _has_ended(self._text(sight[0])):
+            if abs(self._file_system_time() - sight[1]) < self.timeout and not _has_ended(self._text(sight[0])):
                 return None
             number = int(sight[0].name.rpartition("-")[2]) + 1
         path = self.directory / f"{unit}.claim-{number}"

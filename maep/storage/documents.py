@@ -15,10 +15,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from maep.config.implementations import names_of
+from maep.runtime.digests import digest
 from maep.runtime.errors import UserError, fail
 from maep.storage.atomic import read_json, write_json
 
 T = TypeVar("T")
+CONTENT = "content_sha256"  # the entry with a document's own digest; absent in files from before there was one
 NUMBERS = {int: (int,), float: (int, float)}
 
 
@@ -28,10 +31,14 @@ class NewerFormat(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """Base of all documents. FORMAT: of what is written. VERSION_KEY: the entry that carries it."""
+    """Base of all documents. FORMAT: of what is written. VERSION_KEY: the entry that carries it.
+
+    SELF_CHECKED: whether its file carries a digest of its own content, so that one that was edited is not believed.
+    """
 
     FORMAT: ClassVar[int] = 1
     VERSION_KEY: ClassVar[str] = "format"
+    SELF_CHECKED: ClassVar[bool] = False
 
     @classmethod
     def upgrade(cls, entries: dict[str, Any], version: int) -> dict[str, Any]:
@@ -53,7 +60,13 @@ class Document:
         if version > cls.FORMAT:
             raise NewerFormat(f"{source}: format {version}; this version of maep reads up to {cls.FORMAT}: update maep")
         entries = cls.upgrade(value, version) if version < cls.FORMAT else value
-        return read_fields(cls, entries, str(source))
+        document = read_fields(cls, entries, str(source))
+        if cls.SELF_CHECKED and CONTENT in value and value[CONTENT] != content_digest(value):
+            fail(
+                f"{source}: altered since it was written (the SHA-256 of its content differs from its {CONTENT}); "
+                "remove it, and the command that wrote it makes it again"
+            )
+        return document
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -64,9 +77,20 @@ class Document:
         """As a JSON object, the version first."""
         return {self.VERSION_KEY: self.FORMAT, **dataclasses.asdict(self)}
 
+    def to_file(self) -> dict[str, Any]:
+        """As in its file: as a JSON object, and the digest of that where the document carries one."""
+        entries = self.to_json()
+        return {**entries, CONTENT: content_digest(entries)} if self.SELF_CHECKED else entries
+
     def write(self, path: Path) -> None:
         """Commit it under `path`."""
-        write_json(path, self.to_json())
+        write_json(path, self.to_file())
+
+
+def content_digest(entries: Mapping[str, Any]) -> str:
+    """SHA-256, as 64 hex digits, of what a document says, however its file is laid out."""
+    content = {name: value for name, value in entries.items() if name != CONTENT}
+    return digest(json.loads(json.dumps(content)))  # as a reader sees it: every key is text, which decides the order
 
 
 # Both asked once a class: a shard set's manifest can have tens of thousands of entries, read before every start.
@@ -81,7 +105,10 @@ def _fields(cls: type) -> tuple[dataclasses.Field[Any], ...]:
 
 
 def read_fields(cls: type[T], entries: Mapping[str, Any], source: str) -> T:
-    """A dataclass from JSON entries, checked against its annotations and the `low` and `high` of its fields' metadata.
+    """A dataclass from JSON entries, checked against its annotations and the ranges in its fields' metadata.
+
+    low <= value <= high, value > above, and choices: as `maep.config.schema.setting` has them, so that a section of
+    the settings is held to the same ranges wherever it was saved.
 
     Raises UserError naming source and entry.
     """
@@ -92,14 +119,25 @@ def read_fields(cls: type[T], entries: Mapping[str, Any], source: str) -> T:
                 fail(f"{source}: lacks the entry {item.name!r}")
             continue
         value = _typed(hints[item.name], entries[item.name], f"{source}: {item.name}")
-        low, high = item.metadata.get("low"), item.metadata.get("high")
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            if low is not None and value < low:
-                fail(f"{source}: {item.name}={value}: must be at least {low}")
-            if high is not None and value > high:
-                fail(f"{source}: {item.name}={value}: must be at most {high}")
+        _check_range(f"{source}: {item.name}", value, item.metadata)
         values[item.name] = value
     return cls(**values)
+
+
+def _check_range(where: str, value: Any, metadata: Mapping[str, Any]) -> None:
+    choices, low, high, above = (metadata.get(name) for name in ("choices", "low", "high", "above"))
+    choices = names_of(choices) if isinstance(choices, str) else choices
+    for entry in value if isinstance(value, list | tuple) else [value]:
+        if choices and entry not in choices:
+            fail(f"{where}={str(entry)[:60]}: choose one of {', '.join(map(str, choices))}")
+        if not isinstance(entry, int | float) or isinstance(entry, bool):
+            continue
+        if low is not None and entry < low:
+            fail(f"{where}={entry}: must be at least {low}")
+        if high is not None and entry > high:
+            fail(f"{where}={entry}: must be at most {high}")
+        if above is not None and entry <= above:
+            fail(f"{where}={entry}: must be above {above}")
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:

@@ -7,11 +7,25 @@ kinds. What was written before manifests had a version is format 0. The manifest
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 from maep.config.schema import ModelSettings
+from maep.runtime.errors import fail
 from maep.runtime.version import __version__
 from maep.storage.documents import Document
+
+LONGEST_NAME = 4000  # bytes: Linux takes paths of 4,096
+
+
+def problem_with_name(name: str) -> str | None:
+    """Why a relative name of a file, from elsewhere, is not to be joined to a directory; None if it may be."""
+    parts = name.split("/")
+    if name.startswith("/") or ".." in parts:
+        return "leaves the directory"
+    if "" in parts or "." in parts or not name.isprintable() or len(name.encode()) > LONGEST_NAME:
+        return "is no plain relative name"
+    return None
 
 
 @dataclass(frozen=True)
@@ -29,8 +43,19 @@ class Manifest(Document):
     kind: what it holds. files: all others in it, by relative name.
     """
 
+    SELF_CHECKED: ClassVar[bool] = True
+
     kind: str = ""
     files: Mapping[str, FileEntry] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, value: object, source: str | Path) -> Self:
+        """As every document; a file outside of the directory is refused by name."""
+        manifest = super().from_json(value, source)
+        for name in manifest.files:
+            if problem := problem_with_name(name):
+                fail(f"{source}: files: {name[:80]!r} {problem}; expected a name below the directory")
+        return manifest
 
     def sealed(self, files: Mapping[str, FileEntry]) -> Self:
         """The same, of these files."""

@@ -20,11 +20,13 @@ from maep.config.schema import DataSettings
 from maep.runtime.console import say
 from maep.runtime.errors import UserError, fail
 from maep.storage.block_cache import BlockCache
+from maep.storage.json_files import LIMIT, read_bytes
 from maep.storage.manifests import FileEntry
 
 OPEN_FILES = 64  # of each set in each process: far below the 1,024 that a process may have open by default
 CONNECTIONS = 8  # requests under way at a time: a store answers one in tens of ms, a batch needs dozens of blocks
 WORTH_ANOTHER_TRY = (408, 425, 429)  # of HTTP's client errors: request timeout, too early, too many requests
+CHUNK = 2**18  # bytes of a body that are looked at together
 JITTER = (0.5, 1.0)  # of the waiting time, drawn: readers that failed together do not ask again together
 
 
@@ -49,7 +51,7 @@ def location(text: str) -> Location:
     """A path, also from file://…, or a remote directory, from any other protocol://…"""
     if text.startswith("file://"):
         return Path(text.removeprefix("file://"))
-    return Remote(text) if "://" in text else Path(text)
+    return Remote(text) if "://" in text else Path(text).expanduser()
 
 
 @dataclass(frozen=True)
@@ -124,11 +126,7 @@ class LocalStorage:
         return (self.directory / name).is_file()
 
     def read_file(self, name: str) -> bytes:
-        path = self.directory / name
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            fail(f"{path}: cannot be read: {error.strerror}")
+        return read_bytes(self.directory / name)
 
     def read(self, extents: Sequence[Extent]) -> list[bytes]:
         return [self._read(extent) for extent in extents]
@@ -252,8 +250,8 @@ class RemoteStorage:
             return filesystem.cat_file(address, start=start, end=end)
         from fsspec.asyn import sync
 
-        limit = self.reading.timeout
-        return sync(filesystem.loop, filesystem._cat_file, address, start=start, end=end, timeout=limit)
+        read = _http_body if hasattr(filesystem, "set_session") and hasattr(filesystem, "encode_url") else _whole_body
+        return sync(filesystem.loop, read, filesystem, address, start, end, timeout=self.reading.timeout)
 
     def forget(self, extent: Extent) -> bool:
         for block in self._blocks_of(extent) if self._cache else ():
@@ -262,6 +260,31 @@ class RemoteStorage:
 
     def close(self) -> None:
         self._pool.shutdown(wait=False)
+
+
+async def _whole_body(filesystem: Any, address: str, start: int | None, end: int | None) -> bytes:
+    content: bytes = await filesystem._cat_file(address, start=start, end=end)
+    return content
+
+
+async def _http_body(filesystem: Any, address: str, start: int | None, end: int | None) -> bytes:
+    """A file over HTTP, or its bytes [start, end), read no further than it should go: a body may have no end."""
+    limit = LIMIT if end is None else end - (start or 0)
+    session = await filesystem.set_session()
+    # Not compressed: a body of a few bytes could become gigabytes before it is seen.
+    headers = {"Accept-Encoding": "identity"} | ({} if end is None else {"Range": f"bytes={start or 0}-{end - 1}"})
+    async with session.get(filesystem.encode_url(address), headers=headers) as response:
+        filesystem._raise_not_found_for_status(response, address)
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            fail(f"{address}: came compressed, which was not asked for; the server must send files as they are")
+        if (response.content_length or 0) > limit:
+            _check_length(address, response.content_length, limit)
+        content = bytearray()
+        async for part in response.content.iter_chunked(CHUNK):
+            content += part
+            if len(content) > limit:
+                _check_length(address, len(content), limit)
+        return bytes(content)
 
 
 def _block_name(entry: FileEntry, block: int) -> str:

@@ -40,7 +40,7 @@ def seal_directory(
                 fsync(path)
         files = file_entries(temporary)
     path = temporary / MANIFEST
-    path.write_text(json.dumps(manifest.sealed(files).to_json(), indent=1) + "\n")
+    path.write_text(json.dumps(manifest.sealed(files).to_file(), indent=1) + "\n")
     fsync(path)
     fsync(temporary)
     if final.exists():
@@ -85,6 +85,9 @@ def problem_with(directory: Path) -> str | None:
             return f"{path}: missing"
         if path.stat().st_size != entry.bytes:
             return f"{path}: {path.stat().st_size} bytes, its manifest says {entry.bytes}"
-        if sha256_file(path) != entry.sha256:
-            return f"{path}: altered (SHA-256 differs from its manifest)"
+        try:
+            if sha256_file(path) != entry.sha256:
+                return f"{path}: altered (SHA-256 differs from its manifest)"
+        except UserError as error:
+            return str(error)
     return None

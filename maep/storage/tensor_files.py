@@ -6,21 +6,26 @@
 Any number of processes reads what any number has written, and reads only what it asks for.
 """
 
+import errno
 import hashlib
 import json
 import math
 import os
+import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from maep.runtime.errors import UserError, fail
+from maep.storage.json_files import open_regular
 from maep.storage.manifests import FileEntry
 
 DTYPES = {
@@ -94,6 +99,26 @@ class HostBuffer:
         return FileEntry(len(self._header) + self._size, sha256.hexdigest())
 
 
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Whatever writes safetensors goes in here: its own error for a full disk becomes the OSError that it was."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        raise OSError(code, os.strerror(code) if number else str(error).splitlines()[0]) from error
+
+
+def save_file(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write whole tensors, on the host and contiguous, as a safetensors file, for use inside an `atomic_file`.
+
+    Raises OSError where the disk is full or cannot be written.
+    """
+    with disk_errors():
+        safetensors.torch.save_file(dict(tensors), path, metadata=dict(metadata) if metadata else None)
+
+
 def _header(pieces: Sequence[Piece], extents: Sequence[tuple[int, int]]) -> bytes:
     """The head of a safetensors file: its length, then JSON padded to eight bytes."""
     entries: dict[str, object] = {
@@ -105,6 +130,13 @@ def _header(pieces: Sequence[Piece], extents: Sequence[tuple[int, int]]) -> byte
     content = json.dumps(entries).encode()
     content += b" " * (-len(content) % 8)
     return len(content).to_bytes(8, "little") + content
+
+
+def _natural(text: str) -> int:
+    """A number of elements from the metadata. Raises ValueError for anything else, and for more than 64 bits hold."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise ValueError(f"{text[:20]!r} is no number of elements")
+    return int(text)
 
 
 class ShardedTensors:
@@ -119,16 +151,19 @@ class ShardedTensors:
         self._shapes: dict[str, tuple[int, ...]] = {}
         for path in sorted(directory.glob("rank-*.safetensors")):
             try:
+                open_regular(path).close()
                 self._index(safe_open(path, framework="pt"))
-            except (OSError, SafetensorError) as error:
+            except (OSError, SafetensorError, ValueError) as error:
                 raise UserError(f"{path}: cannot be read as weights: {error}") from error
 
     def _index(self, file: Any) -> None:
         for name, shape in (file.metadata() or {}).items():
-            self._shapes[name] = tuple(int(size) for size in shape.split(",") if size)
+            self._shapes[name] = tuple(_natural(size) for size in shape.split(",") if size)
         for key in file.keys():  # noqa: SIM118
-            name, _, start = key.partition("@")
-            self._where.setdefault(name, []).append((int(start or 0), file, key))
+            name, at, start = key.partition("@")
+            if at and name not in self._shapes:
+                raise ValueError(f"{key}: a piece of a tensor whose shape its metadata does not say")
+            self._where.setdefault(name, []).append((_natural(start or "0"), file, key))
 
     def names(self, prefix: str = "") -> list[str]:
         """The tensors whose names start with `prefix`, in order."""

@@ -1,6 +1,7 @@
 """`maep purify` on an image, a folder, a shard and a shard set; and what it refuses."""
 
 import io
+import json
 import subprocess
 import sys
 import tarfile
@@ -182,6 +183,130 @@ def test_same_output_name_twice_is_refused(tmp_path: Path, run_dir: Path) -> Non
         Image.fromarray(picture(0)).save(tmp_path / "in" / name)
     with pytest.raises(UserError, match=r"a\.jpg and a\.png"):
         purify(tmp_path / "in", tmp_path / "out", run_dir)
+
+
+def folder(path: Path, count: int = 4) -> Path:
+    path.mkdir()
+    for i in range(count):
+        Image.fromarray(picture(i)).save(path / f"{i}.png")
+    return path
+
+
+def test_bad_files_are_left_out_and_the_rest_is_made_once(
+    tmp_path: Path, run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Named, exit code 5, in the manifest; once they are mended, the same command makes those alone."""
+    source = folder(tmp_path / "in")
+    whole = (source / "2.png").read_bytes()
+    (source / "2.png").write_bytes(whole[:60])
+    frames = [Image.fromarray(picture(i)) for i in range(2)]
+    frames[0].save(source / "moving.gif", save_all=True, append_images=frames[1:])
+    assert purify(source, tmp_path / "out", run_dir, "data.on_error=skip") == 5
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2.png: corrupt image" in said
+    assert "moving.gif: corrupt image: 2 frames" in said
+    assert "2 images were" in said
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.png", "1.png", "3.png", "manifest.json"]
+    times = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in ("0.png", "1.png", "3.png")}
+    (source / "2.png").write_bytes(whole)
+    (source / "moving.gif").unlink()
+    calls: list[int] = []
+    purified = MAEPurifier.purify
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MAEPurifier, "purify", lambda self, x: calls.append(len(x)) or purified(self, x))
+        assert purify(source, tmp_path / "out", run_dir) == 0
+    assert calls == [1]
+    assert len(times) == 3
+    assert close(read(tmp_path / "out/2.png"), expected(run_dir, picture(2)))
+
+
+def test_an_interrupted_command_goes_on(tmp_path: Path, run_dir: Path) -> None:
+    """What was finished is not made again; the hidden directory goes."""
+    source, calls = folder(tmp_path / "in", 5), []
+    purified = MAEPurifier.purify
+
+    def interrupted(self: MAEPurifier, images: torch.Tensor) -> torch.Tensor:
+        calls.append(len(images))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return purified(self, images)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MAEPurifier, "purify", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            purify(source, tmp_path / "out", run_dir)
+        assert not (tmp_path / "out").exists()
+        assert purify(source, tmp_path / "out", run_dir) == 0
+    assert calls == [3, 2, 2]
+    assert all(close(read(tmp_path / f"out/{i}.png"), expected(run_dir, picture(i))) for i in range(5))
+    assert not list(tmp_path.glob(".purify-*"))
+
+
+def test_photographs_are_upright_and_keep_their_transparency(tmp_path: Path, run_dir: Path) -> None:
+    """EXIF turns; alpha comes back bit for bit, and what it hides does not come out."""
+    (tmp_path / "in").mkdir()
+    upright, alpha = picture(0, 24, 16), np.full((16, 16), 255, np.uint8)
+    alpha[:8] = 0
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    turned = Image.fromarray(np.ascontiguousarray(np.rot90(upright)))
+    turned.save(tmp_path / "in/turned.tiff", exif=exif)
+    Image.fromarray(np.dstack([picture(1), alpha])).save(tmp_path / "in/alpha.png")
+    Image.fromarray(picture(2)[:, :, 0]).convert("P").save(tmp_path / "in/palette.gif")
+    assert purify(tmp_path / "in", tmp_path / "out", run_dir) == 0
+    assert close(read(tmp_path / "out/turned.png"), expected(run_dir, upright))
+    result, visible = read(tmp_path / "out/alpha.png"), picture(1)
+    visible[:8] = 255
+    assert np.array_equal(result[..., 3], alpha)
+    assert close(result[..., :3], expected(run_dir, visible))
+    assert read(tmp_path / "out/palette.png").shape == (16, 16, 3)
+
+
+def test_no_input_is_overwritten(tmp_path: Path, run_dir: Path) -> None:
+    """OUT that is IN, lies in it, holds it, or is a link; outputs that differ in case or in the form of Unicode."""
+    source = folder(tmp_path / "in", 1)
+    (tmp_path / "link").symlink_to(source)
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for target in ("in", "in/out", "link", "dangling", "link/out", "."):
+        with pytest.raises(UserError, match="exists already|lies inside the other"):
+            purify(source, tmp_path / target, run_dir)
+    for first, second in (("A.png", "a.jpg"), ("é.png", "e\u0301.webp")):
+        other = tmp_path / f"clash{len(first.encode())}"
+        other.mkdir()
+        Image.fromarray(picture(0)).save(other / first)
+        Image.fromarray(picture(0)).save(other / second)
+        with pytest.raises(UserError, match="would have the same output"):
+            purify(other, tmp_path / "out", run_dir)
+    assert np.array_equal(read(source / "0.png"), picture(0))
+
+
+def test_a_strangers_set_writes_nothing_outside(tmp_path: Path, run_dir: Path) -> None:
+    """A shard called ../x.tar is refused by name, also with a manifest that lists it."""
+    write_shards(tmp_path / "in", 4)
+    manifest = json.loads((tmp_path / "in/manifest.json").read_text())
+    manifest.pop("content_sha256", None)
+    manifest["shards"][0]["name"] = "../x.tar"
+    for name in ("shard-00000.tar", "shard-00000.index.json"):
+        manifest["files"][f"../{name.replace('shard-00000', 'x')}"] = manifest["files"][name]
+        (tmp_path / name.replace("shard-00000", "x")).write_bytes((tmp_path / "in" / name).read_bytes())
+    (tmp_path / "in/manifest.json").write_text(json.dumps(manifest))
+    before = (tmp_path / "x.tar").read_bytes()
+    with pytest.raises(UserError, match=r"'\.\./x\.tar' leaves the directory"):
+        purify(tmp_path / "in", tmp_path / "out", run_dir)
+    assert (tmp_path / "x.tar").read_bytes() == before
+
+
+def test_a_tar_leaves_out_whole_samples(tmp_path: Path, run_dir: Path) -> None:
+    """The label of an image that cannot be read goes with it; two members of one output are refused."""
+    with tarfile.open(tmp_path / "in.tar", "w") as tar:
+        for key, content in (("a", b"no image"), ("b", (folder(tmp_path / "in", 1) / "0.png").read_bytes())):
+            for suffix, data in (("cls", b"3"), ("png", content)):
+                member = tarfile.TarInfo(f"{key}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    assert purify(tmp_path / "in.tar", tmp_path / "out.tar", run_dir, "data.on_error=skip") == 5
+    with tarfile.open(tmp_path / "out.tar") as tar:
+        assert tar.getnames() == ["b.cls", "b.png"]
 
 
 def test_command_ends_with_2_for_an_unknown_verb_or_setting(tmp_path: Path) -> None:

@@ -168,3 +168,25 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/claims: cannot be written"), Claims(tmp_path / "file" / "claims", 1):
         pass
+
+
+@pytest.mark.parametrize("hours", [-2, 2])
+def test_a_clock_that_was_set_does_not_keep_a_dead_workers_unit(tmp_path: Path, hours: int) -> None:
+    """A claim from hours before or to come, by the file system's clock, is not refreshed: it is taken over."""
+    with Claims(tmp_path, 600.0) as claims:
+        claim = tmp_path / "a.claim-0"
+        claim.write_text("process 1 on another-host")
+        os.utime(claim, (time.time() + 3600 * hours,) * 2)
+        with claims.hold("a") as is_held:
+            assert is_held
+
+
+def test_the_clock_of_this_machine_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However far it is off: a claim that was just refreshed is another's."""
+    now = time.time()
+    with Claims(tmp_path, 600.0) as claims:
+        (tmp_path / "a.claim-0").write_text("process 1 on another-host")
+        for shifted in (now - 1e5, now + 1e5):
+            monkeypatch.setattr(time, "time", lambda shifted=shifted: shifted)
+            with claims.hold("a") as is_held:
+                assert not is_held

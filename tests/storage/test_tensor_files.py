@@ -1,10 +1,12 @@
 """Tensors over several files: pieces make the whole again, as any safetensors reader sees them, or are refused."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from maep.runtime.errors import UserError
 from maep.storage.atomic import sha256_file
@@ -53,4 +55,45 @@ def test_unreadable_file_is_named(tmp_path: Path) -> None:
     """A file that is no safetensors is named."""
     (tmp_path / "rank-0000-of-0001.safetensors").write_bytes(b"nonsense")
     with pytest.raises(UserError, match=r"rank-0000-of-0001\.safetensors: cannot be read as weights"):
+        ShardedTensors(tmp_path)
+
+
+WRITE = """
+import resource, sys, torch
+from pathlib import Path
+from maep.runtime.errors import exit_code
+from maep.storage.atomic import atomic_file
+from maep.storage.tensor_files import save_file
+def write():
+    with atomic_file(Path(sys.argv[1])) as temporary:
+        save_file({"a": torch.zeros(10_000)}, temporary)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+sys.exit(exit_code(write))
+"""
+
+
+def test_a_disk_that_is_full_is_one_line(tmp_path: Path) -> None:
+    """Inside of safetensors' writer too; nothing is left."""
+    command = [sys.executable, "-c", WRITE, str(tmp_path / "w.safetensors")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 2
+    assert done.stderr == f"error: {tmp_path / 'w.safetensors'}: cannot be written: File too large\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata"),
+    [
+        ({"a@0": 4}, {"a": "x"}),
+        ({"a@0": 4}, {"a": "-4"}),
+        ({"a@0": 4}, {"a": "9" * 40}),
+        ({"a@0": 4}, {}),
+        ({"a@zero": 4}, {"a": "8"}),
+        ({"a@-1": 4}, {"a": "8"}),
+    ],
+)
+def test_a_header_that_lies_is_refused(tmp_path: Path, tensors: dict[str, int], metadata: dict[str, str]) -> None:
+    """By the file."""
+    save_file({name: torch.ones(size) for name, size in tensors.items()}, tmp_path / "rank-0.safetensors", metadata)
+    with pytest.raises(UserError, match=r"rank-0\.safetensors: cannot be read as weights"):
         ShardedTensors(tmp_path)

@@ -11,10 +11,10 @@ from maep.config.schema import ClassifierSettings
 from maep.models.classifiers.normalized import Normalized
 from maep.models.classifiers.resnet import CifarResNet
 from maep.models.classifiers.wide_resnet import WideResNet
+from maep.models.weight_files import weights_sha256
 from maep.models.weights import load_weights, read_weights
 from maep.runtime.digests import digest
 from maep.runtime.errors import fail, nearest
-from maep.storage.atomic import sha256_file
 
 CIFAR_RESNET = re.compile(r"cifar_resnet(\d+)(w?)")
 COUNTER = "num_batches_tracked"
@@ -72,12 +72,12 @@ def load_classifier(settings: ClassifierSettings, num_classes: int, weights: Pat
     """The classifier that is attacked and defended: eval mode, parameters frozen.
 
     Returns a module [N, 3, H, W] in [0,1] → logits [N, num_classes], mean and deviation inside.
-    weights: safetensors or torch file with the network's own keys; None leaves random weights.
+    weights: as `read_weights` takes them, the network's own keys somewhere in them; None leaves random weights.
     Raises UserError for an unknown architecture, or weights that do not fit, naming the first three keys.
     """
     classifier = build_classifier(settings, num_classes)
     if weights is not None:
-        state = _with_counters(read_weights(weights), classifier.network)
+        state = _with_counters(read_weights(weights, classifier.network.state_dict()), classifier.network)
         load_weights(classifier.network, state, str(weights))
     classifier.eval().requires_grad_(False)
     fold_batch_norms(classifier)
@@ -107,7 +107,7 @@ def classifier_identity(settings: ClassifierSettings, weights: Path) -> str:
 
     Raises UserError if the file is missing.
     """
-    if not weights.is_file():
+    if not weights.exists():
         fail(f"{weights}: no such classifier weights; run the classifier stage or set classifier.weights")
     return digest(
         {
@@ -115,6 +115,6 @@ def classifier_identity(settings: ClassifierSettings, weights: Path) -> str:
             "mean": [float(value) for value in settings.mean],
             "std": [float(value) for value in settings.std],
             "timm_args": settings.timm_args,
-            "weights": sha256_file(weights),
+            "weights": weights_sha256(weights),
         }
     )

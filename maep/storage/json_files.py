@@ -1,0 +1,135 @@
+"""JSON from anywhere, read within limits: what a file says of its own size or depth is not believed.
+
+Every JSON file of this library is read here, so that a number, a name or a nesting that no writer of ours gives ends
+in one line that says where it is.
+"""
+
+import json
+import math
+import os
+import re
+import stat
+from collections.abc import Iterator
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, NoReturn
+
+from maep.runtime.errors import UserError, fail
+
+LIMIT = 64 * 2**20  # bytes: the index of a shard takes some 40 a sample, so 1.6 million samples a shard
+VALUES = 8_000_000  # at some 60 bytes each in memory, half a gigabyte; the index above has 6.4 million
+CONTAINERS = 1_000_000  # at up to 300 bytes each; a manifest of 100,000 shards has 300,000
+DEPTH = 64  # the deepest of ours is 8; Python's own limit depends on who calls
+DIGITS = 40  # of a whole number: 128 bits, as the states of random generators, have 39
+BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]')
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file for reading without ever waiting. Raises OSError if it is missing; UserError if it is no plain file.
+
+    A FIFO would wait for a writer, /dev/zero has no end.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        fail(f"{path}: is no regular file (a directory, pipe or device); expected a file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bytes(path: Path, limit: int = LIMIT) -> bytes:
+    """All of a regular file. Raises UserError, naming it, when it is missing, unreadable or above `limit` bytes."""
+    try:
+        with open_regular(path) as file:
+            content = file.read(limit + 1)
+    except FileNotFoundError:
+        fail(f"{path}: no such file")
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        fail(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}")
+    if len(content) > limit:
+        fail(f"{path}: larger than {limit} bytes, the most that is read of such a file")
+    return content
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file. Raises UserError, naming the file, as `parse_json`, and when it is missing."""
+    return parse_json(read_bytes(path), path)
+
+
+def parse_json(content: bytes | str, source: object) -> Any:
+    """The value of a JSON text in UTF-8. source: the file, for the message.
+
+    Raises UserError, naming it and what is wrong, for text that is not JSON, keys that stand twice in one object, NaN,
+    infinite or huge numbers, text that is no Unicode, and what is too large or too deep.
+    """
+    raw = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
+    _check_size(raw, source)
+    try:
+        text = raw.decode("utf-8-sig")
+        value = json.loads(
+            text, object_pairs_hook=_object, parse_float=_number, parse_int=_whole, parse_constant=_constant
+        )
+        if SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError, UserError) as error:
+        fail(f"{source}: cannot be read: {error}")
+    _check_constants(value, text, source)
+    return value
+
+
+def _check_size(raw: bytes, source: object) -> None:
+    containers = raw.count(b"[") + raw.count(b"{")
+    if len(raw) > LIMIT or containers > CONTAINERS or raw.count(b",") > VALUES:
+        fail(f"{source}: cannot be read: more than {LIMIT} bytes, {VALUES} values or {CONTAINERS} lists and objects")
+    if containers <= DEPTH:
+        return
+    depth = 0
+    for match in BRACKETS.finditer(raw):
+        depth += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(match[0], 0)
+        if depth > DEPTH:
+            fail(f"{source}: cannot be read: nested deeper than {DEPTH} levels")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        fail(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
+    return value
+
+
+def _whole(text: str) -> int:
+    if len(text) > DIGITS:
+        fail(f"{text[:20]}… is a whole number of {len(text)} digits; at most {DIGITS}")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        fail(f"{text[:20]} is no finite number")
+    return value
+
+
+def _constant(text: str) -> float:
+    """Named by `_check_constants`, which knows where it stands."""
+    return float(text)
+
+
+def _check_constants(value: Any, text: str, source: object) -> None:
+    if "NaN" in text or "Infinity" in text:
+        for where, number in _non_finite(value, ""):
+            _refuse_constant(source, where, number)
+
+
+def _refuse_constant(source: object, where: str, number: float) -> NoReturn:
+    fail(f"{source}: {where}={json.dumps(number)}: expected a finite number")
+
+
+def _non_finite(value: Any, where: str) -> Iterator[tuple[str, float]]:
+    """(where, value) of every NaN and infinity."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield where, value
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in entries:
+        yield from _non_finite(item, f"{where}[{key}]" if isinstance(value, list) else f"{where}.{key}".lstrip("."))

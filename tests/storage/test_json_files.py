@@ -1,0 +1,73 @@
+"""JSON from anywhere: limits, numbers and keys are checked before they are used; nothing waits."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from maep.runtime.errors import UserError
+from maep.storage import json_files
+from maep.storage.atomic import sha256_file
+from maep.storage.json_files import parse_json, read_json
+from maep.storage.manifests import Manifest
+
+BAD = {
+    "no JSON": (b"{", "cannot be read"),
+    "no text": (b"\xff\xfe\x00", "cannot be read"),
+    "empty": (b"", "cannot be read"),
+    "twice": (b'{"a": {"b": 1, "b": 2}}', "'b' stands twice"),
+    "NaN": (b'{"a": [1, NaN]}', r"a\[1\]=NaN: expected a finite number"),
+    "infinite": (b'{"a": -Infinity}', "a=-Infinity"),
+    "overflow": (b'{"a": 1e999}', "1e999 is no finite number"),
+    "huge": (b'{"a": ' + b"9" * 5000 + b"}", "whole number of 5000 digits"),
+    "deep": (b"[" * 100_000 + b"]" * 100_000, "nested deeper than 64"),
+    "deep objects": (b'{"a":' * 70 + b"1" + b"}" * 70, "nested deeper than 64"),
+    "half a letter": (rb'{"a": "\ud800"}', "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_text_is_one_line(tmp_path: Path, name: str) -> None:
+    """That names the file and what is wrong."""
+    content, message = BAD[name]
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(UserError, match=rf"x\.json: .*{message}") as caught:
+        read_json(tmp_path / "x.json")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_good_text_is_read() -> None:
+    """With a byte order mark, brackets and NaN inside of text, 128-bit numbers, many flat lists."""
+    assert parse_json(b'\xef\xbb\xbf{"a": "[[[NaN", "b": [1.5, null]}', "x") == {"a": "[[[NaN", "b": [1.5, None]}
+    assert parse_json(b"[" + str(2**128 - 1).encode() + b"]", "x") == [2**128 - 1]
+    assert parse_json(b"[" + b"[],{}," * 200 + b"1]", "x")[-1] == 1
+
+
+def test_size_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bytes, values and containers."""
+    (tmp_path / "x.json").write_text("[1, 2, 3, [], []]")
+    for limit, value in (("VALUES", 3), ("CONTAINERS", 2)):
+        with monkeypatch.context() as patch, pytest.raises(UserError, match="more than"):
+            patch.setattr(json_files, limit, value)
+            read_json(tmp_path / "x.json")
+    with pytest.raises(UserError, match="larger than 5 bytes"):
+        json_files.read_bytes(tmp_path / "x.json", 5)
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    """A pipe without a writer, a device without an end and a directory are refused at once."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "zero", "folder"):
+        for read in (read_json, sha256_file):
+            with pytest.raises(UserError, match=rf"{name}: is no regular file"):
+                read(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../x", "a//b", "./a", "", "a\0b", "a\nb", "x" * 5000])
+def test_a_manifest_names_files_below_it(name: str) -> None:
+    """Any other name is refused."""
+    with pytest.raises(UserError, match=r"m\.json: files: .*expected a name below the directory"):
+        Manifest.from_json({"files": {name: {"bytes": 1, "sha256": ""}}}, "m.json")

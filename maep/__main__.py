@@ -4,6 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from maep.config.command_line import at_home
 from maep.runtime.errors import exit_code, fail, nearest
 from maep.runtime.version import __version__
 
@@ -36,7 +37,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     if verb not in VERBS:
         fail(f"{verb}: unknown verb{nearest(verb, list(VERBS))}; choose one of {', '.join(VERBS)}")
-    code: int = importlib.import_module(VERBS[verb][0]).main(rest)
+    code: int = importlib.import_module(VERBS[verb][0]).main(at_home(rest))
     return code
 
 

@@ -10,7 +10,10 @@ import torch
 
 from maep.config.load import load_settings
 from maep.pipeline.execution import run_pipeline
+from maep.runtime.torchvision_shim import declare_torchvision_operators
 from tests.tiny import Problem
+
+declare_torchvision_operators()  # some tests import peft by themselves, before anything of ours does
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

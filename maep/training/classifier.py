@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -35,6 +35,7 @@ from maep.runtime.randomness import keyed_rng
 from maep.storage.locks import one_at_a_time
 from maep.storage.manifests import StampedManifest
 from maep.storage.sealed import MANIFEST, atomic_directory, problem_with
+from maep.storage.tensor_files import save_file
 from maep.training.checkpointing.directory import Retention, checkpoint_path, newest_whole, prune
 from maep.training.distributed.world import DTYPES
 from maep.training.signals import StopFlag

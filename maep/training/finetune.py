@@ -19,6 +19,7 @@ from maep.purifiers import MAEPurifier, read_purifier, save_purifier
 from maep.runtime.console import say
 from maep.storage.manifests import CheckpointManifest, StampedManifest
 from maep.storage.sealed import atomic_directory
+from maep.storage.tensor_files import disk_errors
 from maep.training.inputs import finetuning_pairs, online_attack
 from maep.training.loop import TrainingJob, train
 
@@ -120,5 +121,5 @@ def _export(settings: Settings, weights: dict[str, Tensor]) -> None:
     manifest = AdapterManifest(
         method=options.method, targets=options.targets, trained_parameters=counts.trained, parameters=counts.frozen
     )
-    with atomic_directory(directory / "adapter", manifest) as temporary:
+    with atomic_directory(directory / "adapter", manifest) as temporary, disk_errors():
         adapted.save_pretrained(str(temporary), safe_serialization=True)

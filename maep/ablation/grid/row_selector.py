@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from maep.config.load import FRACTION
+from maep.config.values import FRACTION
 from maep.runtime.errors import fail
 from maep.storage.atomic import read_json
 from maep.storage.documents import read_fields

@@ -28,13 +28,15 @@ import yaml
 
 from maep.ablation.grid.halving import Halving, read_halving
 from maep.ablation.grid.row_selector import RowSelector, read_row_selector
-from maep.config.load import config_file
-from maep.runtime.errors import fail, nearest
+from maep.config.load import config_file, settled_settings
+from maep.config.values import parse_yaml, read_yaml
+from maep.runtime.errors import UserError, fail, nearest
 
 ZIP = "zip"
 AXIS_FIELDS = ("grid", ZIP, "names")
 FIELDS = ("table", "title", "scales", *AXIS_FIELDS, "seeds", "readings", "values", "paper", "errata", "halving")
 SCALE_FIELDS = ("base", "set", "note", *AXIS_FIELDS, "readings", "halving")
+TEXTS = ("table", "title", "note", "names", "errata")  # keys below which everything is text
 ACCURACIES = ("clean_accuracy", "robust_accuracy")
 DEFAULT_SCALE = "paper"
 
@@ -120,11 +122,9 @@ def read_sweep(name: str, scale: str | None = None, overrides: Sequence[str] = (
 
 def _read(file: Path) -> Mapping[str, Any]:
     try:
-        tree = yaml.safe_load(file.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        fail(f"{file}: cannot be read as YAML: {error}")
-    if not isinstance(tree, dict):
-        fail(f"{file}: must hold keys")
+        tree: Mapping[str, Any] = settled_settings(read_yaml(file), TEXTS)
+    except UserError as error:
+        fail(f"{file}: {str(error).removeprefix(f'{file}: ')}")
     return tree
 
 
@@ -177,7 +177,7 @@ def _overridden(file: Path, tree: Mapping[str, Any], overrides: Sequence[str]) -
     for argument in overrides:
         path, _, text = argument.partition("=")
         try:
-            value = yaml.safe_load(text)
+            value = settled_settings(parse_yaml(text), path=path)
         except yaml.YAMLError:
             fail(f"{path} (argument {argument!r}): the value is not YAML")
         if path == "seeds":

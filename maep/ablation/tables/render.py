@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from maep.ablation.grid.sweep import Sweep
 from maep.ablation.running.point_records import PointState
 from maep.ablation.tables.cells import Cell, Measure
+from maep.runtime.text import latex, markdown
 
 EMPTY = "–"
 
@@ -82,13 +83,14 @@ def markdown_table(sweep: Sweep, cells: Sequence[Cell]) -> str:
     heads, columns, rows = layout(sweep, cells)
     several = len(columns) > 1
     top = [*heads, *(["", *columns] if several else ["ours", "paper", "difference"])]
-    lines = [f"**{caption(sweep)}**", "", _line(top), _line(["---"] * len(top))]
+    lines = [f"**{markdown(caption(sweep))}**", "", _line(top), _line(["---"] * len(top))]
     for row in rows:
         if several:
             lines += [_line(line) for line in _pair_of_lines(sweep, row)]
         else:
             lines.append(_line([*labels(sweep, row), ours(row[0]), papers(row[0]), differences(row[0])]))
-    lines += ["", *([sweep.note, ""] if sweep.note else []), *(f"Erratum: {text}" for text in sweep.errata)]
+    lines += ["", *([markdown(sweep.note), ""] if sweep.note else [])]
+    lines += [f"Erratum: {markdown(text)}" for text in sweep.errata]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -98,24 +100,17 @@ def _pair_of_lines(sweep: Sweep, row: Sequence[Cell]) -> tuple[list[str], list[s
 
 
 def _line(parts: Sequence[str]) -> str:
-    return "| " + " | ".join(part.replace("|", "\\|") for part in parts) + " |"
+    return "| " + " | ".join(map(markdown, parts)) + " |"
 
 
 def latex_table(sweep: Sweep, cells: Sequence[Cell]) -> str:
     """A tabular with booktabs' rules: a line of ours, below it the paper's."""
     heads, columns, rows = layout(sweep, cells)
     lines = [
-        "\\begin{table}", "\\centering", f"\\caption{{{_tex(caption(sweep))}}}",
+        "\\begin{table}", "\\centering", f"\\caption{{{latex(caption(sweep))}}}",
         f"\\begin{{tabular}}{{{'l' * (len(heads) + 1)}{'r' * len(columns)}}}", "\\toprule",
-        " & ".join(map(_tex, [*heads, "", *columns])) + " \\\\", "\\midrule",
+        " & ".join(map(latex, [*heads, "", *columns])) + " \\\\", "\\midrule",
     ]  # fmt: skip
     for row in rows:
-        lines += [" & ".join(map(_tex, line)) + " \\\\" for line in _pair_of_lines(sweep, row)]
+        lines += [" & ".join(map(latex, line)) + " \\\\" for line in _pair_of_lines(sweep, row)]
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", "\\end{table}"]) + "\n"
-
-
-def _tex(text: str) -> str:
-    for plain, escaped in (("\\", "\\textbackslash "), ("%", "\\%"), ("_", "\\_"), ("&", "\\&"), ("#", "\\#"),
-                           ("±", "$\\pm$"), (EMPTY, "--"), ("·", "$\\cdot$"), ("→", "$\\to$")):  # fmt: skip
-        text = text.replace(plain, escaped)
-    return text

@@ -28,6 +28,7 @@ from maep.ablation.tables.summary_document import (
 from maep.ablation.tables.value_figures import draw_figures
 from maep.evaluation.reporting.provenance import environment
 from maep.runtime.errors import fail
+from maep.runtime.text import masked
 from maep.storage.atomic import atomic_file
 from maep.storage.locks import one_at_a_time
 
@@ -67,7 +68,7 @@ def _summary(
     entries = tuple(_point_entry(point, stopped) for point in points)
     return SweepSummary(
         name=sweep.name, table=sweep.table, title=sweep.title, scale=sweep.scale, note=sweep.note, errata=sweep.errata,
-        command=tuple(command), environment=environment(list(command)),
+        command=tuple(map(masked, command)), environment=environment(list(command)),
         axes=tuple(AxisNames(axis.title, axis.names) for axis in sweep.axes),
         readings=sweep.row_selectors, values=sweep.values, halving=sweep.halving,
         attacked=attack_counts(points), pretrainings=pretraining_count(points),

@@ -48,18 +48,15 @@ WAITING = (Phase.REDUCE, Phase.SAVE)  # for others, who are then to blame
 
 @dataclass(frozen=True)
 class Beat(Document):
-    """A heartbeat: where a rank is. step: the last one done. time: seconds since the epoch, by its node's clock."""
+    """A heartbeat: where a rank is. step: the last one done. time: seconds since the epoch, by its node's clock, for
+    people; the clocks of two nodes may differ, so nothing is decided by it.
+    """
 
     rank: int = field(metadata={"low": 0})
     node: str
     step: int = field(metadata={"low": 0})
     phase: Phase
     time: float
-
-    @property
-    def silence(self) -> float:
-        """Seconds since it was written."""
-        return time.time() - self.time
 
     @property
     def name(self) -> str:
@@ -70,6 +67,14 @@ class Beat(Document):
     def position(self) -> str:
         """The step and phase, in words."""
         return f"in step {self.step + 1} ({self.phase})"
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A heartbeat as it was read. silence: seconds since it was written, on the clock of the file system."""
+
+    beat: Beat
+    silence: float
 
 
 class Heartbeat:
@@ -137,22 +142,34 @@ class Heartbeat:
 
     def blame(self) -> str:
         """Which ranks are dead, frozen or behind, in words, by the heartbeats."""
-        beats = self.read()
-        silent = [beat for beat in beats if self._is_silent(beat)]
+        signs = self.read()
+        silent = [sign for sign in signs if self._is_silent(sign)]
         if silent:
             return "; ".join(
-                f"{beat.name} has given no sign of life for {beat.silence:.0f} s, {beat.position}" for beat in silent
+                f"{sign.beat.name} has given no sign of life for {sign.silence:.0f} s, {sign.beat.position}"
+                for sign in silent
             )
+        beats = [sign.beat for sign in signs]
         behind = [beat for beat in beats if beat.phase not in WAITING] or beats
         first = min(beat.step for beat in behind)
         return "; ".join(f"{beat.name} is stuck, {beat.position}" for beat in behind if beat.step == first)
 
-    def _is_silent(self, beat: Beat) -> bool:
-        return beat.silence > SILENT * self.interval
+    def _is_silent(self, sign: Sign) -> bool:
+        return sign.silence > SILENT * self.interval
 
-    def read(self) -> list[Beat]:
+    def read(self) -> list[Sign]:
         """The heartbeats of this job's ranks; a rank without a file has been silent for ever."""
-        return [_read(self.directory / f"rank-{rank:04d}.json", rank) for rank in range(world().size)]
+        now = self._file_system_time()
+        return [_read(self.directory / f"rank-{rank:04d}.json", rank, now) for rank in range(world().size)]
+
+    def _file_system_time(self) -> float:
+        """Now, on the clock that the files' times are of; this node's where the disk takes no further file."""
+        clock = self.directory / f".tmp-clock-{world().rank:04d}"
+        try:
+            clock.touch()
+            return clock.stat().st_mtime
+        except OSError:
+            return time.time()
 
     def lost(self) -> PeerLost:
         """The error for a connection to another rank that broke: names the rank, once its heartbeats are missed."""
@@ -167,8 +184,9 @@ def is_peer_loss(error: BaseException) -> bool:
     )
 
 
-def _read(path: Path, rank: int) -> Beat:
+def _read(path: Path, rank: int, now: float) -> Sign:
+    """A rank's file. A time from the future is as far back: the clock went back, and no beat has come since."""
     try:
-        return Beat.read(path)
-    except UserError:
-        return Beat(rank, "unknown", 0, Phase.START, -math.inf)
+        return Sign(Beat.read(path), abs(now - path.stat().st_mtime))
+    except (UserError, OSError):
+        return Sign(Beat(rank, "unknown", 0, Phase.START, -math.inf), math.inf)

@@ -11,7 +11,7 @@ from maep.launch.command_name import command_name, same_command
     ("program", "slurm", "again"),
     [
         ("launch/slurm.py", "launch/slurm.py", ["python", "launch/slurm.py", "cfg=digits"]),
-        ("/work/maep/launch/local.py", "launch/slurm.py", ["python", "/work/maep/launch/local.py", "cfg=digits"]),
+        ("/home/me/maep/launch/local.py", "launch/slurm.py", ["python", "/home/me/maep/launch/local.py", "cfg=digits"]),
         ("/home/me/.venv/bin/maep", "maep slurm", ["maep", "cfg=digits"]),
         ("/home/me/maep/__main__.py", "maep slurm", ["python", "-m", "maep", "cfg=digits"]),
     ],

@@ -59,7 +59,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
     # Before the dependencies can be seen: pip must not find, and remove, the maep of this environment.
     install = ["--python", str(python), "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
     # Elsewhere: in the checkout an editable install has left maep.egg-info, and pip takes maep for installed.
-    subprocess.run([sys.executable, "-m", "pip", *install], check=True, cwd=directory.parent)
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([sys.executable, "-m", "pip", *install], check=True, cwd=directory.parent, env=clean)
     [packages] = directory.glob("lib/python*/site-packages")
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return Installed(directory)

@@ -116,8 +116,9 @@ class Description:
             return self.of_function(value)
         if isinstance(value, type):
             return self.of_class(value)
-        name = getattr(value, "__qualname__", None) or self.of_value(type(value))
-        return [name, self.of_value(_attributes_of(value))]
+        # Some objects answer every attribute that they are asked for, with whatever they make up.
+        name = getattr(value, "__qualname__", None)
+        return [name if isinstance(name, str) else self.of_value(type(value)), self.of_value(_attributes_of(value))]
 
     def of_class(self, cls: type) -> object:
         """A class by its name, and where it is a stranger's by the code of all its methods and its plain attributes."""

@@ -105,6 +105,20 @@ def test_hooks_and_circles_count_and_end() -> None:
     assert len(model_identity(plain, "net")) == 64
 
 
+class Answering:
+    """Has an answer to whatever attribute it is asked for, as some loggers and mocks do."""
+
+    def __getattr__(self, name: str) -> object:
+        return Answering() if not name.startswith("__") or name == "__qualname__" else super().__getattribute__(name)
+
+
+def test_an_object_that_has_every_attribute_is_described_by_its_class() -> None:
+    """What such an object calls its own name is no text."""
+    model = nn.ReLU()
+    model.helper = Answering()
+    assert model_identity(model, "net") != model_identity(nn.ReLU(), "net")
+
+
 def test_the_same_in_every_process() -> None:
     """Nothing of it depends on addresses or on the order in which Python hashes texts."""
     line = "from tests.evaluation.test_model_identity import *; print(model_identity(written(), 'net'))"

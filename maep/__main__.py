@@ -21,8 +21,8 @@ VERBS = {
     "compare": ("maep.cli.compare", "one table and figure over several reports: maep compare RUN RUN …"),
     "paper": ("maep.cli.paper", "one page over all tables of the paper, from the sweeps run: maep paper [DIRECTORY]"),
     "checkpoint": ("maep.cli.checkpoint", "list, verify, export or convert checkpoints: maep checkpoint list RUN"),
-    "bench": ("maep.benchmarks.pipeline_rates", "this machine beside its own limits: maep bench cfg=cifar10"),
-    "bench-evaluation": ("maep.benchmarks.evaluation_rates", "the evaluation beside plain pyautoattack"),
+    "bench": ("maep.cli.bench", "this machine beside its own limits: maep bench cfg=cifar10"),
+    "bench-evaluation": ("maep.cli.bench_evaluation", "the evaluation beside plain pyautoattack"),
 }
 
 

@@ -23,7 +23,10 @@ class BenchRow:
 
 @dataclass(frozen=True)
 class BenchReport(Document):
-    """All figures of one run. batch: images a training step. workers: loader processes (2 where a report lacks it)."""
+    """All figures of one run. batch: images a training step. workers: loader processes (2 where a report lacks it).
+
+    seed: of shards, weights and order. seconds: that all of it took; 0 where a report lacks it.
+    """
 
     FORMAT: ClassVar[int] = 1
     VERSION_KEY: ClassVar[str] = "schema"
@@ -32,6 +35,8 @@ class BenchReport(Document):
     batch: int
     rows: tuple[BenchRow, ...]
     workers: int = field(default=2, metadata={"low": 0})
+    seed: int = field(default=0, metadata={"low": 0})
+    seconds: float = field(default=0.0, metadata={"low": 0})
 
     def rate(self, name: str) -> float | None:
         """The rate of the row of this name; None without one."""

@@ -1,13 +1,11 @@
-"""Measure the evaluation on this machine: `maep bench-evaluation cfg=cifar10_cpu … [--images 64]`.
+"""What `maep bench-evaluation` measures of the evaluation on a machine.
 
 How much the driver adds to plain pyautoattack, what attacking a bf16 or compiled surrogate saves, what a second worker
 brings, what the cache of adversarial images saves for a second purifier, how near the purifier's forward on 49 tiles
 comes to the machine's matrix product, and the memory that purifying takes. Everything is compared with something
-measured in the same run. The classifier is the configured one (classifier.weights); purifiers have the configured size
-and random weights. Writes run.dir/evaluation_bench.json.
+measured in the same run.
 """
 
-import argparse
 import resource
 import statistics
 import subprocess
@@ -25,8 +23,7 @@ from pyautoattack import AutoAttack
 from rich.table import Table
 
 from maep.attacks.attack_state import AttackState
-from maep.benchmarks.pipeline_rates import matmul_peak, seconds_of, synchronize
-from maep.config.command_line import command_line
+from maep.benchmarks.device_clock import matmul_peak, seconds_of, synchronize
 from maep.config.load import to_yaml
 from maep.config.schema import Settings
 from maep.data.classifier_weights import classifier_weights
@@ -148,9 +145,8 @@ class Bench:
                 continue
             times = f"{seconds[kind]:.2f} s, by the model itself {seconds[exact]:.2f} s; the first time {first:.1f} s"
             what = f"{times}; {survivors[kind]} and {survivors[exact]} of {self.images} images survived"
-            # `double` is what a surrogate was called; the row keeps its name, so that reports can be compared.
             gain = seconds[exact] / seconds[kind]
-            self.rows.append(Row(f"{SURROGATES_BY} by a {kind} double", what, gain, "above 1"))
+            self.rows.append(Row(f"{SURROGATES_BY} by a {kind} surrogate", what, gain, "above 1"))
         self.settings.evaluation = configured
 
     def workers(self) -> None:
@@ -266,32 +262,21 @@ def table(rows: Sequence[Row]) -> Table:
     return page
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the measurements, print the table, write the report."""
-    options = argparse.ArgumentParser(add_help=False)
-    options.add_argument("--images", type=int, default=64, help="images that are attacked")
-    options.add_argument("--seconds", type=float, default=5.0, help="time spent on the purifier's forward")
-    options.add_argument("--out", type=Path, help="where to write; default run.dir/evaluation_bench.json")
-    options.add_argument("--worker", help=argparse.SUPPRESS)
-    options.add_argument("--memory", type=int, help=argparse.SUPPRESS)
-    namespace, settings = command_line(__doc__ or "", arguments, options=options)
-    if namespace.worker:
-        work_as(settings, namespace.worker)
-        return 0
-    if namespace.memory:
-        purify_and_measure(settings, namespace.memory)
-        return 0
-    path = namespace.out or Path(settings.run.dir) / "evaluation_bench.json"
+def measure(settings: Settings, images: int, budget: float, path: Path) -> int:
+    """Run the measurements, print the table, write the report to `path`; returns the exit code.
+
+    images: attacked; budget: seconds spent on the purifier's forward.
+    """
     with tempfile.TemporaryDirectory() as scratch:
-        bench = Bench(settings, namespace.images, Path(scratch))
-        bench.tiles(namespace.seconds)
+        bench = Bench(settings, images, Path(scratch))
+        bench.tiles(budget)
         bench.memory()
         bench.driver()
         bench.surrogates()
         bench.cache()
         bench.workers()
     console.print(table(bench.rows))
-    facts = {"schema": 1, "environment": environment(sys.argv), "images": namespace.images}
+    facts = {"schema": 1, "environment": environment(sys.argv), "images": images}
     write_json(path, {**facts, "rows": [row.to_json() for row in bench.rows]})
     print(path)
     return 0

@@ -242,6 +242,10 @@ class Trainer:
         }  # fmt: skip
         return values, bool(stopping)
 
+    def advance(self, batches: Iterator[PairBatch]) -> dict[str, int | float]:
+        """One optimizer step outside of `run`, for whoever measures it; returns what a log has of it."""
+        return self._step(batches, StopFlag())[0]
+
     def _inputs(self, batch: PairBatch, ratio: float) -> tuple[Tensor, Tensor, Tensor | None]:
         """Images in [0, 1] and mask on the device; the adversarial ones made here in online mode."""
         device = self.accelerator.device

@@ -1,0 +1,184 @@
+"""What the device's arithmetic reaches: a training step, an attack's step, purification, each beside a matrix product.
+
+On an accelerator also in the configured precision, compiled where the training is, and the share of time that it idles.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import repeat
+from pathlib import Path
+from typing import Self
+
+import torch
+from accelerate.state import AcceleratorState
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from maep.attacks.gradient import AttackSpec, attack
+from maep.benchmarks.bench_report import BenchRow
+from maep.benchmarks.device_clock import Work, busy_seconds, device_seconds_of, matmul_peak
+from maep.config.schema import ComputeSettings, Settings, TrainSettings
+from maep.data.pairs import PairBatch, PairBatches, PairDataset, pair_loader
+from maep.evaluation.scoring.reduced_model import SurrogateSettings
+from maep.models.classifiers import load_classifier
+from maep.models.masked_autoencoder import MaskedAutoencoder
+from maep.purifiers import MAEPurifier
+from maep.runtime.console import say
+from maep.storage.manifests import CheckpointManifest
+from maep.training.distributed.world import DTYPES
+from maep.training.loop import Trainer, TrainingJob
+
+CLASSES = 10
+ATTACKED = 16  # images on a CPU: the figure is a rate, and wide classifiers take seconds a batch there
+ENDLESS = 10**6  # steps of a training that is measured and left: more than any measurement takes
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How the device computes. precision: fp32, bf16 or fp16; compile: by torch.compile."""
+
+    precision: str = "fp32"
+    compile: bool = False
+
+    @classmethod
+    def of(cls, compute: ComputeSettings) -> Self:
+        """As the training is configured."""
+        return cls(compute.precision, compute.compile)
+
+    def __str__(self) -> str:
+        return self.precision + (", compiled" if self.compile else "")
+
+    @property
+    def suffix(self) -> str:
+        """Of a row's name; fp32 as it is goes without saying."""
+        return "" if self == Variant() else f", {self}"
+
+    @property
+    def surrogate(self) -> SurrogateSettings:
+        """As attacks and purifiers have it: of half precisions, bf16 alone."""
+        return SurrogateSettings("fp32" if self.precision == "fp32" else "bf16", self.compile)
+
+
+@dataclass
+class ComputeBench:
+    """The measurements of one configuration. batch: images a training step and a purification.
+
+    budget: seconds spent on each figure. rows: what they add.
+    """
+
+    settings: Settings
+    device: str
+    batch: int
+    budget: float
+    rows: list[BenchRow] = field(default_factory=list)
+
+    def variants(self) -> list[Variant]:
+        """fp32 as it is, and on an accelerator what the training is configured to use.
+
+        On a CPU bf16 can be a hundred times slower, and `maep bench-evaluation` has these figures.
+        """
+        configured = Variant.of(self.settings.compute)
+        return [Variant()] if self.device == "cpu" else list(dict.fromkeys((Variant(), configured)))
+
+    def _add(self, name: str, unit: str, work: Work, items: int, flops: float, variant: Variant) -> float:
+        """A row of a rate, its ratio the share of the matrix product's FLOP/s; and one of idling. Returns the rate.
+
+        items: done by one call of `work`. flops: of one item.
+        """
+        peak = matmul_peak(DTYPES[variant.precision], self.device, self.budget / 4)
+        seconds = device_seconds_of(work, self.budget, self.device)
+        rate = items / seconds
+        limit = f"{variant.precision} matmul {peak / 1e9:.0f} GFLOP/s"
+        self.rows.append(BenchRow(name, rate, unit, limit, rate * flops / peak))
+        self._add_idle(name, work, seconds)
+        return rate
+
+    def _add_idle(self, name: str, work: Work, seconds: float) -> None:
+        """How much of `seconds`, the time of a call, an accelerator waits; a CPU is device and host at once."""
+        if self.device == "cpu":
+            return
+        try:
+            busy = busy_seconds(work)
+        except RuntimeError as error:
+            say(f"warning: device idle, {name}: not measured: {error}")
+            return
+        share = max(0.0, 1 - busy / seconds)
+        limit = f"busy {1000 * busy:.2f} of {1000 * seconds:.2f} ms"
+        self.rows.append(BenchRow(f"device idle, {name}", 100 * share, "% of the time", limit, share))
+
+    def training(self, pairs: PairDataset, directory: Path, variant: Variant) -> None:
+        """The trainer's whole step on one batch, and the same with its loader.
+
+        directory: for what a training writes; it saves nothing here.
+        """
+        settings, ratio = self.settings, self.settings.pretrain.mask_ratio
+        torch.manual_seed(settings.run.seed)
+        trainer = Trainer(self._job(pairs, directory, variant))
+        flops = 3 * trainer.job.model.flops(settings.model.image_size, ratio)  # type: ignore[operator]
+        batches = self._batches(pairs)
+        try:
+            same = repeat(next(batches))
+            name = f"training step, r = {ratio:g}, {variant}"
+            self._add(name, "images/s", _advance(trainer, same), self.batch, flops, variant)
+            name = f"training, r = {ratio:g}, {variant}"
+            self._add(name, "images/s", _advance(trainer, batches), self.batch, flops, variant)
+        finally:
+            batches.close()
+            AcceleratorState._reset_state()  # the next variant may be of another precision, which it would refuse
+
+    def _job(self, pairs: PairDataset, directory: Path, variant: Variant) -> TrainingJob:
+        settings = self.settings
+        compute = replace(
+            settings.compute, precision=variant.precision, compile=variant.compile, device=self.device, zero_stage=None
+        )
+        return TrainingJob(
+            label="bench", model=MaskedAutoencoder(settings.model), dataset=pairs, settings=self.train_settings(),
+            objective=settings.objective, compute=compute, directory=directory / "checkpoints",
+            metrics=directory / "metrics.jsonl", samples=directory / "samples", manifest=CheckpointManifest(step=0),
+            workers=settings.data.workers,
+        )  # fmt: skip
+
+    def train_settings(self) -> TrainSettings:
+        """As configured, but for its size; all at one masking ratio."""
+        return replace(
+            self.settings.pretrain, batch_size=self.batch, steps=ENDLESS, accumulation=1, mask_until=1.0, source=None
+        )
+
+    def _batches(self, pairs: PairDataset) -> PairBatches:
+        workers = self.settings.data.workers
+        return iter(pair_loader(pairs, self.train_settings(), first=0, last=ENDLESS, rank=0, world=1, workers=workers))
+
+    def attack(self, variant: Variant) -> None:
+        """Steps of the configured attack (forward and backward to the input) on the configured classifier."""
+        settings, size = self.settings, self.settings.data.image_size
+        count, steps = (ATTACKED, 1) if self.device == "cpu" else (settings.attack.batch_size, settings.attack.steps)
+        images = torch.rand(count, 3, size, size, device=self.device)
+        exact = load_classifier(settings.classifier, CLASSES, None).to(self.device).requires_grad_(False)
+        classifier = variant.surrogate.reduced(variant.surrogate.parts(nn.Identity(), exact)[1])
+        labels = torch.zeros(count, dtype=torch.long, device=self.device)
+        spec, keys = replace(AttackSpec.of(settings.attack), steps=steps), list(range(count))
+        name = f"attack step ({settings.classifier.arch}){variant.suffix}"
+        flops = 2 * flops_of(exact, images)
+        work = lambda: attack(classifier, images, labels, spec, keys, settings.run.seed)  # noqa: E731
+        self._add(name, "images/s", work, count * steps, flops, variant)
+
+    def purification(self, variant: Variant) -> None:
+        """The purifier's forward, as at test time."""
+        settings, size = self.settings, self.settings.model.image_size
+        images = torch.rand(self.batch, 3, size, size, device=self.device)
+        exact = MAEPurifier(MaskedAutoencoder(settings.model).to(self.device), settings.purify).eval()
+        surrogate = variant.surrogate
+        purifier = surrogate.reduced(surrogate.parts(exact.requires_grad_(False), nn.Identity())[0])
+        flops = settings.purify.passes * exact.model.flops(size, 0.0)
+        self._add(f"purification{variant.suffix}", "images/s", lambda: purifier(images), self.batch, flops, variant)
+
+
+def _advance(trainer: Trainer, batches: Iterator[PairBatch]) -> Work:
+    return lambda: trainer.advance(batches)
+
+
+def flops_of(model: nn.Module, images: torch.Tensor) -> float:
+    """Forward FLOPs an image, counted on one."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(images[:1])
+    return float(counter.get_total_flops())

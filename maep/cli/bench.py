@@ -1,0 +1,22 @@
+"""Measure this machine on a configuration: `maep bench cfg=cifar10 [--seconds 3] [--batch 64]`.
+
+Training, attack, purification, shards, loader and checkpoints, each beside the machine's own limit in the same run. On
+an accelerator also in the configured precision, and the share of time that the device idles. Writes run.dir/bench.json.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from maep.config.command_line import command_line
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Parse, measure; exit code 2 for bad input."""
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--seconds", type=float, help="time spent on each figure (1 on a GPU, 3 on a CPU)")
+    options.add_argument("--batch", type=int, help="images a training step (pretrain.batch_size; 64 on a CPU)")
+    namespace, settings = command_line(__doc__ or "", arguments, options=options)
+    # Imported only now: help and a mistyped setting are answered without torch.
+    from maep.benchmarks.pipeline_rates import measure
+
+    return measure(settings, namespace.batch, namespace.seconds)

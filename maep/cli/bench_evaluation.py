@@ -1,0 +1,33 @@
+"""Measure the evaluation on this machine: `maep bench-evaluation cfg=cifar10_cpu … [--images 64]`.
+
+How much the driver adds to plain pyautoattack, what surrogates, a second worker and the cache save, and the memory
+that purifying takes. The classifier is the configured one (classifier.weights); purifiers have the configured size and
+random weights. Writes run.dir/evaluation_bench.json.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from maep.config.command_line import command_line
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Parse, measure; exit code 2 for bad input."""
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--images", type=int, default=64, help="images that are attacked")
+    options.add_argument("--seconds", type=float, default=5.0, help="time spent on the purifier's forward")
+    options.add_argument("--out", type=Path, help="where to write; default run.dir/evaluation_bench.json")
+    options.add_argument("--worker", help=argparse.SUPPRESS)
+    options.add_argument("--memory", type=int, help=argparse.SUPPRESS)
+    namespace, settings = command_line(__doc__ or "", arguments, options=options)
+    from maep.benchmarks.evaluation_rates import measure, purify_and_measure, work_as
+
+    if namespace.worker:
+        work_as(settings, namespace.worker)
+        return 0
+    if namespace.memory:
+        purify_and_measure(settings, namespace.memory)
+        return 0
+    path = namespace.out or Path(settings.run.dir) / "evaluation_bench.json"
+    return measure(settings, namespace.images, namespace.seconds, path)

@@ -1,7 +1,8 @@
 """Run the pipeline on this machine: `maep run cfg=digits [stage=…] [--nproc N]`.
 
 A sweep is run point by point: `maep run cfg=ablation/table15 --scale cpu [--only 0,3-5] [--dry-run]`. From a checkout
-also `python launch/local.py …`.
+also `python launch/local.py …`. With `--dry-run` nothing is run or written: it says what was understood of the images,
+and which stages would run.
 """
 
 import argparse
@@ -12,6 +13,7 @@ from maep.config.command_line import split_arguments
 from maep.config.load import load_settings, sweep_names
 from maep.config.schema import Settings
 from maep.launch.processes import spawn
+from maep.runtime.console import say
 from maep.runtime.errors import fail
 
 
@@ -20,7 +22,7 @@ def main(arguments: Sequence[str]) -> int:
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument("--nproc", type=int, default=1, help="processes of the training stages on this machine")
     options.add_argument("--scale", help="of a sweep: paper, or cpu for a small version of the table")
-    options.add_argument("--dry-run", action="store_true", help="of a sweep: show its points and what they share")
+    options.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
     options.add_argument("--only", default="", metavar="I,J-K", help="of a sweep: only these points, counted from 0")
     stages = [word.partition("=")[2] for word in arguments if word.startswith("stage=")]
     words = [word for word in arguments if not word.startswith("stage=")]
@@ -33,16 +35,20 @@ def main(arguments: Sequence[str]) -> int:
         if stages:
             fail(f"stage={stages[-1]}: a sweep runs every stage of its points; leave it out")
         return _run_sweep(namespace, overrides)
-    for option in ("scale", "only", "dry_run"):
+    for option in ("scale", "only"):
         if getattr(namespace, option):
-            fail(f"--{option.replace('_', '-')}: {namespace.cfg} is no sweep; choose one of {', '.join(sweep_names())}")
+            fail(f"--{option}: {namespace.cfg} is no sweep; choose one of {', '.join(sweep_names())}")
     return _run(namespace, load_settings(namespace.cfg, overrides), stages[-1] if stages else "all")
 
 
 def _run(namespace: argparse.Namespace, settings: Settings, stage: str) -> int:
     # Imported only now: a mistyped setting is answered without waiting for every library.
-    from maep.pipeline.execution import run_pipeline
+    from maep.pipeline.execution import describe, run_pipeline
 
+    if namespace.dry_run:
+        for line in describe(settings, stage):
+            say(line)
+        return 0
     run_pipeline(settings, stage, _launcher(namespace.nproc))
     return 0
 

@@ -1,7 +1,8 @@
 """Run the pipeline on a SLURM cluster, a job a stage.
 
     maep slurm --nodes 4 cfg=imagenet [stage=…]         submit what is left to do, and return
-    maep slurm --dry-run --nodes 4 cfg=imagenet         print the batch scripts and what they may cost
+    maep slurm --dry-run --nodes 4 cfg=imagenet         print the batch scripts, what they may cost, and
+                                                        what was understood of the images
     maep slurm --plan --nodes 1,4,16 cfg=imagenet       what a training would take, on paper [--bench PATH]
     maep slurm cfg=ablation/table15 [--scale cpu]       a sweep: an array of workers that share its points;
                                                         --dry-run shows them, and what they share
@@ -91,7 +92,12 @@ def _launch(words: Sequence[str]) -> int:
     if namespace.dry_run:
         from maep.launch.submission.submit import on_paper
 
-        return _print_scripts(on_paper(settings, _cluster(namespace), stage))
+        scripts = on_paper(settings, _cluster(namespace), stage)
+        lines = _source_lines(settings, stage) if any(job.stage == "shards" for job, _ in scripts) else []
+        _print_scripts(scripts)
+        for line in lines:
+            say(line)
+        return 0
     require_slurm()
     cluster = _cluster(namespace)
     records = _submit(settings, cluster, stage, namespace)
@@ -229,6 +235,18 @@ def _print_scripts(scripts: Sequence[tuple[Job, str]]) -> int:
     table.add_row("together", "", "", f"{nodes:.1f}", f"{gpus:.1f}")
     console.print(table)
     return 0
+
+
+def _source_lines(settings: Settings, stage: str) -> list[str]:
+    """What was understood of the images; raises UserError where the shards are all that was asked for."""
+    from maep.data.images.build import describe_source
+
+    try:
+        return describe_source(settings)
+    except UserError as problem:
+        if stage == "shards":
+            raise
+        return [f"warning: {problem}"]
 
 
 def _parser(verb: str, description: str) -> argparse.ArgumentParser:

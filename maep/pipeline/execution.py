@@ -6,12 +6,15 @@ changed, and runs. A stage that is killed anywhere goes on from there: its recor
 
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from maep.config.identity import decisive_settings
 from maep.config.load import to_yaml
 from maep.config.schema import Settings
+from maep.data.images.build import describe_source
 from maep.evaluation.reporting.report import write_environment
 from maep.evaluation.stage import given_identity
 from maep.pipeline.stage_records import (
@@ -96,6 +99,24 @@ def unfinished_stages(settings: Settings) -> dict[str, list[Reason]]:
         if reasons:
             unfinished[name] = reasons
     return unfinished
+
+
+def describe(settings: Settings, wanted: str) -> list[str]:
+    """What `run_pipeline` would do, a line each; writes nothing.
+
+    Of the shards stage, what was understood of the images; of several stages, also which would run, and why. Raises
+    UserError as `run_pipeline`.
+    """
+    names, unfinished = wanted_stages(settings, wanted), unfinished_stages(settings)
+    lines = describe_source(settings) if wanted == "shards" or "shards" in unfinished.keys() & set(names) else []
+    if wanted == "shards":
+        return lines
+    _require_finished(names[0], settings, unfinished)
+    for name in names:
+        idle = STAGES[name].idle(settings)
+        why = f"would run: {in_words(unfinished[name], REASONS_SHOWN)}" if name in unfinished else "finished before"
+        lines.append(f"{name}: {f'nothing to do, {idle}' if idle else why}")
+    return lines
 
 
 def _begin(stage: Stage, settings: Settings, reasons: list[Reason]) -> None:
@@ -205,8 +226,19 @@ def _require_needs(name: str, settings: Settings) -> None:
         if stage.idle(settings):
             run_stage(stage, settings, _nothing_to_launch)
         else:
-            why = in_words(reasons or [Reason(Why.STOPPED)], 2)
-            fail(f"stage={name}: needs stage {need}, not finished ({why}); run stage={need} or stage=all")
+            _refuse(name, need, reasons or [Reason(Why.STOPPED)])
+
+
+def _require_finished(name: str, settings: Settings, unfinished: Mapping[str, list[Reason]]) -> None:
+    """As `_require_needs`, on paper."""
+    for need in needs_of(STAGES[name], settings):
+        _require_finished(need, settings, unfinished)
+        if need in unfinished and not STAGES[need].idle(settings):
+            _refuse(name, need, unfinished[need])
+
+
+def _refuse(name: str, need: str, reasons: Sequence[Reason]) -> NoReturn:
+    fail(f"stage={name}: needs stage {need}, not finished ({in_words(reasons, 2)}); run stage={need} or stage=all")
 
 
 def work_on_stage(name: str, settings: Settings, worker: tuple[int, int] = (0, 1)) -> bool:

@@ -5,7 +5,6 @@ run.dir/superseded/pretrain-1a2b3c4d/
     checkpoints/ purifier/ …        what the stage had left in run.dir
 """
 
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from itertools import count
@@ -17,6 +16,7 @@ from maep.pipeline.stages import Stage
 from maep.runtime.console import say
 from maep.runtime.digests import digest
 from maep.runtime.errors import UserError, fail
+from maep.storage.atomic import link_or_copy
 from maep.training.checkpointing.directory import checkpoints, step_of
 from maep.training.inputs import finetuning_pairs, own_pairs
 from maep.training.schedule import total_steps
@@ -65,14 +65,9 @@ def _copy(source: Path, target: Path) -> None:
     if source.is_file():
         shutil.copy2(source, target)
     else:
-        shutil.copytree(source, target, copy_function=_link if source.name.startswith("checkpoints") else shutil.copy2)
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copy2(source, target)
+        shutil.copytree(
+            source, target, copy_function=link_or_copy if source.name.startswith("checkpoints") else shutil.copy2
+        )
 
 
 def drop_result(stage: Stage, run: Path) -> None:

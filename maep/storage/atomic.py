@@ -71,6 +71,14 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=1) + "\n")
 
 
+def link_or_copy(source: str, target: str) -> None:
+    """A second name for a file that is written no more, or a copy where the file system knows only one."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 def remove_temporaries(directory: Path) -> None:
     """Remove what an earlier, killed writer on this host left half-written in `directory`."""
     for path in directory.glob(f".tmp-*-{socket.gethostname()}-*"):

@@ -217,7 +217,7 @@ class _Directory(Archive):
                         fail(f"{self.path}: {name}: a link to a folder around it, or in a linked folder: {real}")
                     where = real if mode else around[-1] / item.name
                     waiting.append((Path(item.path), f"{name}/", (*around, where), linked or mode is not None))
-                    yield Entry(name, "folder")
+                    yield Entry(name, "folder", Path(item.path))
                 else:
                     regular = stat.S_ISREG(mode) if mode else item.is_file(follow_symlinks=False)
                     yield Entry(name, "file" if regular else "special", Path(item.path))
@@ -349,8 +349,38 @@ def fingerprint(path: Path) -> str:
     if not path.is_dir():
         state = path.stat()
         return digest([state.st_size, state.st_mtime_ns])
-    states = ((name, entry.handle.stat()) for name, entry in sorted(_Directory(path).listing.files.items()))
+    states = ((name, _stat(entry.handle)) for name, entry in sorted(_Directory(path).listing.files.items()))
     return digest([[name, state.st_size, state.st_mtime_ns] for name, state in states])
+
+
+def folder_times(path: Path, few: int) -> dict[str, int]:
+    """When each folder of a directory last changed, ns, by relative name; its own is `.`.
+
+    {} for an archive, and where looking at folders saves nothing: at most `few` files, or more folders than that. A
+    folder changes when a file in it is added, removed, renamed or replaced; not when one is written over.
+    """
+    if not path.is_dir():
+        return {}
+    folders, files = [path], 0
+    for entry in _Directory(path)._entries():
+        folders += [entry.handle] if entry.kind == "folder" else []
+        files += entry.kind == "file"
+    if files <= few or len(folders) > few:
+        return {}
+    times = {str(folder.relative_to(path)): _stat(folder).st_mtime_ns for folder in folders}
+    return times if all(map(_is_unicode, times)) else {}
+
+
+def _is_unicode(name: str) -> bool:
+    """Whether a file's name can stand in a document; the bytes of others are kept as halves of pairs."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def _stat(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        fail(f"{path}: cannot be read: {error.strerror}")
 
 
 @lru_cache(maxsize=2)

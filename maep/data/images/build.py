@@ -19,14 +19,14 @@ from itertools import pairwise
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from signal import SIG_DFL, SIGINT, signal
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 
-from maep.config.identity import decisive_fields
 from maep.config.schema import DataSettings, Settings
 from maep.data.images.archives import fingerprint
 from maep.data.images.decoding import crop_to
+from maep.data.images.moved_source import content_settings, shards_of_moved_source, take_over
 from maep.data.images.source_record import match_source, source_changed
 from maep.data.images.sources import Item, Source, corrupt_reason, survey
 from maep.data.shard_manifest import CleanManifest, SkippedImage
@@ -46,11 +46,6 @@ CHECKED_AT_ONCE = 500  # images a task: few enough that the progress bar moves a
 PARALLEL_FROM = 2_000_000  # pixels; fewer are written in a second, which starting worker processes alone would take
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-def content_settings(settings: DataSettings) -> dict[str, Any]:
-    """The settings that determine what the shards hold."""
-    return decisive_fields(settings, "shards")
 
 
 def clean_shards_path(settings: Settings) -> Location:
@@ -88,15 +83,19 @@ def build_shards(settings: Settings) -> Location:
     The same images and settings give the same bytes, whatever the number of processes and however often it
     was killed. With `data.shards` set, checks those instead of building. A split without images gets no
     directory. Where `data.root` holds other images than the shards were built from, they are set aside and built
-    again. Raises UserError for bad input, for a corrupt image unless data.on_error=skip, for a full disk.
+    again; where the same images lay elsewhere before, the shards that were built of them are used. Raises UserError for
+    bad input, for a corrupt image unless data.on_error=skip, for a full disk.
     """
     if settings.data.shards:
         return _check_built(settings)
     path = _built_path(settings)
     with one_at_a_time(path):
         missing = [split for split in SPLITS if not (path / split).exists()]
-        read = survey(settings.data) if missing else None  # before anything is moved: bad input changes nothing
+        moved = shards_of_moved_source(path, settings.data, missing)
+        # Before anything is moved: bad input changes nothing.
+        read = survey(settings.data) if set(missing) - set(moved) else None
         match_source(path, settings.data.root, SPLITS)
+        take_over(path, moved)
         if not all((path / split).exists() for split in SPLITS):
             read = read or survey(settings.data)
             for line in read.lines():

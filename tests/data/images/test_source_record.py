@@ -12,6 +12,7 @@ from PIL import Image
 
 from maep.cli.shard_commands import main as shards
 from maep.data.images import build
+from maep.data.images import source_record as source_record_module
 from maep.data.images.build import build_shards, clean_shards_path, shards_are_outdated
 from maep.data.images.source_record import source_record
 from maep.data.shards import ShardSet
@@ -134,3 +135,84 @@ def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
         shards(["build", "--dry-run", *arguments(cache, root)])
     assert not cache.exists()
     assert not clean_shards_path(configured(cache, root)).exists()
+
+
+def test_moved_images_are_not_built_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A directory or an archive under another name elsewhere: its shards are used there too, and those that were
+    built under the old name stay where another run may be reading them."""
+    root = write_folders(tmp_path / "data")
+    file = shutil.make_archive(str(tmp_path / "packed"), "zip", root)
+    for source in (root, Path(file)):
+        cache = tmp_path / f"cache-{source.name}"
+        old = build_shards(configured(cache, source))
+        before = tree(old)
+        target = tmp_path / "elsewhere" / f"moved{source.suffix}"
+        target.parent.mkdir(exist_ok=True)
+        shutil.move(source, target)
+        settings = configured(cache, target)
+        with monkeypatch.context() as patch:
+            patch.setattr(build, "_build_split", lambda *_: pytest.fail("built again"))
+            patch.setattr(build, "survey", lambda *_: pytest.fail("listed again"))
+            path = build_shards(settings)
+            assert path != old
+            assert not shards_are_outdated(settings)
+            assert build_shards(settings) == path
+        assert tree(path) == tree(old) == before
+        assert f"the same images were built before, {old / 'train'}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_moved_images_that_differ_are_built(tmp_path: Path) -> None:
+    """Another image among them, other settings, or shards that lack a file: nothing is taken over."""
+    root = write_folders(tmp_path / "data")
+    cache = tmp_path / "cache"
+    build_shards(configured(cache, root))
+    changed = Path(shutil.copytree(root, tmp_path / "changed"))
+    replace(changed)
+    moved = Path(shutil.copytree(root, tmp_path / "moved"))
+    limited = ("data.train_limit=9", "data.test_limit=3")
+    for source, more in ((changed, ()), (moved, limited)):
+        path = build_shards(configured(cache, source, *more))
+        fresh = build_shards(configured(tmp_path / f"fresh-{source.name}", source, *more))
+        assert tree(path) == tree(fresh)
+    next((build_shards(configured(cache, root)) / "train").glob("*.tar")).unlink()
+    shutil.copytree(root, tmp_path / "again")
+    assert len(ShardSet(build_shards(configured(cache, tmp_path / "again")) / "train")) == 19
+
+
+def test_of_many_files_the_folders_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start does not ask for the times of a million files; what changes a folder is still noticed, in any of them."""
+    monkeypatch.setattr(source_record_module, "FEW", 10)
+    root = write_folders(tmp_path / "data")
+    (root / "a" / "empty").mkdir()
+    settings = configured(tmp_path / "c", root)
+    build_shards(settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(source_record_module, "fingerprint", lambda _: pytest.fail("looked at every file"))
+        assert not shards_are_outdated(settings)
+    replaced = root / "c" / "new.png"
+    shutil.copy(root / "a" / "a1.png", replaced)
+    replaced.rename(root / "c" / "c2.png")
+    assert shards_are_outdated(settings)
+    build_shards(settings)
+    shutil.copy(root / "a" / "a0.png", root / "a" / "empty" / "new.png")
+    assert shards_are_outdated(settings)
+    shutil.rmtree(root / "a" / "empty")
+    assert not shards_are_outdated(settings), "the images are those that were built"
+    (root / "b" / "b2.png").unlink()
+    assert shards_are_outdated(settings)
+
+
+def test_a_folder_touched_is_looked_into_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The times of folders alone prove nothing: the files decide, and building writes the new times down."""
+    monkeypatch.setattr(source_record_module, "FEW", 10)
+    root = write_folders(tmp_path / "data")
+    settings = configured(tmp_path / "c", root)
+    path = build_shards(settings)
+    os.utime(root / "b", (1, 1))
+    assert not shards_are_outdated(settings)
+    monkeypatch.setattr(build, "_build_split", lambda *_: pytest.fail("built again"))
+    assert build_shards(settings) == path
+    monkeypatch.setattr(source_record_module, "fingerprint", lambda _: pytest.fail("looked at every file"))
+    assert not shards_are_outdated(settings)

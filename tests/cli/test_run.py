@@ -1,0 +1,61 @@
+"""`maep run --dry-run` says what would be done, and does nothing."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from maep.cli.run import main as run
+from maep.cli.shard_commands import main as shards
+from maep.cli.slurm import main as slurm
+from maep.runtime.errors import UserError
+from tests.data.images.test_build import arguments, write_folders
+from tests.tiny import Problem
+
+
+def test_dry_run_of_shards_says_what_was_understood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same lines from every command, or the same refusal; nothing is written."""
+    root, cache = write_folders(tmp_path / "data"), tmp_path / "cache"
+    words = ["cfg=cifar10", *arguments(cache, root), f"run.dir={tmp_path / 'run'}", "--dry-run"]
+    assert shards(["build", *words]) == 0
+    understood = capsys.readouterr().out
+    assert "layout folders: train 19 images, test 5 images" in understood
+    assert run([*words, "stage=shards"]) == 0
+    assert capsys.readouterr().out == understood
+    assert slurm([*words, "stage=shards"]) == 0
+    assert capsys.readouterr().out.endswith(understood)
+    shutil.rmtree(root / "b")
+    shutil.rmtree(root / "c")
+    for command in (run, slurm):
+        with pytest.raises(UserError, match="a single class"):
+            command([*words, "stage=shards"])
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_dry_run_of_all_names_the_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that would run, and what was understood of the images that the first of them needs."""
+    root = write_folders(tmp_path / "data")
+    words = ["cfg=cifar10", *arguments(tmp_path / "cache", root), f"run.dir={tmp_path / 'run'}", "--dry-run"]
+    assert run([*words, "classifier.weights=w.safetensors"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"data.root={root}: layout folders")
+    assert "shards: would run: it has not run" in lines
+    assert "classifier: nothing to do, its weights are given (classifier.weights)" in lines
+    assert "pretrain: would run: shards runs before it; attack runs before it" in lines
+    with pytest.raises(UserError, match="stage=pretrain: needs stage shards, not finished"):
+        run([*words, "stage=pretrain"])
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_dry_run_of_what_is_finished(
+    problem: Problem, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finished stage is said to be; one that needs only finished ones would run; the run stays as it was."""
+    directory = Path(shutil.copytree(problem.prepared, tmp_path / "run"))
+    monkeypatch.setattr(sys, "argv", ["maep"])
+    before = {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
+    assert run([*problem.arguments(directory), "stage=attack", "--dry-run"]) == 0
+    assert run([*problem.arguments(directory), "stage=pretrain", "--dry-run"]) == 0
+    assert capsys.readouterr().out == "attack: finished before\npretrain: would run: it has not run\n"
+    assert {path: path.stat().st_mtime_ns for path in directory.rglob("*")} == before

@@ -24,6 +24,7 @@ from maep.models.classifiers import load_classifier
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.purifiers import MAEPurifier
 from maep.runtime.console import say
+from maep.runtime.cores import worker_count
 from maep.storage.manifests import CheckpointManifest
 from maep.training.distributed.world import DTYPES
 from maep.training.loop import Trainer, TrainingJob
@@ -135,7 +136,7 @@ class ComputeBench:
             label="bench", model=MaskedAutoencoder(settings.model), dataset=pairs, settings=self.train_settings(),
             objective=settings.objective, compute=compute, directory=directory / "checkpoints",
             metrics=directory / "metrics.jsonl", samples=directory / "samples", manifest=CheckpointManifest(step=0),
-            workers=settings.data.workers,
+            workers=worker_count(settings.data.workers),
         )  # fmt: skip
 
     def train_settings(self) -> TrainSettings:
@@ -145,7 +146,7 @@ class ComputeBench:
         )
 
     def _batches(self, pairs: PairDataset) -> PairBatches:
-        workers = self.settings.data.workers
+        workers = worker_count(self.settings.data.workers)
         return iter(pair_loader(pairs, self.train_settings(), first=0, last=ENDLESS, rank=0, world=1, workers=workers))
 
     def attack(self, variant: Variant) -> None:

@@ -27,6 +27,7 @@ from maep.data.shards import ShardSet, ShardWriter, seal_shard_set, shard_name
 from maep.evaluation.reporting.provenance import environment
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.runtime.console import console
+from maep.runtime.cores import worker_count
 from maep.runtime.device import prepare_device
 from maep.storage.manifests import CheckpointManifest
 from maep.training.checkpointing.async_saver import Saver
@@ -71,7 +72,7 @@ class Bench:
         plain_write, _ = _plain_files(self.shards, images.nbytes, self.budget / 4)
         started = time.perf_counter()
         for which in ("clean", "adversarial"):
-            _write_shards(self.shards / which, images)
+            _write_shards(self.shards / which, images, self.settings.data.encoding)
         rate = 2 * images.nbytes / 1e6 / (time.perf_counter() - started)
         self.add("shard writing", rate, "MB/s of pixels", f"plain file {plain_write:.0f} MB/s", rate / plain_write)
 
@@ -84,7 +85,7 @@ class Bench:
 
     def loader(self, pairs: PairDataset) -> None:
         """Reading pairs through the training loader, and how much faster it is than training."""
-        train, workers = self.compute.train_settings(), self.settings.data.workers
+        train, workers = self.compute.train_settings(), worker_count(self.settings.data.workers)
         loader = pair_loader(pairs, train, first=0, last=ENDLESS, rank=0, world=1, workers=workers)
         batches = iter(loader)
         for _ in range(1 + PREFETCH * workers):  # those that were ready when the first one came
@@ -164,9 +165,9 @@ def _plain_files(directory: Path, size: int, budget: float) -> tuple[float, floa
     return megabytes / seconds_of(write, budget), megabytes / seconds_of(path.read_bytes, budget)
 
 
-def _write_shards(directory: Path, images: np.ndarray) -> None:
+def _write_shards(directory: Path, images: np.ndarray, encoding: str) -> None:
     for number, first in enumerate(range(0, len(images), SHARD_IMAGES)):
-        with ShardWriter(directory / shard_name(number)) as writer:
+        with ShardWriter(directory / shard_name(number), encoding) as writer:
             for index in range(first, min(first + SHARD_IMAGES, len(images))):
                 writer.write(index, images[index], 0)
     seal_shard_set(directory, CleanManifest(classes=("0",)))
@@ -184,7 +185,7 @@ def measure(settings: Settings, batch: int | None, budget: float | None) -> int:
         bench = Bench(settings, batch, budget or SECONDS[device], device, Path(scratch))
         bench.run()
     report = BenchReport(
-        environment(sys.argv), batch, tuple(bench.rows), settings.data.workers, settings.run.seed,
+        environment(sys.argv), batch, tuple(bench.rows), worker_count(settings.data.workers), settings.run.seed,
         time.perf_counter() - started,
     )  # fmt: skip
     table = Table("what", "rate", "unit", "limit in the same run", "share of it")

@@ -23,6 +23,7 @@ import torch
 from maep.attacks.attack_state import tensors_sha256
 from maep.config.command_line import command_line
 from maep.config.schema import Settings
+from maep.data.image_encoding import encode_image
 from maep.data.images.archives import Archive, open_archive
 from maep.data.images.decoding import (
     BACKGROUNDS,
@@ -38,7 +39,6 @@ from maep.data.shard_manifest import PurifiedManifest, ShardEntry, ShardManifest
 from maep.data.shards import (
     ShardSet,
     ShardWriter,
-    encode_image,
     index_of,
     seal_shard_set,
     shard_name,
@@ -316,7 +316,8 @@ def purify_tar(job: Job, source: Path, target: Path) -> None:
     outputs = _outputs(source, names, archive)
     images = [name for name in names if _is_image(archive, name)]
     if not images:
-        fail(f"{source}: holds no image ({USUAL_SUFFIXES})")
+        raw = "; of raw shards (.npy) purify the whole set" if any(name.endswith(".npy") for name in names) else ""
+        fail(f"{source}: holds no image ({USUAL_SUFFIXES}){raw}")
     with _progress(len(images)) as advance, atomic_file(target) as temporary, tarfile.open(temporary, "w") as out:
         dropped = {_sample(name) for name in images if job.skips and job.read(archive, name) is None}
         kept = [name for name in names if _sample(name) not in dropped]

@@ -69,7 +69,11 @@ class DataSettings:
         0.2, "share of each class held out where the source has no test split; 1.0: all", low=0.0, high=1.0
     )
     shard_images: int = setting(1000, "images a shard, at most", unit="images", low=1)
-    encoding: str = setting("png", "lossless encoding of stored images", choices=("png", "webp"))
+    encoding: str = setting(
+        "png",
+        "how images are stored, all without loss: png and webp take less room, raw (uint8) is read many times faster",
+        choices=("png", "webp", "raw"),
+    )
     on_error: str = setting("raise", "what a corrupt image does", choices=("raise", "skip"), affects_result=("shards",))
     max_pixels: int = setting(
         64_000_000,  # the largest cameras that people hold have 61; decoding takes up to 12 bytes a pixel, so 0.8 GB
@@ -86,7 +90,13 @@ class DataSettings:
         affects_result=("shards",),
         added=True,
     )
-    workers: int = setting(2, "processes that decode, encode and load", unit="processes", low=0, affects_result=False)
+    workers: int | None = setting(
+        2,
+        "processes that decode, encode and load; null: from the cores of the task, to feed an accelerator",
+        unit="processes",
+        low=0,
+        affects_result=False,
+    )
     shards: str | None = setting(
         None,
         "existing clean shards to use instead of building them",

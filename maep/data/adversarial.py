@@ -100,7 +100,9 @@ def make_adversarial_shards(settings: Settings, worker: tuple[int, int] = (0, 1)
     if settings.attack.shards or (path / MANIFEST).is_file():
         existing = ShardSet(adversarial_path(settings, clean, identity), Reading.of(settings.data))
         check_adversarial(existing, clean, identity, settings)
-        say(f"adversarial shards: {existing.path}")
+        stored, wanted = existing.manifest.encoding, clean.manifest.encoding
+        note = f" (as {stored}, made before the clean ones were {wanted})" if stored != wanted else ""
+        say(f"adversarial shards: {existing.path}{note}")
         return existing.path
     _check_budget(settings.attack)
     for problem in clean.verify() if worker[0] == 0 else ():  # the others notice what is altered when they read it

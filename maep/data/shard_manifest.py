@@ -18,7 +18,7 @@ from maep.storage.documents import Document
 from maep.storage.json_files import parse_json
 from maep.storage.manifests import Manifest
 
-ENCODINGS = ("png", "webp")
+ENCODINGS = ("png", "webp", "raw")
 # What a manifest must have to be a shard set's; named together, since without them it is some other artefact's.
 REQUIRED = ("count", "shards", "files", "identity", "classes")
 
@@ -42,9 +42,9 @@ class ShardManifest(Manifest):
     """Of a shard set of any kind.
 
     image_size: pixels a side, where all images have one size. classes: names, by label. count: samples in all.
-    encoding: `png` or `webp`. identity: digest of every sample's index, label and pixels, in shards. clean_identity:
-    that of the clean set whose samples these were made from, one by one. count, encoding, shards and identity are
-    filled in when the set is sealed.
+    encoding: `png`, `webp` or `raw`. identity: digest of every sample's index, label and pixels, in shards.
+    clean_identity: that of the clean set whose samples these were made from, one by one. count, encoding, shards and
+    identity are filled in when the set is sealed.
     """
 
     dataset: str = ""

@@ -11,7 +11,6 @@ The number in a member's name is its sample index in the set. Any WebDataset rea
 """
 
 import hashlib
-import io
 import json
 import stat
 import zlib
@@ -27,10 +26,10 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from webdataset import TarWriter
 
+from maep.data.image_encoding import SUFFIXES, decode_image, encode_image
 from maep.data.shard_manifest import ShardEntry, ShardIndex, ShardManifest, read_shard_manifest
 from maep.runtime.digests import digest
 from maep.runtime.errors import fail
@@ -42,14 +41,6 @@ from maep.storage.sealed import MANIFEST, file_entries, seal_directory
 
 READ_AT_ONCE = 256  # samples whose encoded bytes are held at a time: some 40 MB of ImageNet's
 Check = Callable[[bytes], bool]
-# Both lossless. A change of the levels changes the bytes of shards, and so what a rebuilt set is compared with.
-ENCODINGS: dict[str, dict[str, Any]] = {
-    "png": {"format": "PNG", "compress_level": 6},
-    "webp": {"format": "WEBP", "lossless": True, "exact": True, "quality": 50, "method": 2},
-}
-
-
-FORMATS = [str(options["format"]) for options in ENCODINGS.values()]
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -72,13 +63,6 @@ def index_of(shard: Path) -> Path:
     return shard.with_suffix(".index.json")
 
 
-def encode_image(image: np.ndarray, encoding: str) -> bytes:
-    """Losslessly encode uint8 [H, W, 3] as `png` or `webp`; equal images give equal bytes."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, **ENCODINGS[encoding])
-    return buffer.getvalue()
-
-
 class ShardWriter:
     """Writes one shard and its index; use as a context manager.
 
@@ -87,7 +71,7 @@ class ShardWriter:
     """
 
     def __init__(self, path: Path, encoding: str = "png") -> None:
-        """path: …/shard-NNNNN.tar; encoding: `png` or `webp`."""
+        """path: …/shard-NNNNN.tar; encoding: `png`, `webp` or `raw`."""
         self.path, self.encoding = Path(path), encoding
         self._labels: list[int] = []
         self._first: int | None = None
@@ -116,7 +100,8 @@ class ShardWriter:
             raise ValueError(f"sample {index}: expected {self._first + len(self._labels)}")
         encoded = encode_image(image, self.encoding)
         # Members are written in the order of their extensions: the image ends the sample, in blocks of 512.
-        self._tar.write({"__key__": f"{index:09d}", self.encoding: encoded, "cls": str(label).encode()})
+        sample = {"__key__": f"{index:09d}", SUFFIXES[self.encoding]: encoded, "cls": str(label).encode()}
+        self._tar.write(sample)
         self._offsets.append(self._tar.tarstream.offset - -(-len(encoded) // 512) * 512)
         self._sizes.append(len(encoded))
         self._checksums.append(zlib.crc32(encoded))
@@ -278,17 +263,16 @@ class ShardSet:
         return self._read(extents, checks)
 
     def _decode(self, index: int, encoded: bytes | None) -> np.ndarray:
-        shard = self.path / self.manifest.shards[self._locate(index)[0]].name
         if encoded is None:
-            fail(f"{shard}: sample {index:09d} is altered (its bytes differ from their checksum in the index)")
+            fail(f"{self._sample(index)} is altered (its bytes differ from their checksum in the index)")
         try:
-            with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-                side = self.manifest.image_size
-                if side is not None and image.size != (side, side):
-                    raise ValueError(f"{image.width} x {image.height} pixels; the manifest says {side} x {side}")
-                return np.asarray(image.convert("RGB"))
+            return decode_image(encoded, self.manifest.image_size)
         except Exception as error:  # noqa: BLE001  (Pillow lets pass whatever a parser raises)
-            fail(f"{shard}: sample {index:09d} cannot be decoded ({error})")
+            fail(f"{self._sample(index)} cannot be decoded ({error})")
+
+    def _sample(self, index: int) -> str:
+        """A sample by shard and number, for messages."""
+        return f"{self.path / self.manifest.shards[self._locate(index)[0]].name}: sample {index:09d}"
 
     def image(self, index: int) -> np.ndarray:
         """One image, uint8 [H, W, 3]. Raises UserError, naming shard and sample, if it is not whole."""

@@ -34,7 +34,7 @@ def spawn(name: str, settings: Settings, processes: int) -> None:
     port = _free_port()
     threads = str(settings.compute.threads or max(1, (os.cpu_count() or 1) // processes))
     command = [sys.executable, "-m", "maep.training.worker", name, f"cfg={settings.run.dir}/config.yaml"]
-    environment = {**os.environ, "OMP_NUM_THREADS": threads}
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "LOCAL_WORLD_SIZE": str(processes)}
     received: list[int] = []
     workers: list[subprocess.Popen[bytes]] = []
 

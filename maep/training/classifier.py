@@ -29,6 +29,7 @@ from maep.data.pairs import ignore_signals
 from maep.data.shards import ShardSet, to_float
 from maep.models.classifiers import Normalized, build_classifier
 from maep.runtime.console import progress_bar, say
+from maep.runtime.cores import worker_count
 from maep.runtime.device import prepare_device
 from maep.runtime.errors import NonFiniteLoss, Stopped, fail
 from maep.runtime.randomness import keyed_rng
@@ -225,7 +226,7 @@ class _Training:
         if self.count * 3 * side * side <= IN_MEMORY:
             images = _InMemory(self.train_set, self.device)
             return (images.batch(indices) for indices in plan)
-        workers = self.settings.data.workers
+        workers = worker_count(self.settings.data.workers)
         context = "forkserver" if workers else None
         loader = DataLoader(
             _Batches(self.train_set), sampler=plan, batch_size=None, num_workers=workers,

@@ -17,6 +17,7 @@ from maep.config.schema import FinetuneSettings, Settings
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.purifiers import MAEPurifier, read_purifier, save_purifier
 from maep.runtime.console import say
+from maep.runtime.cores import worker_count
 from maep.storage.manifests import CheckpointManifest, StampedManifest
 from maep.storage.sealed import atomic_directory
 from maep.storage.tensor_files import disk_errors
@@ -89,7 +90,7 @@ def finetune(settings: Settings, on_stall: Callable[[str], object] | None = None
         label="finetune", model=model, dataset=pairs, settings=options, objective=settings.objective,
         compute=settings.compute, directory=directory / "checkpoints-finetune",
         metrics=directory / "metrics-finetune.jsonl", samples=directory / "samples-finetune",
-        workers=settings.data.workers,
+        workers=worker_count(settings.data.workers),
         manifest=CheckpointManifest(
             step=0, purifier=MAEPurifier.kind, model=asdict(settings.model), method=options.method, rank=options.rank,
             targets=options.targets,

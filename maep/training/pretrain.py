@@ -11,6 +11,7 @@ from maep.config.schema import Settings
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.models.official import load_initial
 from maep.purifiers import MAEPurifier, save_purifier
+from maep.runtime.cores import worker_count
 from maep.storage.manifests import CheckpointManifest
 from maep.training.inputs import online_attack, own_pairs
 from maep.training.loop import TrainingJob, train
@@ -32,7 +33,7 @@ def pretrain(settings: Settings, on_stall: Callable[[str], object] | None = None
     job = TrainingJob(
         label="pretrain", model=seeded_model(settings), dataset=pairs, settings=settings.pretrain,
         objective=settings.objective, compute=settings.compute, directory=directory / "checkpoints",
-        metrics=directory / "metrics.jsonl", samples=directory / "samples", workers=settings.data.workers,
+        metrics=directory / "metrics.jsonl", samples=directory / "samples", workers=worker_count(settings.data.workers),
         manifest=CheckpointManifest(
             step=0, purifier=MAEPurifier.kind, model=asdict(settings.model), purify=asdict(settings.purify),
         ),

@@ -32,6 +32,7 @@ from maep.data.images.sources import Item, Source, corrupt_reason, survey
 from maep.data.shard_manifest import CleanManifest, SkippedImage
 from maep.data.shards import ShardSet, ShardWriter, index_of, seal_shard_set, shard_name
 from maep.runtime.console import progress_bar, say
+from maep.runtime.cores import worker_count
 from maep.runtime.digests import digest
 from maep.runtime.errors import UserError, fail
 from maep.storage.atomic import remove_temporaries
@@ -288,7 +289,7 @@ def _run(
 
     Small work is done in this process, where it ends before others would have started.
     """
-    workers = min(settings.workers, len(tasks))
+    workers = min(worker_count(settings.workers), len(tasks))
     small = sum(images) * settings.image_size**2 < PARALLEL_FROM
     with progress_bar() as bar:
         row = bar.add_task(title, total=sum(images), note="")

@@ -19,6 +19,7 @@ from maep.launch.command_name import command_name
 from maep.launch.estimate.cost_model import GPUS, Constant, Constants, Cost, Workload, cost
 from maep.launch.monitor.screen import duration, screen
 from maep.models.masked_autoencoder import MaskedAutoencoder
+from maep.runtime.cores import MOST_WORKERS
 from maep.runtime.errors import fail
 from maep.storage.sealed import MANIFEST
 from maep.training.schedule import total_steps
@@ -77,7 +78,7 @@ def workload(settings: Settings) -> Workload:
         batch=train.batch_size,
         steps=total_steps(train, training_images(settings)),
         save_every=train.save_every,
-        workers=settings.data.workers,
+        workers=MOST_WORKERS if settings.data.workers is None else settings.data.workers,  # of a GPU's many cores
         bf16=settings.compute.precision != "fp32",
     )
 

@@ -292,7 +292,7 @@ def load_settings(
     entries += [_parse_argument(word, leaves(cls)) for word in overrides]
     values: dict[str, Any] = {key: default_of(item) for key, (item, _) in leaves(cls).items()}
     if cfg:
-        values["run.name"] = Path(cfg).stem
+        values["run.name"] = _name_of(cfg)
     for key, value, source in entries:
         values[key] = _typed(cls, key, value, source)
     settings = _built(cls, {key: _resolved(key, value, values) for key, value in values.items()})
@@ -304,6 +304,13 @@ def load_settings(
         purifier = implementation("maep.purifiers.registry:purifier_class")(settings.purifier.kind)
         purifier.check(getattr(settings, settings.purifier.kind))
     return settings
+
+
+def _name_of(cfg: str) -> str:
+    """What a configuration calls its runs: `disco-cifar10` of cfg=disco/cifar10, since cfg=cifar10 is another; of a
+    path, the name of the file.
+    """
+    return "-".join(Path(cfg).parts) if cfg in config_names() else Path(cfg).stem
 
 
 def _built(cls: type[Settings], values: Mapping[str, Any]) -> Settings:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from maep.config import schema
 from maep.config.schema import PurifySettings
 from maep.runtime.errors import fail
+from maep.runtime.randomness import keyed_rng
 from maep.storage.documents import read_fields
 
 S = TypeVar("S")
@@ -52,7 +53,7 @@ class Purifier(nn.Module):
     Settings: ClassVar[type[Any] | None] = None
     stages: ClassVar[tuple[str, ...]] = ("shards", "classifier")
     needs_classifier: ClassVar[bool] = False
-    is_differentiable: ClassVar[bool] = True
+    is_differentiable: bool = True
 
     @classmethod
     def is_trained(cls) -> bool:
@@ -183,6 +184,27 @@ class Filter(Purifier):
         return cls(getattr(settings, cls.kind))
 
 
+class RandomFilter(Filter):
+    """A filter that draws: `rng` starts at the key of `reseed`, and images draw from it one after another.
+
+    So images that are purified one by one after a `reseed` get the same draws as in one batch.
+    """
+
+    def __init__(self, settings: Any) -> None:
+        """As `Filter`; the draws start at key 0."""
+        super().__init__(settings)
+        self.reseed(0)
+
+    @property
+    def is_random(self) -> bool:
+        """As `Purifier.is_random`; here always."""
+        return True
+
+    def reseed(self, *key: int) -> None:
+        """Start the random numbers at `key`; what follows depends on it and on the images since alone."""
+        self.rng = keyed_rng("purifier", *key)
+
+
 def section_of(cls: type[S], values: object, source: str) -> S:
     """A section of the settings from JSON, checked; settings added since then take their defaults.
 
@@ -200,6 +222,13 @@ def section_of(cls: type[S], values: object, source: str) -> S:
 def is_recorded() -> bool:
     """Whether torch.jit.trace or torch.export follows: a number of images counted now would hold for ever."""
     return bool(torch.jit.is_tracing() or torch.compiler.is_exporting())
+
+
+def require_eager(purifier: Purifier) -> None:
+    """Raise ValueError where torch.jit.trace or torch.export would take one answer of a purifier for all of them."""
+    if is_recorded():
+        raise ValueError(f"a purifier of kind {purifier.kind} with these settings cannot be exported: it draws random "
+                         "numbers, or computes outside of torch")  # fmt: skip
 
 
 def require_images(images: Tensor) -> None:

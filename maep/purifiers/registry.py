@@ -16,6 +16,12 @@ DEFAULT = "maep"
 KINDS = {
     "maep": "maep.purifiers.mae:MAEPurifier",
     "median": "maep.purifiers.median:MedianPurifier",
+    "gaussian_blur": "maep.purifiers.gaussian_blur:GaussianBlurPurifier",
+    "gaussian_noise": "maep.purifiers.gaussian_noise:GaussianNoisePurifier",
+    "bit_depth": "maep.purifiers.bit_depth:BitDepthPurifier",
+    "jpeg": "maep.purifiers.jpeg:JpegPurifier",
+    "resize_pad": "maep.purifiers.resize_pad:ResizePadPurifier",
+    "tvm": "maep.purifiers.tvm:TotalVariationPurifier",
 }
 
 

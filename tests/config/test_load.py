@@ -132,6 +132,15 @@ def test_a_purifiers_kind_brings_its_section() -> None:
     assert "choose one of maep, median" in refusal("purifier.kind=medain")
 
 
+def test_configurations_of_a_folder_name_their_runs_by_it(tmp_path: Path) -> None:
+    """cfg=jpeg/digits and cfg=digits are two runs; a path is named by its file, and a name that is set counts."""
+    settings = load_settings("jpeg/digits")
+    assert (settings.purifier.kind, settings.run.dir, settings.data.name) == ("jpeg", "runs/jpeg-digits", "digits")
+    (tmp_path / "mine.yaml").write_text("base: jpeg/digits\n")
+    assert load_settings(str(tmp_path / "mine.yaml")).run.name == "mine"
+    assert load_settings("jpeg/digits", ["run.name=a"]).run.dir == "runs/a"
+
+
 def test_settings_survive_their_yaml(tmp_path: Path) -> None:
     """What a run writes down is read back as the same settings, a kind's section included."""
     settings = load_settings("digits", ["purifier.kind=median", "median.window=5", "attack.eps=8/255"])

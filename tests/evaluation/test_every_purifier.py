@@ -1,0 +1,46 @@
+"""Every kind of purifier before a trained classifier: all threat models, and the self-check says what it is like."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from maep.config.implementations import THREAT_MODELS
+from maep.config.load import load_settings
+from maep.evaluation.audit.gradient_masking import median_error, read_checks
+from maep.evaluation.image_set import ImageSet
+from maep.evaluation.scoring.defense import Defense
+from maep.evaluation.scoring.evaluation import Evaluation
+from maep.evaluation.scoring.plan import PLAN, Plan
+from maep.evaluation.workers import evaluate_all
+from maep.purifiers.registry import KINDS, purifier_class
+from tests.purifiers.test_registry import SMALL
+from tests.small import digits, train_small
+
+QUICK = [
+    "evaluation.images=4", "evaluation.adaptive_images=4", "evaluation.chunk_images=4", "evaluation.batch_size=4",
+    "evaluation.attacks=[pgd-3]", "evaluation.eps=[0.1]", "evaluation.blackbox_attacks=[square-5]",
+    "evaluation.check_images=2", "evaluation.draws=2", f"evaluation.threat_models=[{','.join(THREAT_MODELS)}]",
+]  # fmt: skip
+# Settings that only make it fast.
+FAST = {"tvm": ["tvm.iterations=3"]}
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_is_judged_and_checked(kind: str, tmp_path: Path) -> None:
+    """Records of every threat model; randomness and gradients as the kind says; true gradients where it has them."""
+    torch.manual_seed(0)
+    cache = [f"run.cache={tmp_path / 'cache'}", f"run.dir={tmp_path}"]
+    settings = load_settings(None, [f"purifier.kind={kind}", *SMALL, *FAST.get(kind, []), *QUICK, *cache])
+    purifier = purifier_class(kind).from_settings(settings)
+    images, labels = digits()
+    noise = 0.1 * torch.rand(4, *images.shape[1:])  # of equal pixels, a median has two slopes
+    test = ImageSet(0.05 + 0.8 * images[:4] + noise, labels[:4], list("0123456789"))
+    assert evaluate_all([Evaluation(settings, Defense(purifier, train_small(), kind, "small"), test, tmp_path)])
+    assert {path.parent.parent.name for path in tmp_path.glob("*/*/chunk-*.json")} == set(THREAT_MODELS)
+    checks = read_checks(Plan.read(tmp_path / PLAN), tmp_path)
+    assert checks.random == purifier.is_random
+    assert checks.has_gradient == purifier.is_differentiable
+    assert (checks.gradients.zero_share == 0) == purifier.is_differentiable
+    if purifier.is_differentiable:
+        assert median_error(checks.finite_differences) < 0.1

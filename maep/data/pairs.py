@@ -17,7 +17,7 @@ from maep.config.schema import TrainSettings
 from maep.data.order import batch_at, slice_of
 from maep.data.shards import ShardSet
 from maep.runtime.errors import UserError
-from maep.runtime.randomness import keyed_rng
+from maep.runtime.randomness import keyed_rngs
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,16 @@ class PairBatch:
     indices: Tensor
 
 
-def visible_patches(patches: int, ratio: float, seed: int, epoch: int, index: int) -> np.ndarray:
-    """The random mask M of one sample in one epoch: bool [patches], `round(ratio * patches)` of them False."""
-    visible = np.ones(patches, dtype=bool)
+def visible_patches(patches: int, ratio: float, seed: int, keys: Sequence[tuple[int, int]]) -> np.ndarray:
+    """The random masks M of some samples, each in one epoch: bool [n, patches], `round(ratio * patches)` of each False.
+
+    keys: (epoch, sample index) of each.
+    """
+    visible = np.ones((len(keys), patches), dtype=bool)
     hidden = round(ratio * patches)
     if hidden:
-        visible[keyed_rng("mask", seed, epoch, index).permutation(patches)[:hidden]] = False
+        for row, rng in zip(visible, keyed_rngs("mask", seed, keys), strict=True):
+            row[rng.permutation(patches)[:hidden]] = False
     return visible
 
 
@@ -85,21 +89,33 @@ class PairDataset(Dataset):
             return error
 
     def _samples(self, requests: Sequence[Request]) -> list[Sample]:
+        """requests: of one step, so that they have one masking ratio."""
+        (ratio,) = {request.mask_ratio for request in requests}
         indices = [request.index for request in requests]
         clean = self.clean.images(indices)
         adversarial = self.adversarial.images(indices) if self.adversarial else [None] * len(indices)
-        return [self._sample(*each) for each in zip(requests, clean, adversarial, strict=True)]
+        keys = [(request.epoch, request.index) for request in requests]
+        draws = [rng.random(4) for rng in keyed_rngs("augment", self.seed, keys)]
+        visible = visible_patches(self.patches, ratio, self.seed, keys)
+        labels = self.clean.labels(indices)
+        return [self._sample(*each) for each in zip(requests, clean, adversarial, draws, visible, labels, strict=True)]
 
-    def _sample(self, request: Request, clean: np.ndarray, adversarial: np.ndarray | None) -> Sample:
-        rng = keyed_rng("augment", self.seed, request.epoch, request.index)
-        flip, use_clean, down, across = rng.random(4)
+    def _sample(
+        self,
+        request: Request,
+        clean: np.ndarray,
+        adversarial: np.ndarray | None,
+        draws: np.ndarray,
+        visible: np.ndarray,
+        label: int,
+    ) -> Sample:
+        flip, use_clean, down, across = draws
         clean = self._view(clean, self.settings.flip and flip < 0.5, down, across)
         if adversarial is not None:
             adversarial = self._view(adversarial, self.settings.flip and flip < 0.5, down, across)
             if use_clean < self.settings.clean_share:
                 adversarial = clean
-        visible = visible_patches(self.patches, request.mask_ratio, self.seed, request.epoch, request.index)
-        return clean, adversarial, visible, self.clean.label(request.index), request
+        return clean, adversarial, visible, label, request
 
     def _view(self, image: np.ndarray, flip: bool, down: float, across: float) -> np.ndarray:
         """A crop, [3, size, size]. down, across: in [0, 1), how far into the image it starts."""

@@ -14,8 +14,6 @@ import hashlib
 import json
 import stat
 import zlib
-from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -30,15 +28,19 @@ from torch import Tensor
 from webdataset import TarWriter
 
 from maep.data.image_encoding import SUFFIXES, decode_image, encode_image
+from maep.data.sample_table import SampleTable, parts_of
 from maep.data.shard_manifest import ShardEntry, ShardIndex, ShardManifest, read_shard_manifest
+from maep.runtime.console import say
 from maep.runtime.digests import digest
-from maep.runtime.errors import fail
+from maep.runtime.errors import UserError, fail
 from maep.storage.atomic import atomic_file, read_json, sha256_file, write_json
 from maep.storage.json_files import LIMIT, parse_json
 from maep.storage.manifests import FileEntry
-from maep.storage.remote import OPEN_FILES, Extent, Location, Reading, Storage, location, open_storage
+from maep.storage.remote import Extent, Location, Reading, Storage, location, open_storage
 from maep.storage.sealed import MANIFEST, file_entries, seal_directory
 
+INDEXES_AT_ONCE = 256  # held as text at a time: some 10 MB
+PACKED_FROM = 100_000  # samples: the indexes of fewer are parsed in 50 ms, which is not worth a file
 READ_AT_ONCE = 256  # samples whose encoded bytes are held at a time: some 40 MB of ImageNet's
 Check = Callable[[bytes], bool]
 
@@ -165,9 +167,9 @@ def seal_shard_set(directory: Path, manifest: ShardManifest, final: Path | None 
 class ShardSet:
     """Random access to a sealed shard set by sample index, wherever it lies.
 
-    Reads indexes and samples when they are needed and keeps at most `OPEN_FILES` indexes and open files, so its
-    memory does not grow with the number of shards. Every sample is checked against its checksum. Can be pickled
-    for loader workers.
+    Reads samples when they are needed, and keeps few files open. Of all indexes it keeps 20 bytes a sample
+    (`maep.data.sample_table`), in a file that all processes share once `prepare` was called. Every sample is checked
+    against its checksum. Can be pickled for loader workers.
     """
 
     def __init__(self, path: Location | str, reading: Reading | None = None) -> None:
@@ -178,12 +180,14 @@ class ShardSet:
         self.path = location(path) if isinstance(path, str) else path
         self.reading = reading
         self._storage = open_storage(self.path, reading)
-        self.manifest = _manifest(self._storage, self.path)
+        content = _manifest_bytes(self._storage, self.path)
+        self.manifest = read_shard_manifest(content, self.path / MANIFEST)
+        self._manifest_digest = hashlib.sha256(content).digest()
+        self._tars = [(shard.name, self.manifest.files[shard.name]) for shard in self.manifest.shards]
         if isinstance(self.path, Path):
             for problem in _size_problems(self.path, self.manifest).values():
                 fail(problem)
-        self._firsts = [shard.first for shard in self.manifest.shards]
-        self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._make_table()
 
     @property
     def identity(self) -> str:
@@ -199,41 +203,84 @@ class ShardSet:
         return self.manifest.count
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_indexes": OrderedDict(), "_storage": None}
+        return {**self.__dict__, "_table": None, "_storage": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._storage = open_storage(self.path, self.reading)
+        self._make_table()
+
+    def _make_table(self) -> None:
+        self._table = SampleTable(self.manifest.shards, self.manifest.count)
+        self._map_table()
 
     def __del__(self) -> None:
         if hasattr(self, "_storage"):
             self._storage.close()
 
-    def _locate(self, index: int) -> tuple[int, int]:
-        """(number of its shard, row in that) of a sample."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.path}: sample {index} of {len(self)}")
-        number = bisect_right(self._firsts, index) - 1
-        return number, index - self._firsts[number]
+    def _locate(self, indices: Sequence[int]) -> tuple[list[int], np.ndarray]:
+        """Of some samples the numbers of their shards, and their rows of the table."""
+        samples = np.asarray(indices, dtype=np.int64)
+        outside = (samples < 0) | (samples >= len(self))
+        if outside.any():
+            raise IndexError(f"{self.path}: sample {samples[outside.argmax()]} of {len(self)}")
+        shards = self._table.shards_of(samples)
+        self._fill(self._table.unknown(shards))
+        return shards.tolist(), self._table.rows[samples]
 
-    def _index(self, number: int) -> ShardIndex:
-        if number not in self._indexes:
-            self._indexes[number] = self._read_index(self.manifest.shards[number])
-            if len(self._indexes) > OPEN_FILES:
-                self._indexes.popitem(last=False)
-        self._indexes.move_to_end(number)
-        return self._indexes[number]
+    def _fill(self, shards: Sequence[int]) -> None:
+        """Read the indexes of some shards into the table."""
+        for part in parts_of(shards, INDEXES_AT_ONCE):
+            for number, content in zip(part, self._read(*self._index_extents(part)), strict=True):
+                shard = self.manifest.shards[number]
+                source = self.path / shard.index_name
+                if content is None:
+                    fail(f"{source}: altered (SHA-256 differs from {self.path / MANIFEST})")
+                index = ShardIndex.from_json(parse_json(content, source), source)
+                index.check(shard, self.manifest.files[shard.name].bytes, len(self.classes), source)
+                self._table.fill(number, index, source)
 
-    def _read_index(self, shard: ShardEntry) -> ShardIndex:
-        name, entry = shard.index_name, self.manifest.files[shard.index_name]
-        if entry.bytes > LIMIT:
-            fail(f"{self.path / name}: {entry.bytes} bytes, its manifest says; at most {LIMIT} are read of an index")
-        content = self._read([Extent.whole(name, entry)], [lambda content: _sha256(content) == entry.sha256])[0]
-        if content is None:
-            fail(f"{self.path / name}: altered (SHA-256 differs from {self.path / MANIFEST})")
-        index = ShardIndex.from_json(parse_json(content, self.path / name), self.path / name)
-        index.check(shard, self.manifest.files[shard.name].bytes, len(self.classes), self.path / name)
-        return index
+    def _index_extents(self, shards: Sequence[int]) -> tuple[list[Extent], list[Check]]:
+        names = [self.manifest.shards[number].index_name for number in shards]
+        entries = [self.manifest.files[name] for name in names]
+        for name, entry in zip(names, entries, strict=True):
+            if entry.bytes > LIMIT:
+                fail(
+                    f"{self.path / name}: {entry.bytes} bytes, its manifest says; at most {LIMIT} are read of an index"
+                )
+        extents = [Extent.whole(name, entry) for name, entry in zip(names, entries, strict=True)]
+        return extents, [partial(_has_digest, entry.sha256) for entry in entries]
+
+    def prepare(self) -> None:
+        """Make random access cheap for this and all later processes: every index read once, and kept in one file.
+
+        Only for sets of PACKED_FROM samples and more; where the file cannot be written, each process keeps its own
+        copy. Raises UserError if an index is not whole.
+        """
+        if len(self) < PACKED_FROM or self._map_table():
+            return
+        self._fill(self._table.all_unknown())
+        path = self._table_file()
+        if path is None:
+            return
+        try:
+            self._table.write_file(path, self._manifest_digest)
+        except UserError as error:
+            say(f"{error}; every process reads the indexes of {self.path} for itself")
+            return
+        self._map_table()
+
+    def _table_file(self) -> Path | None:
+        """Where the table is kept: beside a local set, in the cache of a remote one; None where there is none."""
+        if isinstance(self.path, Path):
+            return self.path.with_name(f".{self.path.name}.samples")
+        if self.reading is None or not self.reading.cache_bytes:
+            return None
+        return self.reading.cache_dir / f".samples-{self._manifest_digest.hex()[:32]}"
+
+    def _map_table(self) -> bool:
+        path = self._table_file() if len(self) >= PACKED_FROM else None
+        return path is not None and self._table.map_file(path, self._manifest_digest)
 
     def _read(self, extents: list[Extent], checks: Sequence[Check]) -> list[bytes | None]:
         """What passes its check; what does not is read once more where that may help, and then None."""
@@ -255,12 +302,10 @@ class ShardSet:
         return images
 
     def _encoded(self, indices: Sequence[int]) -> list[bytes | None]:
-        extents, checks = [], []
-        for number, row in map(self._locate, indices):
-            shard, name = self._index(number), self.manifest.shards[number].name
-            extents.append(Extent(name, self.manifest.files[name], int(shard.offsets[row]), int(shard.bytes[row])))
-            checks.append(partial(_has_checksum, int(shard.crc32[row])))
-        return self._read(extents, checks)
+        shards, rows = self._locate(indices)
+        places = zip(shards, rows["offset"].tolist(), rows["bytes"].tolist(), strict=True)
+        extents = [Extent(*self._tars[shard], offset, size) for shard, offset, size in places]
+        return self._read(extents, [partial(_has_checksum, checksum) for checksum in rows["crc32"].tolist()])
 
     def _decode(self, index: int, encoded: bytes | None) -> np.ndarray:
         if encoded is None:
@@ -272,21 +317,24 @@ class ShardSet:
 
     def _sample(self, index: int) -> str:
         """A sample by shard and number, for messages."""
-        return f"{self.path / self.manifest.shards[self._locate(index)[0]].name}: sample {index:09d}"
+        return f"{self.path / self._tars[self._locate([index])[0][0]][0]}: sample {index:09d}"
 
     def image(self, index: int) -> np.ndarray:
         """One image, uint8 [H, W, 3]. Raises UserError, naming shard and sample, if it is not whole."""
         return self.images([index])[0]
 
+    def labels(self, indices: Sequence[int]) -> list[int]:
+        """Some labels, each an index into `classes`."""
+        return self._locate(indices)[1]["label"].tolist()
+
     def label(self, index: int) -> int:
         """One label, an index into `classes`."""
-        number, row = self._locate(index)
-        return int(self._index(number).labels[row])
+        return self.labels([index])[0]
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Images uint8 [N, 3, H, W] and labels int64 [N] of some sample indices, in their order."""
         images = np.stack(self.images(indices))
-        labels = torch.tensor([self.label(index) for index in indices], dtype=torch.int64)
+        labels = torch.tensor(self.labels(indices), dtype=torch.int64)
         return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))), labels
 
     def verify(self) -> list[str]:
@@ -297,8 +345,8 @@ class ShardSet:
         return shard_problems(self.path) if isinstance(self.path, Path) else []
 
 
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _has_digest(sha256: str, content: bytes) -> bool:
+    return hashlib.sha256(content).hexdigest() == sha256
 
 
 def _has_checksum(checksum: int, content: bytes) -> bool:
@@ -307,13 +355,13 @@ def _has_checksum(checksum: int, content: bytes) -> bool:
 
 def read_manifest(directory: Path) -> ShardManifest:
     """The manifest of a shard set. Raises UserError if there is none or it is not a shard set's."""
-    return _manifest(open_storage(directory), directory)
+    return read_shard_manifest(_manifest_bytes(open_storage(directory), directory), directory / MANIFEST)
 
 
-def _manifest(storage: Storage, directory: Location) -> ShardManifest:
+def _manifest_bytes(storage: Storage, directory: Location) -> bytes:
     if not storage.exists(MANIFEST):
         fail(f"{directory}: not a shard set (no {MANIFEST}); make one with shards/build.py")
-    return read_shard_manifest(storage.read_file(MANIFEST), directory / MANIFEST)
+    return storage.read_file(MANIFEST)
 
 
 def _size_problem(path: Path, entry: FileEntry) -> str | None:

@@ -66,7 +66,7 @@ def read_images(data: object, most: int) -> ShardSet | ImageSet:
         problems = data.verify()
         if problems:
             fail(problems[0])
-        check_labels([data.label(index) for index in range(len(data))], len(data.classes), str(data.path))
+        check_labels(data.labels(range(len(data))), len(data.classes), str(data.path))
         return data
     if isinstance(data, ImageSet):
         return data

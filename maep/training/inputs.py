@@ -39,11 +39,12 @@ def verify_pairs(pairs: PairDataset) -> None:
     """Read local shard sets through before a training starts, once for all of its processes.
 
     Raises UserError, naming the file, if one differs from its manifest. Samples of remote sets are checked as they
-    are read, as those of local sets are again.
+    are read, as those of local sets are again. The indexes of large sets are then kept in one file for all processes.
     """
     for shards in filter(None, (pairs.clean, pairs.adversarial)):
         for problem in shards.verify():
             fail(problem)
+        shards.prepare()
 
 
 def _other_pairs(settings: Settings, train: TrainSettings, clean: str, adversarial: str) -> PairDataset:

@@ -85,12 +85,13 @@ def test_pairs_are_flipped_together_and_within_budget(pairs: PairDataset) -> Non
 @pytest.mark.parametrize(("ratio", "hidden"), [(0.0, 0), (0.25, 16), (0.5, 32), (0.75, 48)])
 def test_mask_hides_exactly_its_share(ratio: float, hidden: int) -> None:
     """`round(r T)` patches are hidden, others for each sample and epoch, the same for the same key."""
-    mask = visible_patches(64, ratio, 0, 1, 2)
+    mask, other_image, other_epoch, same = visible_patches(64, ratio, 0, [(1, 2), (1, 3), (2, 2), (1, 2)])
     assert (~mask).sum() == hidden
-    assert np.array_equal(mask, visible_patches(64, ratio, 0, 1, 2))
+    assert np.array_equal(mask, same)
+    assert np.array_equal(mask, visible_patches(64, ratio, 0, [(1, 2)])[0])
     if hidden:
-        assert not np.array_equal(mask, visible_patches(64, ratio, 0, 1, 3))
-        assert not np.array_equal(mask, visible_patches(64, ratio, 0, 2, 2))
+        assert not np.array_equal(mask, other_image)
+        assert not np.array_equal(mask, other_epoch)
 
 
 def test_mask_ratio_falls_to_zero_after_its_share() -> None:

@@ -17,7 +17,6 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from maep.data import shards as shards_module
 from maep.data.image_encoding import SUFFIXES
 from maep.data.shard_manifest import ENCODINGS, CleanManifest
 from maep.data.shards import (
@@ -33,23 +32,9 @@ from maep.data.shards import (
 )
 from maep.runtime.errors import UserError
 from maep.storage import remote as storage_module
+from tests.shard_sets import pixels, write_set
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def pixels(count: int, size: int = 9) -> np.ndarray:
-    """Random images, uint8 [count, size, size + 1, 3]."""
-    return np.random.default_rng(0).integers(0, 256, (count, size, size + 1, 3), dtype=np.uint8)
-
-
-def write_set(path: Path, images: np.ndarray, encoding: str = "png", each: int = 5) -> Path:
-    """A sealed set with `each` images a shard; labels are the index modulo 3."""
-    for number, first in enumerate(range(0, len(images), each)):
-        with ShardWriter(path / shard_name(number), encoding) as writer:
-            for index in range(first, min(first + each, len(images))):
-                writer.write(index, images[index], index % 3)
-    seal_shard_set(path, CleanManifest(classes=("a", "b", "c")))
-    return path
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -111,9 +96,8 @@ def test_shards_of_one_set_may_differ_in_encoding(tmp_path: Path) -> None:
 
 
 def test_open_shards_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many shards there are, a reader holds few files and indexes, and closes them in the end."""
-    for module in (shards_module, storage_module):
-        monkeypatch.setattr(module, "OPEN_FILES", 3)
+    """However many shards there are, a reader holds few files, and closes them in the end."""
+    monkeypatch.setattr(storage_module, "OPEN_FILES", 3)
     images = pixels(40, size=2)
     shards = ShardSet(write_set(tmp_path, images, each=2))
     before = len(os.listdir("/proc/self/fd"))

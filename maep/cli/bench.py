@@ -8,6 +8,8 @@ import argparse
 from collections.abc import Sequence
 
 from maep.config.command_line import command_line
+from maep.purifiers.registry import DEFAULT
+from maep.runtime.errors import fail
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -19,4 +21,6 @@ def main(arguments: Sequence[str]) -> int:
     # Imported only now: help and a mistyped setting are answered without torch.
     from maep.benchmarks.pipeline_rates import measure
 
+    if settings.purifier.kind != DEFAULT:
+        fail(f"purifier.kind={settings.purifier.kind}: bench measures {DEFAULT} alone; name its configuration")
     return measure(settings, namespace.batch, namespace.seconds)

@@ -1,9 +1,11 @@
-"""Look after a run's checkpoints: `maep checkpoint list|verify|export|convert RUN [--step N] [--to PATH] [--parts N]`.
+"""Look after a run's checkpoints: `maep checkpoint list|verify|export|convert RUN [--step N] [--to PATH] [--parts N]`,
+and take in published weights: `maep checkpoint import FILE --kind disco --to PATH`.
 
     list      step, loss, size, processes and ZeRO stage of each, and whether it is whole
     verify    check every file's size and SHA-256
     export    write a purifier/ directory with the averaged weights of one
     convert   share the tensors of one out over another number of files
+    import    write a purifier/ directory with the weights in a file as the authors of a kind publish them
 
 RUN is a run directory, a folder of checkpoints, or one checkpoint. --step: which one; default: the newest.
 """
@@ -28,15 +30,19 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="maep checkpoint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("action", metavar="list|verify|export|convert")
+    parser.add_argument("action", metavar="list|verify|export|convert|import")
     parser.add_argument("run", metavar="RUN", type=Path)
     parser.add_argument("--step", type=int, help="the checkpoint of this step; default: the newest")
     parser.add_argument("--to", type=Path, help="what to write; must not exist")
     parser.add_argument("--parts", type=int, default=1, help="files to share the tensors out over")
+    parser.add_argument("--kind", help="of the purifier in the file that is imported")
     options = parser.parse_args(arguments)
-    action = options.action
-    if action not in ACTIONS:
-        fail(f"checkpoint {action}: unknown{nearest(action, list(ACTIONS))}; choose {', '.join(ACTIONS)}")
+    action, known = options.action, [*ACTIONS, IMPORT]
+    if action not in known:
+        fail(f"checkpoint {action}: unknown{nearest(action, known)}; choose {', '.join(known)}")
+    if action == IMPORT:
+        import_published(options)
+        return 0
     ACTIONS[action](find_checkpoints(options.run), options)
     return 0
 
@@ -111,6 +117,18 @@ def export(paths: list[Path], options: argparse.Namespace) -> None:
     say(f"exported {checkpoint} to {target}")
 
 
+def import_published(options: argparse.Namespace) -> None:
+    """Write the purifier that a published file holds."""
+    from maep.purifiers import save_purifier
+    from maep.purifiers.registry import purifier_class
+
+    if not options.kind or not options.to:
+        fail("checkpoint import: give --kind KIND and --to PATH, such as --kind disco --to runs/disco/purifier")
+    purifier = purifier_class(options.kind, "--kind").from_published(options.run)
+    save_purifier(purifier, _target(options, "", options.run))
+    say(f"imported {options.run} to {options.to}")
+
+
 def convert(paths: list[Path], options: argparse.Namespace) -> None:
     """Share a checkpoint's tensors out over `--parts` files, a part at a time in memory."""
     from maep.storage.tensor_files import HostBuffer, Piece, ShardedTensors
@@ -137,6 +155,7 @@ def _shares(saved: "ShardedTensors", parts: int) -> list[list[str]]:
     return shares
 
 
+IMPORT = "import"  # takes a file, the others take checkpoints
 ACTIONS: dict[str, Callable[[list[Path], argparse.Namespace], None]] = {
     "list": show,
     "verify": verify,

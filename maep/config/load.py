@@ -300,9 +300,8 @@ def load_settings(
     for key, (item, _) in leaves(cls).items():
         if item.metadata.get("unit") == PIXELS:
             _check_pixels(key, settings)
-    if hasattr(settings, settings.purifier.kind):
-        purifier = implementation("maep.purifiers.registry:purifier_class")(settings.purifier.kind)
-        purifier.check(getattr(settings, settings.purifier.kind))
+    if settings.purifier.kind != PurifierSettings().kind:  # that one's are checked above, without importing torch
+        implementation("maep.purifiers.registry:purifier_class")(settings.purifier.kind).check_settings(settings)
     return settings
 
 

@@ -241,6 +241,9 @@ class TrainSettings:
     clip: float = setting(1.0, "gradient norm clip; 0: none", low=0.0)
     ema: float = setting(0.999, "decay of the averaged weights that become the purifier; 0: none", low=0.0, high=1.0)
     flip: bool = setting(True, "mirror pairs at random")
+    transpose: bool = setting(
+        False, "also turn pairs upside down and swap their rows and columns at random (DISCO)", added=True
+    )
     clean_share: float = setting(0.0, "share of samples whose input is the clean image itself", low=0.0, high=1.0)
     log_every: int = setting(10, "steps between lines of metrics.jsonl", unit="steps", low=1, affects_result=False)
     save_every: int = setting(200, "steps between checkpoints", unit="steps", low=1, affects_result=False)

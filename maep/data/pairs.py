@@ -95,7 +95,7 @@ class PairDataset(Dataset):
         clean = self.clean.images(indices)
         adversarial = self.adversarial.images(indices) if self.adversarial else [None] * len(indices)
         keys = [(request.epoch, request.index) for request in requests]
-        draws = [rng.random(4) for rng in keyed_rngs("augment", self.seed, keys)]
+        draws = [rng.random(6) for rng in keyed_rngs("augment", self.seed, keys)]
         visible = visible_patches(self.patches, ratio, self.seed, keys)
         labels = self.clean.labels(indices)
         return [self._sample(*each) for each in zip(requests, clean, adversarial, draws, visible, labels, strict=True)]
@@ -109,21 +109,28 @@ class PairDataset(Dataset):
         visible: np.ndarray,
         label: int,
     ) -> Sample:
-        flip, use_clean, down, across = draws
-        clean = self._view(clean, self.settings.flip and flip < 0.5, down, across)
+        flip, use_clean, down, across, turn, swap = draws
+        enabled = (self.settings.flip, self.settings.transpose, self.settings.transpose)
+        moves = [on and share < 0.5 for on, share in zip(enabled, (flip, turn, swap), strict=True)]
+        clean = self._view(clean, moves, down, across)
         if adversarial is not None:
-            adversarial = self._view(adversarial, self.settings.flip and flip < 0.5, down, across)
+            adversarial = self._view(adversarial, moves, down, across)
             if use_clean < self.settings.clean_share:
                 adversarial = clean
         return clean, adversarial, visible, label, request
 
-    def _view(self, image: np.ndarray, flip: bool, down: float, across: float) -> np.ndarray:
-        """A crop, [3, size, size]. down, across: in [0, 1), how far into the image it starts."""
+    def _view(self, image: np.ndarray, moves: Sequence[bool], down: float, across: float) -> np.ndarray:
+        """A crop, [3, size, size]. down, across: in [0, 1), how far into the image it starts.
+
+        moves: whether it is mirrored left to right, turned upside down, transposed, in that order.
+        """
         y, x = (
             int(share * (side - self.size + 1)) for share, side in zip((down, across), image.shape[:2], strict=True)
         )
         image = image[y : y + self.size, x : x + self.size]
-        return np.ascontiguousarray((image[:, ::-1] if flip else image).transpose(2, 0, 1))
+        mirrored, turned, transposed = moves
+        image = image[:: -1 if turned else 1, :: -1 if mirrored else 1]
+        return np.ascontiguousarray(image.transpose(2, 1, 0) if transposed else image.transpose(2, 0, 1))
 
 
 def _collate(samples: Sequence[Sample] | UserError) -> PairBatch | UserError:

@@ -37,7 +37,7 @@ def purifiers_of(settings: Settings) -> dict[str, Path]:
     if not is_trained(settings):
         return {settings.purifier.kind: run / "purifier"} if choice != "finetuned" else {}
     purifiers = {"pretrained": run / "purifier"}
-    if settings.finetune.method != "none":
+    if is_finetuned(settings):
         purifiers[settings.finetune.method] = run
     return {
         label: path
@@ -49,6 +49,11 @@ def purifiers_of(settings: Settings) -> dict[str, Path]:
 def is_trained(settings: Settings) -> bool:
     """Whether a stage of the run trains its purifier; if not, the settings are all there is to it."""
     return purifier_class(settings.purifier.kind).is_trained()
+
+
+def is_finetuned(settings: Settings) -> bool:
+    """Whether a stage of the run finetunes its purifier."""
+    return "finetune" in purifier_class(settings.purifier.kind).stages and settings.finetune.method != "none"
 
 
 def given_name(path: Path) -> str:
@@ -128,6 +133,7 @@ def evaluate_run(settings: Settings, worker: tuple[int, int] = (0, 1)) -> bool:
         evaluations.append(Evaluation(settings, defense, test, directory))
     if not evaluations:
         choice, reason = settings.evaluation.purifiers, "finetune.method=none"
-        reason = reason if is_trained(settings) else f"purifier.kind={settings.purifier.kind}"
+        kind = settings.purifier.kind
+        reason = reason if "finetune" in purifier_class(kind).stages else f"purifier.kind={kind}"
         fail(f"evaluation.purifiers={choice}: this run has none ({reason}); choose pretrained")
     return evaluate_all(evaluations, worker)

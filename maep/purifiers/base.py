@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from maep.config import schema
 from maep.config.schema import PurifySettings
+from maep.purifiers.registry import network_section
 from maep.runtime.errors import fail
 from maep.runtime.randomness import keyed_rng
 from maep.storage.documents import read_fields
@@ -63,6 +64,12 @@ class Purifier(nn.Module):
     @classmethod
     def check(cls, section: Any) -> None:
         """Raise UserError where settings of its section (an instance of `Settings`) do not fit together."""
+
+    @classmethod
+    def check_settings(cls, settings: schema.Settings) -> None:
+        """Raise UserError where settings of other sections do not fit a run of this kind, or its own each other."""
+        if cls.Settings is not None:
+            cls.check(getattr(settings, cls.kind))
 
     @property
     def is_random(self) -> bool:
@@ -154,6 +161,46 @@ class Purifier(nn.Module):
     def from_settings(cls, settings: schema.Settings) -> Self:
         """The purifier that the settings describe; where it has weights, as it is before any training."""
         raise NotImplementedError
+
+    @classmethod
+    def from_published(cls, path: Path) -> Self:
+        """The purifier in a file as its authors publish them. Raises UserError where that is no weights of the kind."""
+        fail(f"{path}: there are no published weights of a purifier of kind {cls.kind} that are read")
+
+
+class TrainedPurifier(Purifier):
+    """A purifier around one network that the pipeline trains, from images to images.
+
+    model: the network, called as model(images [N, 3, H, W] in [0, 1], visible or None), with `latent=True` where it has
+    latents (`maep.objectives`). network: the section of the settings that decides it. settings: how it is used. A kind
+    with such a network gives `purify`, `from_config` and `from_settings`.
+    """
+
+    def __init__(self, model: Any, network: Any, settings: PurifySettings) -> None:
+        super().__init__()
+        self.model, self.network, self.settings = model, network, settings
+
+    @classmethod
+    def network_settings(cls, settings: schema.Settings) -> Any:
+        """The section of the settings that decides the network."""
+        return network_section(settings)[1]
+
+    @classmethod
+    def untrained(cls, settings: schema.Settings) -> Self:
+        """As training starts from it: drawn from torch's generator, or from weights that the settings name."""
+        return cls.from_settings(settings)
+
+    def config(self) -> dict[str, Any]:
+        """The network's settings and the section `purify`; a checkpoint holds the same two."""
+        return {"model": asdict(self.network), "purify": asdict(self.settings)}
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """The network's, under its own names."""
+        return self.model.state_dict()
+
+    def identity_facts(self) -> object:
+        """Its kind and the network's settings."""
+        return {"kind": self.kind, "model": asdict(self.network)}
 
 
 class Filter(Purifier):

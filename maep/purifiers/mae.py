@@ -13,9 +13,10 @@ from torch.utils.checkpoint import checkpoint
 from maep.config.consistency import check_model
 from maep.config.schema import ModelSettings, PurifySettings, Settings
 from maep.models.masked_autoencoder import MaskedAutoencoder
+from maep.models.official import load_initial
 from maep.models.weights import load_weights, require_fit
 from maep.purifiers.adapter import merge_adapter
-from maep.purifiers.base import UNNAMED, Purifier, Source, TileLayout, is_recorded, require_images, section_of
+from maep.purifiers.base import UNNAMED, Source, TileLayout, TrainedPurifier, is_recorded, require_images, section_of
 from maep.purifiers.tiling import Tiling, seam_error
 from maep.runtime.errors import fail
 from maep.runtime.randomness import keyed_rng
@@ -33,7 +34,7 @@ def tile_options(options: PurifySettings, size: int) -> dict[str, PurifySettings
     return layouts if options in layouts.values() else {**layouts, "as used": options}
 
 
-class MAEPurifier(Purifier):
+class MAEPurifier(TrainedPurifier):
     """Purifies with a masked autoencoder that sees the whole image (r = 0), tile by tile where it is larger.
 
     model: takes and returns [N, 3, s, s], s = model.config.image_size.
@@ -44,9 +45,10 @@ class MAEPurifier(Purifier):
     kind = "maep"
     stages = ("shards", "classifier", "attack", "pretrain", "finetune")
 
+    model: MaskedAutoencoder
+
     def __init__(self, model: MaskedAutoencoder, settings: PurifySettings) -> None:
-        super().__init__()
-        self.model, self.settings = model, settings
+        super().__init__(model, model.config, settings)
         self.reseed(0)
 
     @property
@@ -155,14 +157,6 @@ class MAEPurifier(Purifier):
 
     # on disk
 
-    def config(self) -> dict[str, Any]:
-        """The sections `model` and `purify` of the settings."""
-        return {"model": asdict(self.model.config), "purify": asdict(self.settings)}
-
-    def weights(self) -> Mapping[str, Tensor]:
-        """The network's, under its own names."""
-        return self.model.state_dict()
-
     def identity_facts(self) -> object:
         """The network's settings alone: as it was before purifiers had kinds, so that old records stay valid."""
         return asdict(self.model.config)
@@ -185,3 +179,11 @@ class MAEPurifier(Purifier):
     def from_settings(cls, settings: Settings) -> Self:
         """With random weights from torch's generator."""
         return cls(MaskedAutoencoder(settings.model), settings.purify)
+
+    @classmethod
+    def untrained(cls, settings: Settings) -> Self:
+        """As `TrainedPurifier.untrained`, from model.init if that is set."""
+        purifier = cls.from_settings(settings)
+        if settings.model.init:
+            load_initial(purifier.model, Path(settings.model.init))
+        return purifier

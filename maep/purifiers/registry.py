@@ -9,6 +9,7 @@ from maep.config.implementations import implementation
 from maep.runtime.errors import fail, nearest
 
 if TYPE_CHECKING:
+    from maep.config.schema import Settings
     from maep.purifiers.base import Purifier
 
 # Of what names no kind: purifiers and checkpoints written before there were several.
@@ -22,6 +23,7 @@ KINDS = {
     "jpeg": "maep.purifiers.jpeg:JpegPurifier",
     "resize_pad": "maep.purifiers.resize_pad:ResizePadPurifier",
     "tvm": "maep.purifiers.tvm:TotalVariationPurifier",
+    "disco": "maep.purifiers.disco:DiscoPurifier",
 }
 
 
@@ -43,3 +45,9 @@ def settings_class(kind: str) -> type[Any] | None:
     need not import torch. Raises UserError as `purifier_class`.
     """
     return None if kind == DEFAULT else purifier_class(kind).Settings
+
+
+def network_section(settings: "Settings") -> tuple[str, Any]:
+    """Name and values of the section that decides the network of the purifier's kind; None if it has no section."""
+    kind = settings.purifier.kind
+    return ("model", settings.model) if kind == DEFAULT else (kind, getattr(settings, kind, None))

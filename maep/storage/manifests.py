@@ -87,7 +87,8 @@ class CheckpointManifest(StampedManifest):
     """Of a checkpoint of pretraining or finetuning.
 
     step, samples: consumed so far. loss: the mean since the checkpoint before. world: processes that wrote it.
-    purifier: the kind of purifier that is trained. model, purify: these sections of the settings. method, rank,
+    purifier: the kind of purifier that is trained. model, purify: the settings of its network, and
+    of its use. method, rank,
     targets: of the finetuning; `full` trains all weights, as pretraining does. scaler: state of the gradient scaler
     under fp16.
     """
@@ -112,7 +113,8 @@ class CheckpointManifest(StampedManifest):
 
         A setting of the model that came later has its default in a manifest from before.
         """
-        model = {**asdict(ModelSettings()), **self.model} if self.model else {}
+        later = asdict(ModelSettings()) if self.purifier == "maep" and self.model else {}
+        model = {**later, **self.model}
         return {
             "purifier": self.purifier, "method": self.method, "rank": self.rank,
             **{f"model.{name}": value for name, value in model.items()},

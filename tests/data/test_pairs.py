@@ -11,7 +11,7 @@ from maep.config.schema import TrainSettings
 from maep.data.adversarial import adversarial_path
 from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import clean_shards_path
-from maep.data.pairs import PairBatch, PairDataset, mask_ratio_at, pair_loader, visible_patches
+from maep.data.pairs import PairBatch, PairDataset, Request, mask_ratio_at, pair_loader, visible_patches
 from maep.data.shard_manifest import AdversarialManifest
 from maep.data.shards import ShardSet
 from maep.models.classifiers import classifier_identity
@@ -66,6 +66,29 @@ def test_every_sample_once_an_epoch_across_batches(pairs: PairDataset) -> None:
             seen.setdefault(epoch, []).append(index)
     assert sorted(seen[0]) == sorted(seen[1]) == list(range(120))
     assert seen[0] != seen[1]
+
+
+def test_pairs_are_turned_in_eight_ways(pairs: PairDataset) -> None:
+    """With pretrain.transpose, both images of a pair lie in one of the square's eight ways; without, in two."""
+    image = np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3)
+    ways = {np.rot90(view, turns, (1, 2)).tobytes() for view in both_ways(image) for turns in range(4)}
+    seen: dict[bool, set[bytes]] = {}
+    for transpose in (False, True):
+        train = TrainSettings(batch_size=50, transpose=transpose)
+        dataset = PairDataset(pairs.clean, pairs.adversarial, train, 32, 4, seed=3)
+        samples = [
+            dataset._sample(Request(0, index, 0.0), image, image, draws, np.ones(64, dtype=bool), 0)
+            for index, draws in enumerate(np.random.default_rng(0).random((100, 6)))
+        ]
+        assert all(np.array_equal(clean, adversarial) for clean, adversarial, *_ in samples)
+        seen[transpose] = {clean.tobytes() for clean, *_ in samples}
+    assert seen[True] == ways
+    assert seen[False] == {view.tobytes() for view in both_ways(image)}
+
+
+def both_ways(image: np.ndarray) -> list[np.ndarray]:
+    """An image [H, W, 3] and its mirror, as [3, H, W]."""
+    return [np.ascontiguousarray(way.transpose(2, 0, 1)) for way in (image, image[:, ::-1])]
 
 
 def test_pairs_are_flipped_together_and_within_budget(pairs: PairDataset) -> None:

@@ -20,7 +20,7 @@ from maep.runtime.errors import UserError
 
 # A network as small as it can be, for kinds that have one.
 SMALL = [
-    "data.image_size=16", "model.image_size=16", "model.patch_size=4", "model.encoder_width=8",
+    "data.image_size=16", "pretrain.mask_ratio=0", "model.image_size=16", "model.patch_size=4", "model.encoder_width=8",
     "model.encoder_depth=1", "model.encoder_heads=1", "model.decoder_width=8", "model.decoder_depth=1",
     "model.decoder_heads=1",
 ]  # fmt: skip

@@ -27,6 +27,7 @@ from maep.evaluation.scoring.reduced_model import SurrogateSettings
 from maep.evaluation.scoring.subject import read_subject
 from maep.evaluation.scoring.tasks import eps_text
 from maep.evaluation.stage import is_trained, purifiers_of
+from maep.purifiers.registry import DEFAULT
 from maep.runtime.console import console, say
 from maep.runtime.errors import fail
 from maep.storage.atomic import atomic_file
@@ -78,13 +79,14 @@ def _say_findings(results: Sequence[PurifierResult]) -> None:
 
 
 def purifier_name(settings: Settings, label: str) -> str:
-    """As in reports: the objective it was trained with, and how it was finetuned, such as `maep+lora`.
+    """As in reports: the objective it was trained with, or its kind, and how it was finetuned, such as `maep+lora`.
 
     One from elsewhere, or that no stage trains, is known by its label alone.
     """
     if settings.evaluation.purifier or not is_trained(settings):
         return label
-    return settings.objective.name if label == "pretrained" else f"{settings.objective.name}+{label}"
+    name = settings.objective.name if settings.purifier.kind == DEFAULT else settings.purifier.kind
+    return name if label == "pretrained" else f"{name}+{label}"
 
 
 def read_results(settings: Settings, directory: Path, names: Mapping[str, str] | None = None) -> list[PurifierResult]:

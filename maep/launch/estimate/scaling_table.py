@@ -19,6 +19,7 @@ from maep.launch.command_name import command_name
 from maep.launch.estimate.cost_model import GPUS, Constant, Constants, Cost, Workload, cost
 from maep.launch.monitor.screen import duration, screen
 from maep.models.masked_autoencoder import MaskedAutoencoder
+from maep.purifiers.registry import DEFAULT
 from maep.runtime.cores import MOST_WORKERS
 from maep.runtime.errors import fail
 from maep.storage.sealed import MANIFEST
@@ -61,7 +62,9 @@ def node_counts(text: str) -> list[int]:
 
 
 def workload(settings: Settings) -> Workload:
-    """What the configuration's pretraining asks for."""
+    """What the configuration's pretraining asks for. Raises UserError for another network than the paper's."""
+    if settings.purifier.kind != DEFAULT:
+        fail(f"purifier.kind={settings.purifier.kind}: costs are estimated for {DEFAULT} alone; leave the plan out")
     config, train = settings.model, settings.pretrain
     with torch.device("meta"):
         model = MaskedAutoencoder(config)

@@ -12,6 +12,7 @@ from maep.launch.cluster.jobs import Job
 from maep.launch.cluster.settings import Cluster
 from maep.launch.cluster.slurm_client import node_addresses, partitions, why_refused
 from maep.launch.submission.batch_script import MARGIN
+from maep.purifiers.registry import network_section
 from maep.runtime.errors import fail, nearest
 from maep.storage.manifests import CheckpointManifest
 from maep.storage.sealed import MANIFEST
@@ -67,11 +68,13 @@ def check_model(settings: Settings) -> None:
     manifests = sorted(directory.glob(f"step-*/{MANIFEST}"), key=lambda path: int(path.parent.name.split("-")[1]))
     if not manifests or _is_for_other_settings(Path(settings.run.dir), settings):
         return
-    saved = CheckpointManifest.read(manifests[-1]).model
-    for key, value in asdict(settings.model).items():
-        if saved.get(key) != value and key != "init":
+    saved, (section, network) = CheckpointManifest.read(manifests[-1]), network_section(settings)
+    if saved.purifier != settings.purifier.kind:
+        fail(f"{manifests[-1].parent}: a checkpoint of purifier.kind={saved.purifier}; choose another run.dir")
+    for key, value in asdict(network).items():
+        if saved.model.get(key) != value and key != "init":
             fail(
-                f"{manifests[-1].parent}: a checkpoint of another model, with model.{key}={saved.get(key)}; "
+                f"{manifests[-1].parent}: a checkpoint of another model, with {section}.{key}={saved.model.get(key)}; "
                 f"this run has {value}; choose another run.dir"
             )
 

@@ -2,12 +2,11 @@
 
 import argparse
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from maep.config.command_line import command_line
-from maep.runtime.console import say
+from maep.runtime.console import say, say_error
 from maep.runtime.errors import ExitCode, fail, nearest
 
 
@@ -80,7 +79,7 @@ def _check(path: Path) -> int:
 
     problems = shard_problems(path)
     for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
+        say_error(problem)
     if not problems:
         manifest = read_manifest(path)
         say(f"{path}: whole, {manifest.count} images in {len(manifest.shards)} shards")

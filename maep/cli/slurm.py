@@ -46,6 +46,7 @@ from maep.launch.monitor.status import follow, job_text, print_status, print_sub
 from maep.runtime.console import console, say
 from maep.runtime.errors import UserError, fail
 from maep.runtime.exits import ExitCode
+from maep.runtime.text import printable
 
 SETTLE = 4.0  # seconds: Slurm's scheduler says within two passes, of a second or two, why a job does not start
 SETTLE_POLL = 0.2  # seconds: a person waits for this
@@ -303,5 +304,5 @@ def _logs(words: Sequence[str]) -> int:
     parser.add_argument("--lines", type=int, default=40, help="the last so many; 0: all")
     namespace = _parse(parser, words)
     for line in show_logs(find_run(namespace.run), namespace.stage, namespace.rank, namespace.worker, namespace.lines):
-        print(line)
+        print(printable(line))
     return 0

@@ -370,5 +370,11 @@ def setting_value(settings: Settings, key: str) -> Any:
 
 
 def to_yaml(settings: Settings) -> str:
-    """The resolved configuration as YAML that `cfg=PATH` takes back."""
+    """The resolved configuration as YAML that `cfg=PATH` takes back.
+
+    Raises UserError for texts that no file could have brought in, such as an address with a password: it is written
+    down where others read.
+    """
+    for key in leaves_of(settings):
+        _check_texts(key, setting_value(settings, key), "settings")
     return OmegaConf.to_yaml(OmegaConf.create(asdict(settings)))

@@ -16,7 +16,7 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 
 from maep.runtime.errors import fail
-from maep.runtime.text import is_steering, secret_part
+from maep.runtime.text import is_steering, secret_problem
 
 FRACTION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*", re.ASCII)
 INTEGER = re.compile(r"[+-]?(?:0|[1-9]\d*(?:_\d+)*)|0x[0-9a-fA-F]+", re.ASCII)
@@ -276,9 +276,4 @@ def unfit_text(text: str) -> str:
     """Why a text may stand in no setting, in words; "" if it may."""
     if any(map(is_steering, text)):
         return "has a control character"
-    if secret := secret_part(text):
-        return (
-            f"has {secret}, which would be written down with the settings; give it by AWS's variables, or by headers "
-            "in fsspec's configuration (FSSPEC_HTTPS, ~/.config/fsspec)"
-        )
-    return ""
+    return secret_problem(text)

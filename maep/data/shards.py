@@ -177,7 +177,7 @@ class ShardSet:
 
         Raises UserError if the manifest cannot be read or, in a local set, a file is missing or of another size.
         """
-        self.path = location(path) if isinstance(path, str) else path
+        self.path = location(path)
         self.reading = reading
         self._storage = open_storage(self.path, reading)
         content = _manifest_bytes(self._storage, self.path)

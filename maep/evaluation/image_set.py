@@ -61,7 +61,7 @@ def read_images(data: object, most: int) -> ShardSet | ImageSet:
     evaluated on: a wrong shape, type or range, labels that are no class numbers, other counts of images and labels.
     """
     if isinstance(data, (str, Path)):
-        data = ShardSet(Path(data))
+        data = ShardSet(data)
     if isinstance(data, ShardSet):
         problems = data.verify()
         if problems:

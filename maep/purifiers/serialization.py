@@ -75,6 +75,8 @@ def load_purifier(
     Raises UserError for a path that holds none of these, and for files that are altered, of an unknown kind or a newer
     version, or do not fit.
     """
+    if "://" in str(path):
+        fail(f"{path}: is an address; copy the purifier here, and name its directory")
     path = Path(path).expanduser()
     if (path / ADAPTER_CONFIG).is_file():
         fail(f"{path}: is an adapter; name the run directory that holds it and its purifier/")

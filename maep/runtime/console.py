@@ -14,7 +14,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from maep.runtime.text import masked, printable
+from maep.runtime.text import printable, shown
 
 
 class PlainConsole(Console):
@@ -45,6 +45,11 @@ def progress_bar(*, enabled: bool = True) -> Progress:
     )
 
 
+def say_error(message: str) -> None:
+    """One line of what is wrong, on stderr, as `say`."""
+    print(f"error: {shown(message)}", file=sys.stderr)
+
+
 def say(message: str) -> None:
     """One line of what is going on, on stdout; nothing in it steers the terminal, and what is secret is masked."""
-    console.print(printable(masked(message)), highlight=False, markup=False, soft_wrap=True)
+    console.print(shown(message), highlight=False, markup=False, soft_wrap=True)

@@ -3,11 +3,12 @@
 import difflib
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from maep.runtime.exits import ExitCode
-from maep.runtime.text import masked, printable
+from maep.runtime.text import shown
 
 
 class EarlyEnd(Exception):
@@ -21,7 +22,7 @@ class EarlyEnd(Exception):
 
     def __str__(self) -> str:
         """The message as it may be shown: nothing in it steers a terminal, and what is secret is masked."""
-        return printable(masked(super().__str__()))
+        return shown(super().__str__())
 
 
 class UserError(EarlyEnd):
@@ -76,8 +77,11 @@ class Stopped(AskedToEnd):
 
 
 def fail(message: str) -> NoReturn:
-    """Raise a `UserError`; reads well at the end of a condition."""
-    raise UserError(" ".join(message.split()))
+    """Raise a `UserError`; reads well at the end of a condition.
+
+    It says what the exception that is being handled meant, which a traceback then does not repeat, secrets and all.
+    """
+    raise UserError(" ".join(message.split())) from None
 
 
 def nearest(word: str, choices: Sequence[str]) -> str:
@@ -97,8 +101,8 @@ def _terminate(signum: int, _frame: object) -> NoReturn:
 def exit_code(main: Callable[[], int | None]) -> int:
     """Run a command; turn an `EarlyEnd` into one line on stderr and its exit code.
 
-    Ctrl-C ends with 130 and SIGTERM with 143, as shells expect, after cleaning up. Every other exception keeps its
-    traceback: it is ours to mend.
+    Ctrl-C ends with 130 and SIGTERM with 143, as shells expect, after cleaning up. Every other exception is ours to
+    mend, and shows its traceback, in which secrets are masked too.
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -109,3 +113,11 @@ def exit_code(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         return ExitCode.INTERRUPTED
+    except Exception:  # noqa: BLE001  (the interpreter would print it as it is, addresses and all)
+        print(shown_traceback(), file=sys.stderr, end="")
+        return ExitCode.FAILED
+
+
+def shown_traceback() -> str:
+    """The traceback of the exception that is being handled, as it may be shown and written down."""
+    return shown(traceback.format_exc())

@@ -9,12 +9,18 @@ STEERING = ("Cc", "Cs", "Zl", "Zp")
 DIRECTIONS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 # A file name has 255 bytes on Linux's file systems; a digest, an ending and a temporary mark are added to a name.
 NAME_BYTES = 200
-USER_INFO = re.compile(r"(?<=://)[^/\s@]*:[^/\s]*@|(?<=://)[^/\s:@]+@")
+# An address begins with a protocol; one that was taken for a path has lost a slash, and is known by the usual ones.
+ADDRESS = r"(?:[A-Za-z][A-Za-z0-9+.-]{1,20}://|\b(?:https?|s3a?|gc?s|ftps?|sftp|ssh|abfss?|az|hdfs|webhdfs):/)"
+USER_INFO = re.compile(rf"({ADDRESS})(?:[^/\s@]*:[^/\s]*@|[^/\s:@]+@)")
 SECRET_WORDS = "token|sig|signature|secret|password|passwd|pwd|credential|credentials|api_?key|access_?key"
 # `name=value` of an address's query or fragment, and of a word such as api_key=…; an address's whole query is hidden,
 # since its names are each service's own.
-QUERY = re.compile(r"(://[^\s?#'\"]*[?#])[^\s'\"]+")
+QUERY = re.compile(rf"({ADDRESS}[^\s?#'\"]*[?#])[^\s'\"]+")
 ASSIGNMENT = re.compile(rf"(?i)(?<![A-Za-z0-9])((?:[\w-]*[_-])?(?:{SECRET_WORDS})=)[^\s&'\",\]}}]+")
+# A header as an error of an HTTP library may quote it.
+HEADER = re.compile(
+    r"(?i)(\bauthorization['\"]?\s*[:=]\s*['\"]?(?:(?:bearer|basic|token)\s+)?|\bbearer\s+)[^\s'\",}]{4,}"
+)
 MASK = "***"
 LATEX = {
     "\\": "\\textbackslash{}", "{": "\\{", "}": "\\}", "$": "\\$", "&": "\\&", "%": "\\%", "#": "\\#", "_": "\\_",
@@ -45,17 +51,23 @@ def _escaped(character: str) -> str:
 
 def masked(text: str) -> str:
     """The text with what is secret in it as `***`: user and password of an address, its query, `token=…` and such."""
-    text = QUERY.sub(rf"\g<1>{MASK}", USER_INFO.sub(f"{MASK}@", text))
+    text = HEADER.sub(rf"\g<1>{MASK}", text)
+    text = QUERY.sub(rf"\g<1>{MASK}", USER_INFO.sub(rf"\g<1>{MASK}@", text))
     return ASSIGNMENT.sub(rf"\g<1>{MASK}", text)
 
 
-def secret_part(text: str) -> str:
-    """What is secret in an address, in words; "" for an address without secrets and for what is no address."""
-    if "://" not in text:
-        return ""
-    if USER_INFO.search(text):
-        return "a user or a password"
-    return "a query" if QUERY.search(text) else ""
+def shown(text: str) -> str:
+    """The text as a terminal, a log or a file that is shared may show it: `printable`, and `masked`."""
+    return printable(masked(text))
+
+
+def secret_problem(text: str) -> str:
+    """Why a text with an address may not be written down or shown, in words; "" for one without secrets."""
+    secret = "a user or a password" if USER_INFO.search(text) else "a query" if QUERY.search(text) else ""
+    return secret and (
+        f"has {secret}, which would be written down with the settings; give it by AWS's variables, or by headers "
+        "in fsspec's configuration (FSSPEC_HTTPS, ~/.config/fsspec)"
+    )
 
 
 def unfit_name(name: str) -> str:

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from maep.config.schema import DataSettings
 from maep.runtime.console import say
 from maep.runtime.errors import UserError, fail
+from maep.runtime.text import secret_problem
 from maep.storage.block_cache import BlockCache
 from maep.storage.json_files import LIMIT, read_bytes
 from maep.storage.manifests import FileEntry
@@ -47,8 +48,15 @@ Location = Path | Remote
 BlockKey = tuple[str, int]  # file name, number of the block in it
 
 
-def location(text: str) -> Location:
-    """A path, also from file://…, or a remote directory, from any other protocol://…"""
+def location(text: Location | str) -> Location:
+    """A path, also from file://…, or a remote directory, from any other protocol://…
+
+    Raises UserError for an address with secrets in it: what was read from where is written down, and shown.
+    """
+    if problem := secret_problem(str(text)):
+        fail(f"{text}: {problem}")
+    if not isinstance(text, str):
+        return text
     if text.startswith("file://"):
         return Path(text.removeprefix("file://"))
     return Remote(text) if "://" in text else Path(text).expanduser()
@@ -107,7 +115,8 @@ class Storage(Protocol):
 
 
 def open_storage(directory: Location, reading: Reading | None = None) -> Storage:
-    """The files at a location; `reading` is needed for a remote one."""
+    """The files at a location; `reading` is needed for a remote one. Raises UserError as `location`."""
+    directory = location(directory)
     if isinstance(directory, Path):
         return LocalStorage(directory)
     if reading is None:

@@ -75,6 +75,8 @@ def test_a_markdown_cell_stays_one() -> None:
         "https://user:hunter2@host/x", "s3://hunter2@bucket/x", "https://h/x?token=hunter2&a=b", "api_key=hunter2",
         "--token=hunter2", "https://h/x?X-Amz-Signature=hunter2", "HF_TOKEN=hunter2", "https://h/x#hunter2",
         "argument 'data.shards=https://h/x?sv=1&sig=hunter2'", "my_secret=hunter2, b", "https://u:hunt:hunter2@h",
+        "https:/user:hunter2@host/x", "s3:/u:hunter2@b", "https:/h/x?token=hunter2", "Authorization: Bearer hunter2",
+        "{'Authorization': 'Basic hunter2'}", "authorization=hunter2", "a bearer hunter2 came",
     ],
 )  # fmt: skip
 def test_secrets_are_masked(text: str) -> None:
@@ -84,7 +86,20 @@ def test_secrets_are_masked(text: str) -> None:
     assert "hunter2" not in str(Environment.current(["launch/local.py", "cfg=digits", text]))
 
 
-@pytest.mark.parametrize("text", ["run.seed=1", "https://host/shards", "a@b", "key=value", "cfg=digits", "x?y=1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "run.seed=1",
+        "https://host/shards",
+        "a@b",
+        "key=value",
+        "cfg=digits",
+        "x?y=1",
+        "a:/b@c",
+        "C:/x?y",
+        "/a:/home/b@c",
+    ],
+)
 def test_what_is_no_secret_stays(text: str) -> None:
     """A message that hides what is wrong helps nobody."""
     assert masked(text) == text

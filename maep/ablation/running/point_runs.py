@@ -6,7 +6,6 @@ others, which go on from its checkpoints.
 """
 
 import time
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -28,7 +27,7 @@ from maep.ablation.running.rungs import evaluate_rung, halving_state, rung_value
 from maep.pipeline.execution import run_pipeline
 from maep.pipeline.stages import Launcher
 from maep.runtime.console import say
-from maep.runtime.errors import NonFiniteLoss, Paused, PeerLost, Stopped, UserError, fail
+from maep.runtime.errors import NonFiniteLoss, Paused, PeerLost, Stopped, UserError, fail, shown_traceback
 from maep.storage.atomic import atomic_file
 from maep.storage.claims import Claims
 
@@ -158,7 +157,7 @@ def _one_line(error: Exception) -> str:
 
 def _write_traceback(point: Point) -> None:
     with atomic_file(point.directory / TRACEBACK) as temporary:
-        temporary.write_text(traceback.format_exc())
+        temporary.write_text(shown_traceback())
 
 
 def parse_only(text: str, count: int, halving: Halving | None = None) -> list[int]:

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import torch
 
-from maep.runtime.text import masked, printable
+from maep.runtime.text import shown
 from maep.runtime.version import __version__
 from maep.storage.documents import Document
 
@@ -56,7 +56,7 @@ class Environment(Document):
         commit, dirty = git_state(REPOSITORY)
         programs = {"python": platform.python_version(), "maep": __version__}
         return cls(
-            command=[printable(masked(word)) for word in as_typed(command)],
+            command=[shown(word) for word in as_typed(command)],
             commit=commit,
             dirty=dirty,
             date=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +20,7 @@ from maep.config.schema import Settings
 from maep.launch.cluster.jobs import ARRAY, POINTS, RANKS
 from maep.launch.job.attempts import Outcome, attempt_number, job_name, write_exit
 from maep.launch.rank.environment import rank_environment
-from maep.runtime.errors import EarlyEnd, PeerLost, Stopped, UserError, fail
+from maep.runtime.errors import EarlyEnd, PeerLost, Stopped, UserError, fail, shown_traceback
 from maep.runtime.exits import ExitCode
 from maep.training.signals import SIGNALS, arm
 
@@ -57,7 +56,7 @@ class Task:
             self._run(node, record_exit)
         except (Exception, SystemExit) as error:  # noqa: BLE001
             kind, code = outcome_of(error)
-            frames = traceback.format_exc() if kind in (Outcome.CRASHED, Outcome.PEER_LOST) else ""
+            frames = shown_traceback() if kind in (Outcome.CRASHED, Outcome.PEER_LOST) else ""
             record_exit(kind, code, _line(error), frames)
             print(frames or _line(error), file=sys.stderr, flush=True)
             _leave(code)

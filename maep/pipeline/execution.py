@@ -31,6 +31,7 @@ from maep.pipeline.superseded import (
     copy_aside,
     drop_result,
     earlier_result,
+    is_of_another_length,
     put_back,
     set_aside,
     step_to_go_on_from,
@@ -143,6 +144,8 @@ def _begin(stage: Stage, settings: Settings, reasons: list[Reason]) -> None:
         drop_result(stage, run)
         return
     _say_why(stage, settings, reasons)
+    if stage.anew and is_of_another_length(stage, differences):
+        say(f"{stage.name}: a training of another length begins anew: {stage.anew}")
     set_aside(stage, run, record)
     _write(stage, settings, 0.0, continued=[])
 

@@ -19,6 +19,7 @@ from maep.data.shards import ShardSet
 from maep.evaluation.reporting.report import build_report
 from maep.evaluation.stage import evaluate_run, given_identity
 from maep.models.classifiers import classifier_identity
+from maep.pipeline.stage_records import read_stage_record
 from maep.purifiers.registry import purifier_class
 from maep.runtime.digests import digest
 from maep.runtime.errors import fail
@@ -41,7 +42,8 @@ class Stage:
     needs: stages before it. outputs: what it leaves in run.dir. run: does the work, or what is left of it. identity:
     of its result. files: patterns, below run.dir, of files of its result that the identity does not cover. idle: why
     there is nothing to do for these settings, or "". share: does a share of the work beside other workers and tells
-    whether the whole is finished; None where the work is not shared out.
+    whether the whole is finished; None where the work is not shared out. anew: why a longer training begins anew
+    instead of going on from the shorter one's checkpoint, where it does.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Stage:
     idle: Callable[[Settings], str] = lambda _settings: ""
     share: Share | None = None
     files: tuple[str, ...] = ()
+    anew: str = ""
 
     def digests(self, run: Path) -> dict[str, str]:
         """`{name: SHA-256}` of the files of its result in a run directory; what is no file there has none."""
@@ -152,14 +155,20 @@ def _records_identity(settings: Settings) -> str:
 
 
 def _report(settings: Settings, _launch: Launcher) -> None:
-    build_report(settings, Path(settings.run.dir))
+    run = Path(settings.run.dir)
+    records = {name: read_stage_record(run, name) for name in ("pretrain", "finetune")}
+    continued = {name: tuple(record.continued) for name, record in records.items() if record and record.continued}
+    build_report(settings, run, continued=continued)
 
 
 STAGES = {
     stage.name: stage
     for stage in (
         Stage("shards", (), (), _shards, _shards_identity),
-        Stage("classifier", ("shards",), (), _classifier, _classifier_identity, _classifier_idle),
+        Stage(
+            "classifier", ("shards",), (), _classifier, _classifier_identity, _classifier_idle,
+            anew="its learning rate falls over all epochs, and every run with these settings shares its weights",
+        ),
         Stage("attack", ("shards", "classifier"), (), _attack, _attack_identity, _attack_idle, _attack_share),
         Stage(
             "pretrain", ("shards", "attack"),

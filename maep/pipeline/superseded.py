@@ -109,11 +109,16 @@ def put_back(stage: Stage, run: Path, folder: Path) -> StageRecord | None:
 
 def step_to_go_on_from(stage: Stage, settings: Settings, differences: Sequence[Reason]) -> int:
     """The step of the newest checkpoint if all that differs is that the training is longer; 0 if it cannot go on."""
-    lengths = (f"{stage.name}.steps", f"{stage.name}.epochs")
-    if any(reason.why != Why.SETTING_CHANGED or reason.subject not in lengths for reason in differences):
+    if not is_of_another_length(stage, differences):
         return 0
     saved = checkpoints(Path(settings.run.dir) / stage.outputs[0]) if stage.outputs else []
     return step_of(saved[-1]) if saved and step_of(saved[-1]) < steps_of(stage.name, settings) else 0
+
+
+def is_of_another_length(stage: Stage, differences: Sequence[Reason]) -> bool:
+    """Whether all that differs is how long the training is."""
+    lengths = (f"{stage.name}.steps", f"{stage.name}.epochs")
+    return all(reason.why == Why.SETTING_CHANGED and reason.subject in lengths for reason in differences)
 
 
 def steps_of(training: str, settings: Settings) -> int:

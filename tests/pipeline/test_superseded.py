@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,36 @@ def test_a_longer_training_goes_on(problem: Problem, tmp_path: Path) -> None:
     done = problem.run("pretrain", run, "pretrain.steps=20")
     assert "put back from" in done.stdout
     assert (run / "purifier" / "model.safetensors").read_bytes() == long
+
+
+@pytest.mark.parametrize(("trainings", "expected"), [({"pretrain": [12]}, {"pretrain": (12,)}), ({}, {})])
+def test_the_report_is_told_where_a_training_went_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trainings: dict[str, list[int]], expected: dict[str, tuple[int]]
+) -> None:
+    """By the records of the training stages."""
+    settings, told = run_with(tmp_path), []
+    for name in ("pretrain", "finetune"):
+        record = replace(record_of(settings), continued=trainings.get(name, []))
+        record.write(record_path(Path(settings.run.dir), name))
+    monkeypatch.setattr("maep.pipeline.stages.build_report", lambda *_, continued: told.append(continued))
+    STAGES["report"].run(settings, lambda *_: None)
+    assert told == [expected]
+
+
+@pytest.mark.parametrize(("word", "anew"), [("classifier.epochs=3", True), ("classifier.lr=0.2", False)])
+def test_a_longer_classifier_training_begins_anew_and_says_why(
+    tmp_path: Path, word: str, anew: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights are shared by their settings: they must not depend on which lengths were trained before."""
+    run_words = ("classifier.epochs=1", "data.train_limit=40", "data.test_limit=20", "compute.threads=1")
+    for words in (run_words, (*run_words, word)):
+        settings = run_with(tmp_path, *words)
+        for name in ("shards", "classifier"):
+            run_stage(STAGES[name], settings, lambda *_: None)
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.count("40 images in") == 1
+    assert f"classifier: runs again: {word.partition('=')[0]} changed from" in text
+    assert ("classifier: a training of another length begins anew: its learning rate falls over all" in text) == anew
 
 
 def test_a_shorter_training_begins_again(problem: Problem, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The report stage: records → report.json, figures/*.png, report.html and a table on the terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,14 +35,22 @@ from maep.storage.atomic import atomic_file
 __all__ = ["build_report", "write_environment"]
 
 
-def build_report(settings: Settings, directory: Path, names: Mapping[str, str] | None = None) -> Report:
+def build_report(
+    settings: Settings,
+    directory: Path,
+    names: Mapping[str, str] | None = None,
+    continued: Mapping[str, Sequence[int]] | None = None,
+) -> Report:
     """Write report.json, report.html and figures/ into the run directory, print the table, return what is in the first.
 
     directory: run.dir, with evaluation/ and environment.json, and metrics.jsonl where something was trained.
     names: `{directory below evaluation/: name in reports}` of what was evaluated; default: the run's purifiers.
+    continued: `{training: steps at which a longer schedule took over}` of the run's own trainings.
     Raises UserError, naming the first chunk that is missing, when the evaluation is not complete.
     """
     results = read_results(settings, directory / "evaluation", names)
+    if continued and names is None and not settings.evaluation.purifier:
+        results = [_with_continued(result, settings, continued) for result in results]
     rows = side_by_side(results)
     report = Report(
         environment=Environment.read(directory / ENVIRONMENT),
@@ -120,6 +128,27 @@ def _with_alarms(result: PurifierResult) -> PurifierResult:
     return replace(result, rows=[replace(row, result=replace(row.result, **entries)) for row in result.rows])
 
 
+def _with_continued(
+    result: PurifierResult, settings: Settings, continued: Mapping[str, Sequence[int]]
+) -> PurifierResult:
+    """Each row with the trainings behind its purifier that were made longer."""
+    is_finetuned = result.name != purifier_name(settings, "pretrained")
+    behind = ("pretrain", "finetune") if is_finetuned else ("pretrain",)
+    entry = {name: tuple(steps) for name, steps in continued.items() if name in behind}
+    rows = [replace(row, result=replace(row.result, continued=entry or None)) for row in result.rows]
+    return replace(result, rows=rows)
+
+
+def _notes_on_trainings(results: Sequence[PurifierResult]) -> Iterator[str]:
+    for result in results:
+        for training, steps in (result.rows[0].result.continued or {}).items():
+            places = ", ".join(map(str, steps))
+            yield (
+                f"{result.name}: {training} continued from step {places} with a longer schedule, so it is not the "
+                "result of a training of that length from its start"
+            )
+
+
 def honest_notes(settings: Settings, results: Sequence[PurifierResult]) -> list[str]:
     """What a reader must know before believing the numbers, in plain sentences, beside the findings."""
     rows = [row for result in results for row in result.rows]
@@ -141,7 +170,7 @@ def honest_notes(settings: Settings, results: Sequence[PurifierResult]) -> list[
         result = row.result
         attack = f"{result.attack} {result.norm} {eps_text(result.eps)}"
         notes += [f"{result.purifier}, {result.threat_model} {attack}: {warning}" for warning in row.warnings]
-    return notes + _notes_on_attacks(settings)
+    return [*notes, *_notes_on_trainings(results), *_notes_on_attacks(settings)]
 
 
 def _notes_on_attacks(settings: Settings) -> list[str]:

@@ -1,5 +1,6 @@
 """A row of report.json: what came out for one purifier under one threat model, attack and budget."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -10,7 +11,7 @@ from maep.storage.documents import Document, read_fields
 Interval = tuple[float, float]
 # Entries that only the rows of random purifiers have, and those that the first reports did not have.
 OF_DRAWS = ("robust_average", "robust_worst", "robust_majority", "draws")
-LATER = ("kind", "deterministic", "parameters", "alarms")
+LATER = ("kind", "deterministic", "parameters", "alarms", "continued")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class ReportRow:
     image set's identity. records: folder of the records below run.dir/evaluation. energy_*: medians; distance_*,
     direction_cosine: means (`maep.evaluation.scoring.metrics`); None where no image has one. kind, parameters: of the
     purifier (`maep.evaluation.scoring.subject`). deterministic: whether it draws nothing. alarms: names of the checks
-    that speak against the numbers of this purifier, empty for none; None in reports that did not say.
+    that speak against the numbers of this purifier, empty for none; None in reports that did not say. continued: by
+    training, the steps at which a longer schedule took over; None where none did.
     """
 
     dataset: str
@@ -96,6 +98,7 @@ class ReportRow:
     deterministic: bool | None = None
     parameters: int | None = None
     alarms: tuple[str, ...] | None = None
+    continued: Mapping[str, tuple[int, ...]] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As in report.json."""

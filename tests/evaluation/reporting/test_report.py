@@ -18,6 +18,7 @@ from maep.evaluation.reporting import report as report_module
 from maep.evaluation.reporting.curves import read_metrics
 from maep.evaluation.reporting.provenance import environment, git_state
 from maep.evaluation.reporting.report import build_report, read_results, write_environment
+from maep.evaluation.reporting.report_document import Report
 from maep.evaluation.reporting.terminal_table import terminal_table
 from maep.evaluation.scoring.defense import Defense
 from maep.evaluation.scoring.evaluation import Evaluation
@@ -72,6 +73,7 @@ MORE = {
     "deterministic",
     "parameters",
     "alarms",
+    "continued",
 }
 
 
@@ -100,7 +102,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory, test_set: ShardSet) -> Se
 
 @pytest.fixture(scope="module")
 def reported(settings: Settings) -> dict[str, Any]:
-    return build_report(settings, Path(settings.run.dir)).to_json()
+    continued = {"pretrain": [12, 20], "finetune": [5]}
+    return build_report(settings, Path(settings.run.dir), continued=continued).to_json()
 
 
 def _page(settings: Settings) -> str:
@@ -171,6 +174,17 @@ class _Links(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+
+
+def test_a_training_that_was_made_longer_is_said(settings: Settings, reported: dict[str, Any]) -> None:
+    """With the rows of the purifiers that it is behind, and beside the numbers for people."""
+    rows = {row["purifier"]: row["continued"] for row in reported["results"]}
+    assert rows == {"maep": {"pretrain": [12, 20]}, "maep+lora": {"pretrain": [12, 20], "finetune": [5]}}
+    page = " ".join(_page(settings).lower().split())
+    assert "maep: pretrain continued from step 12, 20 with a longer schedule" in page
+    assert "maep+lora: finetune continued from step 5 with a longer schedule" in page
+    assert "maep: finetune continued" not in page
+    assert Report.read(Path(settings.run.dir) / "report.json").to_json() == reported
 
 
 def test_page_needs_no_network(settings: Settings, reported: dict[str, Any]) -> None:

@@ -342,7 +342,7 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 def purify_shard_set(job: Job, source: Path, target: Path) -> None:
     """A shard set to a shard set of the same keys, labels and layout, sealed. Nothing in it may be left out."""
     shards = ShardSet(source)
-    problems = shards.verify()
+    problems = shards.check()
     if problems:
         fail(problems[0])
     manifest = _purified_manifest(shards.manifest)

@@ -105,7 +105,7 @@ def make_adversarial_shards(settings: Settings, worker: tuple[int, int] = (0, 1)
         say(f"adversarial shards: {existing.path}{note}")
         return existing.path
     _check_budget(settings.attack)
-    for problem in clean.verify() if worker[0] == 0 else ():  # the others notice what is altered when they read it
+    for problem in clean.check() if worker[0] == 0 else ():  # the others notice what is altered when they read it
         fail(problem)
     device = torch.device(prepare_device(settings.compute.device, settings.compute.threads))
     model = load_classifier(settings.classifier, len(clean.classes), weights).to(device)

@@ -12,7 +12,6 @@ The number in a member's name is its sample index in the set. Any WebDataset rea
 
 import hashlib
 import json
-import stat
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -30,12 +29,12 @@ from webdataset import TarWriter
 from maep.data.image_encoding import SUFFIXES, decode_image, encode_image
 from maep.data.sample_table import SampleTable, parts_of
 from maep.data.shard_manifest import ShardEntry, ShardIndex, ShardManifest, read_shard_manifest
+from maep.data.verification import all_problems, beside, look_at, look_at_file, problems_at_start, remember_as_whole
 from maep.runtime.console import say
 from maep.runtime.digests import digest
 from maep.runtime.errors import UserError, fail
-from maep.storage.atomic import atomic_file, read_json, sha256_file, write_json
+from maep.storage.atomic import atomic_file, read_json, write_json
 from maep.storage.json_files import LIMIT, parse_json
-from maep.storage.manifests import FileEntry
 from maep.storage.remote import Extent, Location, Reading, Storage, location, open_storage
 from maep.storage.sealed import MANIFEST, file_entries, seal_directory
 
@@ -158,10 +157,11 @@ def seal_shard_set(directory: Path, manifest: ShardManifest, final: Path | None 
     manifest = _with_contents(manifest, directory)
     if final is not None:
         seal_directory(directory, final, manifest)
-        return
-    files = file_entries(directory)
-    visible = {name: entry for name, entry in files.items() if not name.startswith(".")}
-    write_json(directory / MANIFEST, manifest.sealed(visible).to_file())
+    else:
+        files = file_entries(directory)
+        visible = {name: entry for name, entry in files.items() if not name.startswith(".")}
+        write_json(directory / MANIFEST, manifest.sealed(visible).to_file())
+    remember_as_whole(*_local_manifest(final or directory))
 
 
 class ShardSet:
@@ -185,7 +185,8 @@ class ShardSet:
         self._manifest_digest = hashlib.sha256(content).digest()
         self._tars = [(shard.name, self.manifest.files[shard.name]) for shard in self.manifest.shards]
         if isinstance(self.path, Path):
-            for problem in _size_problems(self.path, self.manifest).values():
+            self._stamps, problems = look_at(self.path, self.manifest)
+            for problem in problems.values():
                 fail(problem)
         self._make_table()
 
@@ -273,7 +274,7 @@ class ShardSet:
     def _table_file(self) -> Path | None:
         """Where the table is kept: beside a local set, in the cache of a remote one; None where there is none."""
         if isinstance(self.path, Path):
-            return self.path.with_name(f".{self.path.name}.samples")
+            return beside(self.path, "samples")
         if self.reading is None or not self.reading.cache_bytes:
             return None
         return self.reading.cache_dir / f".samples-{self._manifest_digest.hex()[:32]}"
@@ -309,11 +310,24 @@ class ShardSet:
 
     def _decode(self, index: int, encoded: bytes | None) -> np.ndarray:
         if encoded is None:
-            fail(f"{self._sample(index)} is altered (its bytes differ from their checksum in the index)")
+            why = f"its bytes differ from their checksum in the index{self._since(index)}"
+            fail(f"{self._sample(index)} is altered ({why})")
         try:
             return decode_image(encoded, self.manifest.image_size)
         except Exception as error:  # noqa: BLE001  (Pillow lets pass whatever a parser raises)
             fail(f"{self._sample(index)} cannot be decoded ({error})")
+
+    def _since(self, index: int) -> str:
+        """What happened to a sample's shard since the set was opened, as far as it can be seen, for messages."""
+        name, entry = self._tars[self._locate([index])[0][0]]
+        if not isinstance(self.path, Path):
+            return ""
+        if hashlib.sha256(_manifest_bytes(self._storage, self.path)).digest() != self._manifest_digest:
+            return "; another set was put in its place while this one was in use"
+        stamp, problem = look_at_file(self.path / name, entry)
+        if problem:
+            return f"; {problem}"
+        return "; the file was changed while the set was in use" if stamp != self._stamps[name] else ""
 
     def _sample(self, index: int) -> str:
         """A sample by shard and number, for messages."""
@@ -337,6 +351,15 @@ class ShardSet:
         labels = torch.tensor(self.labels(indices), dtype=torch.int64)
         return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))), labels
 
+    def check(self) -> list[str]:
+        """What is wrong with the files as far as a start can tell (`maep.data.verification`), each naming the file.
+
+        Of a remote set nothing is: its indexes and samples are checked one by one as they are read.
+        """
+        if not isinstance(self.path, Path):
+            return []
+        return problems_at_start(self.path, self.manifest, self._manifest_digest.hex())
+
     def verify(self) -> list[str]:
         """Every difference between the files and the manifest (SHA-256 included), each naming the file.
 
@@ -355,7 +378,13 @@ def _has_checksum(checksum: int, content: bytes) -> bool:
 
 def read_manifest(directory: Path) -> ShardManifest:
     """The manifest of a shard set. Raises UserError if there is none or it is not a shard set's."""
-    return read_shard_manifest(_manifest_bytes(open_storage(directory), directory), directory / MANIFEST)
+    return _local_manifest(directory)[1]
+
+
+def _local_manifest(directory: Path) -> tuple[Path, ShardManifest, str]:
+    """A set's directory, manifest and the SHA-256 of that."""
+    content = _manifest_bytes(open_storage(directory), directory)
+    return directory, read_shard_manifest(content, directory / MANIFEST), hashlib.sha256(content).hexdigest()
 
 
 def _manifest_bytes(storage: Storage, directory: Location) -> bytes:
@@ -364,35 +393,15 @@ def _manifest_bytes(storage: Storage, directory: Location) -> bytes:
     return storage.read_file(MANIFEST)
 
 
-def _size_problem(path: Path, entry: FileEntry) -> str | None:
-    try:
-        status = path.stat()
-    except OSError as error:
-        return f"{path}: {error.strerror}, but {MANIFEST} lists it"
-    if not stat.S_ISREG(status.st_mode):
-        return f"{path}: is no regular file (a directory, pipe or device), but {MANIFEST} lists it"
-    size = status.st_size
-    return f"{path}: {size} bytes, its manifest says {entry.bytes}" if size != entry.bytes else None
-
-
-def _size_problems(directory: Path, manifest: ShardManifest) -> dict[str, str]:
-    """`{name: problem}` of the files that are missing or of another size, without reading them."""
-    problems = {name: _size_problem(directory / name, entry) for name, entry in manifest.files.items()}
-    return {name: problem for name, problem in problems.items() if problem}
-
-
 def shard_problems(directory: Path) -> list[str]:
     """Every difference between a shard set and its manifest: missing, truncated, altered or stray files.
 
-    Reads all files. Raises UserError if there is no manifest.
+    Reads all files, and keeps beside the set which of them were whole. Raises UserError if there is no manifest.
     """
-    manifest = read_manifest(directory)
-    problems = _size_problems(directory, manifest)
-    for name, entry in manifest.files.items():
-        if name not in problems and sha256_file(directory / name) != entry.sha256:
-            problems[name] = f"{directory / name}: altered (SHA-256 differs from its manifest)"
+    _, manifest, manifest_digest = _local_manifest(directory)
+    problems = all_problems(directory, manifest, manifest_digest)
     strays = sorted(path for path in directory.glob("shard-*") if path.name not in manifest.files)
-    return [*problems.values(), *(f"{path}: not in {MANIFEST}" for path in strays)]
+    return [*problems, *(f"{path}: not in {MANIFEST}" for path in strays)]
 
 
 def find_shard_sets(path: Path) -> list[Path]:

@@ -63,7 +63,7 @@ def read_images(data: object, most: int) -> ShardSet | ImageSet:
     if isinstance(data, (str, Path)):
         data = ShardSet(data)
     if isinstance(data, ShardSet):
-        problems = data.verify()
+        problems = data.check()
         if problems:
             fail(problems[0])
         check_labels(data.labels(range(len(data))), len(data.classes), str(data.path))

@@ -115,7 +115,7 @@ def evaluate_run(settings: Settings, worker: tuple[int, int] = (0, 1)) -> bool:
     Raises UserError if the test shards are damaged or a purifier is missing.
     """
     test = clean_split(settings, "test")
-    problems = test.verify()
+    problems = test.check()
     if problems:
         fail(problems[0])
     weights = classifier_weights(settings)

@@ -88,8 +88,9 @@ def train_classifier(settings: Settings, train: ShardSet, test: ShardSet) -> Pat
     training = final.with_name(final.name + ".training")
     with one_at_a_time(training):
         if not (final / MANIFEST).is_file() or problem_with(final):
-            for problem in [*train.verify(), *test.verify()]:
+            for problem in [*train.check(), *test.check()]:
                 fail(problem)
+            train.prepare()
             run = _Training(settings, train, training)
             run.train()
             run.finish(final, test)

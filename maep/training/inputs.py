@@ -36,13 +36,13 @@ def finetuning_pairs(settings: Settings) -> PairDataset:
 
 
 def verify_pairs(pairs: PairDataset) -> None:
-    """Read local shard sets through before a training starts, once for all of its processes.
+    """Check local shard sets before a training starts, once for all of its processes, in the time a start has.
 
-    Raises UserError, naming the file, if one differs from its manifest. Samples of remote sets are checked as they
-    are read, as those of local sets are again. The indexes of large sets are then kept in one file for all processes.
+    Raises UserError, naming the file, if one is seen to differ from its manifest. Samples are checked as they are read.
+    The indexes of large sets are then kept in one file for all processes.
     """
     for shards in filter(None, (pairs.clean, pairs.adversarial)):
-        for problem in shards.verify():
+        for problem in shards.check():
             fail(problem)
         shards.prepare()
 

@@ -318,8 +318,8 @@ def test_two_builds_at_once(tmp_path: Path) -> None:
     errors = [process.communicate()[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], errors
     path = clean_shards_path(configured(tmp_path / "c", root))
-    assert ShardSet(path / "train").verify() + ShardSet(path / "test").verify() == []
     assert [entry.name for entry in sorted(path.iterdir())] == [".lock", "test", "train"]
+    assert ShardSet(path / "train").verify() + ShardSet(path / "test").verify() == []
 
 
 def test_build_command_refuses_bad_input(

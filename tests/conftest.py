@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,13 @@ def problem(tmp_path_factory: pytest.TempPathFactory) -> Problem:
 def run_dir(problem: Problem, tmp_path: Path) -> Path:
     """A fresh run directory in which the stages before training are recorded as finished."""
     return Path(shutil.copytree(problem.prepared, tmp_path / "run"))
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """A stand-in for an accelerator: a device without memory, where a tensor of the host, or reading a value, raises.
+
+    Torch has no autocast for it, so that is left out.
+    """
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    return torch.device("meta")

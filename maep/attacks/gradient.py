@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from maep.config.implementations import GRADIENT_ATTACKS, NORMS
 from maep.config.schema import AttackSettings
+from maep.runtime.device import upload
 from maep.runtime.digests import digest
 from maep.runtime.randomness import keyed_rng
 
@@ -117,7 +118,7 @@ def _start(images: Tensor, spec: AttackSpec, keys: Sequence[int], seed: int) -> 
     """A point drawn uniformly from each image's ball, clipped to [0, 1]."""
     shape = tuple(images.shape[1:])
     noise = np.stack([_noise(spec.norm, shape, seed, key) for key in keys])
-    return (images + spec.eps * torch.from_numpy(noise).to(images)).clamp(0, 1)
+    return (images + spec.eps * upload(torch.from_numpy(noise), images.device).to(images.dtype)).clamp(0, 1)
 
 
 def _noise(norm: str, shape: tuple[int, ...], seed: int, key: int) -> np.ndarray:
@@ -133,7 +134,7 @@ def _noise(norm: str, shape: tuple[int, ...], seed: int, key: int) -> np.ndarray
 def random_targets(labels: Tensor, classes: int, keys: Sequence[int], seed: int) -> Tensor:
     """For each image a class other than its label, int64 [N], drawn from (seed, its key)."""
     shifts = [int(keyed_rng("target", seed, key).integers(1, classes)) for key in keys]
-    return (labels + torch.tensor(shifts, device=labels.device)) % classes
+    return (labels + upload(torch.tensor(shifts), labels.device)) % classes
 
 
 @torch.no_grad()

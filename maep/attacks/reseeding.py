@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from maep.runtime.device import fork_rng
 from maep.runtime.randomness import keyed_rng
 
 
@@ -20,7 +21,7 @@ def reseed(model: nn.Module, *key: int) -> None:
 @contextmanager
 def reseeded(model: nn.Module, *key: int) -> Iterator[None]:
     """Within it, `model` draws from `key`: its parts' own random numbers, and torch's, which is as before after it."""
-    with torch.random.fork_rng():
+    with fork_rng(model):
         torch.manual_seed(int(keyed_rng("model", *key).integers(2**63)))
         reseed(model, *key)
         yield

@@ -147,7 +147,11 @@ class ComputeBench:
 
     def _batches(self, pairs: PairDataset) -> PairBatches:
         workers = worker_count(self.settings.data.workers)
-        return iter(pair_loader(pairs, self.train_settings(), first=0, last=ENDLESS, rank=0, world=1, workers=workers))
+        loader = pair_loader(
+            pairs, self.train_settings(), first=0, last=ENDLESS, rank=0, world=1, workers=workers,
+            pin=self.device == "cuda",
+        )  # fmt: skip
+        return iter(loader)
 
     def attack(self, variant: Variant) -> None:
         """Steps of the configured attack (forward and backward to the input) on the configured classifier."""

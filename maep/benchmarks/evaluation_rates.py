@@ -71,7 +71,7 @@ class Bench:
 
     def __init__(self, settings: Settings, images: int, scratch: Path) -> None:
         self.settings, self.images, self.scratch = settings, images, scratch
-        self.device = prepare_device(settings.compute.device, settings.compute.threads)
+        self.device = prepare_device(settings.compute)
         settings.data.shards = str(Path(str(build_shards(settings))).resolve())
         plan = settings.evaluation
         plan.images, plan.chunk_images, plan.batch_size = images, images, images
@@ -195,7 +195,7 @@ class Bench:
         if SIDE // self.settings.model.image_size != 7 or self.settings.purify.overlap:
             raise RuntimeError("the figure is for 49 tiles of 32 x 32 without overlap")
         purifier.settings.batch_tiles = max(purifier.settings.batch_tiles, TILES)
-        peak = matmul_peak(torch.float32, self.device, budget)
+        peak = matmul_peak(torch.float32, self.device.type, budget)
         seconds = seconds_of(lambda: purifier(image), budget)
         flops = TILES * purifier.settings.passes * purifier.model.flops(self.settings.model.image_size, 0.0)
         what = f"{seconds * 1e3:.0f} ms, {flops / seconds / 1e9:.0f} of {peak / 1e9:.0f} GFLOP/s (fp32 matmul)"
@@ -237,7 +237,7 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 def work_as(settings: Settings, worker: str) -> None:
     """Be one of the workers: say that all is loaded, wait for the signal, do a share."""
     number, count = map(int, worker.split("/"))
-    prepare_device(settings.compute.device, settings.compute.threads)
+    prepare_device(settings.compute)
     print("ready", flush=True)
     sys.stdin.readline()
     evaluate_run(settings, (number, count))
@@ -247,7 +247,7 @@ def work_as(settings: Settings, worker: str) -> None:
 def purify_and_measure(settings: Settings, count: int) -> None:
     """Print the most bytes that this process took, after purifying images one after another."""
     torch.manual_seed(0)
-    prepare_device(settings.compute.device, settings.compute.threads)
+    prepare_device(settings.compute)
     purifier = MAEPurifier(MaskedAutoencoder(settings.model), settings.purify).eval()
     for _ in range(count):
         purifier(torch.rand(1, 3, SIDE, SIDE))

@@ -179,7 +179,7 @@ def measure(settings: Settings, batch: int | None, budget: float | None) -> int:
     batch, budget: as the options of `maep bench`; None for what the device's kind has.
     """
     started = time.perf_counter()
-    device = prepare_device(settings.compute.device, settings.compute.threads)
+    device = prepare_device(settings.compute, trains=True).type
     batch = batch or (ON_CPU if device == "cpu" else settings.pretrain.batch_size)
     with tempfile.TemporaryDirectory(dir=".") as scratch:
         bench = Bench(settings, batch, budget or SECONDS[device], device, Path(scratch))

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     from maep.runtime.device import prepare_device
 
     model = load_callable(namespace.model)
-    device = prepare_device(settings.compute.device, settings.compute.threads)
+    device = prepare_device(settings.compute)
     model = model.to(device) if isinstance(model, nn.Module) else model
     evaluate(model, namespace.data, name=settings.run.name, settings=settings)
     return 0

@@ -151,7 +151,7 @@ def _run_config(arguments: Sequence[str]) -> str:
 
 
 def _purifier(settings: Settings) -> Purifier:
-    device = prepare_device(settings.compute.device, settings.compute.threads)
+    device = prepare_device(settings.compute)
     purifier = load_purifier(settings.run.dir, device=device, settings=settings.purify)
     if purifier.needs_classifier:
         fail(f"{settings.run.dir}: its purifier (kind {purifier.kind}) asks a classifier, which this command has not")

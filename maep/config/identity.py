@@ -19,7 +19,7 @@ PAIRS = ("data", "classifier", "attack")  # sections that make the pairs of a tr
 # `records` is a chunk's record within `evaluate`, `point` a finished run within a sweep.
 READS = {
     "shards": ("data",),
-    "classifier": ("classifier", "run.seed", "compute.precision"),
+    "classifier": ("classifier", "run.seed", "compute.precision", "compute.tf32"),
     "attack": ("attack", "run.seed"),
     "pretrain": ("purifier", "model", "objective", "pretrain", "compute", "run.seed"),
     "finetune": ("finetune", "objective", "compute", "run.seed"),

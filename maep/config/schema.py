@@ -289,6 +289,18 @@ class ComputeSettings:
     device: str = setting("auto", "where to compute", choices=("auto", "cpu", "cuda"), affects_result=False)
     precision: str = setting("fp32", "arithmetic of training", choices=("fp32", "bf16", "fp16"))
     compile: bool = setting(False, "torch.compile the training step")
+    tf32: str = setting(
+        "convolutions",  # what torch itself does
+        "what trainings in fp32 compute on CUDA devices in TF32, which has 10 bits of mantissa instead of 23",
+        choices=("none", "convolutions", "all"),
+        added=True,
+    )
+    cudnn_benchmark: bool = setting(
+        False,
+        "cuDNN times its convolutions for each new shape and takes the fastest; last bits may then differ between runs",
+        affects_result=False,
+        added=True,
+    )
     threads: int = setting(0, "CPU threads a process; 0: torch's choice", low=0, affects_result=False)
     claim_timeout: float = setting(
         60.0,

@@ -107,7 +107,7 @@ def make_adversarial_shards(settings: Settings, worker: tuple[int, int] = (0, 1)
     _check_budget(settings.attack)
     for problem in clean.check() if worker[0] == 0 else ():  # the others notice what is altered when they read it
         fail(problem)
-    device = torch.device(prepare_device(settings.compute.device, settings.compute.threads))
+    device = prepare_device(settings.compute)
     model = load_classifier(settings.classifier, len(clean.classes), weights).to(device)
     timeout = settings.compute.claim_timeout
     _ShardAttack(settings.attack, settings.run.seed, timeout, clean, identity, model, device, path).run(worker, shared)

@@ -16,6 +16,8 @@ def classifier_directory(settings: Settings, train: ShardSet) -> Path:
     """Where the classifier trained with these settings on these images is or will be."""
     decisive = decisive_fields(settings.classifier, "classifier")
     facts = [decisive, settings.run.seed, settings.compute.precision, train.identity]
+    if "tf32" in decisive_fields(settings.compute, "classifier"):  # not its default
+        facts.append(settings.compute.tf32)
     return Path(settings.run.cache) / "classifiers" / f"{settings.classifier.arch}-{digest(facts)[:8]}"
 
 

@@ -6,7 +6,7 @@ processes or loader workers, nor on where a run was resumed.
 
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -37,16 +37,28 @@ Sample = tuple[np.ndarray, np.ndarray | None, np.ndarray, int, Request]
 class PairBatch:
     """A micro-batch on one rank.
 
-    clean, adversarial: uint8 [n, 3, s, s]; visible: bool [n, T], True = shown; labels, epochs, indices: int64 [n].
-    `adversarial` is None when the trainer attacks online.
+    clean, adversarial: uint8 [n, 3, s, s]; visible: bool [n, T], True = shown; shown: int64 [n, K], the indices of
+    those patches, in order; labels, epochs, indices: int64 [n]. `adversarial` is None when the trainer attacks online.
     """
 
     clean: Tensor
     adversarial: Tensor | None
     visible: Tensor
+    shown: Tensor
     labels: Tensor
     epochs: Tensor
     indices: Tensor
+
+    def pin_memory(self) -> "PairBatch":
+        """With what goes to the device in page-locked memory, so that its copies run beside the computation.
+
+        The `DataLoader` calls it; epochs and indices are read on the host alone.
+        """
+        adversarial = None if self.adversarial is None else self.adversarial.pin_memory()
+        return replace(
+            self, clean=self.clean.pin_memory(), adversarial=adversarial, visible=self.visible.pin_memory(),
+            shown=self.shown.pin_memory(), labels=self.labels.pin_memory(),
+        )  # fmt: skip
 
 
 def visible_patches(patches: int, ratio: float, seed: int, keys: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -141,6 +153,8 @@ def _collate(samples: Sequence[Sample] | UserError) -> PairBatch | UserError:
         clean=torch.from_numpy(np.stack(clean)),
         adversarial=None if adversarial[0] is None else torch.from_numpy(np.stack(adversarial)),
         visible=torch.from_numpy(np.stack(visible)),
+        # Found here, as a device would have to be waited for; rows with other numbers of patches do not stack.
+        shown=torch.from_numpy(np.stack([np.flatnonzero(row) for row in visible])),
         labels=torch.tensor(labels),
         epochs=torch.tensor([request.epoch for request in requests]),
         indices=torch.tensor([request.index for request in requests]),
@@ -217,8 +231,12 @@ def pair_loader(
     rank: int,
     world: int,
     workers: int,
+    pin: bool = False,
 ) -> PairLoader:
-    """Micro-batches (`PairBatch`) of the steps [first, last) for one rank; `workers` processes, 0 = in this one."""
+    """Micro-batches (`PairBatch`) of the steps [first, last) for one rank.
+
+    workers: processes that load, 0 = this one. pin: into page-locked memory, for a CUDA device to copy from.
+    """
     sampler = StepSampler(len(dataset.clean), settings, dataset.seed, first, last, rank, world)
     return PairLoader(
         dataset,
@@ -228,5 +246,5 @@ def pair_loader(
         worker_init_fn=ignore_signals,
         multiprocessing_context="forkserver" if workers else None,
         prefetch_factor=PREFETCH if workers else None,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin,
     )

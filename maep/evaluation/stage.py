@@ -119,7 +119,7 @@ def evaluate_run(settings: Settings, worker: tuple[int, int] = (0, 1)) -> bool:
     if problems:
         fail(problems[0])
     weights = classifier_weights(settings)
-    device = prepare_device(settings.compute.device, settings.compute.threads)
+    device = prepare_device(settings.compute)
     classifier = load_classifier(settings.classifier, len(test.classes), weights).to(device)
     identity = classifier_identity(settings.classifier, weights)
     if not (settings.evaluation.purifier or is_trained(settings)):

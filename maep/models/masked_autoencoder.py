@@ -36,10 +36,11 @@ def visible_pixels(visible: Tensor, patch: int, grid: tuple[int, int]) -> Tensor
     return mask.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # how many patches show is read from the tensor
 def visible_index(visible: Tensor) -> Tensor:
     """Indices of the visible patches, in order: bool [N, T] to int64 [N, K].
 
+    On an accelerator the host waits here for all that is under way: whoever makes a mask knows its index, and gives it.
     Raises ValueError if rows show different numbers of patches, or none.
     """
     counts = set(visible.sum(1).tolist())
@@ -115,15 +116,18 @@ class MaskedAutoencoder(nn.Module):
             nn.init.zeros_(self.decoder_pred.weight)
 
     def forward(
-        self, images: Tensor, visible: Tensor | None = None, *, latent: bool = False
+        self, images: Tensor, visible: Tensor | None = None, *, index: Tensor | None = None, latent: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
         """P(x_a ⊙ M), the predicted clean images (Eq. 11-12); with `latent`, a pair of them and E(x_a ⊙ M).
 
         images: [N, 3, H, W] in [0, 1], of any size that p divides. visible: bool [N, T], True = shown to the
         encoder, equally many a row; None = all (r = 0). What hidden pixels hold has no influence.
+        index: int64 [N, K], `visible_index(visible)` where it is known; by default found here, for which an
+        accelerator is waited for.
         Returns [N, 3, H, W] in the [0, 1] scale, not clipped. Raises ValueError for shapes that do not fit.
         """
-        index = None if visible is None else visible_index(visible)
+        if visible is not None and index is None:
+            index = visible_index(visible)
         masked = self._masked(images, visible)
         encoded = self._encode(masked, index)
         patches = self._decode(encoded, index, self._grid(images))

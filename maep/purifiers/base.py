@@ -172,8 +172,9 @@ class TrainedPurifier(Purifier):
     """A purifier around one network that the pipeline trains, from images to images.
 
     model: the network, called as model(images [N, 3, H, W] in [0, 1], visible or None), with `latent=True` where it has
-    latents (`maep.objectives`). network: the section of the settings that decides it. settings: how it is used. A kind
-    with such a network gives `purify`, `from_config` and `from_settings`.
+    latents (`maep.objectives`), and with `index` where patches are hidden (`maep.training.module`). network: the
+    section of the settings that decides it. settings: how it is used. A kind with such a network gives `purify`,
+    `from_config` and `from_settings`.
     """
 
     def __init__(self, model: Any, network: Any, settings: PurifySettings) -> None:

@@ -18,6 +18,7 @@ from maep.models.weights import load_weights, require_fit
 from maep.purifiers.adapter import merge_adapter
 from maep.purifiers.base import UNNAMED, Source, TileLayout, TrainedPurifier, is_recorded, require_images, section_of
 from maep.purifiers.tiling import Tiling, seam_error
+from maep.runtime.device import upload
 from maep.runtime.errors import fail
 from maep.runtime.randomness import keyed_rng
 
@@ -49,6 +50,8 @@ class MAEPurifier(TrainedPurifier):
 
     def __init__(self, model: MaskedAutoencoder, settings: PurifySettings) -> None:
         super().__init__(model, model.config, settings)
+        self._kept_grids: list[Tiling] = []
+        self._grids_key: tuple[object, ...] | None = None  # what they are for
         self.reseed(0)
 
     @property
@@ -80,16 +83,17 @@ class MAEPurifier(TrainedPurifier):
         if not self.settings.noise:
             return images
         noise = self._rng.standard_normal(tuple(images.shape), dtype=np.float32)
-        return images + self.settings.noise * torch.from_numpy(noise).to(images)
+        return images + self.settings.noise * upload(torch.from_numpy(noise), images.device).to(images.dtype)
 
-    def _visible(self, tiles: Tensor) -> Tensor | None:
-        """Patches shown of each tile, bool [N, T], equally many; None for all."""
+    def _visible(self, tiles: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Patches shown of each tile, equally many: bool [N, T], and their indices, int64 [N, K]; None for all."""
         if not self.settings.mask_ratio:
             return None
         patches = self.model.num_patches
         hidden = min(patches - 1, round(self.settings.mask_ratio * patches))
-        order = self._rng.random((len(tiles), patches)).argsort(1)
-        return torch.from_numpy(order >= hidden).to(tiles.device)
+        visible = self._rng.random((len(tiles), patches)).argsort(1) >= hidden
+        shown = visible.nonzero()[1].reshape(len(tiles), -1)
+        return upload(torch.from_numpy(visible), tiles.device), upload(torch.from_numpy(shown), tiles.device)
 
     def images_at_once(self, height: int, width: int) -> int:
         """As many as fill one batch of tiles."""
@@ -109,11 +113,23 @@ class MAEPurifier(TrainedPurifier):
         shifts = 1 if height <= size and width <= size else self.settings.shifts
         return [Tiling(height, width, size, overlap, (size - overlap) * number // shifts) for number in range(shifts)]
 
+    def _grids_on(self, images: Tensor) -> list[Tiling]:
+        """`_grids` of these images, on their device: those of the images before where they fit, as they mostly do."""
+        height, width = images.shape[-2:]
+        key = (height, width, images.device, images.dtype, self.settings.overlap, self.settings.shifts)
+        if is_recorded() or torch.compiler.is_compiling():  # what is made now belongs to the recording
+            return [grid.to(images) for grid in self._grids(height, width)]
+        if key != self._grids_key:
+            with torch.inference_mode(False):  # or autograd could not use them later
+                self._kept_grids = [grid.to(images) for grid in self._grids(height, width)]
+            self._grids_key = key
+        return self._kept_grids
+
     def _once(self, images: Tensor) -> Tensor:
         size = self.model.config.image_size
         if images.shape[-2:] == (size, size):
             return self._tiles(images)
-        grids = self._grids(*images.shape[-2:])
+        grids = self._grids_on(images)
         removed = torch.zeros_like(images)
         for grid in grids:
             tiles = grid.cut(images)
@@ -124,14 +140,17 @@ class MAEPurifier(TrainedPurifier):
         """Drawn before the batches, masks are the same when activations are computed again."""
         if is_recorded():
             return cast(Tensor, self.model(tiles))
-        parts: list[tuple[Tensor, ...]] = [(batch,) for batch in tiles.split(self.settings.batch_tiles)]
-        visible = self._visible(tiles)
-        if visible is not None:
-            masks = visible.split(self.settings.batch_tiles)
-            parts = [(*part, mask) for part, mask in zip(parts, masks, strict=True)]
+        size = self.settings.batch_tiles
+        parts: list[tuple[Tensor, ...]] = [(batch,) for batch in tiles.split(size)]
+        mask = self._visible(tiles)
+        if mask is not None:
+            parts = list(zip(tiles.split(size), *(each.split(size) for each in mask), strict=True))
         if len(parts) > 1 and torch.is_grad_enabled() and tiles.requires_grad:
-            return torch.cat([checkpoint(self.model, *part, use_reentrant=False) for part in parts])
-        return torch.cat([self.model(*part) for part in parts])
+            return torch.cat([checkpoint(self._through_model, *part, use_reentrant=False) for part in parts])
+        return torch.cat([self._through_model(*part) for part in parts])
+
+    def _through_model(self, tiles: Tensor, visible: Tensor | None = None, shown: Tensor | None = None) -> Tensor:
+        return cast(Tensor, self.model(tiles) if visible is None else self.model(tiles, visible, index=shown))
 
     # variants of it
 

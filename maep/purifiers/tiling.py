@@ -52,11 +52,19 @@ class Tiling:
         self.padded = tuple(size + (count - 1) * self.stride for count in (self.rows, self.columns))
         vertical, horizontal = (blend_weights(count, size, overlap) for count in (self.rows, self.columns))
         self.weights = vertical[:, None, :, None] * horizontal[None, :, None, :]
+        self.from_rows = reflected(height, self.padded[0], shift)
+        self.from_columns = reflected(width, self.padded[1], shift)
+
+    def to(self, images: Tensor) -> "Tiling":
+        """This grid, its tensors moved to where `images` are and its weights to their type."""
+        self.weights = self.weights.to(images.device, images.dtype)
+        self.from_rows, self.from_columns = self.from_rows.to(images.device), self.from_columns.to(images.device)
+        return self
 
     def cut(self, images: Tensor) -> Tensor:
         """[N, C, H, W] to [N * rows * columns, C, size, size], an image's tiles together, row by row."""
-        images = images.index_select(2, reflected(self.height, self.padded[0], self.shift).to(images.device))
-        images = images.index_select(3, reflected(self.width, self.padded[1], self.shift).to(images.device))
+        images = images.index_select(2, self.from_rows.to(images.device))
+        images = images.index_select(3, self.from_columns.to(images.device))
         tiles = images.unfold(2, self.size, self.stride).unfold(3, self.size, self.stride)
         return tiles.permute(0, 2, 3, 1, 4, 5).reshape(-1, images.shape[1], self.size, self.size)
 

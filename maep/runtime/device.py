@@ -1,10 +1,16 @@
-"""Where a process computes, and how it uses its host: threads, and memory that stays when it is freed."""
+"""Where a process computes, and how it uses its host: threads, memory kept when it is freed, copies that overlap."""
 
 import ctypes
+import os
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from itertools import chain
+from typing import Protocol
 
 import torch
+from torch import Tensor, nn
 
-from maep.runtime.errors import fail
+from maep.runtime.errors import UserError, fail
 
 # glibc's <malloc.h>
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
@@ -12,23 +18,102 @@ LARGEST_INT = 2**31 - 1  # the threshold that is never reached: freed memory is 
 GROWTH = 2**26  # bytes that the heap grows by at least: a batch of activations in a few steps, nothing beside a model
 
 
-def prepare_device(device: str, threads: int) -> str:
-    """`cuda` or `cpu`, with this process's threads and memory made ready for it. Before anything is computed.
+class DeviceSettings(Protocol):
+    """Of the section `compute` of the settings, what decides where and how a process computes."""
 
-    device, threads: as compute.device (`auto`, `cpu`, `cuda`) and compute.threads (0: torch's choice).
+    device: str
+    threads: int
+    tf32: str
+    cudnn_benchmark: bool
+
+
+def prepare_device(compute: DeviceSettings, *, trains: bool = False) -> torch.device:
+    """This process's own device, with its threads, memory and arithmetic made ready. Before anything is computed.
+
+    trains: for a training, which compute.tf32 is about; attacks and verdicts have torch's own arithmetic.
+    Of several CUDA devices a rank takes the one of its place on the node (LOCAL_RANK), as the current one from then on.
     Raises UserError if cuda is asked for and there is none.
     """
-    if device == "cuda" and not torch.cuda.is_available():
+    if compute.device == "cuda" and not torch.cuda.is_available():
         fail("compute.device=cuda: no CUDA device here; choose cpu or auto")
-    if threads:
-        torch.set_num_threads(threads)
-    if device != "cpu" and torch.cuda.is_available():
-        return "cuda"
-    _keep_freed_memory()
-    return "cpu"
+    if compute.threads:
+        torch.set_num_threads(compute.threads)
+    if compute.device == "cpu" or not torch.cuda.is_available():
+        keep_freed_memory()
+        return torch.device("cpu")
+    device = torch.device("cuda", own_index(torch.cuda.device_count()))
+    torch.cuda.set_device(device)
+    torch.set_float32_matmul_precision("high" if trains and compute.tf32 == "all" else "highest")
+    torch.backends.cudnn.allow_tf32 = not (trains and compute.tf32 == "none")
+    torch.backends.cudnn.benchmark = compute.cudnn_benchmark
+    return device
 
 
-def _keep_freed_memory() -> None:
+def own_index(count: int) -> int:
+    """Which of the `count` CUDA devices that this process sees is its own.
+
+    A task that Slurm bound to one device sees only that, as number 0, whatever its place on the node.
+    Raises UserError for a LOCAL_RANK that is no number.
+    """
+    place = os.environ.get("LOCAL_RANK", "0")
+    if not place.isdecimal():
+        raise UserError(f"LOCAL_RANK={place} (environment): must be a whole number")
+    return int(place) % count
+
+
+def fork_rng(*modules: nn.Module) -> AbstractContextManager[None]:
+    """Within it, torch may be seeded: on the CPU and on the devices in use everything is as before after it.
+
+    modules: what is going to draw, where it may be on another device than the current one. Other devices are left
+    alone: torch would initialise every one that the process sees, and warn.
+    """
+    used = {torch.cuda.current_device()} if torch.cuda.is_initialized() else set()
+    tensors: Iterable[Tensor] = chain.from_iterable(chain(each.parameters(), each.buffers()) for each in modules)
+    used |= {tensor.device.index for tensor in tensors if tensor.device.type == "cuda"}
+    return torch.random.fork_rng(devices=sorted(used))
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on `device`; to a CUDA device from page-locked memory, so that nobody waits for the copy."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def wait_for(device: torch.device) -> None:
+    """Until all that was launched is done: before a time is taken."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Readback:
+    """Numbers on their way from a device to the host: begun here, there when they are asked for.
+
+    What is launched between the two runs meanwhile; the reading waits only for what was launched before.
+    """
+
+    def __init__(self, values: Tensor, stream: torch.cuda.Stream | None = None) -> None:
+        """values: [n]. stream: the CUDA stream that the copy runs on; default: the current one."""
+        self._host, self._copied = values, None
+        if values.device.type == "cuda":
+            self._host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._copied = torch.cuda.Event()
+            if stream is not None:
+                stream.wait_stream(torch.cuda.current_stream(values.device))
+            with torch.cuda.stream(stream):
+                self._host.copy_(values, non_blocking=True)
+                self._copied.record()
+            values.record_stream(stream or torch.cuda.current_stream(values.device))
+
+    def tolist(self) -> list[float]:
+        """The numbers, once they have arrived."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        numbers: list[float] = self._host.tolist()
+        return numbers
+
+
+def keep_freed_memory() -> None:
     """Let malloc reuse freed tensors. Without glibc, nothing is changed.
 
     glibc returns a large block to the kernel when it is freed, and the next one is zeroed again page by page: a

@@ -30,7 +30,7 @@ from maep.data.shards import ShardSet, to_float
 from maep.models.classifiers import Normalized, build_classifier
 from maep.runtime.console import progress_bar, say
 from maep.runtime.cores import worker_count
-from maep.runtime.device import prepare_device
+from maep.runtime.device import Readback, fork_rng, prepare_device, upload
 from maep.runtime.errors import NonFiniteLoss, Stopped, fail
 from maep.runtime.randomness import keyed_rng
 from maep.storage.locks import one_at_a_time
@@ -120,7 +120,7 @@ class _InMemory:
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """As `ShardSet.batch`."""
-        rows = torch.as_tensor(indices, device=self.images.device)
+        rows = upload(torch.as_tensor(indices), self.images.device)
         return self.images[rows], self.labels[rows]
 
 
@@ -174,7 +174,7 @@ class _Training:
     def __init__(self, settings: Settings, train: ShardSet, directory: Path) -> None:
         self.settings, self.classifier, self.train_set = settings, settings.classifier, train
         self.directory = directory
-        self.device = torch.device(prepare_device(settings.compute.device, settings.compute.threads))
+        self.device = prepare_device(settings.compute, trains=True)
         if settings.compute.precision == "fp16" and self.device.type == "cpu":
             fail("compute.precision=fp16: needs a CUDA device; choose bf16 or fp32")
         self.count, self.batch_size = len(train), self.classifier.batch_size
@@ -185,7 +185,7 @@ class _Training:
         self.step = self._restore()
 
     def _untrained(self) -> Normalized:
-        with torch.random.fork_rng():
+        with fork_rng():
             torch.manual_seed(self.settings.run.seed)
             network = build_classifier(self.classifier, len(self.train_set.classes))
         network = network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -198,13 +198,14 @@ class _Training:
         return torch.optim.SGD(
             self.network.parameters(), lr=options.lr, momentum=options.momentum,
             weight_decay=options.weight_decay, nesterov=options.momentum > 0,
+            fused=self.device.type == "cuda" or None,
         )  # fmt: skip
 
     def train(self) -> None:
         """All steps that are left. Raises Stopped between two of them after a signal, with a checkpoint saved."""
         batches = self._batches()
         self.network.train()
-        with torch.random.fork_rng(), StopFlag() as stop, progress_bar() as bar:
+        with fork_rng(), StopFlag() as stop, progress_bar() as bar:
             row = bar.add_task("classifier", total=self.steps, completed=self.step, note="")
             started, first = time.perf_counter(), self.step
             while self.step < self.steps:
@@ -231,28 +232,31 @@ class _Training:
         context = "forkserver" if workers else None
         loader = DataLoader(
             _Batches(self.train_set), sampler=plan, batch_size=None, num_workers=workers,
-            multiprocessing_context=context, worker_init_fn=ignore_signals,
+            multiprocessing_context=context, worker_init_fn=ignore_signals, pin_memory=self.device.type == "cuda",
         )  # fmt: skip
         return iter(loader)
 
     def _one_step(self, images: Tensor, labels: Tensor) -> float:
-        """Augment, forward, backward, update; returns the loss."""
+        """Augment, forward, backward, update; returns the loss, which is read once the backward pass is launched."""
         pairs = self._pairs(self.step)
         seed = self.settings.run.seed
         # Architectures with dropout draw from torch's generator; this makes the draw a function of the step.
         torch.manual_seed(int(keyed_rng("classifier-step", seed, self.step).integers(2**62)))
         draws = torch.from_numpy(np.stack([_draws(seed, epoch, self.count)[index] for epoch, index in pairs]))
-        images, draws = images.to(self.device), draws.to(self.device)
+        images, labels = (each.to(self.device, non_blocking=True) for each in (images, labels))
+        draws = upload(draws, self.device)
         padding, flip = self.classifier.crop_padding, self.classifier.flip
         inputs = to_float(augment(images, draws, padding=padding, flip=flip))
         for group in self.optimizer.param_groups:
             group["lr"] = cosine(self.step, self.steps, self.classifier)
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            loss = F.cross_entropy(self.network(inputs), labels.to(self.device))
-        if not math.isfinite(value := loss.item()):
-            self._stop_on(value, pairs)
+            loss = F.cross_entropy(self.network(inputs), labels)
+        reading = Readback(loss.detach()[None])
         self.scaler.scale(loss).backward()
+        value = reading.tolist()[0]
+        if not math.isfinite(value):
+            self._stop_on(value, pairs)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.step += 1

@@ -65,6 +65,6 @@ def online_attack(settings: Settings, classes: int) -> OnlineAttack | None:
     if not settings.attack.online:
         return None
     classifier = load_classifier(settings.classifier, classes, classifier_weights(settings))
-    classifier.requires_grad_(False).to(prepare_device(settings.compute.device, settings.compute.threads))
+    classifier.requires_grad_(False).to(prepare_device(settings.compute, trains=True))
     spec = AttackSpec.of(settings.attack)
     return lambda images, labels, keys: attack(classifier, images, labels, spec, keys, settings.run.seed)

@@ -6,7 +6,7 @@ from the newest whole checkpoint and ends with the same weights.
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
@@ -27,7 +27,7 @@ from maep.training.checkpointing.partition import local_part, whole
 from maep.training.checkpointing.training_state import TrainingState
 from maep.training.distributed.accelerator import make_accelerator
 from maep.training.distributed.heartbeat import Heartbeat, Phase, is_peer_loss
-from maep.training.distributed.world import agree, gather_objects
+from maep.training.distributed.world import agree, gather_objects, sum_over_ranks
 from maep.training.ema import Average
 from maep.training.metrics_log import MetricsLog, SampleLog
 from maep.training.module import TrainingModule
@@ -68,20 +68,32 @@ class TrainingJob:
 
 @dataclass
 class Tally:
-    """What the micro-batches of one step add up to on this rank."""
+    """What the micro-batches of one step add up to on this rank. Tensors are not read here: the device goes on."""
 
     waited: float = 0.0
-    sums: dict[str, float] = field(default_factory=dict)
+    sums: dict[str, Tensor] = field(default_factory=dict)
     keys: list[tuple[int, int]] = field(default_factory=list)
-    bad: list[tuple[int, int]] = field(default_factory=list)
+    totals: list[Tensor] = field(default_factory=list)
 
     def add(self, batch: PairBatch, total: Tensor, parts: dict[str, Tensor]) -> None:
-        """Take in one micro-batch's losses [n]; remembers (epoch, index) of its samples and of those not finite."""
+        """Take in one micro-batch's losses [n], and (epoch, index) of its samples."""
         for name, part in {"loss": total, **parts}.items():
-            self.sums[name] = self.sums.get(name, 0.0) + part.detach().double().sum().item()
-        keys = list(zip(batch.epochs.tolist(), batch.indices.tolist(), strict=True))
-        self.keys += keys
-        self.bad += [key for key, good in zip(keys, total.isfinite().tolist(), strict=True) if not good]
+            part_sum = part.detach().double().sum()
+            self.sums[name] = self.sums[name] + part_sum if name in self.sums else part_sum
+        self.keys += zip(batch.epochs.tolist(), batch.indices.tolist(), strict=True)
+        self.totals.append(total.detach())
+
+    def numbers(self, flags: Sequence[bool]) -> Tensor:
+        """What the ranks sum up: how many losses are not finite, `flags`, the sums. float64 [1 + flags + sums]."""
+        bad = (~torch.cat(self.totals).isfinite()).sum().double()
+        # Filled on the device: a tensor of the host would have to be copied there.
+        given = [torch.full_like(bad, float(flag)) for flag in flags]
+        return torch.stack([bad, *given, *self.sums.values()])
+
+    def bad(self) -> list[tuple[int, int]]:
+        """(epoch, index) of the samples whose loss is not finite."""
+        finite = torch.cat(self.totals).isfinite().tolist()
+        return [key for key, is_finite in zip(self.keys, finite, strict=True) if not is_finite]
 
 
 class Trainer:
@@ -96,7 +108,10 @@ class Trainer:
         module = TrainingModule(job.model, job.objective, job.compute.precision)
         if job.compute.compile:
             module.compile()
-        self.module, self.optimizer = self.accelerator.prepare(module, _optimizer(self.parameters, job.settings))
+        # DeepSpeed steps parts of its own, whose counters stay on the host.
+        fused = self.accelerator.device.type == "cuda" and job.compute.zero_stage is None
+        optimizer = _optimizer(self.parameters, job.settings, fused=fused)
+        self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
         average = Average(self.parameters, self.settings.ema) if self.settings.ema else None
         self.engine = self.module if job.compute.zero_stage is not None else None
         self.state = TrainingState(self.parameters, self.optimizer.optimizer, average)
@@ -141,6 +156,7 @@ class Trainer:
         loader = pair_loader(
             job.dataset, self.settings, first=self.step, last=self.steps, workers=job.workers,
             rank=self.accelerator.process_index, world=self.accelerator.num_processes,
+            pin=self.accelerator.device.type == "cuda",
         )  # fmt: skip
         batches = iter(loader)
         try:
@@ -152,7 +168,7 @@ class Trainer:
                     values, stopping = self._step(batches, stop)
                     bar.update(task, completed=self.step, note=_note(values))
                     if log and (self.step % self.settings.log_every == 0 or self.step in (1, self.steps)):
-                        log.write(values | self.saver.metrics())
+                        log.write(_on_host(values) | self.saver.metrics())
                     if stopping and self.step < self.last:
                         self._stop(stop)
                     if self.step % self.settings.save_every == 0 or self.step == self.last:
@@ -197,8 +213,12 @@ class Trainer:
         )
         raise Stopped(stop.signum or signal.SIGTERM, step_of(good) if good else 0)
 
-    def _step(self, batches: Iterator[PairBatch], stop: StopFlag) -> tuple[dict[str, int | float], bool]:
-        """One optimizer step; returns the values to log and whether any rank was asked to stop."""
+    def _step(self, batches: Iterator[PairBatch], stop: StopFlag) -> tuple[dict[str, int | float | Tensor], bool]:
+        """One optimizer step; returns the values to log and whether any rank was asked to stop.
+
+        The losses are the only numbers that are read from the device, and not before the backward pass was launched:
+        a device that waits for its host between launches does nothing.
+        """
         started = time.perf_counter()
         ratio = mask_ratio_at(self.step, self.steps, self.settings)
         lr = learning_rate(self.step, self.steps, self.settings)
@@ -217,15 +237,19 @@ class Trainer:
                 tally.add(batch, total, parts)
                 if micro + 1 == self.settings.accumulation:
                     self.pulse.at(Phase.REDUCE, self.step)
-                    flags = [len(tally.bad), bool(stop.signum), self.saver.has_failed]
-                    bad, stopping, failed, *sums = agree([*flags, *tally.sums.values()], self.accelerator.device)
-                    if failed:
-                        self.saver.finish()
-                    if bad:
-                        self._refuse(tally.bad)
+                    numbers = sum_over_ranks(tally.numbers([bool(stop.signum), self.saver.has_failed]))
                 self.saver.before_update()
                 self.pulse.at(Phase.COMPUTE, self.step)
                 norm = self._backward(total)
+                if micro + 1 == self.settings.accumulation:
+                    self.pulse.at(Phase.REDUCE, self.step)
+                    bad, stopping, failed, *sums = numbers.tolist()
+                    self.pulse.at(Phase.COMPUTE, self.step)
+                    if failed:
+                        self.saver.finish()
+                    if bad:
+                        self._refuse(tally.bad())
+                self._update()
         if self.state.average:
             self.state.average.update(self.step)
         self.step += 1
@@ -242,12 +266,12 @@ class Trainer:
         }  # fmt: skip
         return values, bool(stopping)
 
-    def advance(self, batches: Iterator[PairBatch]) -> dict[str, int | float]:
+    def advance(self, batches: Iterator[PairBatch]) -> dict[str, int | float | Tensor]:
         """One optimizer step outside of `run`, for whoever measures it; returns what a log has of it."""
         return self._step(batches, StopFlag())[0]
 
-    def _inputs(self, batch: PairBatch, ratio: float) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Images in [0, 1] and mask on the device; the adversarial ones made here in online mode."""
+    def _inputs(self, batch: PairBatch, ratio: float) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Images in [0, 1], mask and its index on the device; the adversarial ones made here in online mode."""
         device = self.accelerator.device
         clean = to_float(batch.clean.to(device, non_blocking=True))
         if batch.adversarial is not None:
@@ -255,22 +279,31 @@ class Trainer:
         else:
             assert self.job.online is not None
             keys = (batch.epochs * len(self.job.dataset.clean) + batch.indices).tolist()
-            adversarial = self.job.online(clean, batch.labels.to(device), keys)
-        return clean, adversarial, batch.visible.to(device, non_blocking=True) if ratio else None
+            adversarial = self.job.online(clean, batch.labels.to(device, non_blocking=True), keys)
+        if not ratio:
+            return clean, adversarial, None, None
+        visible, shown = (mask.to(device, non_blocking=True) for mask in (batch.visible, batch.shown))
+        return clean, adversarial, visible, shown
 
-    def _backward(self, total: Tensor) -> float:
-        """Backward of this rank's share of the global mean, and the optimizer step when all is accumulated."""
+    def _backward(self, total: Tensor) -> Tensor | float:
+        """Backward of this rank's share of the global mean; returns the gradient norm when all is accumulated.
+
+        DeepSpeed steps in it. A loss that is not finite is seen only afterwards, and then nothing more is saved.
+        """
         scale = self.accelerator.num_processes * self.settings.accumulation / self.settings.batch_size
         self.accelerator.backward(total.sum() * scale)
-        norm = None
-        if self.accelerator.sync_gradients and self.engine is None:
-            clip = self.settings.clip or float("inf")
-            norm = self.accelerator.clip_grad_norm_(self.module.parameters(), clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        norm: Tensor | float | None = None
         if self.engine is not None:
             norm = self.engine.get_global_grad_norm()
-        return float(norm) if norm is not None else 0.0
+        elif self.accelerator.sync_gradients:
+            clip = self.settings.clip or float("inf")
+            norm = self.accelerator.clip_grad_norm_(self.module.parameters(), clip)
+        return 0.0 if norm is None else norm
+
+    def _update(self) -> None:
+        """The optimizer step when all is accumulated; before that, and under DeepSpeed, nothing."""
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
     def _refuse(self, bad: list[tuple[int, int]]) -> NoReturn:
         keys = [key for part in gather_objects(bad) for key in part]
@@ -290,8 +323,11 @@ class Trainer:
         }
 
 
-def _optimizer(parameters: dict[str, nn.Parameter], settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW; no decay on biases, norms and tokens (MAE's recipe)."""
+def _optimizer(parameters: dict[str, nn.Parameter], settings: TrainSettings, *, fused: bool) -> torch.optim.AdamW:
+    """AdamW; no decay on biases, norms and tokens (MAE's recipe).
+
+    fused: one kernel for many parameters and no counters on the host; on a CPU other last bits, and no gain.
+    """
     decayed = [p for name, p in parameters.items() if p.ndim >= 2 and "token" not in name]
     plain = [p for name, p in parameters.items() if p.ndim < 2 or "token" in name]
     groups = [
@@ -299,10 +335,15 @@ def _optimizer(parameters: dict[str, nn.Parameter], settings: TrainSettings) -> 
         {"params": plain, "weight_decay": 0.0},
     ]
     betas = (settings.beta1, settings.beta2)
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr, betas=betas)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr, betas=betas, fused=fused or None)
 
 
-def _note(values: dict[str, int | float]) -> str:
+def _on_host(values: dict[str, int | float | Tensor]) -> dict[str, int | float]:
+    """Values to log; those that are still on the device are read."""
+    return {name: float(value) if isinstance(value, Tensor) else value for name, value in values.items()}
+
+
+def _note(values: dict[str, int | float | Tensor]) -> str:
     return f"loss {values['loss']:.4f}  {values['images_per_second']:.0f} images/s"
 
 

@@ -1,5 +1,7 @@
 """Purifier and objective as one module, so that DDP, ZeRO and torch.compile see a single forward."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +13,8 @@ from maep.training.distributed.world import DTYPES
 class TrainingModule(nn.Module):
     """Per-sample losses of a batch of pairs.
 
-    model: (images [N, 3, H, W] in [0, 1], visible [N, T] or None) -> images, or with latent=True (images, latents).
+    model: (images [N, 3, H, W] in [0, 1], visible [N, T] or None) -> images, or with latent=True (images, latents);
+    it takes `index` as `MaskedAutoencoder.forward` does.
     precision: fp32, bf16 or fp16; the arithmetic of the forward, by autocast, while weights stay fp32.
     """
 
@@ -20,8 +23,15 @@ class TrainingModule(nn.Module):
         self.model, self.objective, self.dtype = model, objective, DTYPES[precision]
         self.losses = objective_named(objective.name)
 
-    def forward(self, clean: Tensor, adversarial: Tensor, visible: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """clean, adversarial: [N, 3, H, W] in [0, 1]; visible: bool [N, T] or None for all. Returns [N] losses."""
+    def forward(
+        self, clean: Tensor, adversarial: Tensor, visible: Tensor | None, index: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Losses [N], and their parts by name.
+
+        clean, adversarial: [N, 3, H, W] in [0, 1]; visible: bool [N, T] or None for all; index: int64 [N, K], of the
+        visible patches, in order; by default the model finds it.
+        """
+        model = self.model if index is None else partial(self.model, index=index)
         with torch.autocast(clean.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            losses = self.losses(self.model, clean, adversarial, visible, self.objective)
+            losses = self.losses(model, clean, adversarial, visible, self.objective)
         return losses.total.float(), {name: part.float() for name, part in losses.parts.items()}

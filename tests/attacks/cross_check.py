@@ -48,7 +48,7 @@ def main() -> int:
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of both attacks")
     options.add_argument("--out", type=Path, required=True, help="where to write")
     namespace, settings = command_line(__doc__ or "", sys.argv[1:], options=options)
-    device = prepare_device(settings.compute.device, settings.compute.threads)
+    device = prepare_device(settings.compute)
     build_shards(settings)
     test = clean_split(settings, "test")
     model = load_classifier(settings.classifier, len(test.classes), classifier_weights(settings)).to(device).eval()

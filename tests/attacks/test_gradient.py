@@ -1,5 +1,6 @@
 """Gradient attacks: in budget, keyed by sample, equal to their formulas, and they break a real classifier."""
 
+import copy
 from dataclasses import asdict, replace
 
 import pytest
@@ -189,3 +190,14 @@ def test_identity_is_of_what_counts() -> None:
     bim = [AttackSpec.of(AttackSettings(method="bim", random_start=start)) for start in (False, True)]
     assert bim[0] == bim[1]
     assert (PGD.name, fgsm[0].name) == ("pgd-10", "fgsm")
+
+
+@pytest.mark.parametrize("spec", [PGD, L2, replace(PGD, targeted=True)])
+def test_nothing_is_left_on_the_host_or_read(
+    model: nn.Module, batch: tuple[Tensor, Tensor], spec: AttackSpec, elsewhere: torch.device
+) -> None:
+    """Random starts, targets and steps are where the images are."""
+    images, labels = (each.to(elsewhere) for each in batch)
+    adversarial = attack(copy.deepcopy(model).to(elsewhere), images, labels, spec, range(COUNT), 0)
+    assert adversarial.device == elsewhere
+    assert adversarial.shape == images.shape

@@ -21,7 +21,7 @@ SECTIONS = {
 EXCEPTIONS: dict[str, set[str]] = {
     "run.name": {"report"}, "run.dir": set(), "run.cache": set(),
     "run.seed": {"classifier", "attack", "pretrain", "finetune", "evaluate", "records", "point"},
-    "compute.precision": {"classifier", "pretrain", "finetune", "point"},
+    **{f"compute.{name}": {"classifier", "pretrain", "finetune", "point"} for name in ("precision", "tf32")},
     "data.on_error": {"shards"}, "data.max_pixels": {"shards"}, "data.background": {"shards"},
     "purify.batch_tiles": {"evaluate", "point"},
     "evaluation.figure_images": {"evaluate", "report", "point"},
@@ -38,7 +38,7 @@ EXCEPTIONS: dict[str, set[str]] = {
     **{
         f"compute.{name}": set()
         for name in ("device", "threads", "claim_timeout", "zero_stage", "log_samples", "join_timeout",
-                     "stall_timeout", "grace")
+                     "stall_timeout", "grace", "cudnn_benchmark")
     },
 }  # fmt: skip
 

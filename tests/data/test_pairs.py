@@ -1,10 +1,13 @@
 """Pairs: what a step consumes depends on (seed, samples consumed) alone."""
 
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from maep.config.load import load_settings
 from maep.config.schema import TrainSettings
@@ -15,6 +18,7 @@ from maep.data.pairs import PairBatch, PairDataset, Request, mask_ratio_at, pair
 from maep.data.shard_manifest import AdversarialManifest
 from maep.data.shards import ShardSet
 from maep.models.classifiers import classifier_identity
+from maep.models.masked_autoencoder import visible_index
 from tests.tiny import Problem
 
 
@@ -121,3 +125,27 @@ def test_mask_ratio_falls_to_zero_after_its_share() -> None:
     """mask_until = 0.25 of 8 steps: two masked, six not."""
     settings = TrainSettings(mask_ratio=0.5, mask_until=0.25)
     assert [mask_ratio_at(step, 8, settings) for step in range(8)] == [0.5, 0.5, 0, 0, 0, 0, 0, 0]
+
+
+def test_the_loader_pins_what_goes_to_the_device(pairs: PairDataset) -> None:
+    """Through the function that `DataLoader` pins with: all tensors but those that only the host reads."""
+    batch = read(pairs, 0, 1, 1)[0]
+    with mock.patch.object(Tensor, "pin_memory", lambda tensor: torch.full_like(tensor, 77)):
+        pinned = pin_memory(batch)
+    changed = {name for name, value in vars(batch).items() if not torch.equal(value, getattr(pinned, name))}
+    assert changed == {"clean", "adversarial", "visible", "shown", "labels"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_arrive_pinned(pairs: PairDataset, workers: int) -> None:
+    """In page-locked memory, from this process and from a worker."""
+    batch = next(iter(pair_loader(pairs, pairs.settings, first=0, last=1, rank=0, world=1, workers=workers, pin=True)))
+    assert batch.adversarial is not None
+    assert all(tensor.is_pinned() for tensor in (batch.clean, batch.adversarial, batch.visible, batch.shown))
+
+
+def test_the_shown_patches_are_the_visible_ones(pairs: PairDataset) -> None:
+    """As the model would find them, in order."""
+    batch = read(pairs, 0, 1, 1)[0]
+    assert torch.equal(batch.shown, visible_index(batch.visible))

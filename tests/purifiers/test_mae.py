@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from maep.config.schema import ModelSettings, PurifySettings
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.purifiers import MAEPurifier
+from maep.purifiers.tiling import Tiling
 
 MODEL = ModelSettings(
     image_size=16, patch_size=4, encoder_width=16, encoder_depth=1, encoder_heads=2, decoder_width=16,
@@ -175,3 +177,37 @@ def test_refuses_other_shapes() -> None:
     """Grey images are not guessed at."""
     with pytest.raises(ValueError, match=r"\[N, 3, H, W\]"):
         purifier()(torch.rand(2, 1, 16, 16))
+
+
+@pytest.mark.parametrize("settings", [{"overlap": 4, "shifts": 2}, {"noise": 0.1, "mask_ratio": 0.5, "batch_tiles": 4}])
+def test_nothing_is_left_on_the_host_or_read(settings: dict[str, Any], elsewhere: torch.device) -> None:
+    """Forward and backward where the images are."""
+    images = torch.rand(2, 3, 40, 24, device=elsewhere, requires_grad=True)
+    purified = purifier(**settings).to(elsewhere)(images)
+    purified.sum().backward()
+    assert purified.device == elsewhere
+    assert images.grad is not None
+
+
+def test_grids_are_made_once_a_size() -> None:
+    """The same size takes the grids that are there; results are those of a new purifier, whatever came before."""
+    used = purifier(overlap=4, shifts=2)
+    made = []
+    for size in (24, 24, 30, 24):
+        images = torch.rand(1, 3, size, 20)
+        expected = purifier(overlap=4, shifts=2)(images)
+        with mock.patch("maep.purifiers.mae.Tiling", side_effect=Tiling) as tiling:
+            assert torch.equal(used(images), expected)
+        made.append(tiling.call_count)
+    assert made == [2, 0, 2, 2]
+
+
+def test_grids_made_without_autograd_serve_with_it() -> None:
+    """First used in inference mode, as purifying is, then attacked."""
+    used, images = purifier(overlap=4), torch.rand(1, 3, 24, 24)
+    with torch.inference_mode():
+        used(images)
+    images.requires_grad_()
+    used(images).sum().backward()
+    assert images.grad is not None
+    assert images.grad.any()

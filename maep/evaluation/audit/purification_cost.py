@@ -18,6 +18,7 @@ from maep.evaluation.scoring.evaluation import Evaluation
 from maep.evaluation.scoring.metrics import psnr
 from maep.evaluation.scoring.plan import PURIFYING
 from maep.purifiers import Purifier
+from maep.runtime.device import wait_for
 from maep.runtime.digests import digest
 from maep.runtime.errors import fail
 from maep.storage.documents import Document
@@ -166,6 +167,7 @@ class CostMeasurement:
             started = time.perf_counter()
             with reseeded(variant, self.evaluation.settings.run.seed):
                 purified = torch.cat([variant(image) for image in images.split(1)])
+            wait_for(images.device)
             seconds = (time.perf_counter() - started) / len(images)
             seams = variant.seam_error(images, purified)
             assert seams is not None

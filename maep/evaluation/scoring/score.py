@@ -20,6 +20,7 @@ from maep.evaluation.scoring.evaluation import Evaluation
 from maep.evaluation.scoring.metrics import directions_cosine, distances, energies, psnr, purified_distances, ssim
 from maep.evaluation.scoring.plan import SAMPLES
 from maep.evaluation.scoring.tasks import Task
+from maep.runtime.device import wait_for
 from maep.runtime.digests import digest
 
 SCORING = (1,)  # keys of random purifiers when scoring: other draws than the attacker's, who cannot foresee them
@@ -88,8 +89,7 @@ class TimedDefense:
         """function(batch), its time added to seconds[what]."""
         started = time.perf_counter()
         result = function(batch)
-        if self.defense.device.type == "cuda":
-            torch.cuda.synchronize(self.defense.device)
+        wait_for(self.defense.device)
         self.seconds[what] += time.perf_counter() - started
         return result
 

@@ -105,13 +105,18 @@ class TrainingState:
                     continue  # a parameter that had no gradient yet has no state
                 value = saved.tensor(full)
                 if parameter not in partitions:
-                    self.optimizer.state[parameter][key] = _copy(value, "cpu" if key == "step" else parameter.device)
+                    at = parameter.device if key != "step" or self._counts_on_device() else "cpu"
+                    self.optimizer.state[parameter][key] = _copy(value, at)
                     continue
                 state = state_of(self.optimizer, partitions[parameter])
                 if value.dim() == 0:
                     state[key].copy_(torch.maximum(state[key], value))
                 else:
                     partitions[parameter].of(state[key]).copy_(partitions[parameter].cut(value))
+
+    def _counts_on_device(self) -> bool:
+        """Whether the optimizer's step counters are where the parameters are: a fused one's."""
+        return any(group.get("fused") for group in self.optimizer.param_groups)
 
 
 def _copy(value: Tensor, device: Any) -> Tensor:

@@ -6,6 +6,7 @@ in fp32; fp16 adds accelerate's gradient scaler.
 
 import os
 
+import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, DistributedDataParallelKwargs, InitProcessGroupKwargs
@@ -21,22 +22,23 @@ def make_accelerator(compute: ComputeSettings, train: TrainSettings) -> Accelera
 
     Raises UserError for arithmetic that the device or backend cannot do, or a batch smaller than the processes.
     """
-    device, joined = prepare_device(compute.device, compute.threads), join_world(compute)
+    device, joined = prepare_device(compute, trains=True), join_world(compute)
+    _name_device(device)
     if train.batch_size < joined.size * train.accumulation:
         fail(
             f"batch_size={train.batch_size}: smaller than {joined.size} processes times "
             f"accumulation={train.accumulation}; choose at least {joined.size * train.accumulation}"
         )
-    if compute.precision == "fp16" and (device == "cpu" or compute.zero_stage is not None):
+    if compute.precision == "fp16" and (device.type == "cpu" or compute.zero_stage is not None):
         fail("compute.precision=fp16: needs a CUDA device without DeepSpeed; choose bf16 or fp32")
     plugin = None
     if compute.zero_stage is not None:
-        plugin = _deepspeed_plugin(compute.zero_stage, train, joined.size, device)
+        plugin = _deepspeed_plugin(compute.zero_stage, train, joined.size, device.type)
     sees_all = train.mask_ratio == 0 or train.mask_until < 1  # then the mask token is not used in some steps
     # Without the name of the backend accelerate believes in a world of 1 on CPUs.
     joins = [InitProcessGroupKwargs(backend=dist.get_backend())] if dist.is_initialized() else []
     accelerator = Accelerator(
-        cpu=device == "cpu" and plugin is None,
+        cpu=device.type == "cpu" and plugin is None,
         mixed_precision="fp16" if compute.precision == "fp16" else "no",
         gradient_accumulation_steps=train.accumulation,
         deepspeed_plugin=plugin,
@@ -47,6 +49,15 @@ def make_accelerator(compute: ComputeSettings, train: TrainSettings) -> Accelera
     if (rank, size) != (joined.rank, joined.size):
         raise RuntimeError(f"joined as {joined.rank} of {joined.size}, accelerate believes {rank} of {size}")
     return accelerator
+
+
+def _name_device(device: torch.device) -> None:
+    """Tell accelerate and DeepSpeed, which take LOCAL_RANK for the number of a device, which one this process has.
+
+    Where Slurm binds every task to a device of its own, each sees a single one: number 0, whatever LOCAL_RANK is.
+    """
+    if device.type == "cuda" and "LOCAL_RANK" in os.environ:
+        os.environ["LOCAL_RANK"] = str(device.index)
 
 
 def _deepspeed_config(train: TrainSettings, stage: int, processes: int) -> dict[str, object]:

@@ -10,13 +10,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from maep.config.schema import ComputeSettings
-from maep.runtime.device import prepare_device
+from maep.runtime.device import Readback, prepare_device
 from maep.runtime.errors import PeerLost, UserError, fail
 
 COMPLETE = "complete"  # the verdict where nothing is wrong
@@ -90,9 +92,10 @@ def _number(variable: str, default: str) -> int:
 
 
 def _make_group(rank: int, size: int, store: dist.Store, compute: ComputeSettings) -> None:
-    """NCCL on CUDA devices, else gloo; its operations give up after `compute.stall_timeout`."""
+    """NCCL on CUDA devices, each rank's own; else gloo. Its operations give up after `compute.stall_timeout`."""
+    device = prepare_device(compute, trains=True)
     dist.init_process_group(
-        "nccl" if prepare_device(compute.device, compute.threads) == "cuda" else "gloo",
+        "nccl" if device.type == "cuda" else "gloo",
         store=dist.PrefixStore("group", store),
         rank=rank,
         world_size=size,
@@ -185,11 +188,32 @@ def _verdict(store: dist.Store, rank: int, size: int, seconds: float) -> str:
 
 
 def agree(values: list[float], device: torch.device) -> list[float]:
-    """Sum a few numbers over all ranks: the one tiny all-reduce of a step."""
-    tensor = torch.tensor(values, dtype=torch.float64, device=device)
-    if world().size > 1:
-        dist.all_reduce(tensor)
-    return tensor.tolist()
+    """Sum a few numbers over all ranks."""
+    return sum_over_ranks(torch.tensor(values, dtype=torch.float64, device=device)).tolist()
+
+
+def sum_over_ranks(values: Tensor) -> Readback:
+    """Begin to sum a few numbers over all ranks, the one tiny all-reduce of a step; the result has the sums.
+
+    values: float64 [n] on the training's device; the sums take their place. NCCL sums them beside what is launched
+    from now on; gloo has no queue, so on CPUs the others are waited for here.
+    """
+    if world().size == 1:
+        return Readback(values)
+    if values.device.type == "cpu":
+        dist.all_reduce(values)
+        return Readback(values)
+    stream = _side_stream(values.device)
+    work = dist.all_reduce(values, async_op=True)
+    with torch.cuda.stream(stream):
+        work.wait()
+    return Readback(values, stream)
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """For what must not hold up the computation, nor be held up by it. One, as torch hands out 32 in turn."""
+    return torch.cuda.Stream(device)
 
 
 def gather_objects(value: Any) -> list[Any]:

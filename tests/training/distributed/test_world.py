@@ -5,14 +5,20 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from datetime import timedelta
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
 from typing import Any
+from unittest import mock
 
+import pytest
 import torch
+import torch.distributed as dist
 
 from maep.config.load import load_settings
 from maep.config.schema import Settings
+from maep.training.distributed import world
+from maep.training.distributed.accelerator import _name_device
 from maep.training.distributed.coordinator import Launcher, run_coordinated
 from maep.training.distributed.world import agree, gather_objects, join_world
 from maep.training.signals import StopFlag, arm, hold_signals
@@ -151,3 +157,30 @@ def held(settings: Settings) -> tuple[int, int]:
 def test_signal_before_arming_is_kept() -> None:
     """SIGTERM during the imports of a rank, held back by its launcher, is in the flag that the loop reads."""
     assert run_ranks(held, [(0, 1)]) == [(0, (signal.SIGTERM, signal.SIGTERM))]
+
+
+@pytest.mark.parametrize(("device", "backend"), [(torch.device("cuda", 3), "nccl"), (torch.device("cpu"), "gloo")])
+def test_the_group_is_of_the_device(device: torch.device, backend: str) -> None:
+    """NCCL where the rank computes on CUDA; the rank's device is set before the group is made."""
+    compute = load_settings(None, ["compute.stall_timeout=7"]).compute
+    calls = mock.Mock()
+    calls.prepare_device.return_value = device
+    with (
+        mock.patch.object(world, "prepare_device", calls.prepare_device),
+        mock.patch.object(dist, "init_process_group", calls.init_process_group),
+    ):
+        world._make_group(1, 2, dist.HashStore(), compute)
+    assert [call[0] for call in calls.mock_calls] == ["prepare_device", "init_process_group"]
+    assert calls.init_process_group.call_args.args == (backend,)
+    options = calls.init_process_group.call_args.kwargs
+    assert (options["rank"], options["world_size"], options["timeout"]) == (1, 2, timedelta(seconds=7))
+
+
+@pytest.mark.parametrize(("device", "place"), [(torch.device("cuda", 0), "0"), (torch.device("cpu"), "3")])
+def test_libraries_are_told_the_number_of_the_device(
+    monkeypatch: pytest.MonkeyPatch, device: torch.device, place: str
+) -> None:
+    """A task bound to one GPU sees number 0, whatever its place on the node; accelerate would take the place for it."""
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    _name_device(device)
+    assert os.environ["LOCAL_RANK"] == place

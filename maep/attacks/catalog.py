@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
+from maep.attacks.attack_spec import AttackSpec
 from maep.attacks.attack_state import AttackState, OnState
 from maep.attacks.autoattack import LIBRARY, PARTS, VERSIONS, AttackSuite, autoattack
-from maep.attacks.gradient import AttackSpec, attack
+from maep.attacks.gradient import attack
 from maep.attacks.reseeding import reseeded
 from maep.attacks.surrogate import perturb_batch, with_surrogate
 from maep.runtime.errors import fail

@@ -1,60 +1,17 @@
 """Gradient attacks: FGSM, BIM and PGD, in the L∞ and L2 norms, targeted or not."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maep.config.implementations import GRADIENT_ATTACKS, NORMS
-from maep.config.schema import AttackSettings
+from maep.attacks.attack_spec import AttackSpec
 from maep.runtime.device import upload
-from maep.runtime.digests import digest
 from maep.runtime.randomness import keyed_rng
 
 TINY = 1e-12  # in the place of a norm of zero: far below any gradient that fp32 tells from zero
-
-
-@dataclass(frozen=True)
-class AttackSpec:
-    """One attack, completely.
-
-    method: `fgsm` (one step of eps from the image), `bim` (steps from the image) or `pgd` (steps from a random
-    point of the ball if random_start). norm: `Linf` or `L2`. eps, step: [0,1] pixels, in that norm.
-    targeted: towards a random other class instead of away from the label.
-    """
-
-    method: str
-    norm: str
-    eps: float
-    step: float
-    steps: int
-    random_start: bool
-    targeted: bool
-
-    def __post_init__(self) -> None:
-        if self.method not in GRADIENT_ATTACKS or self.norm not in NORMS or self.eps < 0:
-            raise ValueError(f"not an attack: {self}")
-
-    @classmethod
-    def of(cls, settings: AttackSettings) -> "AttackSpec":
-        """The configured attack; what its method does not use has one fixed value, so equal attacks are equal."""
-        if settings.method == "fgsm":
-            return cls("fgsm", settings.norm, settings.eps, settings.eps, 1, False, settings.targeted)
-        start = settings.random_start and settings.method == "pgd"
-        budget = (settings.eps, settings.step, settings.steps)
-        return cls(settings.method, settings.norm, *budget, start, settings.targeted)
-
-    @property
-    def name(self) -> str:
-        """As in reports: `fgsm`, `bim-10`, `pgd-20`."""
-        return self.method if self.method == "fgsm" else f"{self.method}-{self.steps}"
-
-    def identity(self) -> str:
-        """64 hex digits that differ when any of the fields does."""
-        return digest(asdict(self))
 
 
 def attack(

@@ -14,7 +14,8 @@ from accelerate.state import AcceleratorState
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from maep.attacks.gradient import AttackSpec, attack
+from maep.attacks.attack_spec import AttackSpec
+from maep.attacks.gradient import attack
 from maep.benchmarks.bench_report import BenchRow
 from maep.benchmarks.device_clock import Work, busy_seconds, device_seconds_of, matmul_peak
 from maep.config.schema import ComputeSettings, Settings, TrainSettings

@@ -10,11 +10,13 @@ import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from maep.config.command_line import command_line
 from maep.runtime.errors import EarlyEnd, UserError, fail
+
+if TYPE_CHECKING:  # help and bad input are answered without importing torch
+    from torch import nn
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -26,6 +28,8 @@ def main(arguments: Sequence[str]) -> int:
     namespace, settings = command_line(__doc__ or "", [*_run_name(arguments), *arguments], options=options)
     if not namespace.model or not namespace.data:
         fail("evaluate: give --model MODULE:FUNCTION and --data SHARDS")
+
+    from torch import nn
 
     from maep.evaluation.any_model import evaluate
     from maep.runtime.device import prepare_device
@@ -50,8 +54,10 @@ def _run_name(arguments: Sequence[str]) -> list[str]:
     return [f"run.name={name}"] if name else []
 
 
-def load_callable(name: str) -> nn.Module:
+def load_callable(name: str) -> "nn.Module":
     """What `module:function` returns. Raises UserError if there is no such module or function, or it raises."""
+    from torch import nn
+
     module, _, function = name.partition(":")
     if not module or not function:
         fail(f"--model {name}: expected MODULE:FUNCTION, such as mydefense:make_model")

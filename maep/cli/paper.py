@@ -8,8 +8,6 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from maep.ablation.tables.paper_page import render_paper
-from maep.ablation.tables.summary_document import SUMMARY
 from maep.runtime.console import say
 from maep.runtime.errors import fail
 from maep.storage.atomic import atomic_file
@@ -29,6 +27,9 @@ def main(arguments: Sequence[str]) -> int:
         fail(f"maep paper: {unknown[0]}: unknown argument")
     if namespace.directory.exists() and not namespace.directory.is_dir():
         fail(f"{namespace.directory}: not a directory")
+    from maep.ablation.tables.paper_page import render_paper
+    from maep.ablation.tables.summary_document import SUMMARY
+
     summaries = sorted(namespace.directory.glob(f"*/{SUMMARY}"))
     page, out = render_paper(summaries), namespace.out or namespace.directory / "paper.html"
     with atomic_file(out) as temporary:

@@ -15,12 +15,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import torch
 
-from maep.attacks.attack_state import tensors_sha256
 from maep.config.command_line import command_line
 from maep.config.schema import Settings
 from maep.data.image_encoding import encode_image
@@ -45,15 +43,16 @@ from maep.data.shards import (
     to_float,
     to_uint8,
 )
-from maep.purifiers import Purifier, load_purifier
 from maep.runtime.console import progress_bar, say
-from maep.runtime.device import prepare_device
 from maep.runtime.digests import digest
 from maep.runtime.errors import UserError, fail
 from maep.runtime.exits import ExitCode
 from maep.storage.atomic import atomic_file, remove_temporaries
 from maep.storage.manifests import StampedManifest
 from maep.storage.sealed import MANIFEST, problem_with, seal_directory
+
+if TYPE_CHECKING:  # help and bad input are answered without importing torch
+    from maep.purifiers import Purifier
 
 K = TypeVar("K")
 Advance = Callable[[], None]
@@ -73,7 +72,7 @@ class PurifiedImages(StampedManifest):
 class Job:
     """A purifier, the settings of images, and what was left out so far, `{name: reason}`."""
 
-    purifier: Purifier
+    purifier: "Purifier"
     decoding: Decoding
     skips: bool
     skipped: dict[str, str] = field(default_factory=dict)
@@ -81,6 +80,8 @@ class Job:
     @property
     def identity(self) -> str:
         """16 hex digits of all that an output depends on beside its image."""
+        from maep.attacks.attack_state import tensors_sha256
+
         facts = [self.purifier.kind, self.purifier.config(), tensors_sha256(dict(self.purifier.weights()))]
         return digest([*facts, self.decoding.background])[:16]
 
@@ -150,7 +151,10 @@ def _run_config(arguments: Sequence[str]) -> str:
     return str(path) if path and path.is_file() else ""
 
 
-def _purifier(settings: Settings) -> Purifier:
+def _purifier(settings: Settings) -> "Purifier":
+    from maep.purifiers import load_purifier
+    from maep.runtime.device import prepare_device
+
     device = prepare_device(settings.compute)
     purifier = load_purifier(settings.run.dir, device=device, settings=settings.purify)
     if purifier.needs_classifier:
@@ -188,7 +192,7 @@ def _is_purified_folder(source: Path, target: Path) -> bool:
 
 
 def purify_stream(
-    purifier: Purifier, images: Iterable[tuple[K, np.ndarray | None]]
+    purifier: "Purifier", images: Iterable[tuple[K, np.ndarray | None]]
 ) -> Iterator[tuple[K, np.ndarray | None]]:
     """Purify images one batch of equal sizes after another; keeps their order.
 
@@ -206,11 +210,13 @@ def purify_stream(
     yield from _purified(purifier, batch)
 
 
-def _purified(purifier: Purifier, batch: list[tuple[K, np.ndarray | None]]) -> Iterator[tuple[K, np.ndarray | None]]:
+def _purified(purifier: "Purifier", batch: list[tuple[K, np.ndarray | None]]) -> Iterator[tuple[K, np.ndarray | None]]:
     images = [image for _, image in batch if image is not None]
     if not images:
         yield from batch
         return
+    import torch
+
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(purifier.device)
     with torch.inference_mode():
         purified = iter(to_uint8(purifier.purify(to_float(pixels))).permute(0, 2, 3, 1).cpu().numpy())
@@ -366,7 +372,7 @@ def _purified_manifest(source: ShardManifest) -> PurifiedManifest:
     )  # fmt: skip
 
 
-def _purify_shard(purifier: Purifier, shards: ShardSet, shard: ShardEntry, path: Path, advance: Advance) -> None:
+def _purify_shard(purifier: "Purifier", shards: ShardSet, shard: ShardEntry, path: Path, advance: Advance) -> None:
     indices = range(shard.first, shard.first + shard.count)
     images = ((index, shards.image(index)) for index in indices)
     with ShardWriter(path, shards.manifest.encoding) as writer:

@@ -63,6 +63,10 @@ def _run_sweep(namespace: argparse.Namespace, overrides: list[str]) -> int:
 
 def _launcher(processes: int) -> Callable[[str, Settings], None]:
     """How a training stage is run: in this process, or on several."""
+    return _train_here if processes == 1 else lambda name, settings: spawn(name, settings, processes)
+
+
+def _train_here(name: str, settings: Settings) -> None:
     from maep.training.worker import run_training
 
-    return run_training if processes == 1 else lambda name, settings: spawn(name, settings, processes)
+    run_training(name, settings)

@@ -18,8 +18,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from maep.attacks.gradient import AttackSpec, attack, random_targets
+from maep.attacks.attack_spec import AttackSpec
+from maep.attacks.gradient import attack, random_targets
 from maep.config.schema import AttackSettings, Settings
+from maep.data.adversarial_set import adversarial_path, attack_identity, check_adversarial, default_path
 from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import clean_split
 from maep.data.shard_manifest import AdversarialManifest, ShardEntry
@@ -27,60 +29,17 @@ from maep.data.shards import ShardSet, ShardWriter, index_of, seal_shard_set, to
 from maep.models.classifiers import classifier_identity, load_classifier
 from maep.runtime.console import progress_bar, say
 from maep.runtime.device import prepare_device
-from maep.runtime.digests import digest
 from maep.runtime.errors import UserError, fail
 from maep.storage.atomic import remove_temporaries, sha256_file
 from maep.storage.claims import Claims
 from maep.storage.documents import Document
 from maep.storage.locks import one_at_a_time
-from maep.storage.remote import Location, Reading, location
+from maep.storage.remote import Location, Reading
 from maep.storage.sealed import MANIFEST
 
 HALVINGS = 12  # of the interval in which the scale of an L2 perturbation is sought: to 1/4096, below a level's worth
 TOLERANCE = 1e-9  # relative; what float64 may lose in a norm over a million pixels
 WHOLE_LEVEL = 1e-6  # of a level: k/255 in a configuration comes out a little below or above k
-
-
-def attack_identity(attack: AttackSettings, seed: int, clean: ShardSet, classifier_identity: str) -> str:
-    """64 hex digits of all that the adversarial images depend on."""
-    return digest(
-        {
-            "classifier": classifier_identity,
-            "images": clean.identity,
-            "shards": [shard.count for shard in clean.manifest.shards],
-            "attack": asdict(AttackSpec.of(attack)),
-            "seed": seed,
-            "batch_size": attack.batch_size,
-        }
-    )
-
-
-def adversarial_path(settings: Settings, clean: ShardSet, classifier_identity: str) -> Location:
-    """Where the adversarial shards of a configuration are or will be."""
-    if settings.attack.shards:
-        return location(settings.attack.shards)
-    return _default_path(settings, clean, classifier_identity)
-
-
-def _default_path(settings: Settings, clean: ShardSet, classifier_identity: str) -> Path:
-    identity = attack_identity(settings.attack, settings.run.seed, clean, classifier_identity)
-    return Path(settings.run.cache) / "adversarial" / f"{settings.data.name}-{identity[:8]}"
-
-
-def check_adversarial(adversarial: ShardSet, clean: ShardSet, classifier_identity: str, settings: Settings) -> None:
-    """Raise UserError if the shards were made for another classifier, attack or image set than configured."""
-    manifest, path = adversarial.manifest, adversarial.path
-    remedy = "unset attack.shards or name others"
-    if not isinstance(manifest, AdversarialManifest):
-        fail(f"{path}: not adversarial shards; {remedy}")
-    if manifest.clean_identity != clean.identity:
-        fail(f"{path}: made from another image set than {clean.path}; {remedy}")
-    if manifest.classifier_identity != classifier_identity:
-        fail(f"{path}: made for another classifier than classifier.arch={settings.classifier.arch}; {remedy}")
-    for name, value in asdict(AttackSpec.of(settings.attack)).items():
-        actual = manifest.attack.get(name)
-        if actual != value:
-            fail(f"{path}: made for another attack: made with attack.{name}={actual}, configured is {value}; {remedy}")
 
 
 def make_adversarial_shards(settings: Settings, worker: tuple[int, int] = (0, 1), shared: bool = False) -> Location:
@@ -96,7 +55,7 @@ def make_adversarial_shards(settings: Settings, worker: tuple[int, int] = (0, 1)
     clean = clean_split(settings, "train")
     weights = classifier_weights(settings)
     identity = classifier_identity(settings.classifier, weights)
-    path = _default_path(settings, clean, identity)
+    path = default_path(settings, clean, identity)
     if settings.attack.shards or (path / MANIFEST).is_file():
         existing = ShardSet(adversarial_path(settings, clean, identity), Reading.of(settings.data))
         check_adversarial(existing, clean, identity, settings)

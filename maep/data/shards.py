@@ -19,12 +19,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import torch
-from torch import Tensor
-from webdataset import TarWriter
 
 from maep.data.image_encoding import SUFFIXES, decode_image, encode_image
 from maep.data.sample_table import SampleTable, parts_of
@@ -38,20 +35,23 @@ from maep.storage.json_files import LIMIT, parse_json
 from maep.storage.remote import Extent, Location, Reading, Storage, location, open_storage
 from maep.storage.sealed import MANIFEST, file_entries, seal_directory
 
+if TYPE_CHECKING:  # a run that is finished says so without importing torch
+    from torch import Tensor
+
 INDEXES_AT_ONCE = 256  # held as text at a time: some 10 MB
 PACKED_FROM = 100_000  # samples: the indexes of fewer are parsed in 50 ms, which is not worth a file
 READ_AT_ONCE = 256  # samples whose encoded bytes are held at a time: some 40 MB of ImageNet's
 Check = Callable[[bytes], bool]
 
 
-def to_float(images: Tensor) -> Tensor:
+def to_float(images: "Tensor") -> "Tensor":
     """uint8 in 0..255 to float32 in [0, 1], any shape."""
-    return images.to(torch.float32) / 255
+    return images.float() / 255
 
 
-def to_uint8(images: Tensor) -> Tensor:
+def to_uint8(images: "Tensor") -> "Tensor":
     """Float in [0, 1] to the nearest of the 256 stored levels (uint8), any shape; clips what lies outside."""
-    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
+    return (images.clamp(0, 1) * 255).round().byte()
 
 
 def shard_name(number: int) -> str:
@@ -79,6 +79,8 @@ class ShardWriter:
         self._content = hashlib.sha256()
 
     def __enter__(self) -> Self:
+        from webdataset import TarWriter  # which imports torch
+
         with ExitStack() as stack:
             self._temporary = stack.enter_context(atomic_file(self.path))
             self._file = stack.enter_context(self._temporary.open("wb"))
@@ -345,8 +347,10 @@ class ShardSet:
         """One label, an index into `classes`."""
         return self.labels([index])[0]
 
-    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Sequence[int]) -> "tuple[Tensor, Tensor]":
         """Images uint8 [N, 3, H, W] and labels int64 [N] of some sample indices, in their order."""
+        import torch
+
         images = np.stack(self.images(indices))
         labels = torch.tensor(self.labels(indices), dtype=torch.int64)
         return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))), labels

@@ -9,9 +9,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
-
 from maep.runtime.digests import digest
 from maep.runtime.errors import UserError, fail
 from maep.storage.atomic import sha256_file
@@ -72,6 +69,8 @@ def weights_sha256(path: Path) -> str:
 
 
 def _read_file(path: Path) -> Any:
+    from safetensors.torch import load_file  # not for who only hashes the file
+
     try:
         open_regular(path).close()
         return load_file(path) if path.suffix == ".safetensors" else _read_torch(path)
@@ -86,6 +85,8 @@ def _read_file(path: Path) -> Any:
 
 def _read_torch(path: Path) -> Any:
     """With `weights_only`: what else there is becomes `Foreign`, or a plain dict where it was one."""
+    import torch
+
     unknown: list[str] = []
     if zipfile.is_zipfile(path):
         _check_stored(path)
@@ -99,6 +100,8 @@ def _read_torch(path: Path) -> Any:
 
 
 def _load(path: Path, stand_ins: list[Any]) -> Any:
+    import torch
+
     with torch.serialization.safe_globals(stand_ins) if stand_ins else nullcontext():
         return torch.load(path, map_location="cpu", weights_only=True)
 

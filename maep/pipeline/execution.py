@@ -15,8 +15,7 @@ from maep.config.identity import decisive_settings
 from maep.config.load import to_yaml
 from maep.config.schema import Settings
 from maep.data.images.build import describe_source
-from maep.evaluation.reporting.report import write_environment
-from maep.evaluation.stage import given_identity
+from maep.evaluation.reporting.provenance import write_environment
 from maep.pipeline.stage_records import (
     Reason,
     StageRecord,
@@ -26,7 +25,7 @@ from maep.pipeline.stage_records import (
     read_stage_record,
     record_path,
 )
-from maep.pipeline.stages import STAGES, Launcher, Stage, needs_of, stages_of, wanted_stages
+from maep.pipeline.stages import STAGES, Launcher, Stage, identity_of_given, needs_of, stages_of, wanted_stages
 from maep.pipeline.superseded import (
     copy_aside,
     drop_result,
@@ -56,7 +55,7 @@ def _present(stage: Stage, settings: Settings, seconds: float = 0.0, *, finished
         record = _record(settings, name)
         inputs[name] = record.identity if record else ""
     if stage.name == "evaluate" and settings.evaluation.purifier:
-        inputs["evaluation.purifier"] = given_identity(settings.evaluation.purifier)
+        inputs["evaluation.purifier"] = identity_of_given(settings.evaluation.purifier)
     identity = stage.identity(settings) if finished else ""
     files = stage.digests(Path(settings.run.dir)) if finished else {}
     return StageRecord(decisive_settings(settings, stage.name), inputs, finished, identity, seconds, files)
@@ -192,12 +191,15 @@ def _seconds(settings: Settings, name: str) -> float:
 def run_stage(stage: Stage, settings: Settings, launch: Launcher, lock: Lock | None = None) -> None:
     """Run a stage unless it is finished for these settings and inputs; says what it does and why.
 
-    lock: of the run directory; once a later attempt of the job has it, this one leaves the stage's record alone.
+    lock: of the run directory; once a later attempt of the job has it, this one leaves the stage's record alone. With
+    one, environment.json says what the stage runs on; it stays as it was where nothing runs.
     """
     reasons = why_unfinished(stage, settings)
     if not reasons:
         say(f"{stage.name}: finished before ({_seconds(settings, stage.name):.0f} s)")
         return
+    if lock is not None:
+        write_environment(Path(settings.run.dir), sys.argv)
     _begin(stage, settings, reasons)
     if _put_back(stage, settings):
         say(f"{stage.name}: finished before ({_seconds(settings, stage.name):.0f} s), with these settings")
@@ -284,6 +286,5 @@ def run_pipeline(settings: Settings, wanted: str, launch: Launcher) -> None:
         _require_needs(names[0], settings)
         with atomic_file(directory / "config.yaml") as temporary:
             temporary.write_text(to_yaml(settings))
-        write_environment(directory, sys.argv)
         for name in names:
             run_stage(STAGES[name], settings, launch, lock)

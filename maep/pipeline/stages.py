@@ -1,7 +1,8 @@
 """The stages of the pipeline: what each reads, needs, leaves behind, and does.
 
 A stage is identified by the settings that decide its result (`maep.config.identity`) and by the identities of what the
-stages before it made. `execution` runs them; `stage_records` says what is known of one.
+stages before it made. `execution` runs them; `stage_records` says what is known of one. What a stage's work needs is
+imported where it is done, so that a run which is finished says so without importing torch.
 """
 
 import time
@@ -12,22 +13,18 @@ from pathlib import Path
 from maep.config.implementations import FINETUNING
 from maep.config.pair_source import source_settings
 from maep.config.schema import Settings, TrainSettings
-from maep.data.adversarial import adversarial_path, make_adversarial_shards
+from maep.data.adversarial_set import adversarial_path
 from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import SPLITS, build_shards, clean_shards, clean_split, shards_are_outdated
 from maep.data.shards import ShardSet
-from maep.evaluation.reporting.report import build_report
-from maep.evaluation.stage import evaluate_run, given_identity
 from maep.models.classifiers import classifier_identity
 from maep.pipeline.stage_records import read_stage_record
-from maep.purifiers.registry import purifier_class
+from maep.purifiers.registry import stages_before
 from maep.runtime.digests import digest
 from maep.runtime.errors import fail
 from maep.storage.atomic import sha256_file
 from maep.storage.remote import Reading, open_storage
 from maep.storage.sealed import MANIFEST
-from maep.training.classifier import train_classifier
-from maep.training.inputs import finetuning_pairs, own_pairs, verify_pairs
 
 Launcher = Callable[[str, Settings], None]
 Share = Callable[[Settings, tuple[int, int]], bool]
@@ -73,6 +70,8 @@ def _shards_identity(settings: Settings) -> str:
 
 
 def _classifier(settings: Settings, _launch: Launcher) -> None:
+    from maep.training.classifier import train_classifier
+
     train, test = (clean_split(settings, split) for split in SPLITS)
     train_classifier(settings, train, test)
 
@@ -96,6 +95,8 @@ def _attack(settings: Settings, _launch: Launcher) -> None:
 
 
 def _attack_share(settings: Settings, worker: tuple[int, int]) -> bool:
+    from maep.data.adversarial import make_adversarial_shards
+
     place = make_adversarial_shards(settings, worker, shared=True)
     return open_storage(place, Reading.of(settings.data)).exists(MANIFEST)
 
@@ -122,12 +123,16 @@ def _make_source(settings: Settings, launch: Launcher, train: TrainSettings) -> 
 
 
 def _pretrain(settings: Settings, launch: Launcher) -> None:
+    from maep.training.inputs import own_pairs, verify_pairs
+
     _make_source(settings, launch, settings.pretrain)
     verify_pairs(own_pairs(settings, settings.pretrain))
     launch("pretrain", settings)
 
 
 def _finetune(settings: Settings, launch: Launcher) -> None:
+    from maep.training.inputs import finetuning_pairs, verify_pairs
+
     _make_source(settings, launch, settings.finetune)
     verify_pairs(finetuning_pairs(settings))
     launch("finetune", settings)
@@ -146,7 +151,13 @@ def _weights_identity(*names: str) -> Callable[[Settings], str]:
 
 
 def _evaluate(settings: Settings, _launch: Launcher) -> None:
-    _to_the_end(evaluate_run, settings)
+    _to_the_end(_evaluate_share, settings)
+
+
+def _evaluate_share(settings: Settings, worker: tuple[int, int]) -> bool:
+    from maep.evaluation.stage import evaluate_run
+
+    return evaluate_run(settings, worker)
 
 
 def _records_identity(settings: Settings) -> str:
@@ -155,6 +166,8 @@ def _records_identity(settings: Settings) -> str:
 
 
 def _report(settings: Settings, _launch: Launcher) -> None:
+    from maep.evaluation.reporting.report import build_report
+
     run = Path(settings.run.dir)
     records = {name: read_stage_record(run, name) for name in ("pretrain", "finetune")}
     continued = {name: tuple(record.continued) for name, record in records.items() if record and record.continued}
@@ -186,7 +199,7 @@ STAGES = {
         ),
         Stage(
             "evaluate", ("shards", "classifier", "pretrain", "finetune"), (), _evaluate, _records_identity,
-            share=evaluate_run, files=("evaluation/**/samples.safetensors",),
+            share=_evaluate_share, files=("evaluation/**/samples.safetensors",),
         ),
         Stage(
             "report", ("evaluate",), (), _report, _records_identity,
@@ -194,6 +207,13 @@ STAGES = {
         ),
     )
 }  # fmt: skip
+
+
+def identity_of_given(purifier: str) -> str:
+    """Digest of the purifier at a path. Raises UserError if there is none."""
+    from maep.evaluation.stage import given_identity
+
+    return given_identity(purifier)
 
 
 def needs_of(stage: Stage, settings: Settings) -> tuple[str, ...]:
@@ -206,8 +226,8 @@ def needs_of(stage: Stage, settings: Settings) -> tuple[str, ...]:
         return stage.needs
     if settings.evaluation.purifier:
         return ("shards", "classifier")
-    trained = purifier_class(settings.purifier.kind).stages
-    return tuple(name for name in stage.needs if name in trained)
+    before = stages_before(settings.purifier.kind)
+    return tuple(name for name in stage.needs if name in before)
 
 
 def stages_of(settings: Settings) -> list[str]:
@@ -231,7 +251,7 @@ def wanted_stages(settings: Settings, wanted: str) -> list[str]:
         fail(f"stage={wanted}: choose one of {', '.join([*STAGES, 'all'])}")
     pipeline, purifier = stages_of(settings), settings.evaluation.purifier
     if purifier:
-        given_identity(purifier)
+        identity_of_given(purifier)
     if wanted == "all" or (wanted == "evaluate" and purifier):
         return pipeline
     if wanted not in pipeline:

@@ -17,8 +17,6 @@ from maep.runtime.console import say
 from maep.runtime.digests import digest
 from maep.runtime.errors import UserError, fail
 from maep.storage.atomic import link_or_copy
-from maep.training.checkpointing.directory import checkpoints, step_of
-from maep.training.inputs import finetuning_pairs, own_pairs
 from maep.training.schedule import total_steps
 
 RECORD = "stage.json"
@@ -111,6 +109,8 @@ def step_to_go_on_from(stage: Stage, settings: Settings, differences: Sequence[R
     """The step of the newest checkpoint if all that differs is that the training is longer; 0 if it cannot go on."""
     if not is_of_another_length(stage, differences):
         return 0
+    from maep.training.checkpointing.directory import checkpoints, step_of
+
     saved = checkpoints(Path(settings.run.dir) / stage.outputs[0]) if stage.outputs else []
     return step_of(saved[-1]) if saved and step_of(saved[-1]) < steps_of(stage.name, settings) else 0
 
@@ -126,6 +126,8 @@ def steps_of(training: str, settings: Settings) -> int:
     train = settings.finetune if training == "finetune" else settings.pretrain
     if train.steps:
         return train.steps
+    from maep.training.inputs import finetuning_pairs, own_pairs
+
     pairs = finetuning_pairs(settings) if training == "finetune" else own_pairs(settings, settings.pretrain)
     return total_steps(train, len(pairs.clean))
 

@@ -17,6 +17,7 @@ from maep.models.official import load_initial
 from maep.models.weights import load_weights, require_fit
 from maep.purifiers.adapter import merge_adapter
 from maep.purifiers.base import UNNAMED, Source, TileLayout, TrainedPurifier, is_recorded, require_images, section_of
+from maep.purifiers.registry import DEFAULT_STAGES
 from maep.purifiers.tiling import Tiling, seam_error
 from maep.runtime.device import upload
 from maep.runtime.errors import fail
@@ -44,7 +45,7 @@ class MAEPurifier(TrainedPurifier):
     """
 
     kind = "maep"
-    stages = ("shards", "classifier", "attack", "pretrain", "finetune")
+    stages = DEFAULT_STAGES
 
     model: MaskedAutoencoder
 

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 # Of what names no kind: purifiers and checkpoints written before there were several.
 DEFAULT = "maep"
+# The stages that must have run before one of that kind is evaluated. Here, and not in its class alone, since a run
+# that is finished says so without importing torch.
+DEFAULT_STAGES = ("shards", "classifier", "attack", "pretrain", "finetune")
 KINDS = {
     "maep": "maep.purifiers.mae:MAEPurifier",
     "median": "maep.purifiers.median:MedianPurifier",
@@ -36,6 +39,11 @@ def purifier_class(kind: str, source: str = "purifier.kind") -> "type[Purifier]"
         fail(f"{source}={kind}: no such purifier{nearest(kind, list(KINDS))} (there are: {', '.join(KINDS)})")
     purifier: type[Purifier] = implementation(KINDS[kind])
     return purifier
+
+
+def stages_before(kind: str) -> tuple[str, ...]:
+    """The stages of the pipeline before a purifier of a kind is evaluated. Raises UserError as `purifier_class`."""
+    return DEFAULT_STAGES if kind == DEFAULT else purifier_class(kind).stages
 
 
 def settings_class(kind: str) -> type[Any] | None:

@@ -1,9 +1,10 @@
 """What a training reads: checked pairs from shards, or the attack that makes them as it goes."""
 
-from maep.attacks.gradient import AttackSpec, attack
+from maep.attacks.attack_spec import AttackSpec
+from maep.attacks.gradient import attack
 from maep.config.pair_source import source_settings
 from maep.config.schema import Settings, TrainSettings
-from maep.data.adversarial import adversarial_path, check_adversarial
+from maep.data.adversarial_set import adversarial_path, check_adversarial
 from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import clean_split
 from maep.data.pairs import PairDataset

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from maep.attacks.gradient import AttackSpec, attack, random_targets
+from maep.attacks.attack_spec import AttackSpec
+from maep.attacks.gradient import attack, random_targets
 from maep.config.schema import AttackSettings
 from tests.small import digits, train_small
 

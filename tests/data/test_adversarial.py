@@ -19,7 +19,8 @@ from torch import Tensor
 from maep.cli.shard_commands import worker
 from maep.config.load import load_settings
 from maep.config.schema import Settings
-from maep.data.adversarial import adversarial_path, check_adversarial, distances, make_adversarial_shards, quantise
+from maep.data.adversarial import distances, make_adversarial_shards, quantise
+from maep.data.adversarial_set import adversarial_path, check_adversarial
 from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import clean_shards_path
 from maep.data.shard_manifest import AdversarialManifest

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from maep.config.load import load_settings
-from maep.data.adversarial import adversarial_path
+from maep.data.adversarial_set import adversarial_path
 from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import clean_shards_path, clean_split
 from maep.models.classifiers import classifier_identity

@@ -15,7 +15,6 @@ from maep.ablation.running.reuse import pretraining_key
 from maep.config.schema import Settings
 from maep.pipeline.stage_records import StageRecord, read_stage_record, record_path
 from maep.pipeline.stages import STAGES, Launcher
-from maep.purifiers import read_purifier, save_purifier
 from maep.runtime.console import say
 from maep.runtime.digests import digest
 from maep.storage.atomic import atomic_file
@@ -90,6 +89,8 @@ def _is_whole(run: Path) -> bool:
 
 
 def _copy(source: Path, settings: Settings) -> None:
+    from maep.purifiers import read_purifier, save_purifier
+
     directory = Path(settings.run.dir)
     save_purifier(read_purifier(source / "purifier").with_options(settings.purify), directory / "purifier")
     with atomic_file(directory / METRICS) as temporary:

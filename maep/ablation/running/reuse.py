@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from maep.ablation.grid.points import Point
-from maep.attacks.threat_models import threat_model
 from maep.config.identity import READS, decisive_settings
 from maep.config.pair_source import source_settings
 from maep.config.schema import Settings
@@ -54,6 +53,8 @@ def _pairs(settings: Settings) -> list[str]:
 
 def _attacked(settings: Settings) -> list[str]:
     """Test images attacked through the undefended classifier, a set for each attack and budget."""
+    from maep.attacks.threat_models import threat_model
+
     evaluation, base = settings.evaluation, _key(settings, (*CLASSIFIER, *IMAGES))
     threats = [name for name in evaluation.threat_models if not threat_model(name).uses_purifier]
     return [

@@ -13,7 +13,6 @@ from maep.ablation.running.point_records import read_record, stage_seconds
 from maep.ablation.running.pretrained import pretrained_by
 from maep.ablation.running.rungs import Stop, halving_state, status_of
 from maep.ablation.tables.cells import Cell, read_cells
-from maep.ablation.tables.purification import draw_purification
 from maep.ablation.tables.render import latex_table, markdown_table
 from maep.ablation.tables.summary_document import (
     SUMMARY,
@@ -25,7 +24,6 @@ from maep.ablation.tables.summary_document import (
     SweepSummary,
     read_summary,
 )
-from maep.ablation.tables.value_figures import draw_figures
 from maep.evaluation.reporting.provenance import environment
 from maep.runtime.errors import fail
 from maep.runtime.text import masked
@@ -49,6 +47,10 @@ def write_summary(sweep: Sweep, points: Sequence[Point], directory: Path, comman
 
     command: how to make it again. Of workers that end together one writes after the other, so the last sees all.
     """
+    # matplotlib and torch, which who only asks for a sweep's points does without
+    from maep.ablation.tables.purification import draw_purification
+    from maep.ablation.tables.value_figures import draw_figures
+
     with one_at_a_time(directory):
         cells = read_cells(sweep, points)
         summary = _summary(sweep, points, directory, command, cells)

@@ -8,7 +8,8 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from maep.attacks.gradient import AttackSpec, attack
+from maep.attacks.attack_spec import AttackSpec
+from maep.attacks.gradient import attack
 from maep.attacks.reseeding import is_random
 from maep.evaluation.answers import JudgedModel
 from maep.evaluation.audit.finding import ALARM, PASSED, WARNING, Finding

@@ -9,8 +9,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-
 from maep.runtime.text import shown
 from maep.runtime.version import __version__
 from maep.storage.documents import Document
@@ -53,6 +51,8 @@ class Environment(Document):
     @classmethod
     def current(cls, command: list[str]) -> Self:
         """Of this process. command: sys.argv."""
+        import torch
+
         commit, dirty = git_state(REPOSITORY)
         programs = {"python": platform.python_version(), "maep": __version__}
         return cls(
@@ -113,6 +113,8 @@ def _git(repository: Path, *arguments: str) -> str | None:
 
 def device_name() -> str:
     """The accelerator's name, or the processor's."""
+    import torch
+
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     cpuinfo = Path("/proc/cpuinfo")

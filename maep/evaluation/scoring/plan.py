@@ -19,7 +19,6 @@ from typing import ClassVar
 
 from maep.config.identity import decisive_fields
 from maep.config.schema import Settings
-from maep.evaluation.scoring.reduced_model import SurrogateSettings
 from maep.evaluation.scoring.tasks import Task
 from maep.runtime.digests import digest
 from maep.runtime.errors import fail
@@ -60,6 +59,8 @@ class Plan(Document):
 
 def plan_digest(settings: Settings) -> str:
     """Identity of the settings that decide what an evaluation consists of, as 64 hex digits."""
+    from maep.evaluation.scoring.reduced_model import SurrogateSettings  # not for who only reads a plan
+
     evaluation = decisive_fields(settings.evaluation, "records") | SurrogateSettings.of(settings.evaluation).facts()
     purify = decisive_fields(settings.purify, "records")
     return digest({"evaluation": evaluation, "seed": settings.run.seed, "purify": purify})

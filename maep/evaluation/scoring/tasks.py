@@ -1,13 +1,18 @@
-"""The tasks of an evaluation: one chunk of images under one attack in one threat model each."""
+"""The tasks of an evaluation: one chunk of images under one attack in one threat model each.
+
+Attacks and threat models are imported where they are asked for: a status reads tasks, and needs no torch.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from maep.attacks.catalog import SQUARE, NamedAttack
-from maep.attacks.threat_models import BlackBox, threat_model
 from maep.config.schema import EvaluationSettings
 from maep.runtime.errors import fail
 from maep.runtime.randomness import keyed_rng
+
+if TYPE_CHECKING:
+    from maep.attacks.catalog import NamedAttack
 
 # Budgets up to a quarter of the pixel range read best as 8-bit steps; larger ones are those of L2, which are no steps.
 MOST_LEVELS = 64
@@ -44,8 +49,10 @@ class Task:
         return range(self.first, self.first + self.count)
 
     @property
-    def named_attack(self) -> NamedAttack:
+    def named_attack(self) -> "NamedAttack":
         """The attack itself."""
+        from maep.attacks.catalog import NamedAttack
+
         return NamedAttack(self.attack, self.norm, self.eps)
 
     def seed(self, run_seed: int) -> int:
@@ -66,11 +73,19 @@ def eps_text(eps: float) -> str:
 def images_of(settings: EvaluationSettings, threat: str, available: int) -> int:
     """How many images a threat model is evaluated on: the first ones of the test set."""
     images = min(settings.images, available)
-    return min(settings.adaptive_images, images) if threat_model(threat).uses_purifier else images
+    return min(settings.adaptive_images, images) if _uses_purifier(threat) else images
+
+
+def _uses_purifier(threat: str) -> bool:
+    from maep.attacks.threat_models import threat_model
+
+    return threat_model(threat).uses_purifier
 
 
 def attacks_of(settings: EvaluationSettings, threat: str) -> list[str]:
     """Names of the attacks of a threat model: the one that has no gradients has its own."""
+    from maep.attacks.threat_models import BlackBox
+
     return settings.blackbox_attacks if threat == BlackBox.name else settings.attacks
 
 
@@ -88,7 +103,7 @@ def plan_tasks(settings: EvaluationSettings, available: int) -> list[Task]:
         fail("the test set is empty: set data.test_fraction above 0, or name a source with test images")
     _check_attacks(settings)
     size = chunk_size(settings, available)
-    threats = sorted(settings.threat_models, key=lambda name: threat_model(name).uses_purifier)
+    threats = sorted(settings.threat_models, key=_uses_purifier)
     tasks = [
         Task(threat, attack, settings.norm, eps, first // size, first, min(size, total - first))
         for threat in threats
@@ -102,6 +117,8 @@ def plan_tasks(settings: EvaluationSettings, available: int) -> list[Task]:
 
 def _check_attacks(settings: EvaluationSettings) -> None:
     """Raise UserError for an attack that there is not, or that the black-box threat model cannot run."""
+    from maep.attacks.catalog import SQUARE, NamedAttack
+
     for attack in settings.attacks:
         NamedAttack(attack, settings.norm, 0.0)
     for attack in settings.blackbox_attacks:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from maep.config.pair_source import source_settings
 from maep.config.schema import Settings
-from maep.data.adversarial import adversarial_path
+from maep.data.adversarial_set import adversarial_path
 from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import SPLITS, clean_shards, clean_shards_path, clean_split
 from maep.data.shards import ShardSet

@@ -18,7 +18,6 @@ from maep.launch.command_name import same_command
 from maep.pipeline.stages import Launcher
 from maep.runtime.console import say
 from maep.runtime.exits import ExitCode
-from maep.training.worker import run_training
 
 
 def run_sweep(namespace: argparse.Namespace, words: Sequence[str], launch: Launcher) -> int:
@@ -49,6 +48,8 @@ def show_sweep(namespace: argparse.Namespace, words: Sequence[str]) -> int:
 
 def work_on_points(directory: Path) -> None:
     """What a worker of the array does: take points until none remains for it, then write the table as it stands."""
+    from maep.training.worker import run_training
+
     study, command = read_study(directory)
     try:
         with OverheadTimer(study.directory) as overhead:

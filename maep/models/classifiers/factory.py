@@ -11,9 +11,7 @@ from maep.config.schema import ClassifierSettings
 from maep.models.classifiers.normalized import Normalized
 from maep.models.classifiers.resnet import CifarResNet
 from maep.models.classifiers.wide_resnet import WideResNet
-from maep.models.weight_files import weights_sha256
 from maep.models.weights import load_weights, read_weights
-from maep.runtime.digests import digest
 from maep.runtime.errors import fail, nearest
 
 CIFAR_RESNET = re.compile(r"cifar_resnet(\d+)(w?)")
@@ -100,21 +98,3 @@ def _with_counters(state: dict[str, Tensor], network: nn.Module) -> dict[str, Te
     """The network's own batch norm counters in place of the file's: some lack them, and only training reads them."""
     counters = {name: value for name, value in network.state_dict().items() if name.endswith(COUNTER)}
     return {**counters, **{name: value for name, value in state.items() if not name.endswith(COUNTER)}}
-
-
-def classifier_identity(settings: ClassifierSettings, weights: Path) -> str:
-    """64 hex digits that name the function: architecture, mean, deviation, arguments and the weights' bytes.
-
-    Raises UserError if the file is missing.
-    """
-    if not weights.exists():
-        fail(f"{weights}: no such classifier weights; run the classifier stage or set classifier.weights")
-    return digest(
-        {
-            "arch": settings.arch,
-            "mean": [float(value) for value in settings.mean],
-            "std": [float(value) for value in settings.std],
-            "timm_args": settings.timm_args,
-            "weights": weights_sha256(weights),
-        }
-    )

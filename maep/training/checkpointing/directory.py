@@ -11,14 +11,16 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from maep.config.schema import TrainSettings
 from maep.runtime.console import say
 from maep.runtime.errors import UserError, fail
 from maep.storage.manifests import CheckpointManifest
 from maep.storage.sealed import MANIFEST, problem_with
-from maep.storage.tensor_files import ShardedTensors
-from maep.training.checkpointing.training_state import TrainingState
+
+if TYPE_CHECKING:  # who lists checkpoints needs no torch
+    from maep.training.checkpointing.training_state import TrainingState
 
 STEP = re.compile(r"step-(\d+)")
 
@@ -81,12 +83,14 @@ def prune(directory: Path, keep: Retention) -> None:
         shutil.rmtree(path)
 
 
-def load_checkpoint(path: Path, state: TrainingState, expected: CheckpointManifest) -> CheckpointManifest:
+def load_checkpoint(path: Path, state: "TrainingState", expected: CheckpointManifest) -> CheckpointManifest:
     """Restore a verified checkpoint into `state`; returns its manifest.
 
     expected: of this training's own; the architectures must agree. Collective under ZeRO-3. Raises UserError if
     it belongs to another model.
     """
+    from maep.storage.tensor_files import ShardedTensors
+
     saved = CheckpointManifest.read(path / MANIFEST)
     theirs, ours = saved.architecture, expected.architecture
     for key in {**theirs, **ours}:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from maep.evaluation.reporting.report import build_report, write_environment
+from maep.evaluation.reporting.provenance import write_environment
+from maep.evaluation.reporting.report import build_report
 from tests.evaluation.small_evaluation import run, settings_for
 from tests.small import write_shards
 

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
+from maep.attacks.attack_spec import AttackSpec
 from maep.attacks.attack_state import load_tensors
-from maep.attacks.gradient import AttackSpec, attack
+from maep.attacks.gradient import attack
 from maep.config.schema import EvaluationSettings, ModelSettings, PurifySettings
 from maep.data.shards import ShardSet
 from maep.evaluation.scoring.defense import Defense

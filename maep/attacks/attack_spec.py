@@ -1,0 +1,47 @@
+"""What a gradient attack is, without the attack: identities and messages need no torch."""
+
+from dataclasses import asdict, dataclass
+
+from maep.config.implementations import GRADIENT_ATTACKS, NORMS
+from maep.config.schema import AttackSettings
+from maep.runtime.digests import digest
+
+
+@dataclass(frozen=True)
+class AttackSpec:
+    """One attack, completely.
+
+    method: `fgsm` (one step of eps from the image), `bim` (steps from the image) or `pgd` (steps from a random
+    point of the ball if random_start). norm: `Linf` or `L2`. eps, step: [0,1] pixels, in that norm.
+    targeted: towards a random other class instead of away from the label.
+    """
+
+    method: str
+    norm: str
+    eps: float
+    step: float
+    steps: int
+    random_start: bool
+    targeted: bool
+
+    def __post_init__(self) -> None:
+        if self.method not in GRADIENT_ATTACKS or self.norm not in NORMS or self.eps < 0:
+            raise ValueError(f"not an attack: {self}")
+
+    @classmethod
+    def of(cls, settings: AttackSettings) -> "AttackSpec":
+        """The configured attack; what its method does not use has one fixed value, so equal attacks are equal."""
+        if settings.method == "fgsm":
+            return cls("fgsm", settings.norm, settings.eps, settings.eps, 1, False, settings.targeted)
+        start = settings.random_start and settings.method == "pgd"
+        budget = (settings.eps, settings.step, settings.steps)
+        return cls(settings.method, settings.norm, *budget, start, settings.targeted)
+
+    @property
+    def name(self) -> str:
+        """As in reports: `fgsm`, `bim-10`, `pgd-20`."""
+        return self.method if self.method == "fgsm" else f"{self.method}-{self.steps}"
+
+    def identity(self) -> str:
+        """64 hex digits that differ when any of the fields does."""
+        return digest(asdict(self))

@@ -5,12 +5,13 @@ An artefact reads sections of the settings (`READS`); whether a setting in them 
 equal are the same artefact.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import Field, asdict, fields
+from functools import cache
 from typing import Any
 
-from maep.config.load import default_of, leaves_of, setting_value
-from maep.config.pair_source import source_facts
+from maep.config.load import default_of, leaves, leaves_of, setting_value
+from maep.config.pair_source import TRAININGS, source_facts
 from maep.config.schema import Settings
 from maep.runtime.digests import digest
 
@@ -43,9 +44,9 @@ def decisive_settings(settings: Settings, artefact: str, reads: Iterable[str] = 
     (pretrain.source) stands with the digest of what it says.
     """
     values = dict(_decisive(settings, artefact, tuple(reads) or READS[artefact]))
-    for training, source in source_facts(settings).items():
-        if f"{training}.source" in values:
-            values[f"{training}.source"] += f" {digest(decisive_settings(source, 'point', PAIRS))[:8]}"
+    asked = [name for name in TRAININGS if f"{name}.source" in values]
+    for training, source in source_facts(settings, asked).items():
+        values[f"{training}.source"] += f" {digest(decisive_settings(source, 'point', PAIRS))[:8]}"
     return values
 
 
@@ -75,17 +76,27 @@ def configuration_digest(settings: Settings) -> str:
 
 
 def _decisive(settings: Settings, artefact: str, reads: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    for key, (item, _) in leaves_of(settings).items():
-        if _reads(settings, key, reads) and decides(item, artefact):
-            value = setting_value(settings, key)
-            if not (_is_added(item, artefact) and value == default_of(item)):
-                yield key, value
+    for key, item in _deciding(type(settings), settings.purifier.kind, artefact, reads):
+        value = setting_value(settings, key)
+        if not (_is_added(item, artefact) and value == default_of(item)):
+            yield key, value
 
 
-def _reads(settings: Settings, key: str, reads: tuple[str, ...]) -> bool:
+def _deciding_settings(cls: type, kind: str, artefact: str, reads: tuple[str, ...]) -> list[tuple[str, Field[Any]]]:
+    """The settings that may decide an artefact, whatever their values."""
+    return [
+        (key, item) for key, (item, _) in leaves(cls).items() if _reads(kind, key, reads) and decides(item, artefact)
+    ]
+
+
+# Asked ten times for each point of a sweep.
+_deciding: Callable[[type, str, str, tuple[str, ...]], list[tuple[str, Field[Any]]]] = cache(_deciding_settings)
+
+
+def _reads(kind: str, key: str, reads: tuple[str, ...]) -> bool:
     """The section of the purifier's kind is read where its kind is."""
     section = key.partition(".")[0]
-    return key in reads or section in reads or (section == settings.purifier.kind and "purifier" in reads)
+    return key in reads or section in reads or (section == kind and "purifier" in reads)
 
 
 def _is_added(item: Field[Any], artefact: str) -> bool:

@@ -65,6 +65,15 @@ def _leaves(cls: type, prefix: str = "") -> Leaves:
 leaves: Callable[[type], Leaves] = cache(_leaves)
 
 
+def _section_classes(cls: type) -> dict[str, type[Any]]:
+    """`{name: dataclass}` of the sections."""
+    hints = get_type_hints(cls)
+    return {item.name: hints[item.name] for item in fields(cls)}
+
+
+section_classes: Callable[[type], dict[str, type[Any]]] = cache(_section_classes)
+
+
 def leaves_of(settings: Settings) -> Leaves:
     """As `leaves`, with those of the purifier's kind."""
     return leaves(type(settings))
@@ -191,10 +200,11 @@ def _check_texts(key: str, value: Any, source: str) -> None:
 def _typed(cls: type[Settings], key: str, value: Any, source: str) -> Any:
     """`typed_setting` for the settings of the system, with a hint for a section's name."""
     section = key.partition(".")[0]
-    if key in [item.name for item in fields(cls)]:
+    sections = section_classes(cls)
+    if key in sections:
         first = next(leaf for leaf in leaves(cls) if leaf.startswith(key + "."))
         fail(f"{key} ({source}): is a section; set one of its keys, such as {first}")
-    if key not in leaves(cls) and section not in [item.name for item in fields(cls)] and section in names_of(KINDS):
+    if key not in leaves(cls) and section not in sections and section in names_of(KINDS):
         fail(f"{key} ({source}): is a setting of another defense; set {KIND}={section} with it")
     typed = typed_setting(leaves(cls), key, value, source)
     if typed == "":
@@ -238,7 +248,7 @@ def config_file(name: str) -> Path:
     fail(f"cfg={name}: no such configuration{nearest(name, names)} (there are: {', '.join(names)})")
 
 
-def _layers(name: str) -> list[tuple[str, dict[str, Any]]]:
+def layers_of(name: str) -> list[tuple[str, dict[str, Any]]]:
     """The YAML files of a configuration, the base first."""
     layers: list[tuple[str, dict[str, Any]]] = []
     following: str | None = name
@@ -285,7 +295,7 @@ def load_settings(
     Returns `Settings`, with the section of the purifier's kind if that has one.
     Raises UserError for an unknown key, a wrong type, a value out of range, or values that do not fit together.
     """
-    trees = [*(_layers(cfg) if cfg else []), *layers]
+    trees = [*(layers_of(cfg) if cfg else []), *layers]
     entries = [(key, value, source) for source, tree in trees for key, value in _flatten(tree)]
     kinds = [_parse_argument(word, leaves(Settings)) for word in overrides if word.startswith(KIND)]
     cls = settings_class(_kind([*entries, *kinds]))
@@ -305,6 +315,7 @@ def load_settings(
     return settings
 
 
+@cache
 def _name_of(cfg: str) -> str:
     """What a configuration calls its runs: `disco-cifar10` of cfg=disco/cifar10, since cfg=cifar10 is another; of a
     path, the name of the file.
@@ -314,12 +325,12 @@ def _name_of(cfg: str) -> str:
 
 def _built(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
     """The dataclasses of the sections, from the values of dotted keys."""
-    hints = get_type_hints(cls)
-    sections: dict[str, Any] = {}
-    for item in fields(cls):
-        section = hints[item.name]
-        sections[item.name] = section(**{part.name: values[f"{item.name}.{part.name}"] for part in fields(section)})
-    return cls(**sections)
+    return cls(
+        **{
+            name: section(**{part.name: values[f"{name}.{part.name}"] for part in fields(section)})
+            for name, section in section_classes(cls).items()
+        }
+    )
 
 
 def _resolved(key: str, value: Any, values: Mapping[str, Any], within: tuple[str, ...] = ()) -> Any:

@@ -1,9 +1,14 @@
 """Where a training's pairs come from: the run's own data set, or another one (transfer, Sec. 4.4)."""
 
+from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
+from functools import lru_cache
 
-from maep.config.load import load_settings
+from maep.config.load import layers_of, load_settings
 from maep.config.schema import Settings, TrainSettings
+
+TRAININGS = ("pretrain", "finetune")
 
 
 def source_settings(settings: Settings, train: TrainSettings) -> Settings:
@@ -13,11 +18,17 @@ def source_settings(settings: Settings, train: TrainSettings) -> Settings:
     """
     if not train.source:
         return settings
-    other = load_settings(train.source, train.source_set)
-    return replace(settings, data=other.data, classifier=other.classifier, attack=other.attack)
+    other = _source(train.source, tuple(train.source_set), repr(layers_of(train.source)))
+    return replace(settings, **{name: deepcopy(getattr(other, name)) for name in ("data", "classifier", "attack")})
 
 
-def source_facts(settings: Settings) -> dict[str, Settings]:
-    """`{section: settings}` of the trainings whose pairs come from elsewhere."""
-    found = {name: source_settings(settings, getattr(settings, name)) for name in ("pretrain", "finetune")}
+# Asked several times for each point of a sweep. content: of the files, so that one that was edited is read again.
+@lru_cache(maxsize=64)
+def _source(name: str, words: tuple[str, ...], content: str) -> Settings:
+    return load_settings(name, words)
+
+
+def source_facts(settings: Settings, trainings: Sequence[str] = TRAININGS) -> dict[str, Settings]:
+    """`{section: settings}` of those of the trainings whose pairs come from elsewhere."""
+    found = {name: source_settings(settings, getattr(settings, name)) for name in trainings}
     return {name: source for name, source in found.items() if source is not settings}

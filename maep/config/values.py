@@ -9,7 +9,9 @@ import os.path
 import re
 import types
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
@@ -37,6 +39,9 @@ class Plain:
 
     text: str
     value: Any
+
+    def __deepcopy__(self, _memo: object) -> "Plain":
+        return self  # it cannot be changed
 
 
 class _Loader(yaml.SafeLoader):
@@ -84,11 +89,17 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_mapping)
 
 
 def parse_yaml(text: str) -> Any:
-    """The tree of a YAML text, plain scalars as `Plain`. Raises yaml.YAMLError."""
+    """The tree of a YAML text, plain scalars as `Plain`, for the caller to change. Raises yaml.YAMLError."""
     try:
-        return yaml.load(text, _Loader)
+        return deepcopy(_parsed(text))
     except RecursionError:
         raise yaml.YAMLError("it is nested too deep") from None
+
+
+# A sweep reads the same few files for each of its thousand points, and parsing them takes most of its preview.
+@lru_cache(maxsize=64)
+def _parsed(text: str) -> Any:
+    return yaml.load(text, _Loader)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from maep.ablation.grid.sweep import read_sweep
 from maep.ablation.running.point_runs import parse_only
 from maep.ablation.study import prepare
 from maep.config.load import load_settings
+from maep.config.pair_source import _source, source_facts
+from maep.config.values import _parsed, parse_yaml, settled
 from maep.runtime.errors import UserError
 from tests.ablation.sweeps import nested, write
 
@@ -134,3 +136,26 @@ def test_nested_and_dotted_settings_mean_the_same(tmp_path: Path) -> None:
     ]
     first, second = (expand(read_sweep(str(file))) for file in files)
     assert [point.identity for point in first] == [point.identity for point in second]
+
+
+def test_points_share_what_is_read(tmp_path: Path) -> None:
+    """A file is parsed and a source resolved once, however many points there are; no point can change another's."""
+    sources = {"pretrain.source": ["digits"], "pretrain.source_set": [["data.train_limit=60"]]}
+    parsed = []
+    for rates in ([1e-3], [1e-3, 2e-3, 3e-3, 4e-3]):
+        _parsed.cache_clear()
+        _source.cache_clear()
+        path = write(tmp_path / "sweep.yaml", grid={"pretrain.lr": rates, **sources}, paper=None)
+        points = prepare(str(path), None, []).points
+        parsed.append(_parsed.cache_info().misses)
+    assert parsed[0] == parsed[1]
+    assert _source.cache_info().misses == 1
+    first, second = (source_facts(point.settings)["pretrain"] for point in points[:2])
+    first.data.train_limit = 1
+    assert second.data.train_limit == source_facts(points[0].settings)["pretrain"].data.train_limit == 60
+
+
+def test_what_is_parsed_is_the_callers_own() -> None:
+    """A tree that was read before is not the one that somebody has changed since."""
+    parse_yaml("a: {b: [1]}")["a"]["b"].append(2)
+    assert settled(parse_yaml("a: {b: [1]}")) == {"a": {"b": [1]}}

@@ -1,4 +1,4 @@
-"""The losses of the paper, one function each, all with the same signature, per sample.
+"""The losses of the paper, one function each, all with the same signature, per sample; and one that classifies.
 
 Losses are not averaged over the batch here, so that any split of a batch over processes adds up to the same.
 Every objective calls the model once, on a batch that holds all the images it needs, so that whatever wraps the
@@ -17,6 +17,16 @@ from maep.config.implementations import OBJECTIVES, implementation
 from maep.config.schema import ObjectiveSettings
 
 Model = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What an objective that classifies asks. classify: purified images, not clipped, to logits in fp32 by the frozen
+    classifier. labels: int64 [N].
+    """
+
+    classify: Callable[[Tensor], Tensor]
+    labels: Tensor
 
 
 @dataclass(frozen=True)
@@ -163,7 +173,39 @@ def trades_latent(
     return Losses(l_clean + settings.trades_weight * l_pair, {"l_clean": l_clean, "l_pair": l_pair})
 
 
-Objective = Callable[[Model, Tensor, Tensor, Tensor | None, ObjectiveSettings], Losses]
+def robust(
+    model: Model, clean: Tensor, adversarial: Tensor, visible: Tensor | None, settings: ObjectiveSettings, judge: Judge
+) -> Losses:
+    """CE(f(P(x_a)), y) + λ_c·CE(f(P(x)), y) + β·KL(f(P(x)) ‖ f(P(x_a))) + λ_p·d(P(x_a), x), through a frozen f.
+
+    Madry's loss with a purifier before the network, TRADES' regulariser (Zhang et al. 2019) and the paper's pixels.
+    Arguments as `maep`'s; λ_c, β, λ_p: settings.clean_weight, kl_weight, pixel_weight. Clean images are purified where
+    one of the first two is above 0.
+    """
+    paired = bool(settings.clean_weight or settings.kl_weight)
+    images = torch.cat([adversarial, clean]) if paired else adversarial
+    shown = torch.cat([visible, visible]) if paired and visible is not None else visible
+    purified = model(images, shown)
+    logits = judge.classify(purified)
+    count = len(clean)
+    parts = {
+        "l_adversarial": F.cross_entropy(logits[:count], judge.labels, reduction="none"),
+        "l_pixel": distance(purified[:count], clean, settings),
+    }
+    total = parts["l_adversarial"] + settings.pixel_weight * parts["l_pixel"]
+    if paired:
+        parts["l_clean"] = F.cross_entropy(logits[count:], judge.labels, reduction="none")
+        parts["l_kl"] = _divergence(logits[count:], logits[:count])
+        total = total + settings.clean_weight * parts["l_clean"] + settings.kl_weight * parts["l_kl"]
+    return Losses(total, parts)
+
+
+def _divergence(a: Tensor, b: Tensor) -> Tensor:
+    """KL(softmax(a) ‖ softmax(b)) of logits [N, classes], [N]."""
+    return F.kl_div(b.log_softmax(1), a.log_softmax(1), log_target=True, reduction="none").sum(1)
+
+
+Objective = Callable[..., Losses]
 
 
 def objective(name: str) -> Objective:

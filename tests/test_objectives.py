@@ -10,7 +10,7 @@ from torch import Tensor
 from maep.config.implementations import OBJECTIVES
 from maep.config.load import load_settings
 from maep.config.schema import ObjectiveSettings
-from maep.objectives import Losses, maep, objective
+from maep.objectives import Judge, Losses, maep, objective
 from maep.runtime.errors import UserError
 
 
@@ -157,13 +157,30 @@ def numpy_objective(name: str, n: int, visible: np.ndarray | None, settings: Obj
         "reconstruction": lambda: d(p(x_a), x) + d(p(x), x),
         "trades_pixel": lambda: d(p(x), x) + beta * d(p(x_a), p(x)),
         "trades_latent": lambda: d(p(x), x) + beta * d(e(x_a), e(x), np.ones(8)),
+        "robust": lambda: numpy_robust(n, p(x_a * shown), p(x * shown), d(p(x_a * shown), x), settings),
     }
     return formulas[name]()
 
 
+CLASSES = np.random.default_rng(12).standard_normal((5, 48))  # a linear classifier f
+LABELS = np.array([3, 0])
+
+
+def numpy_robust(n: int, attacked: np.ndarray, kept: np.ndarray, pixels: float, settings: ObjectiveSettings) -> float:
+    """CE(f(P(x_a)), y) + λ_c·CE(f(P(x)), y) + β·KL(f(P(x)) ‖ f(P(x_a))) + λ_p·d, through softmaxes."""
+    a, k = (np.exp(CLASSES @ image.ravel()) for image in (attacked, kept))
+    a, k = a / a.sum(), k / k.sum()
+    entropies = -np.log(a[LABELS[n]]) - settings.clean_weight * np.log(k[LABELS[n]])
+    return float(entropies + settings.kl_weight * (k * np.log(k / a)).sum() + settings.pixel_weight * pixels)
+
+
+JUDGE = Judge(lambda images: images.flatten(1) @ torch.tensor(CLASSES).T, torch.tensor(LABELS))
+ROBUST = {"clean_weight": 0.6, "kl_weight": 2.0, "pixel_weight": 0.4}
+
+
 CASES = [
     ("mae", VISIBLE), ("purification", None), ("mlm", VISIBLE), ("mlm", None), ("maep", VISIBLE),
-    ("reconstruction", None), ("trades_pixel", None), ("trades_latent", None),
+    ("reconstruction", None), ("trades_pixel", None), ("trades_latent", None), ("robust", None), ("robust", VISIBLE),
 ]  # fmt: skip
 
 
@@ -171,7 +188,8 @@ def total_of(name: str, model: Linear, visible: np.ndarray | None, settings: Obj
     """Losses [2] of the two hand-made pairs, in float64."""
     clean, adversarial = (torch.tensor(images.astype(np.float64)) for images in (CLEAN, ADVERSARIAL))
     mask = None if visible is None else torch.tensor(visible)
-    return objective(name)(model, clean, adversarial, mask, settings).total
+    judges = [JUDGE] if OBJECTIVES[name].classifies else []
+    return objective(name)(model, clean, adversarial, mask, settings, *judges).total
 
 
 def test_every_objective_has_a_case() -> None:
@@ -183,7 +201,7 @@ def test_every_objective_has_a_case() -> None:
 @pytest.mark.parametrize(("name", "visible"), CASES)
 def test_every_objective_equals_its_formula(name: str, visible: np.ndarray | None, distance: str) -> None:
     """Each image's loss, at λ = 0.7 and β = 3, in every distance; the model is called once (Eq. 1, 2, 9-16)."""
-    settings = ObjectiveSettings(distance=distance, rec_weight=0.7, trades_weight=3.0, smoothing=0.3)
+    settings = ObjectiveSettings(distance=distance, rec_weight=0.7, trades_weight=3.0, smoothing=0.3, **ROBUST)
     model = Linear()
     found = total_of(name, model, visible, settings)
     expected = [numpy_objective(name, n, visible, settings) for n in range(2)]
@@ -195,7 +213,7 @@ def test_every_objective_equals_its_formula(name: str, visible: np.ndarray | Non
 @pytest.mark.parametrize(("name", "visible"), CASES)
 def test_every_gradient_equals_finite_differences(name: str, visible: np.ndarray | None, distance: str) -> None:
     """Along a random direction of the model's weights, encoder and decoder, in float64."""
-    settings = ObjectiveSettings(distance=distance, rec_weight=0.7, trades_weight=3.0, smoothing=0.3)
+    settings = ObjectiveSettings(distance=distance, rec_weight=0.7, trades_weight=3.0, smoothing=0.3, **ROBUST)
     model, step = Linear(), 1e-6
     along = [np.random.default_rng(20 + k).standard_normal(m.shape) for k, m in enumerate((model.a, model.b))]
 
@@ -233,3 +251,18 @@ def test_settings_that_do_not_fit_are_refused(overrides: list[str], told: str) -
     with pytest.raises(UserError) as refused:
         load_settings(None, overrides)
     assert told in str(refused.value)
+
+
+def test_robust_without_clean_terms_purifies_no_clean_image() -> None:
+    """Half the work: the model sees the attacked images alone, and the loss is that of the formula."""
+    settings, model = ObjectiveSettings(clean_weight=0.0, pixel_weight=0.4), Linear()
+    seen = []
+    clean, adversarial = (torch.tensor(images.astype(np.float64)) for images in (CLEAN, ADVERSARIAL))
+
+    def counted(images: Tensor, visible: Tensor | None) -> Any:
+        seen.append(len(images))
+        return model(images, visible)
+
+    found = objective("robust")(counted, clean, adversarial, None, settings, JUDGE).total
+    np.testing.assert_allclose(found.numpy(), [numpy_objective("robust", n, None, settings) for n in range(2)])
+    assert seen == [2]

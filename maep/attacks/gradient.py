@@ -1,6 +1,6 @@
-"""Gradient attacks: FGSM, BIM and PGD, in the L∞ and L2 norms, targeted or not."""
+"""Gradient attacks: FGSM, N-FGSM, BIM and PGD, in the L∞ and L2 norms, targeted or not."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from maep.attacks.attack_spec import AttackSpec
 from maep.runtime.device import upload
 from maep.runtime.randomness import keyed_rng
 
+NOISE = 2.0  # N-FGSM's noise in units of eps (de Jorge et al. 2022, k = 2)
 TINY = 1e-12  # in the place of a norm of zero: far below any gradient that fp32 tells from zero
 
 
@@ -18,6 +19,8 @@ def attack(
     model: nn.Module, images: Tensor, labels: Tensor, spec: AttackSpec, keys: Sequence[int], seed: int
 ) -> Tensor:
     """Adversarial images of a model in eval mode: the last iterate, within eps of `images` and in [0, 1].
+
+    Those of N-FGSM may be up to 3 eps away.
 
     model: [N, 3, H, W] in [0,1] → logits; it may be a purifier with a classifier. images: [N, 3, H, W] in [0,1].
     labels: int64 [N]. keys: N numbers; the random start and target of an image depend on (seed, its key) alone,
@@ -30,15 +33,23 @@ def attack(
         raise ValueError(f"attack: {len(keys)} keys for {len(images)} images")
     images = images.detach()
     goal = _goal(model, images, labels, spec, keys, seed)
-    sign = -1.0 if spec.targeted else 1.0
-    adversarial = _start(images, spec, keys, seed) if spec.random_start else images
+    start = _start(images, spec, keys, seed) if spec.random_start else images
+    return ascend(model, images, goal, spec, start)
+
+
+def ascend(model: Callable[[Tensor], Tensor], images: Tensor, goal: Tensor, spec: AttackSpec, start: Tensor) -> Tensor:
+    """The steps of an attack from `start` [N, 3, H, W]; the last iterate, detached. Nothing is read back from a device.
+
+    model, images: as `attack`'s. goal: classes int64 [N] whose loss is raised, or with a target lowered.
+    """
+    sign, adversarial = -1.0 if spec.targeted else 1.0, start
     for _ in range(spec.steps):
         gradient = _loss_gradient(model, adversarial, goal)
         adversarial = _project(adversarial + sign * spec.step * _direction(gradient, spec.norm), images, spec)
     return adversarial
 
 
-def _loss_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def _loss_gradient(model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:
     """Gradient of each image's own cross-entropy with respect to it."""
     with torch.enable_grad():
         images = images.detach().requires_grad_(True)
@@ -62,8 +73,10 @@ def _direction(gradient: Tensor, norm: str) -> Tensor:
 
 
 def _project(moved: Tensor, images: Tensor, spec: AttackSpec) -> Tensor:
-    """The point of the ball around `images` nearest to `moved`, then of [0, 1]."""
+    """The point of the ball around `images` nearest to `moved`, then of [0, 1]; N-FGSM keeps to the latter alone."""
     delta = moved - images
+    if spec.method == "nfgsm":
+        return moved.clamp(0, 1)
     if spec.norm == "Linf":
         delta = delta.clamp(-spec.eps, spec.eps)
     else:
@@ -75,7 +88,13 @@ def _start(images: Tensor, spec: AttackSpec, keys: Sequence[int], seed: int) -> 
     """A point drawn uniformly from each image's ball, clipped to [0, 1]."""
     shape = tuple(images.shape[1:])
     noise = np.stack([_noise(spec.norm, shape, seed, key) for key in keys])
-    return (images + spec.eps * upload(torch.from_numpy(noise), images.device).to(images.dtype)).clamp(0, 1)
+    return moved_by(images, upload(torch.from_numpy(noise), images.device).to(images.dtype), spec)
+
+
+def moved_by(images: Tensor, noise: Tensor, spec: AttackSpec) -> Tensor:
+    """The random start of an attack from noise in the unit ball: images moved by as much as its ball allows."""
+    radius = NOISE * spec.eps if spec.method == "nfgsm" else spec.eps
+    return (images + radius * noise).clamp(0, 1)
 
 
 def _noise(norm: str, shape: tuple[int, ...], seed: int, key: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from maep.attacks.attack_spec import AttackSpec
 from maep.attacks.gradient import attack
 from maep.benchmarks.bench_report import BenchRow
 from maep.benchmarks.device_clock import Work, busy_seconds, device_seconds_of, matmul_peak
+from maep.config.implementations import OBJECTIVES
 from maep.config.schema import ComputeSettings, Settings, TrainSettings
 from maep.data.pairs import PairBatch, PairBatches, PairDataset, pair_loader
 from maep.evaluation.scoring.reduced_model import SurrogateSettings
@@ -29,6 +30,7 @@ from maep.runtime.cores import worker_count
 from maep.storage.manifests import CheckpointManifest
 from maep.training.distributed.world import DTYPES
 from maep.training.loop import Trainer, TrainingJob
+from maep.training.robust import Adversary
 
 CLASSES = 10
 ATTACKED = 16  # images on a CPU: the figure is a rate, and wide classifiers take seconds a batch there
@@ -137,8 +139,14 @@ class ComputeBench:
             label="bench", model=MaskedAutoencoder(settings.model), dataset=pairs, settings=self.train_settings(),
             objective=settings.objective, compute=compute, directory=directory / "checkpoints",
             metrics=directory / "metrics.jsonl", samples=directory / "samples", manifest=CheckpointManifest(step=0),
-            workers=worker_count(settings.data.workers),
+            workers=worker_count(settings.data.workers), adversary=self._judge(),
         )  # fmt: skip
+
+    def _judge(self) -> Adversary:
+        """A classifier of random weights for an objective that asks one; pairs are read, not attacked."""
+        if not OBJECTIVES[self.settings.objective.name].classifies:
+            return Adversary()
+        return Adversary(classifier=load_classifier(self.settings.classifier, CLASSES, None).to(self.device))
 
     def train_settings(self) -> TrainSettings:
         """As configured, but for its size; all at one masking ratio."""

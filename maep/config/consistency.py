@@ -73,6 +73,26 @@ def check_consistency(settings: Settings) -> None:
         fail("finetune.source and finetune.clean_shards: both name other images; set one")
     _check_names(settings)
     _check_masks(settings)
+    _check_attack(settings)
+
+
+def _check_attack(settings: Settings) -> None:
+    """What is attacked must be there while it is attacked, and attacked as it will be used."""
+    attack, trainings = settings.attack, {"pretrain": settings.pretrain, "finetune": settings.finetune}
+    if attack.method == "nfgsm" and (attack.norm != "Linf" or not attack.online):
+        fail("attack.method=nfgsm: leaves the budget, in Linf, for training alone; set attack.norm=Linf, attack.online")
+    if settings.finetune.method == "none":
+        del trainings["finetune"]
+    for section in (name for name, train in trainings.items() if train.attacked == "whole"):
+        if not attack.online:
+            fail(f"{section}.attacked=whole: changes with every step; set attack.online=true with it")
+        if attack.norm != "Linf" or attack.targeted:
+            fail(f"{section}.attacked=whole: is untargeted, in Linf; set attack.norm=Linf and attack.targeted=false")
+        if settings.compute.zero_stage == 3:
+            fail(f"{section}.attacked=whole: needs the purifier whole on every process; set compute.zero_stage up to 2")
+        if settings.model.image_size != settings.data.image_size:
+            sizes = f"model.image_size={settings.model.image_size}, data.image_size={settings.data.image_size}"
+            fail(f"{section}.attacked=whole: the classifier takes whole images, not crops; make {sizes} equal")
 
 
 def _check_masks(settings: Settings) -> None:

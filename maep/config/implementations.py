@@ -12,10 +12,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Objective:
-    """A training objective. path: of its function. whole_images: it is defined on unmasked images alone."""
+    """A training objective. path: of its function. whole_images: it is defined on unmasked images alone.
+
+    classifies: it judges purified images by the frozen classifier, too.
+    """
 
     path: str
     whole_images: bool = False
+    classifies: bool = False
 
 
 OBJECTIVES = {
@@ -26,6 +30,7 @@ OBJECTIVES = {
     "reconstruction": Objective("maep.objectives:reconstruction", whole_images=True),
     "trades_pixel": Objective("maep.objectives:trades_pixel", whole_images=True),
     "trades_latent": Objective("maep.objectives:trades_latent", whole_images=True),
+    "robust": Objective("maep.objectives:robust", classifies=True),
 }
 THREAT_MODELS = {
     "oblivious": "maep.attacks.threat_models:Oblivious",
@@ -34,8 +39,9 @@ THREAT_MODELS = {
     "adaptive-eot": "maep.attacks.threat_models:AdaptiveEot",
     "blackbox": "maep.attacks.threat_models:BlackBox",
 }
-# Of the training pairs; maep.attacks.gradient takes all three by these names.
-GRADIENT_ATTACKS = ("fgsm", "bim", "pgd")
+# Of the training pairs; maep.attacks.gradient takes them by these names.
+GRADIENT_ATTACKS = ("fgsm", "nfgsm", "bim", "pgd")
+ATTACKED = ("classifier", "whole")  # what the attack of a training sees
 NORMS = ("Linf", "L2")
 _ADAPTER = "adapter/adapter_model.safetensors"
 # Finetuning methods, each with the weights that it leaves in run.dir.

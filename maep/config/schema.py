@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from maep.config.implementations import FINETUNING, GRADIENT_ATTACKS, NORMS, OBJECTIVES, THREAT_MODELS
+from maep.config.implementations import ATTACKED, FINETUNING, GRADIENT_ATTACKS, NORMS, OBJECTIVES, THREAT_MODELS
 
 
 def setting(
@@ -222,6 +222,15 @@ class ObjectiveSettings:
     smoothing: float = setting(
         1 / 255, "smooth_l1 is square below this difference, linear above", unit="[0,1] pixels", above=0.0
     )
+    clean_weight: float = setting(
+        1.0, "weight of the cross-entropy on purified clean images (robust)", low=0.0, added=True
+    )
+    kl_weight: float = setting(
+        0.0, "beta of TRADES, weight of KL(f(P(x)) || f(P(x_a))) (robust); 0: none", low=0.0, added=True
+    )
+    pixel_weight: float = setting(
+        1.0, "weight of d(P(x_a), x) beside the cross-entropies (robust)", low=0.0, added=True
+    )
 
 
 @dataclass
@@ -243,6 +252,13 @@ class TrainSettings:
     flip: bool = setting(True, "mirror pairs at random")
     transpose: bool = setting(
         False, "also turn pairs upside down and swap their rows and columns at random (DISCO)", added=True
+    )
+    crop_padding: int = setting(0, "padding of a random crop of pairs; 0: none", unit="pixels", low=0, added=True)
+    attacked: str = setting(
+        "classifier",
+        "what attack.online attacks: the classifier alone, or the whole of purifier and classifier as it is trained",
+        choices=ATTACKED,
+        added=True,
     )
     clean_share: float = setting(0.0, "share of samples whose input is the clean image itself", low=0.0, high=1.0)
     log_every: int = setting(10, "steps between lines of metrics.jsonl", unit="steps", low=1, affects_result=False)
@@ -282,6 +298,35 @@ class FinetuneSettings(TrainSettings):
     adversarial_shards: str | None = setting(
         None, "adversarial shards beside finetune.clean_shards", unit="path or address"
     )
+
+
+@dataclass
+class RobustSettings:
+    """Of trainings whose attack sees the whole (pretrain.attacked or finetune.attacked=whole)."""
+
+    clean_until: float = setting(
+        0.0, "share of the training that has no attack, so that the purifier first learns images", low=0.0, high=1.0,
+        added=True,
+    )  # fmt: skip
+    eps_ramp: float = setting(
+        0.0, "share of the training after it in which the budget grows from 0 to attack.eps", low=0.0, high=1.0,
+        added=True,
+    )  # fmt: skip
+    late_steps: int = setting(
+        0, "iterations of PGD that take the attack's place at the end; 0: the attack stays", low=0, added=True
+    )
+    late_from: float = setting(0.8, "share of the training after which they do", low=0.0, high=1.0, added=True)
+    check_every: int = setting(
+        500, "steps between attacks on held-out images; 0: none, and the last weights are kept", unit="steps", low=0,
+        added=True,
+    )  # fmt: skip
+    check_images: int = setting(
+        256, "training images held out for them, on which the purifier is also chosen", unit="images", low=1, added=True
+    )
+    overfit_drop: float = setting(
+        20.0, "fall of held-out robust accuracy between them after which training goes back, to a longer attack",
+        unit="percent of the images", above=0.0, added=True,
+    )  # fmt: skip
 
 
 @dataclass
@@ -442,6 +487,7 @@ class Settings:
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     pretrain: TrainSettings = field(default_factory=TrainSettings)
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
+    robust: RobustSettings = field(default_factory=RobustSettings)
     compute: ComputeSettings = field(default_factory=ComputeSettings)
     purifier: PurifierSettings = field(default_factory=PurifierSettings)
     purify: PurifySettings = field(default_factory=PurifySettings)

@@ -5,6 +5,7 @@ processes or loader workers, nor on where a run was resumed.
 """
 
 import signal
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +18,7 @@ from maep.config.schema import TrainSettings
 from maep.data.order import batch_at, slice_of
 from maep.data.shards import ShardSet
 from maep.runtime.errors import UserError
-from maep.runtime.randomness import keyed_rngs
+from maep.runtime.randomness import keyed_rng, keyed_rngs
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,10 @@ def visible_patches(patches: int, ratio: float, seed: int, keys: Sequence[tuple[
 
 
 class PairDataset(Dataset):
-    """Pairs by (epoch, index): the same crop and flip for both images of a pair."""
+    """Pairs by (epoch, index): the same crop and flip for both images of a pair.
+
+    held_out: so many images, drawn by the seed, are not trained on; their indices, in order, are `held`.
+    """
 
     def __init__(
         self,
@@ -85,10 +89,18 @@ class PairDataset(Dataset):
         size: int,
         patch: int,
         seed: int,
+        held_out: int = 0,
     ) -> None:
         self.clean, self.adversarial = clean, adversarial
+        drawn = keyed_rng("held out", seed).choice(len(clean), held_out, replace=False) if held_out else ()
+        self.held: list[int] = sorted(map(int, drawn))
         self.settings, self.size, self.seed = settings, size, seed
         self.patches = (size // patch) ** 2
+
+    @property
+    def count(self) -> int:
+        """Images of an epoch."""
+        return len(self.clean) - len(self.held)
 
     def __getitem__(self, request: Request) -> Sample:
         return self._samples([request])[0]
@@ -136,6 +148,9 @@ class PairDataset(Dataset):
 
         moves: whether it is mirrored left to right, turned upside down, transposed, in that order.
         """
+        margin = self.settings.crop_padding
+        if margin:
+            image = np.pad(image, ((margin, margin), (margin, margin), (0, 0)))
         y, x = (
             int(share * (side - self.size + 1)) for share, side in zip((down, across), image.shape[:2], strict=True)
         )
@@ -170,10 +185,11 @@ class StepSampler(Sampler[list[Request]]):
     """This rank's micro-batches of the steps [first, last), in order; `accumulation` of them a step."""
 
     def __init__(
-        self, count: int, settings: TrainSettings, seed: int, first: int, last: int, rank: int, world: int
+        self, dataset: PairDataset, settings: TrainSettings, first: int, last: int, rank: int, world: int
     ) -> None:
-        self.count, self.settings, self.seed = count, settings, seed
+        self.settings, self.seed, self.count = settings, dataset.seed, dataset.count
         self.first, self.last, self.rank, self.world = first, last, rank, world
+        self._before = [index - row for row, index in enumerate(dataset.held)]  # images trained on before each of these
 
     def __iter__(self) -> Iterator[list[Request]]:
         size = self.settings.batch_size
@@ -182,8 +198,8 @@ class StepSampler(Sampler[list[Request]]):
             batch = batch_at(step * size, size, self.count, self.seed)
             share = slice_of(batch, self.rank, self.world)
             for micro in range(self.settings.accumulation):
-                samples = slice_of(share, micro, self.settings.accumulation)
-                yield [Request(epoch, index, ratio) for epoch, index in samples]
+                rows = slice_of(share, micro, self.settings.accumulation)
+                yield [Request(epoch, row + bisect_right(self._before, row), ratio) for epoch, row in rows]
 
     def __len__(self) -> int:
         return (self.last - self.first) * self.settings.accumulation
@@ -237,7 +253,7 @@ def pair_loader(
 
     workers: processes that load, 0 = this one. pin: into page-locked memory, for a CUDA device to copy from.
     """
-    sampler = StepSampler(len(dataset.clean), settings, dataset.seed, first, last, rank, world)
+    sampler = StepSampler(dataset, settings, first, last, rank, world)
     return PairLoader(
         dataset,
         batch_sampler=sampler,

@@ -82,6 +82,30 @@ class StampedManifest(Manifest):
         return replace(self, files=files, maep=__version__)
 
 
+@dataclass(frozen=True)
+class Retreat:
+    """A training went back from a step to an earlier one, since it had lost robustness to `accuracy` percent."""
+
+    step: int = field(metadata={"low": 0})
+    back_to: int = field(metadata={"low": 0})
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class RobustProgress:
+    """Of a training against the whole: accuracies in percent on held-out images under PGD, and how it went.
+
+    accuracy: of the weights at the last check. checked: whether that was at this very step. averaged, clean: of the
+    averaged weights then, attacked and not. retreats: all so far; each makes the attack longer by a step.
+    """
+
+    accuracy: float | None = None
+    checked: bool = False
+    averaged: float | None = None
+    clean: float | None = None
+    retreats: tuple[Retreat, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class CheckpointManifest(StampedManifest):
     """Of a checkpoint of pretraining or finetuning.
@@ -90,7 +114,7 @@ class CheckpointManifest(StampedManifest):
     purifier: the kind of purifier that is trained. model, purify: the settings of its network, and
     of its use. method, rank,
     targets: of the finetuning; `full` trains all weights, as pretraining does. scaler: state of the gradient scaler
-    under fp16.
+    under fp16. robust: of a training against the whole of purifier and classifier; None for others.
     """
 
     kind: str = "checkpoint"
@@ -106,6 +130,7 @@ class CheckpointManifest(StampedManifest):
     method: str = "full"
     rank: int | None = None
     targets: str | None = None
+    robust: RobustProgress | None = None
 
     @property
     def architecture(self) -> dict[str, object]:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from maep.config.pair_source import source_settings
 from maep.config.schema import FinetuneSettings, Settings
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.purifiers import MAEPurifier, read_purifier, save_purifier
@@ -21,7 +20,7 @@ from maep.runtime.cores import worker_count
 from maep.storage.manifests import CheckpointManifest, StampedManifest
 from maep.storage.sealed import atomic_directory
 from maep.storage.tensor_files import disk_errors
-from maep.training.inputs import finetuning_pairs, online_attack
+from maep.training.inputs import adversary, finetuning_pairs
 from maep.training.loop import TrainingJob, train
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ def finetune(settings: Settings, on_stall: Callable[[str], object] | None = None
             step=0, purifier=MAEPurifier.kind, model=asdict(settings.model), method=options.method, rank=options.rank,
             targets=options.targets,
         ),
-        online=online_attack(source_settings(settings, options), len(pairs.clean.classes)),
+        adversary=adversary(settings, options, len(pairs.clean.classes)),
         on_stall=on_stall,
     )  # fmt: skip
     weights, accelerator = train(job)

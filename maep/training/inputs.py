@@ -2,6 +2,7 @@
 
 from maep.attacks.attack_spec import AttackSpec
 from maep.attacks.gradient import attack
+from maep.config.implementations import OBJECTIVES
 from maep.config.pair_source import source_settings
 from maep.config.schema import Settings, TrainSettings
 from maep.data.adversarial_set import adversarial_path, check_adversarial
@@ -13,7 +14,7 @@ from maep.models.classifiers import classifier_identity, load_classifier
 from maep.runtime.device import prepare_device
 from maep.runtime.errors import fail
 from maep.storage.remote import Reading
-from maep.training.loop import OnlineAttack
+from maep.training.robust import Adversary, AgainstWhole
 
 
 def own_pairs(settings: Settings, train: TrainSettings) -> PairDataset:
@@ -58,14 +59,26 @@ def _other_pairs(settings: Settings, train: TrainSettings, clean: str, adversari
 
 def _dataset(settings: Settings, train: TrainSettings, clean: ShardSet, adversarial: ShardSet | None) -> PairDataset:
     model = settings.model
-    return PairDataset(clean, adversarial, train, model.image_size, model.patch_size, settings.run.seed)
+    held_out = settings.robust.check_images if train.attacked == "whole" and settings.robust.check_every else 0
+    if held_out >= len(clean):
+        fail(f"robust.check_images={held_out}: leaves nothing of {len(clean)} training images; choose fewer")
+    return PairDataset(clean, adversarial, train, model.image_size, model.patch_size, settings.run.seed, held_out)
 
 
-def online_attack(settings: Settings, classes: int) -> OnlineAttack | None:
-    """The attack that the trainer makes itself when attack.online is set, keyed by epoch and sample."""
+def adversary(settings: Settings, train: TrainSettings, classes: int) -> Adversary:
+    """Who attacks while a training goes on, and the frozen classifier that its objective asks."""
+    settings = source_settings(settings, train)
+    classifies = OBJECTIVES[settings.objective.name].classifies
+    if not (settings.attack.online or classifies or train.attacked == "whole"):
+        return Adversary()
+    device = prepare_device(settings.compute, trains=True)
+    classifier = load_classifier(settings.classifier, classes, classifier_weights(settings)).to(device)
+    judge, seed = classifier if classifies else None, settings.run.seed
     if not settings.attack.online:
-        return None
-    classifier = load_classifier(settings.classifier, classes, classifier_weights(settings))
-    classifier.requires_grad_(False).to(prepare_device(settings.compute, trains=True))
+        if train.attacked == "whole":
+            fail(f"{train.source}: its attack is not online; add attack.online=true to the source_set of the training")
+        return Adversary(classifier=judge)
+    if train.attacked == "whole":
+        return Adversary(against=AgainstWhole(classifier, settings.attack, settings.robust, seed), classifier=judge)
     spec = AttackSpec.of(settings.attack)
-    return lambda images, labels, keys: attack(classifier, images, labels, spec, keys, settings.run.seed)
+    return Adversary(lambda images, labels, keys: attack(classifier, images, labels, spec, keys, seed), None, judge)

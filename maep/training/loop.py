@@ -15,27 +15,38 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from maep.attacks.attack_spec import AttackSpec
 from maep.config.schema import ComputeSettings, ObjectiveSettings, TrainSettings
 from maep.data.pairs import PairBatch, PairDataset, mask_ratio_at, pair_loader
 from maep.data.shards import to_float
 from maep.runtime.console import progress_bar, say
-from maep.runtime.errors import NonFiniteLoss, Paused, Stopped
-from maep.storage.manifests import CheckpointManifest
+from maep.runtime.errors import NonFiniteLoss, Paused, Stopped, fail
+from maep.storage.manifests import CheckpointManifest, RobustProgress
 from maep.training.checkpointing.async_saver import Saver
-from maep.training.checkpointing.directory import Retention, checkpoint_path, load_checkpoint, newest_whole, step_of
+from maep.training.checkpointing.directory import (
+    Retention,
+    checkpoint_path,
+    load_checkpoint,
+    manifests_in,
+    most_robust,
+    newest_checked,
+    newest_whole,
+    remove_after,
+    step_of,
+)
 from maep.training.checkpointing.partition import local_part, whole
 from maep.training.checkpointing.training_state import TrainingState
 from maep.training.distributed.accelerator import make_accelerator
 from maep.training.distributed.heartbeat import Heartbeat, Phase, is_peer_loss
-from maep.training.distributed.world import agree, gather_objects, sum_over_ranks
+from maep.training.distributed.world import DTYPES, agree, gather_objects, sum_over_ranks
 from maep.training.ema import Average
 from maep.training.metrics_log import MetricsLog, SampleLog
 from maep.training.module import TrainingModule
+from maep.training.robust import Adversary, RobustTraining, accuracies, describe
 from maep.training.schedule import learning_rate, total_steps
 from maep.training.signals import StopFlag
 
 LEAVING = 0.9  # of the grace time may be spent on the last save; the rest is for ending loaders, logs and the process
-OnlineAttack = Callable[[Tensor, Tensor, list[int]], Tensor]
 
 
 @dataclass
@@ -43,7 +54,7 @@ class TrainingJob:
     """All that one training needs.
 
     model: called with (images, visible); its parameters with requires_grad are trained.
-    online: (images, labels, keys) -> adversarial images, when there are no adversarial shards.
+    adversary: who makes the adversarial images when there are no adversarial shards.
     on_stall: called with the reason before the watchdog ends this process.
     manifest: what its checkpoints say of the model; a checkpoint of another model is not resumed. The step and what
     else changes as it goes on is filled in.
@@ -62,7 +73,7 @@ class TrainingJob:
     samples: Path
     manifest: CheckpointManifest
     workers: int = 0
-    online: OnlineAttack | None = None
+    adversary: Adversary = Adversary()
     on_stall: Callable[[str], object] | None = None
 
 
@@ -102,10 +113,16 @@ class Trainer:
     def __init__(self, job: TrainingJob) -> None:
         self.job, self.settings = job, job.settings
         self.accelerator = make_accelerator(job.compute, job.settings)
-        self.steps = total_steps(job.settings, len(job.dataset.clean))
+        self.steps = total_steps(job.settings, job.dataset.count)
         self.last = min(self.steps, job.settings.pause_at or self.steps)
         self.parameters = {name: p for name, p in job.model.named_parameters() if p.requires_grad}
-        module = TrainingModule(job.model, job.objective, job.compute.precision)
+        module = TrainingModule(job.model, job.objective, job.compute.precision, job.adversary.classifier)
+        self.robust = None
+        if job.adversary.against:
+            self.robust = RobustTraining(
+                job.adversary.against, job.model, self.accelerator.device, DTYPES[job.compute.precision],
+                compiled=job.compute.compile,
+            )  # fmt: skip
         if job.compute.compile:
             module.compile()
         # DeepSpeed steps parts of its own, whose counters stay on the host.
@@ -118,6 +135,7 @@ class Trainer:
         self.saver = Saver(job.directory, self.state, Retention.of(job.settings), job.compute.stall_timeout)
         self.pulse = Heartbeat(job.metrics.parent, job.compute.stall_timeout, job.on_stall)
         self.step = 0
+        self.collapse = RobustProgress()
         self.losses: list[float] = []
         self.samples: SampleLog | None = None
 
@@ -129,6 +147,8 @@ class Trainer:
             return
         saved = load_checkpoint(self.saver.good, self.state, self.job.manifest)
         self.step = saved.step
+        if self.robust and saved.robust:
+            self.robust.progress = replace(saved.robust, checked=False)
         if self.accelerator.scaler is not None and saved.scaler:
             self.accelerator.scaler.load_state_dict(dict(saved.scaler))
         if self.accelerator.is_main_process:
@@ -150,6 +170,14 @@ class Trainer:
 
     def _run(self) -> None:
         self.resume()
+        while not self._reaches_the_end():
+            pass
+        self.saver.finish()
+        if self.step < self.steps:
+            raise Paused(self.job.label, self.step)
+
+    def _reaches_the_end(self) -> bool:
+        """Train from this step on; False where it went back to an earlier one, from which to go on."""
         job, main = self.job, self.accelerator.is_main_process
         log = MetricsLog(job.metrics, job.metrics.parent / "tensorboard" / job.label, self.step) if main else None
         self.samples = SampleLog(job.samples, self.step) if job.compute.log_samples else None
@@ -167,22 +195,69 @@ class Trainer:
                 while self.step < self.last:
                     values, stopping = self._step(batches, stop)
                     bar.update(task, completed=self.step, note=_note(values))
-                    if log and (self.step % self.settings.log_every == 0 or self.step in (1, self.steps)):
-                        log.write(_on_host(values) | self.saver.metrics())
+                    checked = self._check()
+                    if checked is None:
+                        self._retreat()
+                        if stopping:
+                            raise Stopped(stop.signum or signal.SIGTERM, self.step)
+                        return False
+                    if log and (checked or self.step % self.settings.log_every == 0 or self.step in (1, self.steps)):
+                        log.write(_on_host(values) | checked | self.saver.metrics())
                     if stopping and self.step < self.last:
                         self._stop(stop)
-                    if self.step % self.settings.save_every == 0 or self.step == self.last:
+                    if checked or self.step % self.settings.save_every == 0 or self.step == self.last:
                         self._save()
                 self.pulse.at(Phase.SAVE, self.step)
                 self.saver.finish()
-                if self.step < self.steps:
-                    raise Paused(job.label, self.step)
+                return True
         finally:
             batches.close()
             if log:
                 log.close()
             if self.samples:
                 self.samples.close()
+
+    def _check(self) -> dict[str, float] | None:
+        """Attack held-out images where that is due, and log how they stood; None where robustness was lost since."""
+        if not self.robust:
+            return {}
+        if not self.robust.is_due(self.step, self.steps):
+            self.robust.progress = replace(self.robust.progress, checked=False)
+            return {}
+        weights: dict[str, Tensor] = dict(self.parameters)
+        averaged = self.state.average.parts if self.state.average else weights
+        share = max(1, self.settings.batch_size // self.accelerator.num_processes // self.settings.accumulation)
+        now = self.robust.check(
+            self.job.dataset, weights, averaged, share, lambda: self.pulse.at(Phase.COMPUTE, self.step)
+        )
+        if self.robust.has_collapsed(now):
+            self.collapse = now
+            return None
+        self.robust.progress = now
+        if self.accelerator.is_main_process:
+            say(f"{self.job.label}: step {self.step}: held-out images {describe(now)}")
+        return {f"held_out_{name}": value for name, value in accuracies(now).items()}
+
+    def _retreat(self) -> None:
+        """Go back to the last checkpoint whose purifier was robust, from where the attack is longer."""
+        assert self.robust is not None
+        self.saver.finish()
+        good, at = None, self.step
+        if self.accelerator.is_main_process:
+            checked = newest_checked(manifests_in(self.job.directory))
+            remove_after(self.job.directory, step_of(checked) if checked else 0)
+            good = newest_whole(self.job.directory)
+        good = gather_objects(good)[0]
+        if good is None:
+            fail(f"{self.job.directory}: robust accuracy fell at step {at}, and no checkpoint is left to go back to")
+        saved = load_checkpoint(good, self.state, self.job.manifest)
+        self.saver.good, self.step, self.losses = good, saved.step, []
+        self.robust.retreat(at, saved.step, self.collapse.accuracy or 0.0, saved.robust)
+        if self.accelerator.is_main_process:
+            say(
+                f"{self.job.label}: step {at}: robust accuracy on held-out images fell to {self.collapse.accuracy:.1f} "
+                f"% (catastrophic overfitting): goes back to step {self.step}, with {self.robust.at(1.0).name}"
+            )
 
     def _save(self, within: float | None = None) -> bool:
         """Begin to save this step unless that is done or under way; False if the save before did not end in time."""
@@ -195,6 +270,7 @@ class Trainer:
             loss=sum(self.losses) / len(self.losses) if self.losses else None,
             world=self.accelerator.num_processes, zero_stage=self.job.compute.zero_stage,
             scaler=scaler.state_dict() if scaler is not None else None,
+            robust=self.robust.progress if self.robust else None,
         )  # fmt: skip
         started = self.saver.save(manifest, within=within)
         if started:
@@ -224,6 +300,7 @@ class Trainer:
         lr = learning_rate(self.step, self.steps, self.settings)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        spec = self.robust.at((self.step + 1) / self.steps) if self.robust else None
         self.module.train()
         tally = Tally()
         for micro in range(self.settings.accumulation):
@@ -233,7 +310,7 @@ class Trainer:
             tally.waited += time.perf_counter() - waiting
             self.pulse.at(Phase.COMPUTE, self.step)
             with self.accelerator.accumulate(self.module):
-                total, parts = self.module(*self._inputs(batch, ratio))
+                total, parts = self.module(*self._inputs(batch, ratio, spec))
                 tally.add(batch, total, parts)
                 if micro + 1 == self.settings.accumulation:
                     self.pulse.at(Phase.REDUCE, self.step)
@@ -259,10 +336,11 @@ class Trainer:
         losses = {name: value / self.settings.batch_size for name, value in zip(tally.sums, sums, strict=True)}
         self.losses.append(losses["loss"])
         values = {
-            "step": self.step, "epoch": (samples - 1) // len(self.job.dataset.clean), "samples": samples, **losses,
+            "step": self.step, "epoch": (samples - 1) // self.job.dataset.count, "samples": samples, **losses,
             "lr": lr, "mask_ratio": ratio, "gradient_norm": norm,
             "images_per_second": self.settings.batch_size / seconds, "data_seconds": tally.waited,
             "step_seconds": seconds,
+            **({"attack_eps": spec.eps, "attack_steps": spec.steps} if spec else {}),
         }  # fmt: skip
         return values, bool(stopping)
 
@@ -270,20 +348,29 @@ class Trainer:
         """One optimizer step outside of `run`, for whoever measures it; returns what a log has of it."""
         return self._step(batches, StopFlag())[0]
 
-    def _inputs(self, batch: PairBatch, ratio: float) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Images in [0, 1], mask and its index on the device; the adversarial ones made here in online mode."""
+    def _inputs(
+        self, batch: PairBatch, ratio: float, spec: AttackSpec | None
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """Images in [0, 1], mask, its index and labels on the device; the adversarial ones made here in online mode.
+
+        spec: of the attack on the whole. There are labels where the objective wants them; it sees images twice, and
+        has the model find the index of its mask.
+        """
         device = self.accelerator.device
-        clean = to_float(batch.clean.to(device, non_blocking=True))
+        clean, labels = to_float(batch.clean.to(device, non_blocking=True)), batch.labels.to(device, non_blocking=True)
+        visible = batch.visible.to(device, non_blocking=True) if ratio else None
+        count, samples = len(self.job.dataset.clean), zip(batch.epochs.tolist(), batch.indices.tolist(), strict=True)
+        keys = [epoch * count + index for epoch, index in samples]
         if batch.adversarial is not None:
             adversarial = to_float(batch.adversarial.to(device, non_blocking=True))
+        elif self.robust and spec:
+            adversarial = self.robust.attack(dict(self.parameters), clean, labels, visible, spec, keys)
         else:
-            assert self.job.online is not None
-            keys = (batch.epochs * len(self.job.dataset.clean) + batch.indices).tolist()
-            adversarial = self.job.online(clean, batch.labels.to(device, non_blocking=True), keys)
-        if not ratio:
-            return clean, adversarial, None, None
-        visible, shown = (mask.to(device, non_blocking=True) for mask in (batch.visible, batch.shown))
-        return clean, adversarial, visible, shown
+            assert self.job.adversary.online is not None
+            adversarial = self.job.adversary.online(clean, labels, keys)
+        if self.job.adversary.classifier:
+            return clean, adversarial, visible, None, labels
+        return clean, adversarial, visible, batch.shown.to(device, non_blocking=True) if ratio else None, None
 
     def _backward(self, total: Tensor) -> Tensor | float:
         """Backward of this rank's share of the global mean; returns the gradient norm when all is accumulated.
@@ -314,8 +401,24 @@ class Trainer:
             f"last good checkpoint: {self.saver.good or 'none'}"
         )
 
+    def _choose(self) -> None:
+        """Take the weights of the most robust checkpoint, where held-out images were attacked."""
+        chosen = None
+        if self.robust and self.accelerator.is_main_process:
+            chosen = most_robust(manifests_in(self.job.directory))
+        chosen = gather_objects(chosen)[0]
+        if chosen is None:
+            return
+        saved = load_checkpoint(chosen, self.state, self.job.manifest)
+        if self.accelerator.is_main_process and saved.robust:
+            say(f"{self.job.label}: the weights of step {saved.step} are kept: {describe(saved.robust)}")
+
     def averaged(self) -> dict[str, Tensor]:
-        """The weights to ship: averaged if there is an average. Whole, on the CPU. Collective under ZeRO-3."""
+        """The weights to ship: averaged if there is an average. Whole, on the CPU. Collective under ZeRO-3.
+
+        Of a training against the whole those of the step that did best on the held-out images.
+        """
+        self._choose()
         parts = self.state.average.parts if self.state.average else {}
         return {
             name: whole(p, parts[name] if parts else local_part(p)).detach().cpu().clone()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from maep.config.schema import ObjectiveSettings
+from maep.objectives import Judge
 from maep.objectives import objective as objective_named
 from maep.training.distributed.world import DTYPES
 
@@ -16,22 +17,37 @@ class TrainingModule(nn.Module):
     model: (images [N, 3, H, W] in [0, 1], visible [N, T] or None) -> images, or with latent=True (images, latents);
     it takes `index` as `MaskedAutoencoder.forward` does.
     precision: fp32, bf16 or fp16; the arithmetic of the forward, by autocast, while weights stay fp32.
+    classifier: frozen and in eval mode, for objectives that classify.
     """
 
-    def __init__(self, model: nn.Module, objective: ObjectiveSettings, precision: str) -> None:
+    def __init__(
+        self, model: nn.Module, objective: ObjectiveSettings, precision: str, classifier: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.model, self.objective, self.dtype = model, objective, DTYPES[precision]
         self.losses = objective_named(objective.name)
+        # In a list it is no part of this module: not put into training mode, not sent to the other ranks, not averaged.
+        self.frozen = [] if classifier is None else [classifier]
 
     def forward(
-        self, clean: Tensor, adversarial: Tensor, visible: Tensor | None, index: Tensor | None = None
+        self,
+        clean: Tensor,
+        adversarial: Tensor,
+        visible: Tensor | None,
+        index: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Losses [N], and their parts by name.
 
         clean, adversarial: [N, 3, H, W] in [0, 1]; visible: bool [N, T] or None for all; index: int64 [N, K], of the
-        visible patches, in order; by default the model finds it.
+        visible patches, in order; by default the model finds it. labels: int64 [N], for objectives that classify.
         """
         model = self.model if index is None else partial(self.model, index=index)
         with torch.autocast(clean.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            losses = self.losses(model, clean, adversarial, visible, self.objective)
+            judges = [] if labels is None else [Judge(self._classify, labels)]
+            losses = self.losses(model, clean, adversarial, visible, self.objective, *judges)
         return losses.total.float(), {name: part.float() for name, part in losses.parts.items()}
+
+    def _classify(self, purified: Tensor) -> Tensor:
+        """Logits of purified images as they are used, clipped; losses are taken of them in fp32."""
+        return self.frozen[0](purified.clamp(0, 1)).float()

@@ -5,14 +5,13 @@ from pathlib import Path
 
 import torch
 
-from maep.config.pair_source import source_settings
 from maep.config.schema import Settings
 from maep.purifiers import save_purifier
 from maep.purifiers.base import TrainedPurifier
 from maep.purifiers.registry import purifier_class
 from maep.runtime.cores import worker_count
 from maep.storage.manifests import CheckpointManifest
-from maep.training.inputs import online_attack, own_pairs
+from maep.training.inputs import adversary, own_pairs
 from maep.training.loop import TrainingJob, train
 
 
@@ -33,7 +32,7 @@ def pretrain(settings: Settings, on_stall: Callable[[str], object] | None = None
         objective=settings.objective, compute=settings.compute, directory=directory / "checkpoints",
         metrics=directory / "metrics.jsonl", samples=directory / "samples", workers=worker_count(settings.data.workers),
         manifest=CheckpointManifest(step=0, purifier=purifier.kind, **purifier.config()),
-        online=online_attack(source_settings(settings, settings.pretrain), len(pairs.clean.classes)),
+        adversary=adversary(settings, settings.pretrain, len(pairs.clean.classes)),
         on_stall=on_stall,
     )  # fmt: skip
     weights, accelerator = train(job)

@@ -202,3 +202,18 @@ def test_nothing_is_left_on_the_host_or_read(
     adversarial = attack(copy.deepcopy(model).to(elsewhere), images, labels, spec, range(COUNT), 0)
     assert adversarial.device == elsewhere
     assert adversarial.shape == images.shape
+
+
+def test_nfgsm_steps_by_eps_from_noise_of_twice_eps(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+    """x + η + ε·sign ∇L(x + η), η uniform in [-2ε, 2ε], cut to [0, 1] alone (de Jorge et al. 2022)."""
+    images, labels = batch
+    spec = AttackSpec.of(AttackSettings(method="nfgsm", eps=0.1))
+    noisy = attack(model, images, labels, replace(spec, step=0.0), range(COUNT), 0)
+    found = attack(model, images, labels, spec, range(COUNT), 0)
+    assert torch.equal(found, (noisy + 0.1 * gradient(model, noisy, labels).sign()).clamp(0, 1))
+    noise = (noisy - images)[(noisy > 0) & (noisy < 1)]
+    assert noise.abs().max() <= 0.2 + 1e-6
+    assert noise.abs().max() > 0.19
+    assert (found - images).abs().max() > 0.2
+    with pytest.raises(ValueError, match="not an attack"):
+        replace(spec, norm="L2")

@@ -15,7 +15,7 @@ SECTIONS = {
     "data": {"shards"}, "classifier": {"classifier"}, "attack": {"attack"}, "model": {"pretrain"},
     "objective": {"pretrain", "finetune"}, "pretrain": {"pretrain"}, "finetune": {"finetune"},
     "compute": {"pretrain", "finetune"}, "purify": {"evaluate", "records"}, "evaluation": {"evaluate", "records"},
-    "purifier": {"pretrain", "evaluate", "records"},
+    "purifier": {"pretrain", "evaluate", "records"}, "robust": {"pretrain", "finetune"},
 }  # fmt: skip
 # Settings whose artefacts are others than their section's, as a user would expect it, written down by hand.
 EXCEPTIONS: dict[str, set[str]] = {

@@ -147,3 +147,24 @@ def test_settings_survive_their_yaml(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(settings))
     assert load_settings(str(path)) == settings
+
+
+WHOLE = ["attack.online=true", "pretrain.attacked=whole"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["pretrain.attacked=whole"], "set attack.online=true"),
+        (["finetune.attacked=whole"], "finetune.attacked=whole"),
+        (["attack.method=nfgsm"], "attack.online"),
+        ([*WHOLE, "attack.norm=L2", "evaluation.norm=L2"], "set attack.norm=Linf"),
+        ([*WHOLE, "attack.targeted=true"], "attack.targeted=false"),
+        ([*WHOLE, "compute.zero_stage=3"], "set compute.zero_stage up to 2"),
+        ([*WHOLE, "model.image_size=16"], "model.image_size=16, data.image_size=32 equal"),
+        (["pretrain.attacked=purifier"], "choose one of classifier, whole"),
+    ],
+)
+def test_an_attack_on_the_whole_must_be_possible(overrides: list[str], words: str) -> None:
+    """What is attacked must be there at every step, and as it will be used."""
+    assert words in refusal(*overrides)

@@ -1,5 +1,6 @@
 """Pairs: what a step consumes depends on (seed, samples consumed) alone."""
 
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -149,3 +150,33 @@ def test_the_shown_patches_are_the_visible_ones(pairs: PairDataset) -> None:
     """As the model would find them, in order."""
     batch = read(pairs, 0, 1, 1)[0]
     assert torch.equal(batch.shown, visible_index(batch.visible))
+
+
+def test_held_out_images_are_never_trained_on(pairs: PairDataset) -> None:
+    """Twelve drawn by the seed; an epoch is of the others, each once, and without any held out nothing changes."""
+    held = PairDataset(pairs.clean, pairs.adversarial, replace(pairs.settings, batch_size=54), 32, 4, 3, held_out=12)
+    assert held.count == 108
+    assert len(set(held.held)) == 12
+    epoch = torch.cat([step.indices for step in read(held, 0, 2, 2)])
+    assert sorted(epoch.tolist()) == [index for index in range(120) if index not in held.held]
+    assert PairDataset(pairs.clean, None, pairs.settings, 32, 4, 4, 12).held != held.held
+
+
+def test_crop_padding_moves_both_images_alike(pairs: PairDataset) -> None:
+    """A crop from the image within a black margin: the pair is moved by the same, up to the padding."""
+    still = PairDataset(pairs.clean, pairs.adversarial, replace(pairs.settings, clean_share=0.0, flip=False), 32, 4, 3)
+    moved = PairDataset(
+        pairs.clean, pairs.adversarial, replace(still.settings, crop_padding=3), 32, 4, 3
+    )  # fmt: skip
+    shifts = set()
+    for index in range(8):
+        request = Request(0, index, 0.0)
+        before, after = (dataset[request][:2] for dataset in (still, moved))
+        padded = [np.pad(image, ((0, 0), (3, 3), (3, 3))) for image in before]
+        fits = [
+            (y, x) for y in range(7) for x in range(7)
+            if all((p[:, y : y + 32, x : x + 32] == a).all() for p, a in zip(padded, after, strict=True))
+        ]  # fmt: skip
+        assert len(fits) == 1
+        shifts |= set(fits)
+    assert len(shifts) > 4

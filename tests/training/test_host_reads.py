@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from maep.config.implementations import OBJECTIVES
 from maep.config.load import load_settings
@@ -64,6 +64,7 @@ class Steps:
         job = TrainingJob(
             "pretrain", seeded_purifier(settings).model, pairs, train, settings.objective, settings.compute,
             run / "checkpoints", run / "metrics.jsonl", run / "samples", manifest,
+            adversary=inputs.adversary(settings, train, 10),
         )  # fmt: skip
         self.trainer = Trainer(job)
         on_cuda = self.trainer.accelerator.device.type == "cuda"
@@ -82,10 +83,18 @@ class Steps:
         return delivered + [state["step"] for state in self.trainer.optimizer.optimizer.state.values()]
 
 
-@pytest.mark.parametrize("more", [(), ("pretrain.mask_ratio=0",), ("pretrain.accumulation=2",)], ids=str)
+WHOLE = (
+    "attack.online=true", "pretrain.attacked=whole", "objective.name=robust", "pretrain.mask_ratio=0",
+    "robust.check_images=8",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("more", [(), ("pretrain.mask_ratio=0",), ("pretrain.accumulation=2",), WHOLE], ids=str)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="counts on a CPU what a device would be waited for")
 def test_a_step_reads_once(problem: Problem, tmp_path: Path, more: tuple[str, ...]) -> None:
-    """Losses, finiteness and stop flags in one read: with masks, without, and with two micro-batches."""
+    """Losses, finiteness and stop flags in one read: with masks, without, with two micro-batches, and with an attack on
+    the whole of purifier and classifier before it.
+    """
     steps = Steps(problem, tmp_path, *more)
     steps.do(2)
     with host_reads(steps.at_home()) as reads:
@@ -186,7 +195,7 @@ def test_the_online_attacks_classifier_is_on_this_ranks_device(
     """`attack.online` begins before accelerate knows the device: it is where `prepare_device` says."""
     settings = load_settings("digits", problem.arguments(tmp_path, "attack.online=true")[1:])
     with mock.patch.object(inputs, "prepare_device", return_value=elsewhere) as prepared:
-        online = inputs.online_attack(settings, 10)
+        online = inputs.adversary(settings, settings.pretrain, 10).online
     prepared.assert_called_once_with(settings.compute, trains=True)
     assert online is not None
     images, labels = torch.rand(2, 3, 32, 32, device=elsewhere), torch.zeros(2, dtype=torch.int64, device=elsewhere)
@@ -205,10 +214,11 @@ def test_a_step_is_one_graph(name: str, adapted: bool) -> None:
     torch.manual_seed(0)
     network = MaskedAutoencoder(SMALL)
     model = with_adapter(network, FinetuneSettings(), 0) if adapted else network
-    module = TrainingModule(model, ObjectiveSettings(name=name), "fp32")
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16**2, 5)).eval() if OBJECTIVES[name].classifies else None
+    module = TrainingModule(model, ObjectiveSettings(name=name), "fp32", classifier)
     clean, visible = torch.rand(3, 3, 16, 16), torch.rand(3, 16).argsort(1) < 8
     shown = visible.nonzero()[:, 1].reshape(3, 8)
-    masks = [] if OBJECTIVES[name].whole_images else [(visible, shown)]
+    masks = [] if OBJECTIVES[name].whole_images or classifier else [(visible, shown)]
     for mask in [*masks, *([] if name == "mae" else [(None, None)])]:
         assert graphs_of(module, clean, *mask) == (1, 0)
     if name == "maep":
@@ -218,5 +228,6 @@ def test_a_step_is_one_graph(name: str, adapted: bool) -> None:
 def graphs_of(module: TrainingModule, clean: Tensor, visible: Tensor | None, shown: Tensor | None) -> tuple[int, int]:
     """(graphs, breaks) of torch.compile."""
     torch._dynamo.reset()
-    report = torch._dynamo.explain(module)(clean, (clean + 0.03).clamp(0, 1), visible, shown)
+    labels = torch.tensor([0, 4, 2]) if module.frozen else None
+    report = torch._dynamo.explain(module)(clean, (clean + 0.03).clamp(0, 1), visible, shown, labels)
     return report.graph_count, report.graph_break_count

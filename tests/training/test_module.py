@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from maep.config.implementations import OBJECTIVES
 from maep.config.schema import FinetuneSettings, ModelSettings, ObjectiveSettings
@@ -20,11 +21,26 @@ def test_every_objective_trains_an_adapted_model(name: str) -> None:
     """Finite losses, one an image, and a gradient for the adapter's weights, through peft's wrapper in bf16."""
     torch.manual_seed(0)
     adapted = with_adapter(MaskedAutoencoder(SMALL), FinetuneSettings(), 0)
-    module = TrainingModule(adapted, ObjectiveSettings(name=name), "bf16")
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16**2, 5)).eval().requires_grad_(False)
+    judged = (classifier, torch.tensor([0, 4, 2])) if OBJECTIVES[name].classifies else (None, None)
+    module = TrainingModule(adapted, ObjectiveSettings(name=name), "bf16", judged[0])
     clean = torch.rand(3, 3, 16, 16)
     visible = None if OBJECTIVES[name].whole_images else torch.arange(16).expand(3, 16) % 2 == 0
-    total, _parts = module(clean, (clean + 0.03).clamp(0, 1), visible)
+    total, _parts = module(clean, (clean + 0.03).clamp(0, 1), visible, labels=judged[1])
     total.sum().backward()
     assert total.shape == (3,)
     assert total.isfinite().all()
     assert any(p.grad is not None and p.grad.any() for p in adapted.parameters())
+
+
+def test_the_classifier_of_an_objective_stays_as_it_is() -> None:
+    """It is no part of the module: not in training mode, not among the parameters, without gradients."""
+    classifier = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(3 * 16**2), nn.Linear(3 * 16**2, 5))
+    classifier.eval().requires_grad_(False)
+    module = TrainingModule(MaskedAutoencoder(SMALL), ObjectiveSettings(name="robust"), "fp32", classifier).train()
+    total, _parts = module(torch.rand(3, 3, 16, 16), torch.rand(3, 3, 16, 16), None, labels=torch.tensor([0, 4, 2]))
+    total.sum().backward()
+    assert not any(part.training for part in classifier.modules())
+    assert not classifier[1].running_mean.any()
+    assert all(parameter.grad is None for parameter in classifier.parameters())
+    assert {id(p) for p in module.parameters()}.isdisjoint(id(p) for p in classifier.parameters())

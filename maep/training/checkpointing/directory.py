@@ -9,6 +9,7 @@ Any number of processes under any ZeRO stage resumes from them. `maep.training.c
 
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +28,10 @@ STEP = re.compile(r"step-(\d+)")
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints stay: the `last` (at least 2), those of every `every` steps, the `best` by loss. 0: none."""
+    """Which checkpoints stay: the `last` (at least 2), those of every `every` steps, the `best` by loss. 0: none.
+
+    Of a training against the whole also the newest that was checked and the best of those.
+    """
 
     last: int
     every: int = 0
@@ -72,15 +76,39 @@ def prune(directory: Path, keep: Retention) -> None:
     """Remove the checkpoints that `keep` does not name, and what a killed save left behind."""
     committed = checkpoints(directory)
     survivors = {*committed[-keep.last :], *(p for p in committed if keep.every and step_of(p) % keep.every == 0)}
-    if keep.best:
-        losses = {path: CheckpointManifest.read(path / MANIFEST).loss for path in committed}
-        measured = {path: loss for path, loss in losses.items() if loss is not None}
-        survivors |= set(sorted(measured, key=measured.__getitem__)[: keep.best])
+    manifests = manifests_in(directory)
+    measured = {path: saved.loss for path, saved in manifests.items() if saved.loss is not None}
+    survivors |= set(sorted(measured, key=measured.__getitem__)[: keep.best])
+    survivors |= {path for path in (newest_checked(manifests), most_robust(manifests)) if path}
     for path in committed:
         if path not in survivors:
             shutil.rmtree(path)
     for path in directory.glob(".tmp-step-*"):
         shutil.rmtree(path)
+
+
+def manifests_in(directory: Path) -> dict[Path, CheckpointManifest]:
+    """The committed checkpoints with their manifests, the oldest first."""
+    return {path: CheckpointManifest.read(path / MANIFEST) for path in checkpoints(directory)}
+
+
+def newest_checked(saved: Mapping[Path, CheckpointManifest]) -> Path | None:
+    """The last of the checkpoints, given the oldest first, that were attacked on held-out images."""
+    return next((path for path in reversed(list(saved)) if (of := saved[path].robust) and of.checked), None)
+
+
+def most_robust(saved: Mapping[Path, CheckpointManifest]) -> Path | None:
+    """That whose averaged weights did best under attack on held-out images, of equal ones the newest."""
+    progress = {path: manifest.robust for path, manifest in saved.items() if manifest.robust}
+    scores = {path: of.averaged for path, of in progress.items() if of.checked and of.averaged is not None}
+    return max(reversed(list(scores)), key=scores.__getitem__, default=None)
+
+
+def remove_after(directory: Path, step: int) -> None:
+    """Remove the checkpoints of later steps."""
+    for path in checkpoints(directory):
+        if step_of(path) > step:
+            shutil.rmtree(path)
 
 
 def load_checkpoint(path: Path, state: "TrainingState", expected: CheckpointManifest) -> CheckpointManifest:

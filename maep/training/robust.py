@@ -1,0 +1,225 @@
+"""Training against an attacker who knows the purifier: the whole f∘P is attacked as it stands at each step.
+
+The attack follows a twin of P that shares its weights and has no gradients of its own, so the losses' own backward,
+DDP's and ZeRO's hooks see nothing of it. Starts are keyed by (seed, epoch, sample) and drawn on the device. Every
+few steps PGD attacks held-out images: that chooses the weights to keep, and notices catastrophic overfitting, where
+a purifier withstands the attack of its training and no other (Wong et al. 2020).
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from maep.attacks.attack_spec import AttackSpec
+from maep.attacks.gradient import ascend, attack, moved_by
+from maep.config.schema import AttackSettings, RobustSettings
+from maep.data.order import slice_of
+from maep.data.pairs import PairDataset
+from maep.data.shards import to_float
+from maep.runtime.device import upload
+from maep.runtime.errors import fail
+from maep.runtime.randomness import keyed_rng
+from maep.storage.manifests import Retreat, RobustProgress
+from maep.training.distributed.world import agree, world
+
+CHECK_STEPS = (
+    10  # of the PGD on held-out images, each of eps/4: AutoAttack's order of purifiers at a tenth of its price
+)
+REACH = 1.25  # times eps that the steps of a late or lengthened attack cover together (robust.late_steps)
+OnlineAttack = Callable[[Tensor, Tensor, list[int]], Tensor]
+MOST_RETREATS = 4  # what is lost five times, under ever longer attacks, is not lost to the attack
+
+
+# --- noise that is a pure function of its key, on any device ---
+
+GOLDEN, FIRST, SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15  # SplitMix64's, as int64
+
+
+def _shifted(bits: Tensor, by: int) -> Tensor:
+    """Logical shift to the right of int64, whose own keeps the sign."""
+    return (bits >> by) & ((1 << (64 - by)) - 1)
+
+
+def _mixed(bits: Tensor) -> Tensor:
+    """SplitMix64's finaliser: every bit of the result depends on every bit."""
+    bits = (bits ^ _shifted(bits, 30)) * FIRST
+    bits = (bits ^ _shifted(bits, 27)) * SECOND
+    return bits ^ _shifted(bits, 31)
+
+
+def keyed_uniform(purpose: str, seed: int, keys: Sequence[int], shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Uniform numbers of [-1, 1), float32 [N, *shape]: row i depends on (purpose, seed, keys[i]) alone.
+
+    The same bits on every device; drawn there, since a generator of NumPy's for each image would hold up a GPU.
+    """
+    stream = int(keyed_rng(purpose, seed).integers(-(2**63), 2**63))
+    rows = _mixed(torch.tensor(keys, dtype=torch.int64) ^ stream)
+    count = torch.Size(shape).numel()
+    places = torch.arange(1, count + 1, dtype=torch.int64, device=device) * GOLDEN
+    bits = _mixed(upload(rows, device)[:, None] + places)
+    return (_shifted(bits, 40).to(torch.float32) * 2**-23 - 1).reshape(len(keys), *shape)
+
+
+# --- the attack ---
+
+
+class AttackedWhole(nn.Module):
+    """f∘P as the attack of a training sees it: P's own weights, none of which gets a gradient.
+
+    purifier: (images, visible) -> images; classifier: frozen. Call `follow` when the weights may lie elsewhere.
+    """
+
+    def __init__(self, purifier: nn.Module, classifier: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.purifier = copy.deepcopy(purifier).requires_grad_(False)
+        self.classifier, self.dtype = classifier, dtype
+        self.eval()
+
+    def follow(self, weights: dict[str, Tensor]) -> None:
+        """Use these weights, by parameter name, where they lie: later changes of them are seen."""
+        for name, parameter in self.purifier.named_parameters():
+            if name in weights:
+                parameter.data = weights[name].detach()
+
+    def forward(self, images: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Logits in fp32, differentiable with respect to the images."""
+        with torch.autocast(images.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            return self.classifier(self.purifier(images, visible).clamp(0, 1)).float()
+
+
+def attack_at(base: AttackSpec, settings: RobustSettings, progress: float, retreats: int) -> AttackSpec:
+    """The attack of a step. progress: share of the training done after it. retreats: steps that it is longer by."""
+    if progress <= settings.clean_until:
+        return replace(base, eps=0.0, step=0.0, steps=0, random_start=False)
+    share = min(1.0, (progress - settings.clean_until) / settings.eps_ramp) if settings.eps_ramp else 1.0
+    spec = replace(base, eps=base.eps * share, step=base.step * share)
+    late = settings.late_steps if settings.late_steps and progress > settings.late_from else 0
+    steps = max(late, base.steps + retreats if retreats else 0)
+    if not steps:
+        return spec
+    return replace(spec, method="pgd", random_start=True, steps=steps, step=REACH * spec.eps / steps)
+
+
+@dataclass(frozen=True)
+class AgainstWhole:
+    """What a training against the whole needs besides. attack: its budget is that of the checks."""
+
+    classifier: nn.Module
+    attack: AttackSettings
+    settings: RobustSettings
+    seed: int
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """Who makes the adversarial images of a training, where no shards have them, and who judges the purified ones.
+
+    online: (images, labels, keys) -> adversarial images. against: the attack on the whole, in its place. classifier:
+    frozen, in eval mode, for objectives that classify.
+    """
+
+    online: OnlineAttack | None = None
+    against: AgainstWhole | None = None
+    classifier: nn.Module | None = None
+
+
+class RobustTraining:
+    """Attacks the whole for every step, and on held-out images; remembers how that went (`progress`)."""
+
+    def __init__(
+        self, against: AgainstWhole, model: nn.Module, device: torch.device, dtype: torch.dtype, *, compiled: bool
+    ) -> None:
+        """model: P as it is trained, which is copied once. dtype: of the attack's arithmetic; checks are in fp32."""
+        self.against, self.spec, self.device = against, AttackSpec.of(against.attack), device
+        self.whole = AttackedWhole(model, against.classifier, dtype).to(device)
+        self.exact = AttackedWhole(model, against.classifier, torch.float32).to(device)
+        self.follows: Callable[..., Tensor] = torch.compile(self.whole) if compiled else self.whole
+        self.progress = RobustProgress()
+
+    def at(self, progress: float) -> AttackSpec:
+        """The attack of a step; see `attack_at`."""
+        return attack_at(self.spec, self.against.settings, progress, len(self.progress.retreats))
+
+    def attack(
+        self, weights: dict[str, Tensor], images: Tensor, labels: Tensor, visible: Tensor | None, spec: AttackSpec,
+        keys: Sequence[int],
+    ) -> Tensor:  # fmt: skip
+        """Adversarial images of f∘P with these weights of P; arguments otherwise as `maep.attacks.gradient.attack`'s.
+
+        visible: what P sees of them, the same for the attack as for the losses.
+        """
+        self.whole.follow(weights)
+        noise = keyed_uniform("whole", self.against.seed, keys, tuple(images.shape[1:]), images.device)
+        start = moved_by(images, noise, spec) if spec.random_start else images
+        return ascend(lambda moved: self.follows(moved, visible), images, labels, spec, start)
+
+    def is_due(self, step: int, steps: int) -> bool:
+        """Whether held-out images are attacked after a step."""
+        every = self.against.settings.check_every
+        return bool(every) and (step % every == 0 or step == steps)
+
+    def check(
+        self, pairs: PairDataset, weights: dict[str, Tensor], averaged: dict[str, Tensor], batch: int,
+        alive: Callable[[], object],
+    ) -> RobustProgress:  # fmt: skip
+        """Attack the held-out images of all ranks together; the progress that follows, the same on every rank.
+
+        batch: images at a time. alive: called before each.
+        """
+        now = self._accuracies(pairs, weights, batch, alive)
+        kept = self._accuracies(pairs, averaged, batch, alive) if averaged is not weights else now
+        return replace(self.progress, accuracy=now[1], checked=True, averaged=kept[1], clean=kept[0])
+
+    def has_collapsed(self, now: RobustProgress) -> bool:
+        """Whether robustness was lost since the check before."""
+        before = self.progress.accuracy
+        lost = 0.0 if before is None or now.accuracy is None else before - now.accuracy
+        return lost > self.against.settings.overfit_drop
+
+    def retreat(self, step: int, back_to: int, accuracy: float, saved: RobustProgress | None) -> None:
+        """Go on from an earlier step, with all retreats known, and this one."""
+        retreats = (*self.progress.retreats, Retreat(step, back_to, accuracy))
+        if len(retreats) > MOST_RETREATS:
+            fail(
+                f"robust accuracy on held-out images fell by more than robust.overfit_drop at step {step}, for the "
+                f"{len(retreats)}th time and under {self.at(1.0).name}: lower the learning rate, or raise attack.steps"
+            )
+        self.progress = replace(saved or RobustProgress(), checked=False, retreats=retreats)
+
+    @torch.no_grad()
+    def _accuracies(
+        self, pairs: PairDataset, weights: dict[str, Tensor], batch: int, alive: Callable[[], object]
+    ) -> tuple[float, float]:
+        """(clean, robust) accuracy in percent on the held-out images, in fp32."""
+        self.exact.follow(weights)
+        spec = replace(
+            self.spec, method="pgd", step=self.spec.eps / 4, steps=CHECK_STEPS, random_start=True, targeted=False
+        )
+        share = slice_of(pairs.held, world().rank, world().size)
+        right = torch.zeros(2, device=self.device)
+        for first in range(0, len(share), batch):
+            alive()
+            indices = share[first : first + batch]
+            stored, labels = (tensor.to(self.device) for tensor in pairs.clean.batch(indices))
+            images = to_float(stored)
+            moved = attack(self.exact, images, labels, spec, indices, self.against.seed)
+            right += torch.stack([(self.exact(each).argmax(1) == labels).sum() for each in (images, moved)])
+        clean, robust = agree(right.tolist(), self.device)
+        return 100 * clean / len(pairs.held), 100 * robust / len(pairs.held)
+
+
+def accuracies(progress: RobustProgress) -> dict[str, float]:
+    """What a check has measured, by name, in percent; nothing before the first one."""
+    values = {"accuracy": progress.accuracy, "averaged": progress.averaged, "clean": progress.clean}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def describe(progress: RobustProgress) -> str:
+    """The same in words."""
+    return (
+        f"PGD-{CHECK_STEPS} {progress.accuracy or 0.0:.1f} %, "
+        f"averaged weights {progress.averaged or 0.0:.1f} % (clean {progress.clean or 0.0:.1f} %)"
+    )

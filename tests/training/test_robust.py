@@ -1,0 +1,192 @@
+"""Training against the whole: what is attacked, by which attack, and how a training that overfits goes back."""
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from maep.attacks.attack_spec import AttackSpec
+from maep.config.schema import AttackSettings, ModelSettings, RobustSettings
+from maep.models.masked_autoencoder import MaskedAutoencoder
+from maep.runtime.errors import UserError
+from maep.storage.manifests import CheckpointManifest, Retreat, RobustProgress
+from maep.storage.sealed import MANIFEST
+from maep.training.checkpointing.directory import (
+    Retention,
+    checkpoint_path,
+    checkpoints,
+    manifests_in,
+    most_robust,
+    newest_checked,
+    prune,
+)
+from maep.training.robust import MOST_RETREATS, AgainstWhole, RobustTraining, attack_at, keyed_uniform
+from tests.small import digits, train_small
+from tests.tiny import Problem
+from tests.training.test_loop import metrics, stop_at, weights
+
+BASE = AttackSpec("nfgsm", "Linf", eps=0.1, step=0.1, steps=1, random_start=True, targeted=False)
+SMALL = ModelSettings(
+    image_size=16, patch_size=4, encoder_width=32, encoder_depth=1, encoder_heads=2, decoder_width=32,
+    decoder_depth=1, decoder_heads=2,
+)  # fmt: skip
+# Held-out images are many enough to rise and fall; whatever they lose by is too much.
+WHOLE = [
+    "attack.online=true", "attack.steps=2", "pretrain.attacked=whole", "objective.name=robust",
+    "pretrain.mask_ratio=0", "pretrain.steps=20", "pretrain.save_every=4", "robust.check_every=5",
+    "robust.check_images=40", "robust.eps_ramp=0.3", "robust.overfit_drop=100",
+]  # fmt: skip
+
+
+def test_noise_is_a_function_of_its_key_alone() -> None:
+    """Rows of a batch equal the same keys alone; purposes, seeds and neighbouring keys have nothing in common."""
+    device = torch.device("cpu")
+    noise = keyed_uniform("whole", 3, [5, 6, 7], (3, 40, 40), device)
+    assert torch.equal(noise[1:2], keyed_uniform("whole", 3, [6], (3, 40, 40), device))
+    others = [("other", 3, 6), ("whole", 4, 6), ("whole", 3, 7)]
+    rows = [noise[1], *(keyed_uniform(purpose, seed, [key], (3, 40, 40), device)[0] for purpose, seed, key in others)]
+    correlations = torch.corrcoef(torch.stack(rows).flatten(1)) - torch.eye(4)
+    assert correlations.abs().max() < 0.06
+    assert noise.min() >= -1
+    assert noise.max() < 1
+    histogram = torch.histc(noise, 10, -1, 1) / noise.numel()
+    assert (histogram - 0.1).abs().max() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("progress", "retreats", "expected"),
+    [
+        (0.1, 0, ("nfgsm", 0.0, 0, 0.0)),
+        (0.3, 0, ("nfgsm", 0.05, 1, 0.05)),
+        (0.6, 0, ("nfgsm", 0.1, 1, 0.1)),
+        (0.9, 0, ("pgd", 0.1, 2, 0.0625)),
+        (0.6, 2, ("pgd", 0.1, 3, 0.125 / 3)),
+        (0.9, 3, ("pgd", 0.1, 4, 0.125 / 4)),
+    ],
+)
+def test_the_attack_follows_its_schedule(
+    progress: float, retreats: int, expected: tuple[str, float, int, float]
+) -> None:
+    """None, then a budget that grows, then PGD at the end; longer by one step for every retreat."""
+    settings = RobustSettings(clean_until=0.2, eps_ramp=0.2, late_steps=2, late_from=0.8)
+    spec = attack_at(BASE, settings, progress, retreats)
+    assert (spec.method, spec.steps) == (expected[0], expected[2])
+    assert (spec.eps, spec.step) == pytest.approx((expected[1], expected[3]))
+
+
+def whole_training(compiled: bool = False) -> tuple[RobustTraining, MaskedAutoencoder, nn.Module]:
+    """A random purifier before a trained classifier of the digits."""
+    torch.manual_seed(0)
+    model, classifier = MaskedAutoencoder(SMALL), train_small()
+    against = AgainstWhole(classifier, AttackSettings(eps=0.2, step=0.05, steps=5), RobustSettings(), 0)
+    return RobustTraining(against, model, torch.device("cpu"), torch.float32, compiled=compiled), model, classifier
+
+
+def losses(model: nn.Module, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    with torch.no_grad():
+        return nn.functional.cross_entropy(classifier(model(images).clamp(0, 1)), labels, reduction="none")
+
+
+def test_the_attack_sees_the_purifier_as_it_is_now() -> None:
+    """It raises the loss of the whole, in budget; after the weights changed in place, that of the changed whole.
+
+    No parameter gets a gradient, and images fare the same alone as in a batch.
+    """
+    robust, model, classifier = whole_training()
+    images, labels = (part[:16] for part in digits())
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
+    before = robust.attack(parameters, images, labels, None, robust.at(1.0), range(16))
+    assert (before - images).abs().max() <= 0.2 + 1e-6
+    assert (losses(model, classifier, before, labels) > losses(model, classifier, images, labels)).float().mean() > 0.9
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    after = robust.attack(parameters, images, labels, None, robust.at(1.0), range(16))
+    assert losses(model, classifier, after, labels).mean() > losses(model, classifier, before, labels).mean()
+    alone = robust.attack(parameters, images[3:4], labels[3:4], None, robust.at(1.0), [3])
+    assert (alone - after[3:4]).abs().max() < 1e-4
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_compiled_attack_is_the_attack() -> None:
+    """Through torch.compile the adversarial images are the same but for a few signs of vanishing gradients."""
+    (plain, model, _), (compiled, *_) = whole_training(), whole_training(compiled=True)
+    images, labels = (part[:4] for part in digits())
+    args = (dict(model.named_parameters()), images, labels, None, plain.at(1.0), range(4))
+    difference = (plain.attack(*args) - compiled.attack(*args)).abs()
+    assert (difference > 1e-5).float().mean() < 0.02
+
+
+def test_a_drop_between_checks_is_a_collapse_and_lengthens_the_attack() -> None:
+    """Only a fall beyond robust.overfit_drop; the fifth ends the training with a line."""
+    robust, *_ = whole_training()
+    assert not robust.has_collapsed(RobustProgress(accuracy=10.0))
+    robust.progress = RobustProgress(accuracy=50.0, checked=True)
+    assert not robust.has_collapsed(RobustProgress(accuracy=30.0))
+    assert robust.has_collapsed(RobustProgress(accuracy=29.0))
+    robust.retreat(40, 20, 29.0, RobustProgress(accuracy=50.0, checked=True))
+    assert robust.progress == RobustProgress(accuracy=50.0, retreats=(Retreat(40, 20, 29.0),))
+    assert (robust.at(1.0).method, robust.at(1.0).steps) == ("pgd", 6)
+    for _ in range(MOST_RETREATS - 1):
+        robust.retreat(40, 20, 29.0, None)
+    with pytest.raises(UserError, match="lower the learning rate"):
+        robust.retreat(40, 20, 29.0, None)
+
+
+def test_checkpoints_keep_the_most_robust(tmp_path: Path) -> None:
+    """Pruning leaves the newest checked one and the best, of equal ones the newest, beside the last two."""
+    scores = {1: 30.0, 2: 60.0, 3: 60.0, 4: None, 5: 40.0, 6: None, 7: None}
+    for step, score in scores.items():
+        directory = checkpoint_path(tmp_path, step)
+        directory.mkdir()
+        progress = RobustProgress(
+            score or 5.0, checked=score is not None, averaged=score, retreats=(Retreat(9, 1, 2.0),)
+        )
+        CheckpointManifest(step=step, robust=progress).write(directory / MANIFEST)
+    assert most_robust(manifests_in(tmp_path)) == checkpoint_path(tmp_path, 3)
+    assert newest_checked(manifests_in(tmp_path)) == checkpoint_path(tmp_path, 5)
+    prune(tmp_path, Retention(2))
+    assert checkpoints(tmp_path) == [checkpoint_path(tmp_path, step) for step in (3, 5, 6, 7)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(problem: Problem, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training against the whole that nobody stopped."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    shutil.copytree(problem.prepared, run)
+    done = problem.run("pretrain", run, *WHOLE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return run
+
+
+def test_killed_and_stopped_it_ends_with_the_same_bits(problem: Problem, run_dir: Path, undisturbed: Path) -> None:
+    """SIGKILL, then SIGTERM, then to the end: the same weights, losses and held-out accuracies."""
+    stop_at(problem, run_dir, 7, signal.SIGKILL, *WHOLE)
+    assert stop_at(problem, run_dir, 12, signal.SIGTERM, *WHOLE) == 128 + signal.SIGTERM
+    done = problem.run("pretrain", run_dir, *WHOLE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert weights(run_dir) == weights(undisturbed)
+    for name in ("loss", "held_out_accuracy", "held_out_averaged", "attack_eps"):
+        ours, theirs = ([line.get(name) for line in metrics(run)] for run in (run_dir, undisturbed))
+        assert ours == theirs, name
+    checked = [line["step"] for line in metrics(run_dir) if "held_out_accuracy" in line]
+    assert checked == [5, 10, 15, 20]
+
+
+def test_two_processes_attack_and_check_as_one_does(problem: Problem, run_dir: Path, undisturbed: Path) -> None:
+    """Real processes: the losses agree, and so do the accuracies on held-out images, which they share out.
+
+    The first loss to rounding; later ones to what the signs of vanishing gradients make of rounding.
+    """
+    done = problem.run("pretrain", run_dir, *WHOLE, nproc=2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    ours, theirs = metrics(run_dir), metrics(undisturbed)
+    assert ours[0]["loss"] == pytest.approx(theirs[0]["loss"], rel=1e-6)
+    assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in theirs], rel=2e-3)
+    for name in ("held_out_accuracy", "held_out_averaged", "held_out_clean"):
+        pairs = [(line[name], other[name]) for line, other in zip(ours, theirs, strict=True) if name in line]
+        assert len(pairs) == 4
+        assert all(one == pytest.approx(two, abs=2.6) for one, two in pairs)  # one of forty images at most

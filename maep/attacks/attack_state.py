@@ -12,7 +12,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from maep.runtime.console import say
+from maep.runtime.errors import UserError
 from maep.storage.atomic import atomic_file
+from maep.storage.json_files import parse_json
 from maep.storage.tensor_files import save_file
 
 Facts = dict[str, Any]  # what was written beside the tensors, as JSON gave it back
@@ -104,7 +106,10 @@ def load_tensors(path: Path, identity: str | None = None) -> tuple[dict[str, Ten
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if metadata["sha256"] != tensors_sha256(tensors):
             raise ValueError("its SHA-256 differs")
-        return tensors, json.loads(metadata["facts"])
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        facts = parse_json(metadata["facts"], "its facts")
+        if not isinstance(facts, dict):
+            raise ValueError("its facts are no JSON object")
+        return tensors, facts
+    except (SafetensorError, OSError, ValueError, KeyError, UserError) as error:
         say(f"{path}: damaged ({error}); ignored")
         return None

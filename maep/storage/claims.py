@@ -22,7 +22,9 @@ from typing import Self
 
 from maep.runtime.console import say
 from maep.runtime.errors import UserError
+from maep.runtime.slurm_job import this_job
 from maep.storage.atomic import remove_temporaries, temporary_name
+from maep.storage.json_files import open_regular
 
 REFRESHES = 4  # in a timeout: three may come late or fail before a living worker loses its unit
 OWNER = re.compile(r"process (?P<process>\d+) on (?P<host>[^,]+)")
@@ -30,7 +32,7 @@ OWNER = re.compile(r"process (?P<process>\d+) on (?P<host>[^,]+)")
 
 def this_worker() -> str:
     """Host, process and job of this process, in words."""
-    job = os.environ.get("SLURM_JOB_ID")
+    job = this_job()
     return f"process {os.getpid()} on {socket.gethostname()}" + (f", job {job}" if job else "")
 
 
@@ -94,7 +96,7 @@ class Claims:
 
     def _text(self, claim: Path) -> str | None:
         with suppress(FileNotFoundError):
-            return claim.read_text()
+            return claim.read_text(errors="replace")
         return None
 
     def shared(self, units: Sequence[str], is_done: Callable[[str], bool]) -> Iterator[str]:
@@ -126,7 +128,7 @@ class Claims:
         """All claims of a unit, the lowest number first."""
         prefix = f"{unit}.claim-"
         numbers = [name.removeprefix(prefix) for name in os.listdir(self.directory) if name.startswith(prefix)]
-        return [self.directory / f"{prefix}{number}" for number in sorted(map(int, numbers))]
+        return [self.directory / f"{prefix}{number}" for number in sorted(map(int, filter(str.isdecimal, numbers)))]
 
     def _newest(self, unit: str) -> Path | None:
         return next(reversed(self._claims(unit)), None)
@@ -137,7 +139,7 @@ class Claims:
         if path is None:
             return None
         try:
-            with path.open("rb") as file:  # opening makes a network file system ask for the file's present time
+            with open_regular(path) as file:  # opening makes a network file system ask for the file's present time
                 return path, os.fstat(file.fileno()).st_mtime
         except FileNotFoundError:
             return None

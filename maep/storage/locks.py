@@ -17,7 +17,9 @@ from typing import IO, Any, Self
 
 from maep.runtime.console import say
 from maep.runtime.errors import UserError, fail
+from maep.runtime.slurm_job import this_job
 from maep.storage.documents import Document
+from maep.storage.json_files import LIMIT, parse_json
 
 LOCK = ".lock"
 SHORT = 2.0  # seconds of waiting that go without saying: most of what is shared is made faster
@@ -38,7 +40,10 @@ class Lock:
 
 @dataclass(frozen=True)
 class Signature(Document):
-    """Who holds a lock. job: SLURM's, None without it; attempt: how often SLURM has restarted that job."""
+    """Who holds a lock.
+
+    job: SLURM's, of an array with its worker, None without one; attempt: how often SLURM has restarted that job.
+    """
 
     process: int
     node: str
@@ -54,14 +59,14 @@ class Signature(Document):
     def of_this_process(cls) -> Self:
         """As it signs its locks."""
         restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-        return cls(os.getpid(), socket.gethostname(), os.environ.get("SLURM_JOB_ID"), restarts)
+        return cls(os.getpid(), socket.gethostname(), this_job(), restarts)
 
     @classmethod
     def from_text(cls, text: str) -> Self | None:
         """From a lock's file; None while its holder is still signing, or where another version of maep signed."""
         try:
-            return cls.from_json(json.loads(text), LOCK)
-        except (ValueError, UserError):
+            return cls.from_json(parse_json(text, LOCK), LOCK)
+        except UserError:
             return None
 
 
@@ -98,14 +103,14 @@ def _try(directory: Path, setting: str = "") -> tuple[Lock | None, Signature | N
     path = directory / LOCK
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
+        file = path.open("a+", errors="replace")
     except OSError as error:
         raise UserError(f"{setting}{directory}: cannot be written: {error.strerror}") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.seek(0)
-        holder = Signature.from_text(file.read())
+        holder = Signature.from_text(file.read(LIMIT))
         file.close()
         return (_take_over(path, holder) if _is_earlier_attempt(holder) else None), holder
     lock = Lock(path, file)

@@ -5,25 +5,42 @@ never in a log twice.
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
+from maep.runtime.console import say
+from maep.runtime.errors import UserError
 from maep.storage.atomic import atomic_file
+from maep.storage.json_files import open_regular, parse_json
 from maep.training.distributed.world import gather_objects, world
+
+LONGEST = 2**20  # bytes: a line has some hundreds; what is longer is no line of a log, and not read as one
 
 
 def forget_after(path: Path, step: int) -> None:
-    """Drop a log's lines of later steps, and a last line that a kill cut off."""
-    lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-    with atomic_file(path) as temporary:
-        temporary.write_text("".join(line + "\n" for line in lines))
+    """Drop a log's lines of later steps, a last line that a kill cut off, and with a word what is no line of it."""
+    with atomic_file(path) as temporary, temporary.open("wb") as kept, open_regular(path) as log:
+        for number, line in enumerate(iter(partial(log.readline, LONGEST), b""), 1):
+            is_last = not line.endswith(b"\n") and not log.peek(1)
+            if _step_of(line, f"{path}: line {number}", is_last=is_last) <= step:
+                kept.write(line.rstrip(b"\n") + b"\n")
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes, where: str, *, is_last: bool) -> float:
+    """Infinity for what is no line of a log. is_last: a line without an end, which a kill may have cut off."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        return float("inf")
+        values = parse_json(line, where)
+    except UserError as problem:
+        if not is_last:
+            say(f"{problem}; the line is dropped")
+        return math.inf
+    step = values.get("step") if isinstance(values, dict) else None
+    if not isinstance(step, int | float):
+        say(f"{where}: has no step; the line is dropped")
+        return math.inf
+    return float(step)
 
 
 class MetricsLog:

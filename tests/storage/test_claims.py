@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from multiprocessing import get_context
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from maep.runtime.errors import UserError
-from maep.storage.claims import Claims
+from maep.storage.claims import Claims, this_worker
 
 TIMEOUT = 1.5
 FORK = get_context("fork")
@@ -51,6 +52,32 @@ def test_a_living_holder_keeps_its_unit_and_a_killed_one_loses_it(tmp_path: Path
         assert list(claims.shared(["a"], lambda _: False)) == ["a"]
         assert claims.holder("a") is None
     assert list(tmp_path.glob("a*")) == []
+
+
+@pytest.mark.parametrize(
+    ("job", "array", "task", "named"),
+    [("7", None, None, ", job 7"), ("9", "7", "2", ", job 7_2"), ("7", "7", "3", ", job 7_3"), (None, None, None, "")],
+)
+def test_a_worker_of_an_array_is_named(
+    job: str | None, array: str | None, task: str | None, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the array and its number: the last one's own id is the array's, which is that of all of them."""
+    for name, value in (("JOB_ID", job), ("ARRAY_JOB_ID", array), ("ARRAY_TASK_ID", task)):
+        monkeypatch.delenv(f"SLURM_{name}", raising=False)
+        if value is not None:
+            monkeypatch.setenv(f"SLURM_{name}", value)
+    assert this_worker() == f"process {os.getpid()} on {socket.gethostname()}{named}"
+
+
+def test_what_is_no_claim_is_none(tmp_path: Path) -> None:
+    """Whatever else lies there under such a name; a claim of bytes that are no text is taken over when it is old."""
+    (tmp_path / "a.claim-x").write_text("?")
+    (tmp_path / "a.claim-").write_text("?")
+    (tmp_path / "a.claim-0").write_bytes(b"\xff\xfe")
+    os.utime(tmp_path / "a.claim-0", (1, 1))
+    with Claims(tmp_path, TIMEOUT) as claims, claims.hold("a") as mine:
+        assert mine
+        assert (claims.holder("a") or "").startswith("process ")
 
 
 def hold_for_long(directory: Path) -> None:

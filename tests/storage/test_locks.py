@@ -80,6 +80,26 @@ def test_other_jobs_do_not_take_over(tmp_path: Path, job: pytest.MonkeyPatch, jo
             pass
 
 
+def test_a_sibling_does_not_take_over(tmp_path: Path, job: pytest.MonkeyPatch) -> None:
+    """The last worker of an array has the array's id for its own, and is still another job than its siblings."""
+    job.setenv("SLURM_ARRAY_JOB_ID", "17")
+    job.setenv("SLURM_ARRAY_TASK_ID", "3")
+    with held_by_another(tmp_path):
+        job.setenv("SLURM_ARRAY_TASK_ID", "2")
+        job.setenv("SLURM_RESTART_COUNT", "1")
+        with pytest.raises(UserError, match="in use by process"), run_lock(tmp_path):
+            pass
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfe", b"[" * 9999, b'{"process": NaN, "node": "x"}', b"7", b"{", b""])
+def test_a_signature_that_cannot_be_read_names_nobody(tmp_path: Path, text: bytes) -> None:
+    """The lock is the kernel's; what its file says is for people."""
+    with held_by_another(tmp_path):
+        (tmp_path / ".lock").write_bytes(text)
+        with pytest.raises(UserError, match="in use by another process"), run_lock(tmp_path):
+            pass
+
+
 def test_maker_of_something_shared_takes_over(tmp_path: Path, job: pytest.MonkeyPatch) -> None:
     """Nor is a frozen earlier attempt waited for by the next."""
     with held_by_another(tmp_path):

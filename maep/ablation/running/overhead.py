@@ -62,9 +62,8 @@ class OverheadTimer:
     """
 
     def __init__(self, directory: Path) -> None:
-        self.start = time.time() - process_age()
-        # The start tells processes apart that had the same number at different times.
-        self.path = directory / FOLDER / f"{socket.gethostname()}-{os.getpid()}-{self.start:.0f}.json"
+        # The time tells processes apart that had the same number, here or after a restart of the host.
+        self.path = directory / FOLDER / f"{socket.gethostname()}-{os.getpid()}-{time.time():.0f}.json"
         self.stages: dict[str, float] = {}
 
     def __enter__(self) -> Self:
@@ -89,7 +88,7 @@ class OverheadTimer:
             self._write()
 
     def _write(self) -> None:
-        WorkerTime(time.time() - self.start, self.stages).write(self.path)
+        WorkerTime(process_age(), self.stages).write(self.path)
 
 
 def sweep_time(directory: Path, points: float = 0.0) -> SweepTime:

@@ -4,7 +4,7 @@ A point may run in several sweeps, or in tasks of an array, at different times; 
 rather than remembering anything itself.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -50,12 +50,15 @@ def _newer(files: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int
 
 @dataclass(frozen=True)
 class PointRecord(Document):
-    """reason: of a failure. seconds: over all attempts. attacked: what was attacked while it ran."""
+    """reason: of a failure. seconds: over all attempts. attacked: what was attacked while it ran. failures: how often
+    it has failed so far; records from before it was counted say 0.
+    """
 
     state: PointState = PointState.WAITING
     reason: str = ""
     seconds: float = field(default=0.0, metadata={"low": 0})
     attacked: AttackedFiles = field(default_factory=AttackedFiles)
+    failures: int = field(default=0, metadata={"low": 0})
 
 
 def read_record(point: Point) -> PointRecord:
@@ -69,9 +72,15 @@ def write_record(point: Point, record: PointRecord) -> None:
     record.write(point.directory / RECORD)
 
 
-def has_failed(point: Point, since: float = 0.0) -> bool:
-    """Whether the point's last run ended in an error. since: only one after that time counts, in seconds (epoch)."""
-    return read_record(point).state == PointState.FAILED and (point.directory / RECORD).stat().st_mtime >= since
+def failures_of(points: Sequence[Point]) -> dict[str, int]:
+    """`{identity: how often it has failed}`. Counted, since the clocks of workers and of their disks differ."""
+    return {point.identity: read_record(point).failures for point in points}
+
+
+def has_failed(point: Point, before: Mapping[str, int] | None = None) -> bool:
+    """Whether the point's last run ended in an error. before: only one after that look at `failures_of` counts."""
+    record = read_record(point)
+    return record.state == PointState.FAILED and (before is None or record.failures > before[point.identity])
 
 
 def is_finished(point: Point) -> bool:

@@ -6,7 +6,7 @@ others, which go on from its checkpoints.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from maep.ablation.grid.halving import Halving
@@ -17,6 +17,7 @@ from maep.ablation.running.point_records import (
     PointRecord,
     PointState,
     attacked_files,
+    failures_of,
     has_failed,
     is_finished,
     read_record,
@@ -49,28 +50,31 @@ def run_points(
     selection = [points[index] for index in only] or list(points)
     directory, timeout = selection[0].directory.parent / ".claims", selection[0].settings.compute.claim_timeout
     with Claims(directory, timeout) as claims:
-        worker = _Worker(sweep, selection, launch, overhead, claims)
+        worker = _Worker(sweep, selection, launch, overhead, claims, failures_of(selection))
         if all(worker.climb(step) for step in (sweep.halving.at if sweep.halving else ())):
-            worker.work_on(halving_state(sweep, selection, worker.start).active)
+            worker.work_on(halving_state(sweep, selection, worker.before).active)
     return not any(has_failed(point) for point in selection)
 
 
 @dataclass
 class _Worker:
-    """One of those that share the points of a sweep. announced: identities of points whose end it has reported."""
+    """One of those that share the points of a sweep.
+
+    before: `failures_of` the points when it began. announced: identities of points whose end it has reported.
+    """
 
     sweep: Sweep
     points: list[Point]
     launch: Launcher
     overhead: OverheadTimer
     claims: Claims
-    start: float = field(default_factory=time.time)
+    before: Mapping[str, int]
     announced: set[str] = field(default_factory=set)
 
     def climb(self, step: int) -> bool:
         """Bring points to a rung until it is decided who goes on; False if others see to all that remains of it."""
         worked = False
-        while (state := halving_state(self.sweep, self.points, self.start)).pending_rung == step:
+        while (state := halving_state(self.sweep, self.points, self.before)).pending_rung == step:
             worked = self.work_on(state.active, step) or worked
             if not worked:
                 return False
@@ -96,7 +100,7 @@ class _Worker:
 
     def _is_done(self, point: Point, until: int | None) -> bool:
         """Whether there is nothing to do: it is finished, or a worker has seen it fail since this one began."""
-        if has_failed(point, self.start):
+        if has_failed(point, self.before):
             return True
         if until is not None and rung_value(self.sweep, point, until) is not None:
             return True
@@ -121,7 +125,7 @@ def run_point(sweep: Sweep, point: Point, launch: Launcher, until: int | None = 
     until: the step of a rung: pretrain no further, and evaluate what there is.
     Raises Stopped and PeerLost, which end the sweep; of anything else only this point dies.
     """
-    record, files_before, start = read_record(point), attacked_files(point.settings), time.time()
+    record, files_before, start = read_record(point), attacked_files(point.settings), time.monotonic()
     write_record(point, replace(record, state=PointState.RUNNING, reason=""))
     state, reason = PointState.INTERRUPTED, ""
     try:
@@ -134,7 +138,8 @@ def run_point(sweep: Sweep, point: Point, launch: Launcher, until: int | None = 
         say(f"{point.label}: failed: {reason} ({point.directory / TRACEBACK})")
     finally:
         attacked = record.attacked | attacked_files(point.settings).since(files_before)
-        write_record(point, PointRecord(state, reason, record.seconds + time.time() - start, attacked))
+        seconds, failures = record.seconds + time.monotonic() - start, record.failures + (state == PointState.FAILED)
+        write_record(point, PointRecord(state, reason, seconds, attacked, failures))
 
 
 def _run_pipeline(sweep: Sweep, point: Point, launch: Launcher, until: int | None) -> PointState:

@@ -114,16 +114,17 @@ def rung_value(sweep: Sweep, point: Point, step: int) -> float | None:
     return float(row[sweep.halving.by])
 
 
-def halving_state(sweep: Sweep, points: Sequence[Point], since: float = 0.0) -> HalvingState:
+def halving_state(sweep: Sweep, points: Sequence[Point], before: Mapping[str, int] | None = None) -> HalvingState:
     """Rung by rung, who goes on and who is stopped, as far as every point has been evaluated.
 
-    since: only what failed after that time has failed; other points are still to report. A failed point is out. One
-    that was finished without having been at a rung, by another sweep or command, goes on and takes nobody's place.
+    before: only what failed after that look at `failures_of` has failed; other points are still to report. A failed
+    point is out. One that was finished without having been at a rung, by another sweep or command, goes on and takes
+    nobody's place.
     """
     active, stopped = tuple(points), dict[str, Stop]()
     for step in sweep.halving.at if sweep.halving else ():
         values = {point.identity: rung_value(sweep, point, step) for point in active}
-        if any(values[point.identity] is None and _will_report(point, since) for point in active):
+        if any(values[point.identity] is None and _will_report(point, before) for point in active):
             return HalvingState(active, stopped, step)
         assert sweep.halving is not None
         reports = {identity: value for identity, value in values.items() if value is not None}
@@ -132,8 +133,8 @@ def halving_state(sweep: Sweep, points: Sequence[Point], since: float = 0.0) -> 
     return HalvingState(active, stopped)
 
 
-def _will_report(point: Point, since: float) -> bool:
-    return not has_failed(point, since) and not is_finished(point)
+def _will_report(point: Point, before: Mapping[str, int] | None) -> bool:
+    return not has_failed(point, before) and not is_finished(point)
 
 
 def _stops(values: Mapping[str, float], step: int, halving: Halving) -> dict[str, Stop]:

@@ -5,8 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from maep.runtime.errors import fail
-from maep.storage.json_files import read_bytes
+from maep.runtime.errors import UserError, fail
+from maep.storage.json_files import parse_json, read_bytes
 
 Curve = Sequence[Mapping[str, float]]
 LIMIT = 2**30  # bytes: at 300 a logged step, three million steps
@@ -26,25 +26,17 @@ def read_metrics(path: Path) -> list[Mapping[str, float]]:
     A last line that a kill cut short is left out; of a step that a resumed run logged again, the later counts.
     Raises UserError, naming the line, for another that is not what a training logs.
     """
-    lines = _text(path).splitlines() if path.is_file() else []
+    lines = read_bytes(path, LIMIT).split(b"\n") if path.is_file() else [b""]
     steps: dict[float, Mapping[str, float]] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines[:-1], 1):  # the last is empty, or was cut
+        where = f"{path}: line {number}"
         try:
-            values = json.loads(line)
-        except (ValueError, RecursionError):
-            if number < len(lines):
-                fail(f"{path}: line {number}: is not JSON; remove the line, the curves are then drawn without it")
-            continue
-        _check_line(values, f"{path}: line {number}")
+            values = parse_json(line, where)
+        except UserError as problem:
+            fail(f"{problem}; remove the line, the curves are then drawn without it")
+        _check_line(values, where)
         steps[values["step"]] = values
     return [steps[step] for step in sorted(steps)]
-
-
-def _text(path: Path) -> str:
-    try:
-        return read_bytes(path, LIMIT).decode()
-    except ValueError as error:
-        fail(f"{path}: cannot be read: {error}; remove it, the curves are then left out")
 
 
 def _check_line(values: object, where: str) -> None:

@@ -46,7 +46,7 @@ def _failures_of_attempt(folder: Path, attempt: Attempt, log: Path, damaged: Cal
     """Ranks that failed by themselves; else one that was killed; else those that lost a peer."""
     title = f"job {folder.name}, attempt {attempt.attempt}"
     exits = read_exits(folder, attempt.attempt, damaged)
-    bad = sorted((pair for pair in exits if pair[1].kind != Outcome.STOPPED), key=lambda pair: pair[1].time)
+    bad = sorted((pair for pair in exits if pair[1].kind != Outcome.STOPPED), key=_written)
     causes = [pair for pair in bad if pair[1].kind != Outcome.PEER_LOST]
     killed = first_killed(log, attempt.attempt)
     if not causes and killed:
@@ -54,6 +54,11 @@ def _failures_of_attempt(folder: Path, attempt: Attempt, log: Path, damaged: Cal
     if not bad:
         return [f"{title}: {attempt.reason}\n  the whole: {log}"]
     return [f"{title}, {_failure_of_rank(path, record)}" for path, record in (causes or bad)[:SHOWN]]
+
+
+def _written(pair: tuple[Path, RankExit]) -> int:
+    """When an exit was written, on the clock of the disk, as those of nodes differ. The first exit is the cause."""
+    return pair[0].stat().st_mtime_ns
 
 
 def _failure_of_rank(path: Path, record: RankExit) -> str:

@@ -1,6 +1,5 @@
 """How far a stage is, read from the run directory: steps, shards or chunks, and the time left."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +13,12 @@ from maep.evaluation.scoring.chunk_record import record_path
 from maep.evaluation.scoring.plan import PLAN, Plan
 from maep.models.classifiers import classifier_identity
 from maep.runtime.errors import UserError
+from maep.storage.json_files import open_regular, parse_json
 from maep.storage.remote import Reading
 from maep.training.schedule import total_steps
 
 TAIL = 65536  # bytes: hundreds of lines of metrics, however long the training
+PACE = ("step", "step_seconds")  # what is read of a line
 RECENT = 20  # steps, or files, that say how fast it goes now: a run may have gone on on other nodes
 
 
@@ -102,13 +103,17 @@ def last_lines(path: Path) -> list[dict[str, float]]:
     """The last objects of a metrics file, read from its end; a line that is being written is left out."""
     if not path.is_file():
         return []
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(max(0, path.stat().st_size - TAIL))
-        lines = file.read().split(b"\n")
-    values = []
-    for line in lines[:-1]:
-        try:
-            values.append(json.loads(line))
-        except ValueError:
-            continue  # the first may be cut
-    return values
+        lines = file.read(TAIL).split(b"\n")
+    return [values for line in lines[:-1] if (values := _values_of(line, path))]
+
+
+def _values_of(line: bytes, path: Path) -> dict[str, float]:
+    """A line's object; {} for the first, which may be cut, and for one that tells no pace: the others do."""
+    try:
+        values = parse_json(line, path)
+    except UserError:
+        return {}
+    is_paced = isinstance(values, dict) and all(type(values.get(name)) in (int, float) for name in PACE)
+    return values if is_paced else {}

@@ -20,6 +20,8 @@ from torch import Tensor
 from maep.config.schema import ComputeSettings
 from maep.runtime.device import Readback, prepare_device
 from maep.runtime.errors import PeerLost, UserError, fail
+from maep.storage.documents import read_fields
+from maep.storage.json_files import parse_json
 
 COMPLETE = "complete"  # the verdict where nothing is wrong
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,8 +58,12 @@ class Member:
 
     @classmethod
     def from_text(cls, text: bytes | str) -> "Member":
-        """From the store."""
-        return cls(**json.loads(text))
+        """From the store. Raises UserError for what another program wrote there."""
+        source = "the processes' store"
+        entries = parse_json(text, source)
+        if not isinstance(entries, dict):
+            fail(f"{source}: expected what a process registers with, found {str(entries)[:60]!r}")
+        return read_fields(cls, entries, source)
 
     def to_text(self) -> str:
         """For the store."""

@@ -9,7 +9,7 @@ import pytest
 
 from maep.__main__ import run as main
 from maep.ablation.grid.sweep import read_sweep
-from maep.ablation.running.point_records import is_finished
+from maep.ablation.running.point_records import PointRecord, PointState, is_finished
 from maep.ablation.study import prepare
 from maep.ablation.tables.summary import write_summary
 from maep.config.load import sweep_names
@@ -46,6 +46,8 @@ def test_a_failed_point_does_not_stop_the_others(swept: tuple[Path, dict[str, An
     summary = swept[1]
     assert states(summary) == ["finished", "failed", "finished", "finished"]
     assert "loss is not finite" in summary["points"][1]["reason"]
+    record = PointRecord.read(Path(summary["points"][1]["directory"]) / "point.json")
+    assert (record.state, record.failures) == (PointState.FAILED, 1)
 
 
 def test_the_attack_runs_once_for_all_points(swept: tuple[Path, dict[str, Any]]) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from maep.ablation.grid.points import Point
 from maep.ablation.grid.sweep import Sweep
-from maep.ablation.running.point_records import PointRecord, PointState, write_record
+from maep.ablation.running.point_records import PointRecord, PointState, failures_of, write_record
 from maep.ablation.running.rungs import halving_state, rung_directory, status_of
 from maep.ablation.study import prepare
 from maep.ablation.tables.cells import read_cells
@@ -82,7 +82,10 @@ def test_a_failed_point_is_out(tried: tuple[Sweep, list[Point]]) -> None:
     write_record(points[0], PointRecord(PointState.FAILED, "a reason"))
     state = halving_state(sweep, points)
     assert (state.pending_rung, names(state.active)) == (4, names(points[:3]))
-    assert halving_state(sweep, points, since=time.time() + 60).pending_rung == 2
+    before = failures_of(points)
+    assert halving_state(sweep, points, before).pending_rung == 2
+    write_record(points[0], PointRecord(PointState.FAILED, "a reason", failures=before[points[0].identity] + 1))
+    assert halving_state(sweep, points, before).pending_rung == 4
 
 
 def test_a_stopped_point_is_no_result(tried: tuple[Sweep, list[Point]]) -> None:

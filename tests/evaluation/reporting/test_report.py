@@ -346,7 +346,7 @@ def test_metrics_after_kill_and_resume(tmp_path: Path) -> None:
     path.write_text('{"step": 1, "loss": 3}\n{"step": 2, "loss": 2}\n{"step": 2, "loss": 1}\n{"step": 3, "lo')
     assert read_metrics(path) == [{"step": 1, "loss": 3}, {"step": 2, "loss": 1}]
     path.write_text('{"step"\n{"step": 2, "loss": 2}\n')
-    with pytest.raises(UserError, match="line 1: is not JSON"):
+    with pytest.raises(UserError, match="line 1: cannot be read"):
         read_metrics(path)
     assert read_metrics(tmp_path / "none.jsonl") == []
 

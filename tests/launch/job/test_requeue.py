@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from maep.launch.job.attempts import Outcome, read_attempts
+from maep.launch.job.attempts import Outcome, read_attempts, read_exits
 from maep.launch.job.requeue import decide
 from maep.launch.job.scontrol import fields_of_job
 from maep.runtime.exits import ExitCode
@@ -92,7 +92,7 @@ def test_workers_of_an_array_have_their_own_exits(tmp_path: Path) -> None:
     assert (tmp_path / "7_2" / "attempts.jsonl").is_file()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 99}', '{"rank": "2"}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 99}', '{"rank": "2"}', "[" * 9999, '{"code": NaN}'])
 def test_damaged_records_are_told_and_passed_over(tmp_path: Path, text: str) -> None:
     """The decision does not depend on them, and what cannot be read is named in the job's log."""
     exits = tmp_path / "7"
@@ -105,6 +105,15 @@ def test_damaged_records_are_told_and_passed_over(tmp_path: Path, text: str) -> 
         assert f"warning: {exits}/{name}: " in done.stderr
     [attempt] = read_attempts(exits, lambda _: None)
     assert (attempt.code, attempt.kind) == (2, Outcome.CRASHED)
+
+
+def test_records_without_an_end_are_not_waited_for(tmp_path: Path) -> None:
+    """A pipe in the place of a record, or of the log, is named like any other damage."""
+    os.mkfifo(tmp_path / "attempt-000-rank-0000.json")
+    os.mkfifo(tmp_path / "attempts.jsonl")
+    told: list[str] = []
+    assert (read_exits(tmp_path, None, told.append), read_attempts(tmp_path, told.append)) == ([], [])
+    assert ["is no regular file" in line for line in told] == [True, True]
 
 
 WORKERS = """\

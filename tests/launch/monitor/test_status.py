@@ -109,6 +109,18 @@ def test_the_rank_that_failed_is_shown_not_those_that_lost_it(tmp_path: Path, re
     assert restarts_of(tmp_path, record, [], pytest.fail) == "2 (1 stopped, 1 crashed)"
 
 
+def test_the_first_exit_is_shown_first(tmp_path: Path, record: JobRecord) -> None:
+    """By when they were written, on the one clock of the disk: that of node n4 is hours behind."""
+    write_exits(tmp_path, 0, dict.fromkeys((3, 1, 2), Outcome.CRASHED), Outcome.CRASHED)
+    for second, rank in enumerate((3, 1, 2)):
+        path = tmp_path / "jobs" / "pretrain" / "exits" / "77" / f"attempt-000-rank-{rank:04d}.json"
+        os.utime(path, (1000 + second, 1000 + second))
+        path.write_text(path.read_text().replace(f'"time": {rank}', f'"time": {-9000 if rank == 2 else 1}'))
+        os.utime(path, (1000 + second, 1000 + second))
+    failures = failures_of(tmp_path, record, [], pytest.fail)
+    assert [line.split("error of ")[1][0] for line in failures] == ["3", "1", "2"]
+
+
 def test_a_killed_rank_is_found_in_sruns_words(tmp_path: Path, record: JobRecord) -> None:
     """A rank that could not write is named from the log; the attempt before it does not count."""
     log = tmp_path / "jobs" / "pretrain" / "77_0_log.out"
@@ -195,6 +207,9 @@ def test_progress_of_a_training(tmp_path: Path, problem: object) -> None:
     assert attack is not None
     assert (attack.done, attack.total) == (4, 4)
     assert last_lines(tmp_path / "missing") == []
+    others = ["7", "[1]", "{", '{"step": 12}', '{"step": "12", "step_seconds": 1}', '{"step": NaN, "step_seconds": 1}']
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*metrics, *others]) + "\n")
+    assert progress_of("pretrain", settings) == progress
 
 
 def test_logs_of_a_rank_and_of_workers(tmp_path: Path, record: JobRecord) -> None:

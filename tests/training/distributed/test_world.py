@@ -17,10 +17,11 @@ import torch.distributed as dist
 
 from maep.config.load import load_settings
 from maep.config.schema import Settings
+from maep.runtime.errors import UserError
 from maep.training.distributed import world
 from maep.training.distributed.accelerator import _name_device
 from maep.training.distributed.coordinator import Launcher, run_coordinated
-from maep.training.distributed.world import agree, gather_objects, join_world
+from maep.training.distributed.world import Member, agree, gather_objects, join_world
 from maep.training.signals import StopFlag, arm, hold_signals
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -90,6 +91,15 @@ def test_second_process_of_a_rank_is_refused() -> None:
     told = [result for _, result in results if result != 2]
     assert len(told) == 1
     assert told[0].startswith("PeerLost: rank 1: joined twice; the first is process ")
+
+
+@pytest.mark.parametrize("text", ["7", "{", "[]", '{"node": "a"}', '{"node": 1, "process": 2, "size": 2}', "\ud800"])
+def test_what_another_program_wrote_is_refused(text: str) -> None:
+    """Whoever reaches the port can write into the store."""
+    with pytest.raises(UserError, match="the processes' store"):
+        Member.from_text(text.encode(errors="surrogatepass"))
+    member = Member("a", 1, 2)
+    assert Member.from_text(member.to_text().encode()) == member
 
 
 def join_only(settings: Settings) -> int:

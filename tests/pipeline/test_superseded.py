@@ -50,8 +50,8 @@ def trainer(content: str) -> tuple[Launcher, list[str]]:
 def without_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pretraining without its images: only the books of its stage are of interest here."""
     monkeypatch.setattr("maep.pipeline.stages._make_source", lambda *_: None)
-    monkeypatch.setattr("maep.pipeline.stages.own_pairs", lambda *_: None)
-    monkeypatch.setattr("maep.pipeline.stages.verify_pairs", lambda *_: None)
+    monkeypatch.setattr("maep.training.inputs.own_pairs", lambda *_: None)
+    monkeypatch.setattr("maep.training.inputs.verify_pairs", lambda *_: None)
 
 
 @pytest.mark.usefixtures("without_pairs")
@@ -168,7 +168,7 @@ def test_the_report_is_told_where_a_training_went_on(
     for name in ("pretrain", "finetune"):
         record = replace(record_of(settings), continued=trainings.get(name, []))
         record.write(record_path(Path(settings.run.dir), name))
-    monkeypatch.setattr("maep.pipeline.stages.build_report", lambda *_, continued: told.append(continued))
+    monkeypatch.setattr("maep.evaluation.reporting.report.build_report", lambda *_, continued: told.append(continued))
     STAGES["report"].run(settings, lambda *_: None)
     assert told == [expected]
 

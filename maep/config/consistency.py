@@ -3,6 +3,7 @@
 import math
 
 from maep.config.implementations import OBJECTIVES
+from maep.config.published_classifiers import PUBLISHED
 from maep.config.schema import ModelSettings, Settings
 from maep.runtime.errors import fail
 from maep.runtime.text import unfit_name
@@ -71,6 +72,7 @@ def check_consistency(settings: Settings) -> None:
         fail("finetune.clean_shards and finetune.adversarial_shards: set both or neither")
     if settings.finetune.clean_shards and settings.finetune.source:
         fail("finetune.source and finetune.clean_shards: both name other images; set one")
+    _check_published(settings)
     _check_names(settings)
     _check_masks(settings)
     _check_attack(settings)
@@ -93,6 +95,19 @@ def _check_attack(settings: Settings) -> None:
         if settings.model.image_size != settings.data.image_size:
             sizes = f"model.image_size={settings.model.image_size}, data.image_size={settings.data.image_size}"
             fail(f"{section}.attacked=whole: the classifier takes whole images, not crops; make {sizes} equal")
+
+
+def _check_published(settings: Settings) -> None:
+    """A published model is what its identifier says, and its weights are given."""
+    name, classifier = settings.classifier.robustbench, settings.classifier
+    if name is None:
+        return
+    for key, value in PUBLISHED[name].settings.items():
+        given = getattr(classifier, key.partition(".")[2])
+        if given != value:
+            fail(f"{key}={given}: classifier.robustbench={name} has {value}; leave {key} out")
+    if classifier.weights is None:
+        fail(f"classifier.robustbench={name}: set classifier.weights to its file; none is fetched")
 
 
 def _check_masks(settings: Settings) -> None:

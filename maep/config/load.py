@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 from maep.config.consistency import PIXELS, check_budget, check_consistency
 from maep.config.implementations import implementation, names_of
+from maep.config.published_classifiers import PUBLISHED
 from maep.config.schema import PurifierSettings, Settings
 from maep.config.values import (
     Plain,
@@ -305,6 +306,8 @@ def load_settings(
         values["run.name"] = _name_of(cfg)
     for key, value, source in entries:
         values[key] = _typed(cls, key, value, source)
+        if key == "classifier.robustbench" and values[key]:
+            values |= PUBLISHED[values[key]].settings
     settings = _built(cls, {key: _resolved(key, value, values) for key, value in values.items()})
     check_consistency(settings)
     for key, (item, _) in leaves(cls).items():

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from maep.config.implementations import ATTACKED, FINETUNING, GRADIENT_ATTACKS, NORMS, OBJECTIVES, THREAT_MODELS
+from maep.config.published_classifiers import PUBLISHED
 
 
 def setting(
@@ -135,10 +136,17 @@ class DataSettings:
 @dataclass
 class ClassifierSettings:
     arch: str = setting(
-        "cifar_resnet20", "cifar_resnet20…56, cifar_resnet32w, wrn28_1, wrn28_10, …, or any timm model name"
+        "cifar_resnet20",
+        "cifar_resnet20…56, cifar_resnet32w, wrn28_1, wrn28_10, …, dm_wrn28_10, dm_preact18, or any timm model name",
     )
     weights: str | None = setting(
         None, "safetensors or torch file; unset: the classifier stage trains one", unit="path", stands_in=True
+    )
+    robustbench: str | None = setting(
+        None,
+        "model of RobustBench whose file classifier.weights is; sets arch, mean and std",
+        choices=(None, *PUBLISHED),
+        affects_result=False,  # what it sets does
     )
     mean: list[float] = setting([0.4914, 0.4822, 0.4465], "channel means of its input", unit="[0,1] pixels")
     std: list[float] = setting(

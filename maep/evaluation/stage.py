@@ -127,9 +127,8 @@ def evaluate_run(settings: Settings, worker: tuple[int, int] = (0, 1)) -> bool:
     evaluations = []
     for label, path in purifiers_of(settings).items():
         purifier = load_purifier(path, device=device, settings=settings.purify)
-        purifier.attach(classifier)
         directory = Path(settings.run.dir) / "evaluation" / label
-        defense = Defense(purifier, classifier, purifier_identity(settings, label), identity)
+        defense = Defense.of(purifier, classifier, purifier_identity(settings, label), identity)
         evaluations.append(Evaluation(settings, defense, test, directory))
     if not evaluations:
         choice, reason = settings.evaluation.purifiers, "finetune.method=none"

@@ -72,7 +72,10 @@ def _read_file(path: Path) -> Any:
     from safetensors.torch import load_file  # not for who only hashes the file
 
     try:
-        open_regular(path).close()
+        with open_regular(path) as file:
+            is_page = file.read(64).lstrip()[:1] == b"<"
+        if is_page:
+            fail(f"{path}: is a web page, not weights: open the address that it came from in a browser")
         return load_file(path) if path.suffix == ".safetensors" else _read_torch(path)
     except FileNotFoundError:
         fail(f"{path}: no such file")

@@ -32,6 +32,7 @@ WRAPPERS = (
     "network",
     "classifier",
     "backbone",
+    "last",
 )
 DEEPEST = 4  # levels of a file that are looked through: Lightning in DeepSpeed has 2
 
@@ -46,7 +47,7 @@ class Branch:
     @property
     def rank(self) -> tuple[int, int]:
         """Averaged weights go before others, as in timm; then the usual wrappers in their order."""
-        words = [word for part in self.place for word in part.strip(".").split(".")]
+        words = [word for part in self.place for word in part.strip(".").split(".") if not word.isdigit()]
         if any(AVERAGED.search(part) for part in self.place):
             return 0, 0
         positions = [WRAPPERS.index(word) if word in WRAPPERS else len(WRAPPERS) for word in words] or [0]

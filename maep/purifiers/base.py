@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from maep.config import schema
 from maep.config.schema import PurifySettings
+from maep.models.defended import DefendedClassifier
 from maep.purifiers.registry import network_section
 from maep.runtime.errors import fail
 from maep.runtime.randomness import keyed_rng
@@ -99,6 +100,10 @@ class Purifier(nn.Module):
 
     def attach(self, classifier: nn.Module) -> None:
         """Take the classifier that it stands before, images [N, 3, H, W] in [0, 1] → logits, if it asks one."""
+
+    def defended(self, classifier: nn.Module) -> DefendedClassifier | None:
+        """The defense before a classifier, for a kind that is more than a map of images; None: f∘P is all there is."""
+        return None
 
     def images_at_once(self, height: int, width: int) -> int:
         """How many images of a size are best given to `purify` together, at least 1."""

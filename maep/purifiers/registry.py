@@ -27,6 +27,7 @@ KINDS = {
     "resize_pad": "maep.purifiers.resize_pad:ResizePadPurifier",
     "tvm": "maep.purifiers.tvm:TotalVariationPurifier",
     "disco": "maep.purifiers.disco:DiscoPurifier",
+    "anti_adversary": "maep.purifiers.anti_adversary:AntiAdversaryPurifier",
 }
 
 

@@ -29,7 +29,7 @@ EXCEPTIONS: dict[str, set[str]] = {
     # How, not what: speed, patience, places and bookkeeping.
     **{f"data.{name}": set() for name in ("workers", "read_timeout", "read_attempts", "read_backoff", "cache_dir")},
     **{f"data.{name}": set() for name in ("cache_bytes", "cache_block")},
-    "classifier.save_every": set(),
+    "classifier.save_every": set(), "classifier.robustbench": set(),
     **{
         f"{training}.{name}": set()
         for training in ("pretrain", "finetune")

@@ -3,6 +3,7 @@
 import itertools
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from maep.attacks.threat_models import ThreatModel, ZeroGradient, target_of_defe
 from maep.config.schema import EvaluationSettings
 from maep.evaluation.scoring.reduced_model import SurrogateSettings
 from maep.models.defended import DefendedClassifier
+from maep.purifiers import Purifier
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,14 @@ class Defense:
         for module in (self.purifier, self.classifier, self.defended):
             if module is not None:
                 module.eval().requires_grad_(False)
+
+    @classmethod
+    def of(cls, purifier: Purifier, classifier: nn.Module, purifier_identity: str, classifier_identity: str) -> Self:
+        """A kind of purifier before a classifier, which it is handed; a defended classifier, if the kind makes one."""
+        purifier.attach(classifier)
+        defended = purifier.defended(classifier)
+        images = purifier if defended is None else nn.Identity()
+        return cls(images, classifier, purifier_identity, classifier_identity, defended)
 
     @property
     def device(self) -> torch.device:

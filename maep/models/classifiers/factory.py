@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from maep.config.schema import ClassifierSettings
+from maep.models.classifiers.deepmind import DeepMindPreActResNet18, DeepMindWideResNet
 from maep.models.classifiers.normalized import Normalized
 from maep.models.classifiers.resnet import CifarResNet
 from maep.models.classifiers.wide_resnet import WideResNet
@@ -15,10 +16,14 @@ from maep.models.weights import load_weights, read_weights
 from maep.runtime.errors import fail, nearest
 
 CIFAR_RESNET = re.compile(r"cifar_resnet(\d+)(w?)")
+# Of wrappers that normalise inside, with their weights in the same file.
+NORMALIZATION = re.compile(r"(normalize\.)?(mean|std|mu|sigma)")
+NEARLY = 1e-3  # figures of a mean that papers print; another data set's differ by more
 COUNTER = "num_batches_tracked"
-WIDE_RESNET = re.compile(r"wrn(\d+)_(\d+)")
+WIDE_RESNET = re.compile(r"(dm_)?wrn(\d+)_(\d+)")
+PREACT18 = "dm_preact18"
 EXAMPLES = ("cifar_resnet20", "cifar_resnet32", "cifar_resnet44", "cifar_resnet56", "cifar_resnet32w")
-WIDE_EXAMPLES = ("wrn28_1", "wrn28_10", "wrn34_10", "wrn70_16")
+WIDE_EXAMPLES = ("wrn28_1", "wrn28_10", "wrn34_10", "wrn70_16", "dm_wrn28_10", PREACT18)
 
 
 def build_classifier(settings: ClassifierSettings, num_classes: int) -> Normalized:
@@ -45,11 +50,11 @@ def _own_network(arch: str, num_classes: int) -> nn.Module | None:
             fail(f"classifier.arch={arch}: depth must be 6n + 2, such as {', '.join(EXAMPLES)}")
         return CifarResNet(depth, num_classes, wide_stem=bool(match[2]))
     if match := WIDE_RESNET.fullmatch(arch):
-        depth, width = int(match[1]), int(match[2])
+        depth, width = int(match[2]), int(match[3])
         if depth < 10 or (depth - 4) % 6 or width < 1:
             fail(f"classifier.arch={arch}: depth must be 6n + 4, such as {', '.join(WIDE_EXAMPLES)}")
-        return WideResNet(depth, width, num_classes)
-    return None
+        return (DeepMindWideResNet if match[1] else WideResNet)(depth, width, num_classes)
+    return DeepMindPreActResNet18(num_classes) if arch == PREACT18 else None
 
 
 def _timm_network(settings: ClassifierSettings, num_classes: int) -> nn.Module:
@@ -76,7 +81,8 @@ def load_classifier(settings: ClassifierSettings, num_classes: int, weights: Pat
     classifier = build_classifier(settings, num_classes)
     if weights is not None:
         state = _with_counters(read_weights(weights, classifier.network.state_dict()), classifier.network)
-        load_weights(classifier.network, state, str(weights))
+        ignored = _apart_from(classifier.network, state, settings, weights)
+        load_weights(classifier.network, state, str(weights), ignored)
     classifier.eval().requires_grad_(False)
     fold_batch_norms(classifier)
     return classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -92,6 +98,21 @@ def fold_batch_norms(classifier: nn.Module) -> None:
             fused = fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm))
             setattr(module, convolution, fused.requires_grad_(False))
             setattr(module, norm, nn.Identity().eval())
+
+
+def _apart_from(network: nn.Module, state: dict[str, Tensor], settings: ClassifierSettings, weights: Path) -> list[str]:
+    """Names in a file that are no weights of the network: parts that are never called, and how its input is normalised.
+
+    Raises UserError where that is another mean or deviation than the settings have: the file's was trained with it.
+    """
+    unused = [name for name in state if name.startswith(getattr(network, "never_called", ()))]
+    normalization = [name for name in state if NORMALIZATION.fullmatch(name) and state[name].numel() == 3]
+    for name in normalization:
+        key = "mean" if name.endswith(("mean", "mu")) else "std"
+        values = [round(value, 6) for value in state[name].flatten().tolist()]
+        if not torch.allclose(torch.tensor(values), torch.tensor(getattr(settings, key)), atol=NEARLY):
+            fail(f"{weights}: {name}: was trained with {values}; set classifier.{key} to that")
+    return unused + normalization
 
 
 def _with_counters(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:

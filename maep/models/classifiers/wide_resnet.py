@@ -43,6 +43,10 @@ class Stage(nn.Module):
 class WideResNet(nn.Module):
     """WRN-depth-width: depth 6n + 4, stages of 16, 32, 64 channels times `width`."""
 
+    # A stage that the code of TRADES made beside the others and left out of its forward; it is in the files of
+    # Zhang2019Theoretically, Wu2020Adversarial_extra and others.
+    never_called = ("sub_block1.",)
+
     def __init__(self, depth: int, width: int, num_classes: int) -> None:
         super().__init__()
         blocks, channels = (depth - 4) // 6, (16 * width, 32 * width, 64 * width)

@@ -161,6 +161,33 @@ class ClassifierSettings:
     weight_decay: float = setting(5e-4, "weight decay", low=0.0)
     flip: bool = setting(True, "mirror images at random")
     crop_padding: int = setting(4, "padding of the random crop", unit="pixels", low=0)
+    nesterov: bool = setting(True, "Nesterov's form of the momentum", added=True)
+    training: str = setting(
+        "standard",
+        "what the classifier stage minimises: cross-entropy, or an adversarial training (awp: pgd_at with AWP)",
+        choices=("standard", "pgd_at", "trades", "awp", "trades_awp", "dkl"),
+        added=True,
+    )
+    train_eps: float = setting(8 / 255, "L∞ budget of adversarial training", unit="[0,1] pixels", above=0.0, added=True)
+    train_step: float = setting(
+        2 / 255, "step size of its attack (dkl: half the budget)", unit="[0,1] pixels", above=0.0, added=True
+    )
+    train_steps: int = setting(10, "steps of its attack (dkl: 5)", low=1, added=True)
+    attack_mode: str = setting(
+        "eval",
+        "mode of the network under that attack; train: batch norms take the batch's statistics, and keep none",
+        choices=("eval", "train"),
+        added=True,
+    )
+    trades_weight: float = setting(6.0, "beta of trades and trades_awp; 0: cross-entropy", low=0.0, added=True)
+    awp_gamma: float = setting(
+        0.005, "size of AWP's move of each weight, of its norm (awp, trades_awp, dkl); 0: none",
+        low=0.0, high=1.0, added=True,
+    )  # fmt: skip
+    awp_warmup: int = setting(0, "epochs before AWP begins", unit="epochs", low=0, added=True)
+    dkl_alpha: float = setting(4.0, "weight of DKL's cross-entropy between the pair", low=0.0, added=True)
+    dkl_beta: float = setting(20.0, "weight of DKL's distances between the pair's logits", low=0.0, added=True)
+    dkl_temperature: float = setting(4.0, "temperature of DKL's means of classes", above=0.0, added=True)
     save_every: int = setting(
         1, "epochs between checkpoints of its training", unit="epochs", low=1, affects_result=False
     )

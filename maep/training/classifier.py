@@ -37,6 +37,7 @@ from maep.storage.locks import one_at_a_time
 from maep.storage.manifests import StampedManifest
 from maep.storage.sealed import MANIFEST, atomic_directory, problem_with
 from maep.storage.tensor_files import save_file
+from maep.training.adversarial_training import AdversarialTraining, Progress
 from maep.training.checkpointing.directory import Retention, checkpoint_path, newest_whole, prune
 from maep.training.distributed.world import DTYPES
 from maep.training.signals import StopFlag
@@ -181,6 +182,7 @@ class _Training:
         self.steps = math.ceil(self.classifier.epochs * self.count / self.batch_size)
         self.network = self._untrained()
         self.optimizer = self._sgd()
+        self.adversarial = self._adversarial()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.compute.precision == "fp16")
         self.step = self._restore()
 
@@ -193,11 +195,19 @@ class _Training:
             network.compile()
         return network
 
+    def _adversarial(self) -> AdversarialTraining | None:
+        mode = self.classifier.training
+        if mode == "standard":
+            return None
+        if self.settings.compute.precision == "fp16":
+            fail(f"classifier.training={mode}: needs gradients that fp16 loses; choose compute.precision=bf16 or fp32")
+        return AdversarialTraining(self.network, self.classifier, len(self.train_set.classes), self.device)
+
     def _sgd(self) -> torch.optim.SGD:
         options = self.classifier
         return torch.optim.SGD(
             self.network.parameters(), lr=options.lr, momentum=options.momentum,
-            weight_decay=options.weight_decay, nesterov=options.momentum > 0,
+            weight_decay=options.weight_decay, nesterov=options.nesterov and options.momentum > 0,
             fused=self.device.type == "cuda" or None,
         )  # fmt: skip
 
@@ -251,7 +261,7 @@ class _Training:
             group["lr"] = cosine(self.step, self.steps, self.classifier)
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            loss = F.cross_entropy(self.network(inputs), labels)
+            loss = self._loss(inputs, labels, pairs[0][0])
         reading = Readback(loss.detach()[None])
         self.scaler.scale(loss).backward()
         value = reading.tolist()[0]
@@ -259,8 +269,17 @@ class _Training:
             self._stop_on(value, pairs)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.adversarial:
+            self.adversarial.end()
         self.step += 1
         return value
+
+    def _loss(self, images: Tensor, labels: Tensor, epoch: int) -> Tensor:
+        """The mean loss of a batch. epoch: of its first sample."""
+        if self.adversarial is None:
+            return F.cross_entropy(self.network(images), labels)
+        at = Progress(self.settings.run.seed, self.step, epoch, self.classifier.epochs)
+        return self.adversarial.begin(images, labels, at)
 
     def _autocast(self) -> torch.autocast:
         precision = self.settings.compute.precision
@@ -285,12 +304,18 @@ class _Training:
     def _momentum(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((f"momentum/{name}", parameter) for name, parameter in self.network.network.named_parameters())
 
+    def _lasting(self) -> dict[str, Tensor]:
+        """What an adversarial training keeps from step to step."""
+        tensors = self.adversarial.tensors() if self.adversarial else {}
+        return {f"adversarial/{name}": tensor for name, tensor in tensors.items()}
+
     def _save(self) -> None:
         tensors = {f"model/{name}": value for name, value in self.network.network.state_dict().items()}
         for name, parameter in self._momentum():
             buffer = self.optimizer.state[parameter].get("momentum_buffer")
             if buffer is not None:
                 tensors[name] = buffer
+        tensors |= self._lasting()
         manifest = ClassifierCheckpoint(step=self.step, scaler=self.scaler.state_dict())
         with atomic_directory(checkpoint_path(self.directory, self.step), manifest) as temporary:
             save_file(_plain(tensors), temporary / STATE)
@@ -307,6 +332,8 @@ class _Training:
         for name, parameter in self._momentum():
             if name in tensors:
                 self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(tensors[name])
+        for name, tensor in self._lasting().items():
+            tensor.copy_(tensors[name])
         saved = ClassifierCheckpoint.read(newest / MANIFEST)
         if saved.scaler:
             self.scaler.load_state_dict(dict(saved.scaler))

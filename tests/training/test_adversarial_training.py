@@ -1,0 +1,186 @@
+"""Adversarial training: formulas against definitions, modes and buffers, limits that are cross-entropy, resume."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from maep.config.schema import ClassifierSettings
+from maep.models.classifiers.resnet import CifarResNet
+from maep.runtime.errors import UserError
+from maep.training.adversarial_training import AdversarialTraining, DklTable, Progress, kl, untracked
+from tests.training.test_classifier import settings_of, shards, start, train, wait_for_checkpoint
+
+assert shards  # a fixture, used by name
+MODES = ("pgd_at", "trades", "awp", "trades_awp", "dkl")
+OPTIONS = ClassifierSettings(training="trades", train_eps=0.1, train_step=0.03, train_steps=4, trades_weight=2.0)
+AT = Progress(seed=1, step=5, epoch=1, epochs=4)
+CPU = torch.device("cpu")
+
+
+def network(classes: int = 4) -> nn.Module:
+    torch.manual_seed(0)
+    model = CifarResNet(8, classes)
+    model(torch.rand(16, 3, 16, 16))  # batch norms with statistics of their own
+    return model
+
+
+def batch(count: int = 6, classes: int = 4) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(count, 3, 16, 16, generator=generator)
+    return images, torch.randint(classes, (count,), generator=generator)
+
+
+def training(mode: str, model: nn.Module | None = None, **options: object) -> AdversarialTraining:
+    settings = replace(OPTIONS, training=mode, **options)  # type: ignore[arg-type]
+    return AdversarialTraining(model or network(), settings, 4, CPU)
+
+
+def copies(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("attack_mode", ["eval", "train"])
+def test_the_attack_stays_in_its_ball_and_changes_nothing_else(mode: str, attack_mode: str) -> None:
+    """Within the budget and [0, 1], the same bits for the same step, others for another; buffers and mode untouched."""
+    model, (images, labels) = network().train(), batch()
+    method, before = training(mode, model, attack_mode=attack_mode), copies(model)
+    adversarial = method.attacked(images, labels, AT)
+    eps = 0.1 * (AT.epoch + 1) / AT.epochs if mode == "dkl" else 0.1
+    assert (adversarial - images).abs().max() <= eps + 1e-6
+    assert 0 <= adversarial.min() <= adversarial.max() <= 1
+    assert torch.equal(method.attacked(images, labels, AT), adversarial)
+    assert not torch.equal(method.attacked(images, labels, replace(AT, step=6)), adversarial)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert model.training
+    with untracked(model, "eval"), torch.no_grad():
+        goal = (lambda x: kl(model(images), model(x))) if "trades" in mode else None
+        raised = goal or (lambda x: F.cross_entropy(model(x), labels, reduction="none"))
+        if attack_mode == "eval" and mode != "dkl":
+            assert raised(adversarial).mean() > 1.02 * raised(images).mean() + 1e-6
+
+
+def test_trades_is_its_formula() -> None:
+    """CE of the clean images and beta times the batch's mean KL(f(x) ‖ f(x')), gradients through both."""
+    model, (images, labels) = network().train(), batch()
+    adversarial = training("trades", model).attacked(images, labels, AT)
+    state = copies(model)
+    loss = training("trades", model).loss(images, adversarial, labels)
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    model.load_state_dict(state)
+    clean, other = model(images), model(adversarial)
+    p, q = clean.softmax(1), other.softmax(1)
+    expected = -clean.log_softmax(1)[range(6), labels].mean() + 2.0 * (p * (p / q).log()).sum(1).mean()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, list(model.parameters())))
+
+
+def test_dkl_is_its_formula() -> None:
+    """The distances as a double sum over classes; all three terms."""
+    model, (images, labels) = network().eval(), batch()
+    method = training("dkl", model, dkl_alpha=3.0, dkl_beta=5.0)
+    assert method.table is not None
+    method.table.rows.copy_(torch.rand(4, 4))
+    adversarial = (images + 0.05).clamp(0, 1)
+    n, a = model(images), model(adversarial)
+    expected = F.cross_entropy(n, labels) + 3.0 * F.cross_entropy(a, n.softmax(1).detach())
+    for row, label in enumerate(labels):
+        s = method.table.rows[label]
+        for j in range(4):
+            for k in range(4):
+                gap = (n[row, j] - n[row, k]) - (a[row, j] - a[row, k])
+                expected = expected + 5.0 * 0.25 / 6 * s[j] * s[k] * gap**2
+    torch.testing.assert_close(method.loss(images, adversarial, labels), expected)
+
+
+def test_dkls_table_is_the_mean_of_the_epoch_before() -> None:
+    """1/C in the first epoch; then each class's mean softmax; a class that was not seen keeps its row."""
+    table = DklTable(3, 4.0, CPU)
+    logits, labels = torch.randn(5, 3), torch.tensor([0, 0, 1, 1, 1])
+    table.gather(logits[:2], labels[:2])
+    table.gather(logits[2:], labels[2:])
+    table.begin(0)
+    assert table.rows.eq(1 / 3).all()
+    table.begin(1)
+    soft = (logits / 4).softmax(1)
+    torch.testing.assert_close(table.rows, torch.stack([soft[:2].mean(0), soft[2:].mean(0), torch.full((3,), 1 / 3)]))
+    assert table.counts.sum() == 0
+
+
+@pytest.mark.parametrize("mode", ["awp", "trades_awp", "dkl"])
+def test_awp_moves_the_weights_and_back(mode: str) -> None:
+    """Each matrix by gamma of its norm along the gradient, vectors not at all; taken back within rounding."""
+    model, (images, labels) = network().train(), batch()
+    method, before = training(mode, model, awp_gamma=0.01), copies(model)
+    adversarial = method.attacked(images, labels, AT)
+    with untracked(model, "train"):
+        weak = float(method.loss(images, adversarial, labels).detach())
+    loss = method.begin(images, labels, AT)
+    assert float(loss.detach()) > weak
+    for name, parameter in model.named_parameters():
+        moved = (parameter.detach() - before[name]).norm()
+        expected = 0.01 * before[name].norm() if parameter.ndim > 1 else torch.tensor(0.0)
+        torch.testing.assert_close(moved, expected, rtol=1e-3, atol=1e-6)
+    method.end()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), before[name], rtol=1e-6, atol=1e-7)
+    once = {name: value for name, value in model.state_dict().items() if name.endswith("num_batches_tracked")}
+    forwards = 1 if mode == "awp" else 2  # those of the loss alone, of the clean and of the attacked images
+    assert all(value == before[name] + forwards for name, value in once.items())
+
+
+def test_awp_waits_for_its_epoch_and_can_be_off() -> None:
+    """Before awp_warmup, and with gamma 0, it is the training without it, bit for bit."""
+    images, labels = batch()
+    plain = training("trades").begin(images, labels, AT)
+    assert torch.equal(training("trades_awp", awp_gamma=0.0).begin(images, labels, AT), plain)
+    assert torch.equal(training("trades_awp", awp_warmup=2).begin(images, labels, AT), plain)
+    assert not torch.equal(training("trades_awp", awp_warmup=1).begin(images, labels, AT), plain)
+
+
+QUICK = [
+    "classifier.train_steps=2", "classifier.train_eps=0.1", "classifier.train_step=0.06", "classifier.epochs=2",
+]  # fmt: skip
+
+
+def test_trades_without_a_weight_is_cross_entropy(shards: Path, tmp_path: Path) -> None:
+    """beta = 0: the very bits of the standard training, batch norms' statistics included."""
+    standard = train(settings_of(shards, tmp_path / "a", *QUICK[3:]))
+    trades = train(
+        settings_of(shards, tmp_path / "b", *QUICK, "classifier.training=trades", "classifier.trades_weight=0")
+    )
+    tensors, others = load_file(standard), load_file(trades)
+    assert tensors.keys() == others.keys()
+    assert all(torch.equal(tensors[name], others[name]) for name in tensors)
+
+
+@pytest.mark.parametrize("mode", ["trades_awp", "dkl"])
+def test_killed_training_ends_with_the_same_weights(mode: str, shards: Path, tmp_path: Path) -> None:
+    """Killed by SIGKILL and started again: the bits of one that nobody stopped, and no other mode's."""
+    words = [*QUICK, f"classifier.training={mode}"]
+    whole = train(settings_of(shards, tmp_path / "whole", *words))
+    process = start(shards, tmp_path / "killed", *words)
+    wait_for_checkpoint(tmp_path / "killed", 4)
+    process.kill()
+    process.communicate()
+    resumed = train(settings_of(shards, tmp_path / "killed", *words))
+    assert resumed.read_bytes() == whole.read_bytes()
+    assert resumed.parent.name == whole.parent.name
+    other = settings_of(shards, tmp_path / "whole", *QUICK, "classifier.training=pgd_at")
+    assert train(other).read_bytes() != whole.read_bytes()
+
+
+def test_bad_settings_are_refused(shards: Path, tmp_path: Path) -> None:
+    """An unknown training; a budget in levels; an L2 ball, which there is none of."""
+    for word, message in (
+        ("classifier.training=tradess", r"choose one of standard, pgd_at, trades, awp, trades_awp, dkl"),
+        ("classifier.train_eps=8", r"classifier\.train_eps=8: above 1.*8/255"),
+        ("classifier.norm=L2", r"classifier\.norm .*unknown key"),
+    ):
+        with pytest.raises(UserError, match=message):
+            settings_of(shards, tmp_path, word)

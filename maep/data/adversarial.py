@@ -11,8 +11,10 @@ work out as they go claim their shards in `.claims-NAME-IDENTITY` beside the dir
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,11 +26,12 @@ from maep.config.schema import AttackSettings, Settings
 from maep.data.adversarial_set import adversarial_path, attack_identity, check_adversarial, default_path
 from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import clean_split
+from maep.data.overlap import in_order
 from maep.data.shard_manifest import AdversarialManifest, ShardEntry
 from maep.data.shards import ShardSet, ShardWriter, index_of, seal_shard_set, to_float
 from maep.models.classifiers import classifier_identity, load_classifier
 from maep.runtime.console import progress_bar, say
-from maep.runtime.device import prepare_device
+from maep.runtime.device import prepare_device, upload
 from maep.runtime.errors import UserError, fail
 from maep.storage.atomic import remove_temporaries, sha256_file
 from maep.storage.claims import Claims
@@ -69,7 +72,7 @@ def make_adversarial_shards(settings: Settings, worker: tuple[int, int] = (0, 1)
     device = prepare_device(settings.compute)
     model = load_classifier(settings.classifier, len(clean.classes), weights).to(device)
     timeout = settings.compute.claim_timeout
-    _ShardAttack(settings.attack, settings.run.seed, timeout, clean, identity, model, device, path).run(worker, shared)
+    ShardAttack(settings.attack, settings.run.seed, timeout, clean, identity, model, device, path).run(worker, shared)
     return path
 
 
@@ -172,8 +175,53 @@ class AttackRecord(Document):
     outcome: Outcome
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """Clean images uint8 [N, 3, H, W] and labels int64 [N] of the sample indices."""
+
+    indices: range
+    images: Tensor
+    labels: Tensor
+
+
+class _Attacked:
+    """What becomes of a batch, on the host: uint8 [N, 3, H, W], counts as of `_counts`, the largest distance.
+
+    From an accelerator the copies may be under way until `checked` was called.
+    """
+
+    def __init__(self, batch: _Batch, stored: Tensor, counts: Tensor, used: Tensor) -> None:
+        self.batch, self.stored, self.counts, self.used = batch, stored, counts, used
+        self.copied = torch.cuda.Event() if stored.is_pinned() else None
+        if self.copied is not None:
+            self.copied.record()
+
+    def checked(self, spec: AttackSpec) -> "_Attacked":
+        """Itself, once it is there. Raises RuntimeError if an image lies beyond the budget."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        if float(self.used) > spec.eps * (1 + 1e-6):
+            first, last = self.batch.indices[0], self.batch.indices[-1]
+            raise RuntimeError(f"samples {first}…{last}: stored {float(self.used)} from clean, eps is {spec.eps}")
+        return self
+
+    @property
+    def outcome(self) -> Outcome:
+        """How the attack went."""
+        right, still, succeeded, attackable = self.counts.tolist()
+        return Outcome(len(self.stored), right, still, succeeded, attackable, float(self.used))
+
+
+def _write(writer: ShardWriter, attacked: _Attacked) -> Outcome:
+    """Append a batch to the shard."""
+    images, labels = attacked.stored.permute(0, 2, 3, 1).numpy(), attacked.batch.labels.tolist()
+    for index, image, label in zip(attacked.batch.indices, images, labels, strict=True):
+        writer.write(index, image, label)
+    return attacked.outcome
+
+
 @dataclass
-class _ShardAttack:
+class ShardAttack:
     """One classifier and one attack on a set of clean shards. claim_timeout: seconds; see `Claims`."""
 
     settings: AttackSettings
@@ -235,49 +283,61 @@ class _ShardAttack:
         )
         return whole and record.identity == self.identity
 
-    def _make(self, shard: ShardEntry) -> list[Outcome]:
-        """Attack one shard in batches; its record is written after both of its files."""
-        tar = self.path / shard.name
-        indices = range(shard.first, shard.first + shard.count)
-        outcomes = []
-        with ShardWriter(tar, self.clean.manifest.encoding) as writer:
-            for start in range(0, len(indices), self.settings.batch_size):
-                batch = indices[start : start + self.settings.batch_size]
-                stored, labels, outcome = self._attack(batch)
-                for index, image, label in zip(batch, stored.permute(0, 2, 3, 1).numpy(), labels, strict=True):
-                    writer.write(index, image, int(label))
-                outcomes.append(outcome)
-        files = {path.name: sha256_file(path) for path in (tar, index_of(tar))}
-        AttackRecord(self.identity, files, sum(outcomes, Outcome())).write(self._record(shard))
-        return outcomes
+    def _make(self, shard: ShardEntry) -> Iterator[Outcome]:
+        """Attack one shard in batches; its record is written after both of its files.
 
-    def _attack(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Outcome]:
-        """Adversarial images (uint8 on the host), labels and outcome of one batch."""
-        clean, labels = (tensor.to(self.device) for tensor in self.clean.batch(indices))
-        seed, spec = self.seed, self.spec
-        adversarial = attack(self.model, to_float(clean), labels, spec, indices, seed)
+        One thread reads and decodes what comes, another encodes and writes what is done, and this one attacks. Each
+        takes the batches in their order, so which is how fast changes no byte.
+        """
+        tar, total = self.path / shard.name, Outcome()
+        indices, size = range(shard.first, shard.first + shard.count), self.settings.batch_size
+        batches = [indices[start : start + size] for start in range(0, len(indices), size)]
+        with (
+            ShardWriter(tar, self.clean.manifest.encoding) as writer,
+            ThreadPoolExecutor(1, "decode") as decoder,
+            ThreadPoolExecutor(1, "encode") as encoder,
+        ):
+            attacked = self._attacked(in_order(decoder, self._decoded, batches))
+            for outcome in in_order(encoder, partial(_write, writer), attacked):
+                total += outcome
+                yield outcome
+        files = {path.name: sha256_file(path) for path in (tar, index_of(tar))}
+        AttackRecord(self.identity, files, total).write(self._record(shard))
+
+    def _decoded(self, indices: range) -> "_Batch":
+        return _Batch(indices, *self.clean.batch(indices))
+
+    def _attacked(self, batches: Iterable["_Batch"]) -> Iterator["_Attacked"]:
+        """Each batch is handed on once the next one has been given to the device, which so has always work."""
+        launched = None
+        for batch in batches:
+            following = self._launch(batch)
+            if launched is not None:
+                yield launched.checked(self.spec)
+            launched = following
+        if launched is not None:
+            yield launched.checked(self.spec)
+
+    def _launch(self, batch: "_Batch") -> "_Attacked":
+        """Attack a batch; on an accelerator nothing waits for it here."""
+        clean, labels = (upload(tensor, self.device) for tensor in (batch.images, batch.labels))
+        spec = self.spec
+        adversarial = attack(self.model, to_float(clean), labels, spec, batch.indices, self.seed)
         stored = quantise(adversarial, clean, spec.norm, spec.eps)
-        used = float(distances(stored, clean, spec.norm).max())
-        if used > spec.eps * (1 + 1e-6):
-            raise RuntimeError(f"samples {indices[0]}…{indices[-1]}: stored {used} from clean, eps is {spec.eps}")
-        return stored.cpu(), labels.cpu(), self._outcome(clean, stored, labels, indices, used)
+        used = distances(stored, clean, spec.norm).max()
+        counts = self._counts(clean, stored, labels, batch.indices)
+        return _Attacked(batch, *(tensor.to("cpu", non_blocking=True) for tensor in (stored, counts, used)))
 
     @torch.no_grad()
-    def _outcome(self, clean: Tensor, stored: Tensor, labels: Tensor, indices: Sequence[int], used: float) -> Outcome:
+    def _counts(self, clean: Tensor, stored: Tensor, labels: Tensor, indices: Sequence[int]) -> Tensor:
+        """As in `Outcome`: clean_right, adversarial_right, succeeded, attackable; int64 [4]."""
         before, after = (self.model(to_float(images)).argmax(1) for images in (clean, stored))
         right, still = before == labels, after == labels
         attackable, succeeded = right, right & ~still
         if self.spec.targeted:
             targets = random_targets(labels, len(self.clean.classes), indices, self.seed)
             attackable, succeeded = torch.ones_like(right), after == targets
-        return Outcome(
-            count=len(labels),
-            clean_right=int(right.sum()),
-            adversarial_right=int(still.sum()),
-            succeeded=int(succeeded.sum()),
-            attackable=int(attackable.sum()),
-            eps_used=used,
-        )
+        return torch.stack([right.sum(), still.sum(), succeeded.sum(), attackable.sum()])
 
     def _seal_if_complete(self) -> None:
         """Write the manifest when every shard is there; with several workers, whoever comes last does."""

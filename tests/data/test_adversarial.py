@@ -6,9 +6,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +21,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from maep.attacks.gradient import attack
 from maep.cli.shard_commands import worker
 from maep.config.load import load_settings
 from maep.config.schema import Settings
-from maep.data.adversarial import distances, make_adversarial_shards, quantise
+from maep.data import adversarial
+from maep.data.adversarial import ShardAttack, distances, make_adversarial_shards, quantise
 from maep.data.adversarial_set import adversarial_path, check_adversarial
 from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import clean_shards_path
@@ -28,6 +35,8 @@ from maep.data.shards import ShardSet, shard_problems, to_float, to_uint8
 from maep.models.classifiers import classifier_identity, load_classifier
 from maep.runtime.errors import UserError
 from tests.tiny import ROOT, Problem, environment
+
+SOON = 20.0  # seconds after which a thread that should long have come counts as lost
 
 
 @pytest.fixture(scope="session")
@@ -143,6 +152,62 @@ def test_finished_shards_are_left_alone(attackable: list[str], made: Path) -> No
     before = {path: path.stat().st_mtime_ns for path in made.iterdir()}
     make_adversarial_shards(settings_of(attackable, made.parents[1]))
     assert {path: path.stat().st_mtime_ns for path in made.iterdir()} == before
+
+
+# --- overlap ---
+
+
+def test_reading_and_writing_go_on_during_an_attack(
+    attackable: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each attack waits for the next batch of its shard to be read, and for the one before the last to be written:
+    in vain, if they came one after the other.
+    """
+    settings = settings_of(attackable, tmp_path, "attack.batch_size=10")
+    shards = [list(range(s.first, s.first + s.count, 10)) for s in clean_of(settings).manifest.shards]
+    assert max(map(len, shards)) == 3
+    following = dict(pair for firsts in shards for pair in pairwise(firsts))
+    before_last = {later: first for firsts in shards for first, later in zip(firsts, firsts[2:], strict=False)}
+    read, written = defaultdict(threading.Event), defaultdict(threading.Event)
+    batch, write, threads = ShardSet.batch, adversarial._write, set()
+
+    def reading(shards: ShardSet, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        result = batch(shards, indices)
+        read[indices[0]].set()
+        return result
+
+    def writing(writer: Any, attacked: Any) -> Any:
+        result = write(writer, attacked)
+        written[attacked.batch.indices[0]].set()
+        return result
+
+    def attacking(model: Any, images: Tensor, labels: Tensor, spec: Any, keys: Sequence[int], seed: int) -> Tensor:
+        threads.add(threading.get_ident())
+        if keys[0] in following:
+            assert read[following[keys[0]]].wait(SOON), "the next batch was not read during an attack"
+        if keys[0] in before_last:
+            assert written[before_last[keys[0]]].wait(SOON), "the batch before the last was not written"
+        return attack(model, images, labels, spec, keys, seed)
+
+    monkeypatch.setattr(ShardSet, "batch", reading)
+    monkeypatch.setattr(adversarial, "_write", writing)
+    monkeypatch.setattr(adversarial, "attack", attacking)
+    assert ShardSet(make_adversarial_shards(settings)).verify() == []
+    assert threads == {threading.get_ident()}
+
+
+def test_a_sample_that_is_damaged_ends_it_in_one_line(attackable: list[str], tmp_path: Path) -> None:
+    """What the reading thread raises is what the command says; of the shard nothing is left."""
+    settings = settings_of(attackable, tmp_path)
+    copy = Path(shutil.copytree(str(clean_of(settings).path), tmp_path / "copy"))
+    clean, model = ShardSet(copy), load_classifier(settings.classifier, 10, None)
+    entry, path = clean.manifest.shards[1], tmp_path / "attacked"
+    work = ShardAttack(settings.attack, 0, 60.0, clean, "none", model, torch.device("cpu"), path)
+    (copy / entry.name).write_bytes(bytes(byte ^ 255 for byte in (copy / entry.name).read_bytes()))
+    with pytest.raises(UserError, match=entry.name):
+        work.run((0, 1), shared=False)
+    assert (path / "shard-00000.attack.json").is_file()
+    assert not list(path.glob("*shard-00001*"))
 
 
 # --- content ---

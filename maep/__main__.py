@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from maep.config.command_line import at_home
 from maep.runtime.errors import exit_code, fail, nearest
+from maep.runtime.openmp import share_cores
 from maep.runtime.version import __version__
 
 # verb: (module whose `main` it is, one line of help)
@@ -43,6 +44,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def command(*verb: str) -> int:
     """The entry point, of a script with its verb: exit code 2 and one line for bad input."""
+    share_cores()
     return exit_code(lambda: run([*verb, *sys.argv[1:]]))
 
 

@@ -117,9 +117,9 @@ class ComputeBench:
         """
         settings, ratio = self.settings, self.settings.pretrain.mask_ratio
         torch.manual_seed(settings.run.seed)
-        trainer = Trainer(self._job(pairs, directory, variant))
+        trainer = Trainer(self.job(pairs, directory, variant))
         flops = 3 * trainer.job.model.flops(settings.model.image_size, ratio)  # type: ignore[operator]
-        batches = self._batches(pairs)
+        batches = self.batches(pairs)
         try:
             same = repeat(next(batches))
             name = f"training step, r = {ratio:g}, {variant}"
@@ -130,7 +130,8 @@ class ComputeBench:
             batches.close()
             AcceleratorState._reset_state()  # the next variant may be of another precision, which it would refuse
 
-    def _job(self, pairs: PairDataset, directory: Path, variant: Variant) -> TrainingJob:
+    def job(self, pairs: PairDataset, directory: Path, variant: Variant) -> TrainingJob:
+        """A training of one batch a step, which never ends by itself. directory: for what it writes."""
         settings = self.settings
         compute = replace(
             settings.compute, precision=variant.precision, compile=variant.compile, device=self.device, zero_stage=None
@@ -154,7 +155,8 @@ class ComputeBench:
             self.settings.pretrain, batch_size=self.batch, steps=ENDLESS, accumulation=1, mask_until=1.0, source=None
         )
 
-    def _batches(self, pairs: PairDataset) -> PairBatches:
+    def batches(self, pairs: PairDataset) -> PairBatches:
+        """What its loader delivers; to be closed."""
         workers = worker_count(self.settings.data.workers)
         loader = pair_loader(
             pairs, self.train_settings(), first=0, last=ENDLESS, rank=0, world=1, workers=workers,

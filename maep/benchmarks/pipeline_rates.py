@@ -20,6 +20,7 @@ from rich.table import Table
 from maep.benchmarks.bench_report import BENCH, CHECKPOINT_SAVE, LOADER, BenchReport, BenchRow
 from maep.benchmarks.compute_rates import ENDLESS, ComputeBench, Variant
 from maep.benchmarks.device_clock import seconds_of
+from maep.benchmarks.shared_cores import side_by_side, train_on_request
 from maep.config.schema import Settings
 from maep.data.pairs import PREFETCH, PairDataset, pair_loader
 from maep.data.shard_manifest import CleanManifest
@@ -60,6 +61,8 @@ class Bench:
             self.compute.purification(variant)
         self.loader(pairs)
         self.checkpoint(self.checkpoints)
+        if self.device == "cpu":
+            self.rows.append(side_by_side(self.settings, self.batch, self.budget, self.shards.parent))
 
     def add(self, name: str, rate: float, unit: str, limit: str, ratio: float) -> None:
         """One row; ratio is the share of the machine's limit that is reached."""
@@ -196,3 +199,10 @@ def measure(settings: Settings, batch: int | None, budget: float | None) -> int:
     report.write(path)
     print(path)
     return 0
+
+
+def train_beside(settings: Settings, batch: int, scratch: Path) -> int:
+    """Be a training beside another, of the shards in `scratch`, as `side_by_side` asks; returns the exit code."""
+    prepare_device(settings.compute, trains=True)
+    pairs = Bench(settings, batch, 0.0, "cpu", scratch).pairs()
+    return train_on_request(settings, pairs, batch, scratch / str(os.getpid()), sys.stdin)

@@ -6,6 +6,7 @@ an accelerator also in the configured precision, and the share of time that the 
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from maep.config.command_line import command_line
 from maep.purifiers.registry import DEFAULT
@@ -17,10 +18,13 @@ def main(arguments: Sequence[str]) -> int:
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument("--seconds", type=float, help="time spent on each figure (1 on a GPU, 3 on a CPU)")
     options.add_argument("--batch", type=int, help="images a training step (pretrain.batch_size; 64 on a CPU)")
+    options.add_argument("--beside", type=Path, help=argparse.SUPPRESS)  # be a training that is measured beside another
     namespace, settings = command_line(__doc__ or "", arguments, options=options)
     # Imported only now: help and a mistyped setting are answered without torch.
-    from maep.benchmarks.pipeline_rates import measure
+    from maep.benchmarks.pipeline_rates import measure, train_beside
 
     if settings.purifier.kind != DEFAULT:
         fail(f"purifier.kind={settings.purifier.kind}: bench measures {DEFAULT} alone; name its configuration")
+    if namespace.beside:
+        return train_beside(settings, namespace.batch, namespace.beside)
     return measure(settings, namespace.batch, namespace.seconds)

@@ -19,7 +19,7 @@ from typing import NoReturn
 from rich.progress import Progress, TaskID
 
 from maep.attacks.attack_state import AttackState, OnState
-from maep.attacks.threat_models import Adaptive
+from maep.attacks.threat_models import Adaptive, threat_model
 from maep.evaluation.audit.gradient_masking import MaskingCheck
 from maep.evaluation.audit.purification_cost import CostMeasurement
 from maep.evaluation.scoring.chunk_attack import ChunkAttack
@@ -28,6 +28,7 @@ from maep.evaluation.scoring.evaluation import Evaluation, prepare
 from maep.evaluation.scoring.score import is_scored, score_chunk
 from maep.evaluation.scoring.tasks import Task
 from maep.runtime.console import progress_bar, say
+from maep.runtime.device import keep_freed_memory, warn_of_slow_bf16
 from maep.runtime.digests import digest
 from maep.runtime.errors import Stopped
 from maep.storage.atomic import remove_temporaries
@@ -53,6 +54,9 @@ def evaluate_all(evaluations: Sequence[Evaluation], worker: tuple[int, int] = (0
     settings = evaluations[0].settings
     if Adaptive.name in settings.evaluation.threat_models and not settings.evaluation.adaptive_images:
         say("adaptive threat model left out: evaluation.adaptive_images=0")
+    if evaluations[0].defense.device.type == "cpu":
+        keep_freed_memory()
+    warn_of_slow_bf16("evaluation.precision", settings.evaluation.precision, evaluations[0].defense.device)
     pending = [unit for unit in units if not unit.is_done()]
     if len(units) > len(pending):
         say(f"evaluation: {len(units) - len(pending)} of {len(units)} chunks were done before")
@@ -60,16 +64,16 @@ def evaluate_all(evaluations: Sequence[Evaluation], worker: tuple[int, int] = (0
     with stopped_at_once(), progress_bar() as bar, Claims(directory, settings.compute.claim_timeout) as claims:
         note = ProgressNote(bar, bar.add_task("evaluate", total=sum(u.task.count for u in pending), note=""))
         if 0 < worker[0] == worker[1] - 1:  # or all would wait for the checks in the end
-            _audit(audits, claims)
+            _audit(audits, claims, note)
         _Share(pending, claims, note, worker).do()
-        _audit(audits, claims)
+        _audit(audits, claims, note)
     return all(unit.is_done() for unit in pending) and all(audit.is_done() for audit in audits.values())
 
 
-def _audit(audits: Audits, claims: Claims) -> None:
+def _audit(audits: Audits, claims: Claims, note: "ProgressNote") -> None:
     """The checks and measurements that no other worker has."""
     for name in claims.shared(list(audits), lambda name: audits[name].is_done()):
-        say(f"checks of {audits[name].evaluation.directory.name}: {audits[name].description}")
+        note.checking(f"checks of {audits[name].evaluation.directory.name}: {audits[name].description}")
         audits[name].run()
 
 
@@ -153,9 +157,10 @@ class _Share:
 
     def _attack(self, attack: ChunkAttack, evaluation: Evaluation) -> None:
         started, task = time.perf_counter(), attack.task
-        state = attack.make(*evaluation.images(task.ids), self.note.attacking(task))
+        name = f"{task}" if not threat_model(task.threat_model).uses_purifier else named(evaluation, task)
+        state = attack.make(*evaluation.images(task.ids), self.note.attacking(name, task))
         stood, seconds = f"{int(state.robust.sum())} of {task.count} stood", time.perf_counter() - started
-        say(f"{task}: chunk {task.chunk} attacked: {stood} ({seconds:.1f} s)")
+        say(f"{name}: chunk {task.chunk} attacked: {stood} ({seconds:.1f} s)")
 
     def _score_ready(self, names: Sequence[str]) -> None:
         for name in names:
@@ -167,8 +172,14 @@ class _Share:
 
     def _score(self, unit: Unit) -> None:
         remove_temporaries(unit.evaluation.directory / unit.task.folder)
-        record = score_chunk(unit.evaluation, unit.task, self.note.attacking(unit.task))
-        self.note.finished(unit.task, record)
+        name = named(unit.evaluation, unit.task)
+        record = score_chunk(unit.evaluation, unit.task, self.note.attacking(name, unit.task))
+        self.note.finished(name, unit.task, record)
+
+
+def named(evaluation: Evaluation, task: Task) -> str:
+    """A task in words, with the purifier that it is about."""
+    return f"{evaluation.directory.name} · {task}"
 
 
 class ProgressNote:
@@ -177,26 +188,32 @@ class ProgressNote:
     def __init__(self, bar: Progress, bar_task: TaskID) -> None:
         self.bar = bar
         self.bar_task = bar_task
-        self.totals: dict[Path, tuple[int, int]] = {}
+        self.totals: dict[str, tuple[int, int]] = {}
 
-    def attacking(self, task: Task) -> OnState:
-        """What to call when an attack of a chunk has ended."""
+    def checking(self, what: str) -> None:
+        """A check or measurement of a purifier begins."""
+        self.bar.update(self.bar_task, note=what)
+        say(what)
+
+    def attacking(self, name: str, task: Task) -> OnState:
+        """What to call when an attack of a chunk has ended. name: of the task, with its purifier."""
+        self.bar.update(self.bar_task, note=f"{name} · chunk {task.chunk}{self._so_far(name)}")
 
         def note(state: AttackState) -> None:
             last, robust = list(state.survivors.items())[-1]
             progress = f"chunk {task.chunk}, after {last}: {robust}/{task.count} robust"
-            self.bar.update(self.bar_task, note=f"{task} · {progress}{self._so_far(task)}")
+            self.bar.update(self.bar_task, note=f"{name} · {progress}{self._so_far(name)}")
 
         return note
 
-    def finished(self, task: Task, record: ChunkRecord) -> None:
+    def finished(self, name: str, task: Task, record: ChunkRecord) -> None:
         """A chunk has its record."""
         right = sum(record.correct("defended_adversarial"))
-        robust, count = self.totals.get(task.folder, (0, 0))
-        self.totals[task.folder] = robust + right, count + task.count
-        self.bar.update(self.bar_task, advance=task.count, note=f"{task}{self._so_far(task)}")
-        say(f"{task}: chunk {task.chunk}: {right} of {task.count} robust ({sum(record.seconds.values()):.1f} s)")
+        robust, count = self.totals.get(name, (0, 0))
+        self.totals[name] = robust + right, count + task.count
+        self.bar.update(self.bar_task, advance=task.count, note=f"{name}{self._so_far(name)}")
+        say(f"{name}: chunk {task.chunk}: {right} of {task.count} robust ({sum(record.seconds.values()):.1f} s)")
 
-    def _so_far(self, task: Task) -> str:
-        robust, count = self.totals.get(task.folder, (0, 0))
+    def _so_far(self, name: str) -> str:
+        robust, count = self.totals.get(name, (0, 0))
         return f" · so far {100 * robust / count:.1f} %" if count else ""

@@ -22,6 +22,7 @@ from maep.models.weights import read_weights
 from maep.purifiers.adapter import ADAPTER_CONFIG
 from maep.purifiers.base import Purifier, Source
 from maep.purifiers.registry import DEFAULT, purifier_class
+from maep.runtime.device import keep_freed_memory
 from maep.runtime.errors import fail
 from maep.storage.documents import Document
 from maep.storage.manifests import CheckpointManifest, StampedManifest
@@ -74,6 +75,9 @@ def load_purifier(
     weights if it has them). device: where to put it. settings: how to use it; default: as it was saved.
     Raises UserError for a path that holds none of these, and for files that are altered, of an unknown kind or a newer
     version, or do not fit.
+
+    On a CPU the process keeps the memory of freed tensors from then on (`keep_freed_memory`), so that large images and
+    attacks take as long as they do in the commands.
     """
     if "://" in str(path):
         fail(f"{path}: is an address; copy the purifier here, and name its directory")
@@ -88,7 +92,10 @@ def load_purifier(
         purifier = _read_run(path)
     if settings is not None:
         purifier = purifier.with_options(settings, path)
-    return purifier.requires_grad_(False).to(device).eval()
+    purifier = purifier.requires_grad_(False).to(device).eval()
+    if purifier.device.type == "cpu":
+        keep_freed_memory()
+    return purifier
 
 
 @overload

@@ -5,17 +5,20 @@ import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from itertools import chain
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from maep.runtime.console import say
 from maep.runtime.errors import UserError, fail
 
 # glibc's <malloc.h>
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 LARGEST_INT = 2**31 - 1  # the threshold that is never reached: freed memory is never given back
 GROWTH = 2**26  # bytes that the heap grows by at least: a batch of activations in a few steps, nothing beside a model
+BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # as Linux names it: x86's two, and ARM's
 
 
 class DeviceSettings(Protocol):
@@ -71,6 +74,23 @@ def fork_rng(*modules: nn.Module) -> AbstractContextManager[None]:
     tensors: Iterable[Tensor] = chain.from_iterable(chain(each.parameters(), each.buffers()) for each in modules)
     used |= {tensor.device.index for tensor in tensors if tensor.device.type == "cuda"}
     return torch.random.fork_rng(devices=sorted(used))
+
+
+def warn_of_slow_bf16(key: str, precision: str, device: torch.device) -> None:
+    """Say that bf16 was chosen for a CPU which has none. key: of the setting that holds `precision`."""
+    if precision == "bf16" and device.type == "cpu" and has_bf16() is False:
+        say(
+            f"warning: {key}=bf16: this CPU has no bf16 arithmetic, and takes up to a hundred times as long as with "
+            f"{key}=fp32"
+        )
+
+
+def has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool | None:
+    """Whether this machine's CPU computes in bf16; None where the system does not say. cpuinfo: as Linux writes it."""
+    if not cpuinfo.is_file():
+        return None
+    lines = (line.partition(":") for line in cpuinfo.read_text().splitlines())
+    return any(name.strip() in ("flags", "Features") and BF16.intersection(words.split()) for name, _, words in lines)
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:

@@ -30,7 +30,7 @@ from maep.data.shards import ShardSet, to_float
 from maep.models.classifiers import Normalized, build_classifier
 from maep.runtime.console import progress_bar, say
 from maep.runtime.cores import worker_count
-from maep.runtime.device import Readback, fork_rng, prepare_device, upload
+from maep.runtime.device import Readback, fork_rng, prepare_device, upload, warn_of_slow_bf16
 from maep.runtime.errors import NonFiniteLoss, Stopped, fail
 from maep.runtime.randomness import keyed_rng
 from maep.storage.locks import one_at_a_time
@@ -178,6 +178,7 @@ class _Training:
         self.device = prepare_device(settings.compute, trains=True)
         if settings.compute.precision == "fp16" and self.device.type == "cpu":
             fail("compute.precision=fp16: needs a CUDA device; choose bf16 or fp32")
+        warn_of_slow_bf16("compute.precision", settings.compute.precision, self.device)
         self.count, self.batch_size = len(train), self.classifier.batch_size
         self.steps = math.ceil(self.classifier.epochs * self.count / self.batch_size)
         self.network = self._untrained()

@@ -80,8 +80,9 @@ def test_two_workers(tmp_path: Path, test_set: ShardSet, one_worker: Path) -> No
     output = _finish(_workers(tmp_path, test_set, 2))
     assert output.count("finished\n") >= 1
     attacked = Counter(ATTACKED.findall(output))
-    assert len(attacked) == 5 + 2
-    assert sum(attacked.values()) == 5 + 2 * 2, "five oblivious chunks, two adaptive ones of each purifier"
+    assert len(attacked) == 5 + 2 * 2, "five oblivious chunks, two adaptive ones of each purifier, which is named"
+    assert set(attacked.values()) == {1}
+    assert {name.split(" · ")[0] for name in attacked} == {"oblivious", "pretrained", "lora"}
     _assert_same(tmp_path, one_worker)
 
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -11,7 +12,15 @@ import torch
 from torch import nn
 
 from maep.config.schema import ComputeSettings
-from maep.runtime.device import Readback, fork_rng, own_index, prepare_device, upload
+from maep.runtime.device import (
+    Readback,
+    fork_rng,
+    has_bf16,
+    own_index,
+    prepare_device,
+    upload,
+    warn_of_slow_bf16,
+)  # fmt: skip
 from maep.runtime.errors import UserError
 from tests.tiny import ROOT
 
@@ -150,3 +159,30 @@ def test_numbers_are_read_back(device: str) -> None:
     assert Readback(values).tolist() == [0.0, 1.0, 2.0]
     if device == "cuda":
         assert Readback(values * 2, torch.cuda.Stream()).tolist() == [0.0, 2.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("model name\t: any bf16\nflags\t\t: fpu avx2 avx512_bf16\n", True),
+        ("Features\t: fp asimd bf16\n", True),
+        ("model name\t: any bf16\nflags\t\t: fpu avx2 avx512f\n", False),
+    ],
+)
+def test_cpus_say_whether_they_have_bf16(tmp_path: Path, text: str, expected: bool) -> None:
+    """By their flags; where the system lists none, nobody knows."""
+    assert has_bf16(tmp_path / "missing") is None
+    (tmp_path / "cpuinfo").write_text(text)
+    assert has_bf16(tmp_path / "cpuinfo") is expected
+
+
+@pytest.mark.parametrize(("known", "device", "said"), [(False, "cpu", True), (True, "cpu", False), (None, "cpu", False),
+                                                       (False, "cuda", False)])  # fmt: skip
+def test_slow_bf16_is_not_chosen_silently(
+    capsys: pytest.CaptureFixture[str], known: bool | None, device: str, said: bool
+) -> None:
+    """A warning that names the setting, on a CPU that is known to have none; never for fp32."""
+    with mock.patch("maep.runtime.device.has_bf16", return_value=known):
+        warn_of_slow_bf16("compute.precision", "bf16", torch.device(device))
+        warn_of_slow_bf16("evaluation.precision", "fp32", torch.device("cpu"))
+    assert ("compute.precision=bf16: this CPU has no bf16" in capsys.readouterr().out) == said

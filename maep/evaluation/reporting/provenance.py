@@ -3,12 +3,13 @@
 import platform
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
+from maep.runtime.openmp import openmp_variables
 from maep.runtime.text import shown
 from maep.runtime.version import __version__
 from maep.storage.documents import Document
@@ -36,7 +37,7 @@ class Environment(Document):
 
     command: as it was typed, with secrets masked. commit, dirty: of the checkout, and whether files differ from it;
     None where it is none. date: UTC, ISO 8601. versions: of Python, of this program, and of what it stands on; None
-    where it is not installed.
+    where it is not installed. openmp: the variables by which the user or a launcher told threads how to work.
     """
 
     command: list[str]
@@ -47,6 +48,7 @@ class Environment(Document):
     threads: int
     platform: str
     versions: Mapping[str, str | None]
+    openmp: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def current(cls, command: list[str]) -> Self:
@@ -64,6 +66,7 @@ class Environment(Document):
             threads=torch.get_num_threads(),
             platform=f"{platform.system()} {platform.machine()}",
             versions=programs | {name: _version(name) for name in PACKAGES},
+            openmp=openmp_variables(),
         )
 
 

@@ -20,6 +20,7 @@ from maep.launch.rank.task import Task
 from maep.runtime.digests import digest
 from maep.runtime.errors import fail
 from maep.runtime.exits import ExitCode
+from maep.runtime.openmp import POLICY, SPINS
 
 # Seconds between a save that took all of its grace and the kill: the ranks write down how they ended and leave, srun
 # ends, and the batch script asks for the requeue, each of them in a second or two on a busy cluster.
@@ -80,6 +81,8 @@ class Submission:
             # Where sbatch's --export=NONE is a site's default, srun would not hand on what is exported here.
             "unset SLURM_EXPORT_ENV",
             f"export PYTHONPATH={code} PYTHONSAFEPATH=1 OMP_NUM_THREADS={threads}",
+            # Ranks and workers share a node's cores (maep/runtime/openmp.py); what a user or site says comes first.
+            f'[ -n "${{{POLICY}+set}}" ] || export {SPINS[0]}="${{{SPINS[0]}-{SPINS[1]}}}"',
             *LEAVE.format(
                 python=python, exits=exits, crashes=job.settings.max_crashes, requeue=TO_REQUEUE
             ).splitlines(),

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from maep.config.schema import ComputeSettings, TrainSettings
-from maep.runtime.device import prepare_device
+from maep.runtime.device import prepare_device, warn_of_slow_bf16
 from maep.runtime.errors import fail
 from maep.training.distributed.world import join_world
 
@@ -31,6 +31,8 @@ def make_accelerator(compute: ComputeSettings, train: TrainSettings) -> Accelera
         )
     if compute.precision == "fp16" and (device.type == "cpu" or compute.zero_stage is not None):
         fail("compute.precision=fp16: needs a CUDA device without DeepSpeed; choose bf16 or fp32")
+    if joined.rank == 0:
+        warn_of_slow_bf16("compute.precision", compute.precision, device)
     plugin = None
     if compute.zero_stage is not None:
         plugin = _deepspeed_plugin(compute.zero_stage, train, joined.size, device.type)

@@ -8,9 +8,10 @@ from maep.config.identity import READS, decisive_settings
 from maep.config.pair_source import source_settings
 from maep.config.schema import Settings
 from maep.evaluation.scoring.tasks import attacks_of
-from maep.pipeline.stages import STAGES
+from maep.pipeline.stages import STAGES, stages_of
 from maep.runtime.digests import digest
 
+TRAININGS = ("pretrain", "finetune")
 DATA = ("data",)
 CLASSIFIER = (*DATA, "classifier", "run.seed")
 PAIRS = (*CLASSIFIER, "attack")
@@ -34,8 +35,12 @@ def _key(settings: Settings, parts: Iterable[str]) -> str:
 
 def _pair_sources(settings: Settings) -> list[Settings]:
     """The settings whose images, classifier and attack make the pairs of each training."""
-    trainings = [settings.pretrain] + ([] if STAGES["finetune"].idle(settings) else [settings.finetune])
-    return [source_settings(settings, train) for train in trainings]
+    names = [name for name in stages_of(settings) if name in TRAININGS and not STAGES[name].idle(settings)]
+    return [source_settings(settings, getattr(settings, name)) for name in names]
+
+
+def _pretrainings(settings: Settings) -> list[str]:
+    return [pretraining_key(settings)] if "pretrain" in stages_of(settings) else []
 
 
 def _shards(settings: Settings) -> list[str]:
@@ -67,7 +72,7 @@ def _attacked(settings: Settings) -> list[str]:
 
 def pretraining_key(settings: Settings) -> str:
     """Digest of all settings that the pretrained purifier depends on, 64 hex digits."""
-    first_source = _pair_sources(settings)[0]
+    first_source = source_settings(settings, settings.pretrain)
     return digest([_key(settings, READS["pretrain"]), _key(first_source, PAIRS)])
 
 
@@ -75,7 +80,7 @@ def reuse_between(points: Sequence[Point]) -> list[Reuse]:
     """What the points ask for, and how much of it differs: that much is done if nothing has been yet."""
     kinds: dict[str, Callable[[Settings], list[str]]] = {
         "clean shards": _shards, "classifiers trained": _classifiers, "training images attacked": _pairs,
-        "test images attacked": _attacked, "pretrainings": lambda settings: [pretraining_key(settings)],
+        "test images attacked": _attacked, "pretrainings": _pretrainings,
     }  # fmt: skip
     work = []
     for kind, keys_of in kinds.items():

@@ -9,6 +9,7 @@ from maep.ablation.grid.halving import Halving
 from maep.ablation.grid.points import expand, settings_identity
 from maep.ablation.grid.sweep import read_sweep
 from maep.ablation.running.point_runs import parse_only
+from maep.ablation.running.reuse import reuse_between
 from maep.ablation.study import prepare
 from maep.config.load import load_settings
 from maep.config.pair_source import _source, source_facts
@@ -159,3 +160,11 @@ def test_what_is_parsed_is_the_callers_own() -> None:
     """A tree that was read before is not the one that somebody has changed since."""
     parse_yaml("a: {b: [1]}")["a"]["b"].append(2)
     assert settled(parse_yaml("a: {b: [1]}")) == {"a": {"b": [1]}}
+
+
+def test_defenses_without_training_ask_for_none() -> None:
+    """Of a trained defense and three others, one pretraining and one set of attacked training images are counted."""
+    sweep = read_sweep("ablation/zoo", "cpu", ["zip.base=[digits, jpeg/digits, median/digits, anti_adversary/digits]"])
+    work = {reuse.kind: (reuse.requests, reuse.distinct) for reuse in reuse_between(expand(sweep))}
+    assert work["pretrainings"] == work["training images attacked"] == (1, 1)
+    assert work["classifiers trained"] == (4, 1)

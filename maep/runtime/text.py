@@ -22,6 +22,7 @@ HEADER = re.compile(
     r"(?i)(\bauthorization['\"]?\s*[:=]\s*['\"]?(?:(?:bearer|basic|token)\s+)?|\bbearer\s+)[^\s'\",}]{4,}"
 )
 MASK = "***"
+ENTITY = re.compile(r"&(?=#?\w+;)")
 LATEX = {
     "\\": "\\textbackslash{}", "{": "\\{", "}": "\\}", "$": "\\$", "&": "\\&", "%": "\\%", "#": "\\#", "_": "\\_",
     "^": "\\textasciicircum{}", "~": "\\textasciitilde{}", "<": "\\textless{}", ">": "\\textgreater{}",
@@ -91,6 +92,14 @@ def latex(text: str) -> str:
     return f"{{}}{text}" if text.startswith(("[", "*")) else text  # else an argument of the line end before it
 
 
+def shown_in_html(value: object) -> object:
+    """For jinja to finish values with, before it escapes them: nothing in a text turns the direction of writing."""
+    return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+
 def markdown(text: str) -> str:
     """The text as a cell of a Markdown table, or a line of it; neither HTML nor another cell begins in it."""
-    return printable(" ".join(text.split())).replace("|", "\\|").replace("<", "&lt;")
+    text = ENTITY.sub("&amp;", printable(" ".join(text.split())))
+    for character, escaped in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("](", "]\\(")):
+        text = text.replace(character, escaped)
+    return text

@@ -4,12 +4,14 @@ import io
 import re
 
 import pytest
+from jinja2 import Environment
+from markupsafe import Markup
 from rich.table import Table
 
-from maep.evaluation.reporting.provenance import Environment
+from maep.evaluation.reporting import provenance
 from maep.runtime.console import PlainConsole
 from maep.runtime.errors import UserError, exit_code, fail
-from maep.runtime.text import latex, markdown, masked, printable, unfit_name
+from maep.runtime.text import latex, markdown, masked, printable, shown_in_html, unfit_name
 
 STEERING = ("\x1b[31m", "\x07", "\r", "\x9b2J", "\u202e", "\u2066", "\x7f", "\x00", "\x1b]0;x\x07", "\u2028", "\udcff")
 
@@ -64,9 +66,23 @@ def test_latex_sets_what_is_written(text: str, expected: str) -> None:
     assert latex(text) == expected
 
 
-def test_a_markdown_cell_stays_one() -> None:
-    """No second cell, line or tag."""
-    assert markdown("a|b\nc<script>") == "a\\|b c&lt;script>"
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a|b\nc<script>", "a\\|b c&lt;script>"), ("a\\|b", "a\\\\\\|b"), ("&lt;b>", "&amp;lt;b>"), ("a & b", "a & b"),
+        ("[x](http://h)", "[x]\\(http://h)"), ("85.1 [80.0, 90.2]", "85.1 [80.0, 90.2]"), ("\u202ex", "\\\\u202ex"),
+    ],
+)  # fmt: skip
+def test_a_markdown_cell_stays_one(text: str, expected: str) -> None:
+    """No second cell, line, tag or link; what looks escaped shows as it was written."""
+    assert markdown(text) == expected
+
+
+def test_html_shows_the_direction_of_writing() -> None:
+    """Escaped once by jinja, which leaves markup of ours alone."""
+    engine = Environment(autoescape=True, finalize=shown_in_html)
+    page = engine.from_string("{{ a }} {{ b }} {{ c }}").render(a="<b>\u202e&amp;", b=Markup("<i>\u202e</i>"), c=7)
+    assert page == "&lt;b&gt;\\u202e&amp;amp; <i>\u202e</i> 7"
 
 
 @pytest.mark.parametrize(
@@ -83,7 +99,7 @@ def test_secrets_are_masked(text: str) -> None:
     """In messages, and in what is kept of the command."""
     assert "hunter2" not in masked(text)
     assert "hunter2" not in str(UserError(text))
-    assert "hunter2" not in str(Environment.current(["launch/local.py", "cfg=digits", text]))
+    assert "hunter2" not in str(provenance.Environment.current(["launch/local.py", "cfg=digits", text]))
 
 
 @pytest.mark.parametrize(

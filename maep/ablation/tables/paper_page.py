@@ -14,6 +14,7 @@ from maep.ablation.tables.cells import Measure
 from maep.ablation.tables.render import EMPTY, number
 from maep.ablation.tables.summary_document import SweepSummary
 from maep.config.load import sweep_names
+from maep.runtime.text import shown_in_html
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,11 @@ def render_paper(summaries: Sequence[Path]) -> str:
     sweeps = (read_sweep(name, "paper") for name in sweep_names())
     tables = [*measured, *(table_without_run(sweep) for sweep in sweeps if sweep.table and sweep.table not in names)]
     environment = Environment(
-        loader=PackageLoader("maep.ablation.tables", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("maep.ablation.tables", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        finalize=shown_in_html,
     )
     template = environment.get_template("paper.html")
     return template.render(tables=sorted(tables, key=lambda table: table.order), run=len(measured))

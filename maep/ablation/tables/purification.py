@@ -13,7 +13,7 @@ from maep.ablation.grid.row_selector import row_of
 from maep.ablation.grid.sweep import Sweep
 from maep.ablation.running.point_records import PointState, read_record
 from maep.attacks.attack_state import load_tensors
-from maep.evaluation.reporting.figures import save_figure
+from maep.evaluation.reporting.figures import drawn, save_figure
 from maep.evaluation.scoring.plan import SAMPLES
 from maep.storage.atomic import read_json
 
@@ -63,7 +63,7 @@ def purified_figure(views: Sequence[View]) -> Figure:
     for axes in grid.flat:
         axes.set_axis_off()
     for line, view in zip(grid, views, strict=False):
-        line[0].text(0, 1.25, view.label, transform=line[0].transAxes, fontsize=8)
+        line[0].text(0, 1.25, drawn(view.label), transform=line[0].transAxes, fontsize=8)
         for column, axes in enumerate(line[: len(view.images["clean"]) * len(KINDS)]):
             image, kind = divmod(column, len(KINDS))
             pixels = view.images[KINDS[kind]][image].permute(1, 2, 0)
@@ -90,6 +90,6 @@ def _distances(axes: Axes, view: View) -> None:
     clean, adversarial = view.values["distance_clean"], view.values["distance_adversarial"]
     axes.plot(clean, adversarial, ".", markersize=2, alpha=0.6)
     axes.axline((0, 0), slope=1, color="grey", linewidth=0.8)
-    axes.set_title(view.label, fontsize=8)
+    axes.set_title(drawn(view.label), fontsize=8)
     axes.set_xlabel("‖P(x) − x‖, mean absolute", fontsize=8)
     axes.set_ylabel("‖P(x_a) − x‖", fontsize=8)

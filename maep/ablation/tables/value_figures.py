@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from maep.ablation.grid.sweep import Sweep
 from maep.ablation.tables.cells import Cell, Measure
 from maep.ablation.tables.render import caption, labels, layout
-from maep.evaluation.reporting.figures import save_figure
+from maep.evaluation.reporting.figures import drawn, save_figure
 
 LEGEND = 1.6  # inches beside the axes: names of 20 letters in 8 points
 
@@ -36,12 +36,12 @@ def value_figure(sweep: Sweep, cells: Sequence[Cell], index: int) -> Figure:
     axes = figure.subplots()
     for number, (name, measures) in enumerate(series.items()):
         _draw(axes, name, measures, f"C{number}")
-    axes.set_xticks(range(len(columns)), columns, rotation=20 if max(map(len, columns)) > 12 else 0)
-    axes.set_xlabel(across)
+    axes.set_xticks(range(len(columns)), list(map(drawn, columns)), rotation=20 if max(map(len, columns)) > 12 else 0)
+    axes.set_xlabel(drawn(across))
     axes.set_ylabel(sweep.values[index].replace("_", " "))
-    axes.set_title(caption(sweep).split(" (")[0], fontsize=9)
+    axes.set_title(drawn(caption(sweep).split(" (")[0]), fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
-    title = ", ".join(heads) if len(series) > 1 else None
+    title = drawn(", ".join(heads)) if len(series) > 1 else None
     figure.legend(loc="outside right upper", fontsize=8, frameon=False, title=title, title_fontsize=8)
     return figure
 
@@ -52,11 +52,11 @@ def _draw(axes: Axes, name: str, measures: Sequence[Measure], color: str) -> Non
     if measured:
         below, above = zip(*(_errors(m, mean) for _, m, mean in measured), strict=True)
         axes.errorbar([x for x, _, _ in measured], [mean for _, _, mean in measured], yerr=[below, above], color=color,
-                      marker="o", capsize=3, label=f"{name} ours".strip())  # fmt: skip
+                      marker="o", capsize=3, label=drawn(f"{name} ours".strip()))  # fmt: skip
     published = [(x, m.paper) for x, m in enumerate(measures) if m.paper is not None]
     if published:
         axes.plot(*zip(*published, strict=True), color=color, marker="o", markerfacecolor="none", linestyle="--",
-                  alpha=0.6, label=f"{name} paper".strip())  # fmt: skip
+                  alpha=0.6, label=drawn(f"{name} paper".strip()))  # fmt: skip
 
 
 def _errors(measure: Measure, mean: float) -> tuple[float, float]:

@@ -9,20 +9,19 @@ from typing import ClassVar
 
 from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from scipy.stats import binomtest
 
 from maep.attacks.catalog import title_of
 from maep.evaluation.audit.finding import ALARM
-from maep.evaluation.reporting.figures import COLOURS, INK, style_axes
+from maep.evaluation.reporting.figures import COLOURS, INK, drawn, style_axes
 from maep.evaluation.reporting.report_document import REPORT, Report
 from maep.evaluation.reporting.report_row import Interval, ReportRow
 from maep.evaluation.reporting.rows import percent_with_interval
 from maep.evaluation.scoring.chunk_record import ChunkRecord, read_folder
 from maep.evaluation.scoring.tasks import eps_text
 from maep.runtime.errors import fail
-from maep.runtime.text import printable
 from maep.storage.documents import Document
 
 # Points by which a report and its records may differ: accuracies are rounded to four digits.
@@ -321,11 +320,11 @@ def comparison_table(defenses: Sequence[ReportedDefense], comparison: Comparison
                   title_justify="left", padding=(0, 1, 0, 0))  # fmt: skip
     table.add_column("run: classifier, purifier", vertical="bottom")
     for column in comparison.columns:
-        table.add_column(escape(printable(column.heading)), justify="right")
+        table.add_column(column.heading, justify="right")
     for defense in defenses:
         cells = [_cell(_row_of(defense, column)) for column in comparison.columns]
-        table.add_row(escape(printable(defense.name)), *cells)
-    lines = [escape(printable(f"! {each.name}: alarms: {', '.join(each.alarms)}")) for each in defenses if each.alarms]
+        table.add_row(defense.name, *cells)
+    lines = [f"! {each.name}: alarms: {', '.join(each.alarms)}" for each in defenses if each.alarms]
     table.caption, table.caption_justify, table.caption_style = "\n".join(lines) or None, "left", "bold red"
     return table
 
@@ -336,13 +335,14 @@ def _row_of(defense: ReportedDefense, column: ComparedColumn) -> ComparedRow | N
     return next((row for row in column.rows if (row.run, row.classifier, row.purifier) == name), None)
 
 
-def _cell(row: ComparedRow | None) -> str:
+def _cell(row: ComparedRow | None) -> Text:
     if row is None:
-        return "–"
+        return Text("–")
     low, high = row.robust_ci95
-    alarm = " [bold red]![/]" if row.alarms else ""
-    test = f"\np = {row.mcnemar.p:.2g}" if row.mcnemar else ""
-    return f"[bold]{row.robust_accuracy:.1f}[/] \\[{low:.1f}, {high:.1f}]{alarm}{test}"
+    return Text.assemble(
+        (f"{row.robust_accuracy:.1f}", "bold"), f" [{low:.1f}, {high:.1f}]", (" !" if row.alarms else "", "bold red"),
+        f"\np = {row.mcnemar.p:.2g}" if row.mcnemar else "",
+    )  # fmt: skip
 
 
 def comparison_figure(defenses: Sequence[ReportedDefense], comparison: Comparison) -> Figure:
@@ -360,7 +360,7 @@ def comparison_figure(defenses: Sequence[ReportedDefense], comparison: Compariso
         axes.bar(positions, values, width, color=COLOURS[number % len(COLOURS)], label=_legend(defense),
                  hatch="//" if defense.alarms else None, yerr=error,
                  error_kw={"ecolor": INK, "capsize": 2})  # fmt: skip
-    axes.set_xticks(range(len(columns)), [_as_text(column.heading) for column in columns])
+    axes.set_xticks(range(len(columns)), [drawn(column.heading) for column in columns])
     axes.set(ylim=(0, 100), ylabel="robust accuracy in %")
     style_axes(axes, INK)
     figure.legend(loc="outside upper left", frameon=False, fontsize=8)
@@ -369,9 +369,4 @@ def comparison_figure(defenses: Sequence[ReportedDefense], comparison: Compariso
 
 def _legend(defense: ReportedDefense) -> str:
     alarms = f"\n! alarms: {', '.join(defense.alarms)}" if defense.alarms else ""
-    return _as_text(defense.name + alarms)
-
-
-def _as_text(text: str) -> str:
-    """Without the formulas that matplotlib sees between dollar signs."""
-    return text.replace("$", r"\$")
+    return drawn(defense.name + alarms)

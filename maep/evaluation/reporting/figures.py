@@ -14,8 +14,9 @@ from matplotlib.patches import Patch
 from maep.attacks.catalog import title_of
 from maep.evaluation.audit.gradient_masking import CheckAnswers
 from maep.evaluation.reporting.report_row import ReportRow
-from maep.evaluation.reporting.rows import Combination, Samples
+from maep.evaluation.reporting.rows import Combination, Samples, judged_word
 from maep.evaluation.scoring.tasks import eps_text
+from maep.runtime.text import printable
 from maep.storage.atomic import atomic_file
 
 INK = "#1f2430"
@@ -35,6 +36,11 @@ def png_bytes(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=160, transparent=True)
     return buffer.getvalue()
+
+
+def drawn(text: str) -> str:
+    """The text as a figure shows it: matplotlib sees a formula between dollar signs, and fails on a wrong one."""
+    return printable(text).replace("$", r"\$")
 
 
 def style_axes(axes: Axes, ink: str) -> None:
@@ -117,7 +123,7 @@ def eps_figure(curves: Sequence[Sequence[Combination]], ink: str = INK) -> Figur
         eps, values, intervals = zip(*points, strict=True)
         low, high = zip(*intervals, strict=True)
         colour = COLOURS[number % len(COLOURS)]
-        label = f"{first.purifier}, {first.threat_model}, {title_of(first.attack)}"
+        label = drawn(f"{first.purifier}, {first.threat_model}, {title_of(first.attack)}")
         axes.plot(eps, values, color=colour, marker="o", markersize=4, label=label)
         axes.fill_between(eps, low, high, color=colour, alpha=0.12, linewidth=0)
     axes.set(ylim=(0, 100), xlim=(0, None), xlabel="ε", ylabel="accuracy in %")
@@ -127,7 +133,8 @@ def eps_figure(curves: Sequence[Sequence[Combination]], ink: str = INK) -> Figur
 
 
 def accuracy_figure(rows: Sequence[Combination], ink: str = INK) -> Figure:
-    """Robust accuracy with its 95 % interval, undefended and purified, and clean accuracy as a mark."""
+    """Robust accuracy with its 95 % interval, undefended and defended, and clean accuracy as a mark."""
+    judged = judged_word([row.result for row in rows])
     figure = Figure(figsize=(5.6, 0.9 + 0.62 * len(rows)), layout="constrained")
     axes = figure.subplots()
     heights = np.arange(len(rows))[::-1]
@@ -148,7 +155,7 @@ def accuracy_figure(rows: Sequence[Combination], ink: str = INK) -> Figure:
     style_axes(axes, ink)
     axes.grid(visible=False, axis="y")
     handles: list[Artist] = [Patch(color=GREY), Patch(color=BLUE), Line2D([], [], color=ORANGE, lw=2.5)]
-    names = ["undefended, attacked", "purified, attacked", "purified, clean"]
+    names = ["undefended, attacked", f"{judged}, attacked", f"{judged}, clean"]
     figure.legend(handles, names, loc="outside upper left", ncols=3, frameon=False, fontsize=8, labelcolor=ink,
                   handlelength=1.2, columnspacing=1.2)  # fmt: skip
     return figure
@@ -156,7 +163,7 @@ def accuracy_figure(rows: Sequence[Combination], ink: str = INK) -> Figure:
 
 def _row_label(row: ReportRow) -> str:
     norm = " L2" if row.norm == "L2" else ""
-    return f"{row.threat_model}, {row.purifier}\n{title_of(row.attack)} {eps_text(row.eps)}{norm}"
+    return drawn(f"{row.threat_model}, {row.purifier}\n{title_of(row.attack)} {eps_text(row.eps)}{norm}")
 
 
 def sample_images(samples: Samples) -> dict[str, np.ndarray]:
@@ -188,8 +195,8 @@ def verdicts(samples: Samples, row: str) -> list[tuple[str, bool]] | None:
     ]
 
 
-def samples_figure(samples: Samples) -> Figure:
-    """One column an image, one row each of `ROWS`, with the classifier's verdict below."""
+def samples_figure(samples: Samples, judged: str = "purified") -> Figure:
+    """One column an image, one row each of `ROWS`, with the classifier's verdict below. judged: as `judged_word`."""
     images = sample_images(samples)
     count = len(samples.tensors["labels"])
     figure = Figure(figsize=(1.25 * count + 1.2, 1.4 * len(ROWS)), layout="constrained")
@@ -201,6 +208,6 @@ def samples_figure(samples: Samples) -> Figure:
             axes.set(xticks=[], yticks=[])
             if answers:
                 text, right = answers[column]
-                axes.set_xlabel(text[:16], fontsize=8, color="#1a7f4b" if right else "#c0392b", labelpad=2)
-        line[0].set_ylabel(name, fontsize=9)
+                axes.set_xlabel(drawn(text[:16]), fontsize=8, color="#1a7f4b" if right else "#c0392b", labelpad=2)
+        line[0].set_ylabel(judged if name == "purified" else name, fontsize=9)
     return figure

@@ -19,7 +19,7 @@ from maep.evaluation.reporting.figures import accuracy_figure, checks_figure, cu
 from maep.evaluation.reporting.provenance import ENVIRONMENT, Environment, write_environment
 from maep.evaluation.reporting.report_document import REPORT, Report
 from maep.evaluation.reporting.report_page import render_page
-from maep.evaluation.reporting.rows import Combination, combine, headlines
+from maep.evaluation.reporting.rows import Combination, combine, headlines, judged_word
 from maep.evaluation.reporting.terminal_table import terminal_table
 from maep.evaluation.scoring.chunk_record import read_records
 from maep.evaluation.scoring.plan import read_plan
@@ -202,4 +202,6 @@ def _write_figures(
         if row.samples:
             result = row.result
             attack = f"{result.threat_model}-{result.attack}-{result.norm}-{result.eps:.6g}"
-            save_figure(samples_figure(row.samples), folder / f"samples-{result.purifier}-{attack}.png")
+            save_figure(
+                samples_figure(row.samples, judged_word([result])), folder / f"samples-{result.purifier}-{attack}.png"
+            )

@@ -29,11 +29,11 @@ from maep.evaluation.reporting.figures import (
 )
 from maep.evaluation.reporting.provenance import Environment
 from maep.evaluation.reporting.report_row import ClassRow, Interval, ReportRow
-from maep.evaluation.reporting.rows import Combination, Samples, headlines
+from maep.evaluation.reporting.rows import UNDEFENDED, Combination, Samples, headlines, judged_word
 from maep.evaluation.scoring.metrics import wilson_interval
 from maep.evaluation.scoring.tasks import eps_text
+from maep.runtime.text import shown_in_html
 
-UNDEFENDED = "none"  # the name in reports of what purifies nothing
 LIGHT_INK, DARK_INK = "#1f2430", "#d6dbe6"
 # Heads of the tables, `|` where a line ends, and what each means.
 COLUMNS = {
@@ -175,7 +175,7 @@ def render_page(
     """The page as HTML. rows: of all results, side by side. curves: by name of the training. configuration: YAML."""
     engine = Engine(
         loader=PackageLoader("maep.evaluation.reporting", "."), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        trim_blocks=True, lstrip_blocks=True, finalize=shown_in_html,
     )  # fmt: skip
     engine.filters |= {
         "eps": eps_text, "purifier": purifier_text, "percent": lambda value: f"{value:.1f}", "ms": _milliseconds,
@@ -184,7 +184,8 @@ def render_page(
         title=f"{settings.run.name}: {settings.data.name}, {settings.classifier.arch}",
         settings=settings,
         verdicts=[_verdict(result) for result in results],
-        has_purifier=any(result.name != UNDEFENDED for result in results),
+        has_purifier=_judged(results) == "purified",
+        nouns={result.name: _noun(result) for result in results},
         tiles=_tiles(rows),
         honesty=[_honesty(result) for result in results],
         purifying={result.name: result.cost for result in results if result.name != UNDEFENDED},
@@ -210,15 +211,26 @@ def _milliseconds(seconds: float) -> str:
 
 def _judged(results: Sequence[PurifierResult]) -> str:
     """What the tables call the answers that are judged."""
-    return "purified" if any(result.name != UNDEFENDED for result in results) else "model"
+    return judged_word([row.result for result in results for row in result.rows])
+
+
+def _noun(result: PurifierResult) -> str:
+    """What a result is of, in headings."""
+    return "defense" if result.subject is not None and result.subject.kind == "defended" else "purifier"
 
 
 def _columns(results: Sequence[PurifierResult]) -> dict[str, str]:
     judged = _judged(results)
     if judged == "purified":
         return COLUMNS
-    texts = {key: text.replace("classifier behind the purifier", "model") for key, text in COLUMNS.items()}
-    return {key.replace("purified", judged): text for key, text in texts.items()}
+    if judged == "defended":
+        words = {"classifier behind the purifier": "defended classifier", "what was put before": "what protects"}
+    else:
+        words = {"classifier behind the purifier": "model"}
+    columns = dict(COLUMNS)
+    for before, after in words.items():
+        columns = {key: text.replace(before, after) for key, text in columns.items()}
+    return {key.replace("purified", judged): text for key, text in columns.items()}
 
 
 def purifier_text(name: str) -> str:
@@ -299,7 +311,7 @@ def _section(headline: Combination, rows: Sequence[Combination]) -> ThreatSectio
         attack=_attack_text(result),
         purifier=result.purifier,
         per_class=result.per_class,
-        gallery=_gallery(headline.samples) if headline.samples else None,
+        gallery=_gallery(headline.samples, judged_word([result])) if headline.samples else None,
     )
 
 
@@ -314,16 +326,19 @@ def _course(row: Combination) -> str:
     return f"{_attack_text(row.result)}: the {model}, which was attacked, fell {clean} to {', '.join(steps)}."
 
 
-def _gallery(samples: Samples) -> Gallery:
-    """The picture table: one line of it an image, saved or lost."""
+def _gallery(samples: Samples, judged: str) -> Gallery:
+    """The picture table: one line of it an image, saved or lost. judged: as `judged_word`."""
     images = sample_images(samples)
     answers = {name: verdicts(samples, name) for name in ROWS}
     lines = []
     for number, label in enumerate(samples.tensors["labels"].tolist()):
-        cells = [_cell(name, images[name][number], answers[name], number) for name in ROWS]
+        cells = [
+            _cell(judged if name == "purified" else name, images[name][number], answers[name], number) for name in ROWS
+        ]
         kind = "saved" if cells[ROWS.index("purified")].is_right else "lost"
         lines.append(GalleryLine(samples.classes[label], int(samples.tensors["ids"][number]), kind, cells))
-    return Gallery(ROWS, lines, max(images[ROWS[0]].shape[1:3]) > SMALL)
+    heads = [judged if name == "purified" else name for name in ROWS]
+    return Gallery(heads, lines, max(images[ROWS[0]].shape[1:3]) > SMALL)
 
 
 def _cell(name: str, image: np.ndarray, answers: Sequence[tuple[str, bool]] | None, number: int) -> Cell:

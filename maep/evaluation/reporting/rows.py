@@ -19,6 +19,8 @@ from maep.evaluation.scoring.chunk_record import ChunkRecord, PerImage, joined
 from maep.evaluation.scoring.metrics import count_right, wilson_interval
 from maep.evaluation.scoring.plan import SAMPLES, Plan
 
+UNDEFENDED = "none"  # the name in reports of what purifies nothing
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -218,6 +220,12 @@ def _attack_names(records: Sequence[ChunkRecord]) -> list[str]:
 def _samples(folder: Path, classes: Sequence[str]) -> Samples | None:
     contents = load_tensors(folder / SAMPLES)
     return Samples(contents[0], classes) if contents else None
+
+
+def judged_word(rows: Sequence[ReportRow]) -> str:
+    """What the answers that are judged are called: `purified`, `defended` where no image is, `model` without either."""
+    kinds = {row.kind for row in rows if row.purifier != UNDEFENDED}
+    return "purified" if kinds - {"defended"} else "defended" if kinds else "model"
 
 
 def headlines(rows: Sequence[Combination]) -> list[Combination]:

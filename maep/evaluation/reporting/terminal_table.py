@@ -8,7 +8,7 @@ from rich.text import Text
 
 from maep.attacks.catalog import title_of
 from maep.evaluation.reporting.report_row import ReportRow
-from maep.evaluation.reporting.rows import Combination
+from maep.evaluation.reporting.rows import Combination, judged_word
 from maep.evaluation.scoring.tasks import eps_text
 
 
@@ -17,9 +17,10 @@ def terminal_table(rows: Sequence[Combination]) -> Table:
     first = rows[0].result
     title = f"{first.threat_model}: {first.dataset}, {first.classifier}; accuracy in %, [95 % interval]"
     table = Table(title=title, title_style="bold", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("attack", "eps", "purifier"):
+    judged = judged_word([row.result for row in rows])
+    for name in ("attack", "eps", "defense" if judged == "defended" else "purifier"):
         table.add_column(name, no_wrap=True, vertical="bottom")
-    for name in ("n", "undefended\nclean/rob.", "purified\nclean", "purified\nrobust"):
+    for name in ("n", "undefended\nclean/rob.", f"{judged}\nclean", f"{judged}\nrobust"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         result = row.result

@@ -17,15 +17,19 @@ import numpy as np
 import torch
 from rich.table import Table
 
+from maep.attacks.attack_spec import AttackSpec
+from maep.attacks.gradient import attack
 from maep.benchmarks.bench_report import BENCH, CHECKPOINT_SAVE, LOADER, BenchReport, BenchRow
-from maep.benchmarks.compute_rates import ENDLESS, ComputeBench, Variant
-from maep.benchmarks.device_clock import seconds_of
+from maep.benchmarks.compute_rates import CLASSES, ENDLESS, ComputeBench, Variant
+from maep.benchmarks.device_clock import seconds_of, synchronize
 from maep.benchmarks.shared_cores import side_by_side, train_on_request
 from maep.config.schema import Settings
+from maep.data.adversarial import ShardAttack
 from maep.data.pairs import PREFETCH, PairDataset, pair_loader
 from maep.data.shard_manifest import CleanManifest
-from maep.data.shards import ShardSet, ShardWriter, seal_shard_set, shard_name
+from maep.data.shards import ShardSet, ShardWriter, seal_shard_set, shard_name, to_float
 from maep.evaluation.reporting.provenance import environment
+from maep.models.classifiers import load_classifier
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.runtime.console import console
 from maep.runtime.cores import worker_count
@@ -37,6 +41,7 @@ from maep.training.checkpointing.training_state import TrainingState
 from maep.training.ema import Average
 
 SHARD_IMAGES = 1000  # images a shard, as data.shard_images has it
+FEWEST = 8  # images of the attack stage: wide classifiers take seconds an image on a CPU
 ON_CPU = 64  # images a training step there: an accelerator takes the configured batch at once
 SECONDS = {"cuda": 1.0, "cpu": 3.0}  # on each figure: a GPU's are of milliseconds, a CPU's of seconds
 
@@ -59,6 +64,7 @@ class Bench:
         for variant in self.compute.variants():
             self.compute.attack(variant)
             self.compute.purification(variant)
+        self.adversarial_shards()
         self.loader(pairs)
         self.checkpoint(self.checkpoints)
         if self.device == "cpu":
@@ -78,6 +84,33 @@ class Bench:
             _write_shards(self.shards / which, images, self.settings.data.encoding)
         rate = 2 * images.nbytes / 1e6 / (time.perf_counter() - started)
         self.add("shard writing", rate, "MB/s of pixels", f"plain file {plain_write:.0f} MB/s", rate / plain_write)
+
+    def adversarial_shards(self) -> None:
+        """The attack stage on some of the shards, beside the attack alone on images in memory."""
+        settings, seed = self.settings, self.settings.run.seed
+        steps = AttackSpec.of(settings.attack).steps
+        rate = next(row.rate for row in self.rows if row.name.startswith("attack step")) / steps
+        whole = ShardSet(self.shards / "clean")
+        count = min(len(whole), max(FEWEST, int(2 * self.budget * rate)))
+        _write_shards(self.shards / "few", np.stack(whole.images(range(count))), settings.data.encoding)
+        few = ShardSet(self.shards / "few")
+        model = load_classifier(settings.classifier, CLASSES, None).to(self.device)
+        timeout, path = settings.compute.claim_timeout, self.shards / "attacked"
+        stage = ShardAttack(settings.attack, seed, timeout, few, "bench", model, torch.device(self.device), path)
+        size = settings.attack.batch_size
+        batches = [range(first, min(first + size, count)) for first in range(0, count, size)]
+        inputs = [tuple(tensor.to(self.device) for tensor in few.batch(batch)) for batch in batches]
+
+        def bare() -> None:
+            for batch, (images, labels) in zip(batches, inputs, strict=True):
+                attack(model, to_float(images), labels, stage.spec, batch, seed)
+            synchronize()
+
+        bare_rate = count / seconds_of(bare, self.budget)
+        started = time.perf_counter()
+        stage.run((0, 1), shared=False)
+        rate = count / (time.perf_counter() - started)
+        self.add("adversarial shards", rate, "images/s", f"attack alone {bare_rate:.1f} images/s", rate / bare_rate)
 
     def pairs(self) -> PairDataset:
         """Of the shards that were written."""
@@ -173,7 +206,7 @@ def _write_shards(directory: Path, images: np.ndarray, encoding: str) -> None:
         with ShardWriter(directory / shard_name(number), encoding) as writer:
             for index in range(first, min(first + SHARD_IMAGES, len(images))):
                 writer.write(index, images[index], 0)
-    seal_shard_set(directory, CleanManifest(classes=("0",)))
+    seal_shard_set(directory, CleanManifest(classes=tuple(map(str, range(CLASSES)))))
 
 
 def measure(settings: Settings, batch: int | None, budget: float | None) -> int:

@@ -13,8 +13,8 @@ from tests.tiny import TINY
 
 NAMES = (
     "shard writing", "training step, r = 0.5, fp32", "training, r = 0.5, fp32", "attack step (cifar_resnet8)",
-    "purification", "shard reading (pairs)", "loader", "checkpoint save", "training blocked by a save",
-    "checkpoint load", "two trainings side by side",
+    "purification", "adversarial shards", "shard reading (pairs)", "loader", "checkpoint save",
+    "training blocked by a save", "checkpoint load", "two trainings side by side",
 )  # fmt: skip
 
 

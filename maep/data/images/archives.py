@@ -21,13 +21,19 @@ from maep.runtime.errors import UserError, fail
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 # What file managers leave behind; hidden names besides.
-CLUTTER = ("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information", "Thumbs.db", "desktop.ini")
+CLUTTER = frozenset(
+    ("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information", "Thumbs.db", "desktop.ini")
+)
 BLOCK = 512  # bytes: a tar consists of blocks of this size
 MAX_LINKS = 40  # links from one to the next, as Linux follows at most
 
 
+# Names that are in normal form as they stand, as nearly all are: archives list a million of them.
+PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
+
+
 def _is_clutter(name: str) -> bool:
-    return any(part.startswith(".") or part in CLUTTER for part in name.split("/"))
+    return name.startswith(".") or "/." in name or not CLUTTER.isdisjoint(name.split("/"))
 
 
 @dataclass(frozen=True)
@@ -190,6 +196,8 @@ def normal_name(name: str, path: Path) -> str:
 
     path: the archive, for the message. Raises UserError for an absolute name and one with `..`.
     """
+    if PLAIN.fullmatch(name):
+        return name
     text = composed(name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
     parts = [part for part in text.split("/") if part not in ("", ".")]
     if text.startswith("/") or re.match(r"[A-Za-z]:[/\\]", text):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
 from itertools import zip_longest
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -252,7 +252,14 @@ def _sort_key(item: Item) -> tuple[str, str, int]:
 
     So the order is the same however the images are packed.
     """
-    return sha256(PurePosixPath(item.name).stem.encode()).hexdigest(), item.name, item.row
+    return sha256(_stem(item.name).encode()).hexdigest(), item.name, item.row
+
+
+def _stem(name: str) -> str:
+    """As PurePosixPath's, of a name in normal form, without making a path of each of a million names."""
+    last = name.rpartition("/")[2]
+    dot = last.rfind(".")
+    return last[:dot] if 0 < dot < len(last) - 1 else last
 
 
 def _by_class(items: Sequence[Item]) -> dict[int, list[Item]]:

@@ -7,7 +7,7 @@ import subprocess
 import tarfile
 import zipfile
 from collections import Counter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
 import numpy as np
@@ -16,7 +16,7 @@ from PIL import Image
 
 from maep.config.schema import DataSettings
 from maep.data.images.cifar import read_pickle
-from maep.data.images.sources import Item, Source, Splits, balanced, hold_out, open_source
+from maep.data.images.sources import Item, Source, Splits, _stem, balanced, hold_out, open_source
 from maep.runtime.errors import UserError
 
 
@@ -374,3 +374,11 @@ def test_hold_out_is_a_partition(fraction: float) -> None:
     assert len(splits["test"]) == round(fraction * len(items))
     held = Counter(item.label for item in splits["test"])
     assert all(abs(held[label] - fraction * size) < 1 for label, size in enumerate(sizes))
+
+
+@pytest.mark.parametrize(
+    "name", ["a/b.png", "a.b/c", "c", ".hidden", "a/.hidden.png", "b.tar.gz", "b.", "..b", "é.x/y.z"]
+)
+def test_order_goes_by_the_stem(name: str) -> None:
+    """The order of every data set hangs on it, so it is what it has been."""
+    assert _stem(name) == PurePosixPath(name).stem

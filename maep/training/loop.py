@@ -353,24 +353,22 @@ class Trainer:
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """Images in [0, 1], mask, its index and labels on the device; the adversarial ones made here in online mode.
 
-        spec: of the attack on the whole. There are labels where the objective wants them; it sees images twice, and
-        has the model find the index of its mask.
+        spec: of the attack on the whole. There are labels where the objective wants them.
         """
         device = self.accelerator.device
         clean, labels = to_float(batch.clean.to(device, non_blocking=True)), batch.labels.to(device, non_blocking=True)
         visible = batch.visible.to(device, non_blocking=True) if ratio else None
+        shown = batch.shown.to(device, non_blocking=True) if ratio else None
         count, samples = len(self.job.dataset.clean), zip(batch.epochs.tolist(), batch.indices.tolist(), strict=True)
         keys = [epoch * count + index for epoch, index in samples]
         if batch.adversarial is not None:
             adversarial = to_float(batch.adversarial.to(device, non_blocking=True))
         elif self.robust and spec:
-            adversarial = self.robust.attack(dict(self.parameters), clean, labels, visible, spec, keys)
+            adversarial = self.robust.attack(dict(self.parameters), clean, labels, visible, spec, keys, shown)
         else:
             assert self.job.adversary.online is not None
             adversarial = self.job.adversary.online(clean, labels, keys)
-        if self.job.adversary.classifier:
-            return clean, adversarial, visible, None, labels
-        return clean, adversarial, visible, batch.shown.to(device, non_blocking=True) if ratio else None, None
+        return clean, adversarial, visible, shown, labels if self.job.adversary.classifier else None
 
     def _backward(self, total: Tensor) -> Tensor | float:
         """Backward of this rank's share of the global mean; returns the gradient norm when all is accumulated.

@@ -1,6 +1,7 @@
 """Purifier and objective as one module, so that DDP, ZeRO and torch.compile see a single forward."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,11 +43,15 @@ class TrainingModule(nn.Module):
         clean, adversarial: [N, 3, H, W] in [0, 1]; visible: bool [N, T] or None for all; index: int64 [N, K], of the
         visible patches, in order; by default the model finds it. labels: int64 [N], for objectives that classify.
         """
-        model = self.model if index is None else partial(self.model, index=index)
+        model = self.model if index is None else partial(self._shown, index)
         with torch.autocast(clean.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             judges = [] if labels is None else [Judge(self._classify, labels)]
             losses = self.losses(model, clean, adversarial, visible, self.objective, *judges)
         return losses.total.float(), {name: part.float() for name, part in losses.parts.items()}
+
+    def _shown(self, index: Tensor, images: Tensor, visible: Tensor, **options: bool) -> Any:
+        """The model where the index is known; an objective may give it the pairs' images one after the other."""
+        return self.model(images, visible, index=index.repeat(len(images) // len(index), 1), **options)
 
     def _classify(self, purified: Tensor) -> Tensor:
         """Logits of purified images as they are used, clipped; losses are taken of them in fp32."""

@@ -84,10 +84,11 @@ class AttackedWhole(nn.Module):
             if name in weights:
                 parameter.data = weights[name].detach()
 
-    def forward(self, images: Tensor, visible: Tensor | None = None) -> Tensor:
-        """Logits in fp32, differentiable with respect to the images."""
+    def forward(self, images: Tensor, visible: Tensor | None = None, shown: Tensor | None = None) -> Tensor:
+        """Logits in fp32, differentiable with respect to the images. shown: int64 [N, K], the index of `visible`."""
+        index = {} if shown is None else {"index": shown}
         with torch.autocast(images.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            return self.classifier(self.purifier(images, visible).clamp(0, 1)).float()
+            return self.classifier(self.purifier(images, visible, **index).clamp(0, 1)).float()
 
 
 def attack_at(base: AttackSpec, settings: RobustSettings, progress: float, retreats: int) -> AttackSpec:
@@ -145,16 +146,16 @@ class RobustTraining:
 
     def attack(
         self, weights: dict[str, Tensor], images: Tensor, labels: Tensor, visible: Tensor | None, spec: AttackSpec,
-        keys: Sequence[int],
+        keys: Sequence[int], shown: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Adversarial images of f∘P with these weights of P; arguments otherwise as `maep.attacks.gradient.attack`'s.
 
-        visible: what P sees of them, the same for the attack as for the losses.
+        visible: what P sees of them, the same for the attack as for the losses. shown: int64 [N, K], its index.
         """
         self.whole.follow(weights)
         noise = keyed_uniform("whole", self.against.seed, keys, tuple(images.shape[1:]), images.device)
         start = moved_by(images, noise, spec) if spec.random_start else images
-        return ascend(lambda moved: self.follows(moved, visible), images, labels, spec, start)
+        return ascend(lambda moved: self.follows(moved, visible, shown), images, labels, spec, start)
 
     def is_due(self, step: int, steps: int) -> bool:
         """Whether held-out images are attacked after a step."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from maep.attacks.attack_spec import AttackSpec
 from maep.config.schema import AttackSettings, ModelSettings, RobustSettings
-from maep.models.masked_autoencoder import MaskedAutoencoder
+from maep.models.masked_autoencoder import MaskedAutoencoder, visible_index
 from maep.runtime.errors import UserError
 from maep.storage.manifests import CheckpointManifest, Retreat, RobustProgress
 from maep.storage.sealed import MANIFEST
@@ -109,6 +109,15 @@ def test_the_attack_sees_the_purifier_as_it_is_now() -> None:
     alone = robust.attack(parameters, images[3:4], labels[3:4], None, robust.at(1.0), [3])
     assert (alone - after[3:4]).abs().max() < 1e-4
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_an_index_that_is_known_changes_nothing() -> None:
+    """With half of the patches hidden: the same adversarial images whether the model finds the visible ones or not."""
+    robust, model, _ = whole_training()
+    images, labels = (part[:4] for part in digits())
+    visible = torch.rand(4, model.num_patches).argsort(1) < model.num_patches // 2
+    args = (dict(model.named_parameters()), images, labels, visible, robust.at(1.0), range(4))
+    assert torch.equal(robust.attack(*args, visible_index(visible)), robust.attack(*args))
 
 
 def test_a_compiled_attack_is_the_attack() -> None:

@@ -9,7 +9,7 @@ not done again; one made for another classifier, purifier, attack, seed or image
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,20 +126,30 @@ class _Share:
         self.units = {unit.name: unit for unit in units}
         self.attacks: dict[str, tuple[ChunkAttack, Evaluation]] = {}
         self.waiting: dict[str, list[str]] = {}
+        self.needed: dict[str, list[str]] = {}
+        self.done: set[str] = set()
         for name, unit in self.units.items():
             for attack in unit.attacks():
                 key = f"attack-{attack.identity[:24]}"
                 self.attacks[key] = attack, unit.evaluation
                 self.waiting.setdefault(key, []).append(name)
+                self.needed.setdefault(name, []).append(key)
 
     def do(self) -> None:
         """Attacks, each followed by the records that wait for it; then records that others did not get to."""
+        self._clean()
         for key in self.claims.shared(self._turned(list(self.attacks)), self._is_attacked):
             self._attack(*self.attacks[key])
             self._score_ready(self.waiting[key])
         self._score_ready(list(self.units))
         for name in self.claims.shared(list(self.units), self._is_out_of_reach):
             self._score(self.units[name])
+
+    def _clean(self) -> None:
+        """Remove what killed workers of this host left: once, as a folder's listing grows with the test set."""
+        folders = {unit.evaluation.directory / unit.task.folder for unit in self.units.values()}
+        for folder in folders | {attack.folder for attack, _ in self.attacks.values()}:
+            remove_temporaries(folder)
 
     def _turned(self, keys: list[str]) -> list[str]:
         """The keys from this worker's share on, so that workers seldom want the same unit."""
@@ -148,12 +158,19 @@ class _Share:
         return keys[first:] + keys[:first]
 
     def _is_attacked(self, key: str) -> bool:
-        return self.attacks[key][0].is_finished()
+        return self._is_known_to_be_done(key, self.attacks[key][0].is_finished)
+
+    def _is_known_to_be_done(self, name: str, is_done: Callable[[], bool]) -> bool:
+        """Whether a unit is done, asking the disk no more once it was: what is done stays so."""
+        if name not in self.done and is_done():
+            self.done.add(name)
+        return name in self.done
 
     def _is_out_of_reach(self, name: str) -> bool:
         """Whether there is nothing to do for a record: it is there, or its attack is in the hands of another."""
-        unit = self.units[name]
-        return unit.is_done() or not all(attack.is_finished() for attack in unit.attacks())
+        if self._is_known_to_be_done(name, self.units[name].is_done):
+            return True
+        return not all(map(self._is_attacked, self.needed[name]))
 
     def _attack(self, attack: ChunkAttack, evaluation: Evaluation) -> None:
         started, task = time.perf_counter(), attack.task
@@ -171,7 +188,6 @@ class _Share:
                     self._score(self.units[name])
 
     def _score(self, unit: Unit) -> None:
-        remove_temporaries(unit.evaluation.directory / unit.task.folder)
         name = named(unit.evaluation, unit.task)
         record = score_chunk(unit.evaluation, unit.task, self.note.attacking(name, unit.task))
         self.note.finished(name, unit.task, record)

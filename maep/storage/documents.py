@@ -61,7 +61,7 @@ class Document:
             raise NewerFormat(f"{source}: format {version}; this version of maep reads up to {cls.FORMAT}: update maep")
         entries = cls.upgrade(value, version) if version < cls.FORMAT else value
         document = read_fields(cls, entries, str(source))
-        if cls.SELF_CHECKED and CONTENT in value and value[CONTENT] != content_digest(value):
+        if cls.SELF_CHECKED and CONTENT in value and not _is_own_digest(value):
             fail(
                 f"{source}: altered since it was written (the SHA-256 of its content differs from its {CONTENT}); "
                 "remove it, and the command that wrote it makes it again"
@@ -91,6 +91,12 @@ def content_digest(entries: Mapping[str, Any]) -> str:
     """SHA-256, as 64 hex digits, of what a document says, however its file is laid out."""
     content = {name: value for name, value in entries.items() if name != CONTENT}
     return digest(json.loads(json.dumps(content)))  # as a reader sees it: every key is text, which decides the order
+
+
+def _is_own_digest(entries: Mapping[str, Any]) -> bool:
+    """Whether the digest that a document carries is that of its content; what was read as JSON need not be again."""
+    content = {name: value for name, value in entries.items() if name != CONTENT}
+    return entries[CONTENT] == digest(content) or entries[CONTENT] == content_digest(entries)
 
 
 # Both asked once a class: a shard set's manifest can have tens of thousands of entries, read before every start.
@@ -126,6 +132,8 @@ def read_fields(cls: type[T], entries: Mapping[str, Any], source: str) -> T:
 
 def _check_range(where: str, value: Any, metadata: Mapping[str, Any]) -> None:
     choices, low, high, above = (metadata.get(name) for name in ("choices", "low", "high", "above"))
+    if not choices and low is high is above is None:
+        return
     choices = names_of(choices) if isinstance(choices, str) else choices
     for entry in value if isinstance(value, list | tuple) else [value]:
         if choices and entry not in choices:
@@ -181,7 +189,23 @@ def _sequence(origin: type, arguments: tuple[Any, ...], value: Any, where: str) 
         if len(value) != len(arguments):
             return _wrong(where, value, f"a list of {len(arguments)}")
         return tuple(_typed(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(zip(arguments, value, strict=True)))
+    if _is_plain(value, _plain_types(arguments[0])):  # the long lists of a record: a hundred times faster so
+        return origin(value)
     return origin(_typed(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+
+
+def _is_plain(values: list[Any] | tuple[Any, ...], types_: frozenset[type]) -> bool:
+    """Whether every value is of one of these types, and finite where it is a float."""
+    if not types_ or not set(map(type, values)) <= types_:
+        return False
+    return float not in types_ or all(map(math.isfinite, filter(None, values)))
+
+
+@cache
+def _plain_types(hint: Any) -> frozenset[type]:
+    """The types whose values a hint takes as they are, if they are finite; none if the hint looks deeper."""
+    choices = frozenset(get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,))
+    return choices if choices <= {float, type(None)} or choices <= {int, str, bool, type(None)} else frozenset()
 
 
 def _scalar(hint: Any, value: Any, where: str) -> Any:

@@ -134,3 +134,38 @@ def test_a_missing_chunk_is_named_until_it_is_there(tmp_path: Path, test_set: Sh
             contents(settings)
     assert evaluate_all(evaluations)
     assert len(contents(settings)) == len(contents(settings, "lora")) == 3
+
+
+def test_no_claim_lists_what_grows_with_the_test_set(
+    tmp_path: Path, test_set: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With three times the chunks, folders of records and attacks are listed as often, and claims are as few."""
+    scandir, listdir = os.scandir, os.listdir
+    listings: Counter[str] = Counter()
+    claims: list[int] = []
+
+    def counted(path: Any = ".") -> Any:
+        listings[str(path)] += 1
+        return scandir(path)
+
+    def noted(path: Any = ".") -> list[Any]:
+        names = listdir(path)
+        claims.append(len(names))
+        return names
+
+    totals = []
+    for name, images in (("few", 4), ("many", 12)):
+        settings = settings_for(
+            tmp_path / name, images=images, chunk_images=1, attacks=["fgsm"], threat_models=["oblivious"]
+        )
+        evaluations = two_purifiers(settings, test_set)
+        listings.clear()
+        claims.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "scandir", counted)
+            patched.setattr(os, "listdir", noted)
+            assert evaluate_all(evaluations)
+        totals.append(sum(count for path, count in listings.items() if path.startswith(str(tmp_path / name))))
+        assert len(claims) >= 3 * images
+        assert max(claims) <= 3
+    assert totals[0] == totals[1] > 0

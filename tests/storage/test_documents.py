@@ -80,3 +80,37 @@ def test_what_does_not_fit_is_named(tmp_path: Path, entries: object, named: str)
     write_json(tmp_path / "sample.json", entries)
     with pytest.raises(UserError, match=rf"sample\.json.*{named}"):
         Sample.read(tmp_path / "sample.json")
+
+
+@dataclass(frozen=True)
+class Long(Document):
+    """Lists of every plain kind."""
+
+    whole: tuple[int, ...] = ()
+    numbers: tuple[float | None, ...] = ()
+    names: tuple[str, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("entries", "named"),
+    [
+        ({"whole": [1, 2, True]}, r"whole\[2\]=true: expected a whole number"),
+        ({"whole": [1, 2.0]}, r"whole\[1\]=2.0: expected a whole number"),
+        ({"whole": [1, None]}, r"whole\[1\]=null"),
+        ({"numbers": [0.5, None, float("inf")]}, r"numbers\[2\]=Infinity: expected a finite number"),
+        ({"numbers": [float("nan")]}, r"numbers\[0\]=NaN"),
+        ({"numbers": [0.5, "1"]}, r"numbers\[1\]=\"1\": expected a number"),
+        ({"names": ["a", 1]}, r"names\[1\]=1: expected text"),
+    ],
+)
+def test_a_long_list_is_checked_to_its_last_entry(entries: dict[str, Any], named: str) -> None:
+    """Though it is taken at once where every entry has the type that is wanted."""
+    with pytest.raises(UserError, match=named):
+        Long.from_json(entries, "x")
+
+
+def test_a_long_list_is_read_as_it_was_written() -> None:
+    """Whole numbers among others become the floats that they stand for."""
+    read = Long.from_json({"whole": [1, 2], "numbers": [1, None, 0.0, 2.5], "names": ["a"]}, "x")
+    assert read == Long((1, 2), (1.0, None, 0.0, 2.5), ("a",))
+    assert [type(number) for number in read.numbers] == [float, type(None), float, float]

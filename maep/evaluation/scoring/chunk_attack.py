@@ -15,7 +15,6 @@ from maep.evaluation.scoring.identities import EvaluationIdentity
 from maep.evaluation.scoring.metrics import distances
 from maep.evaluation.scoring.tasks import Task, chunk_size
 from maep.runtime.digests import digest
-from maep.storage.atomic import remove_temporaries
 
 # What fp32 rounds of a budget when an image is moved and measured: a relative part, and one for the smallest budgets.
 BUDGET_RELATIVE, BUDGET_ABSOLUTE = 1e-4, 1e-6
@@ -72,7 +71,6 @@ class ChunkAttack:
             state.save(self.partial, self.identity)
             on_state(state)
 
-        remove_temporaries(self.folder)
         state = self.task.named_attack.run(
             self.model,
             images,

@@ -129,6 +129,7 @@ class LocalStorage:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self._prefix = f"{directory}{os.sep}"  # text: with thousands of shards nearly every sample opens its file
         self._open: OrderedDict[str, int] = OrderedDict()
 
     def exists(self, name: str) -> bool:
@@ -148,7 +149,7 @@ class LocalStorage:
 
     def _descriptor(self, name: str) -> int:
         if name not in self._open:
-            self._open[name] = os.open(self.directory / name, os.O_RDONLY)
+            self._open[name] = os.open(self._prefix + name, os.O_RDONLY)
             if len(self._open) > OPEN_FILES:
                 os.close(self._open.popitem(last=False)[1])
         self._open.move_to_end(name)

@@ -40,6 +40,7 @@ def test_every_size_stands_beside_the_smallest_and_that_beside_webdataset(tmp_pa
     assert rows["pair loader, 2 shards, png"].limit.startswith("1 shards")
 
 
+@pytest.mark.slow
 def test_the_command_writes_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A training is started from a set and timed to its first step; the scratch directory is gone."""
     monkeypatch.chdir(tmp_path)

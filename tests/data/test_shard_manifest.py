@@ -9,6 +9,7 @@ from maep.data.shard_manifest import (
     AdversarialManifest,
     CleanManifest,
     PurifiedManifest,
+    ShardEntry,
     ShardIndex,
     ShardManifest,
     read_shard_manifest,
@@ -93,6 +94,31 @@ def test_an_index_that_does_not_fit_is_named(entries: dict[str, object], named: 
     """One line with the file and the entry."""
     with pytest.raises(UserError, match=rf"index\.json.*{named}"):
         ShardIndex.from_json({**INDEX, **entries}, "index.json")
+
+
+@pytest.mark.parametrize(
+    ("entries", "named"),
+    [
+        ({}, ""),
+        ({"first": 1}, "lists 2 samples from 1 on; its manifest says 2 from 0 on"),
+        ({"offsets": [0, 20]}, "sample 1: 8 bytes at 20 lie outside of shard-00000.tar, which has 20"),
+        ({"offsets": [0, 13]}, "sample 1: 8 bytes at 13 lie outside"),
+        ({"offsets": [-1, 9]}, "sample 0: 7 bytes at -1 lie outside"),
+        ({"bytes": [7, -8]}, "sample 1: -8 bytes at 9 lie outside"),
+        ({"bytes": [2**62, 8], "offsets": [2**62, 9]}, "sample 0: .* lie outside"),
+        ({"labels": [0, 2]}, "sample 1: label 2; there are 2 classes"),
+        ({"labels": [-1, 1]}, "sample 0: label -1; there are 2 classes"),
+    ],
+)
+def test_an_index_fits_its_shard(entries: dict[str, object], named: str) -> None:
+    """Offsets, sizes and labels of a stranger's index stay within the tar and the classes."""
+    index = ShardIndex.from_json({**INDEX, **entries}, "index.json")
+    shard = ShardEntry("shard-00000.tar", 2, 0)
+    if not named:
+        index.check(shard, 20, 2, "index.json")
+        return
+    with pytest.raises(UserError, match=rf"index\.json: {named}"):
+        index.check(shard, 20, 2, "index.json")
 
 
 def test_an_index_without_checksums_is_refused() -> None:

@@ -1,5 +1,6 @@
 """A defense that is no map from images to images is evaluated like any other, under every threat model."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,11 @@ def test_is_evaluated_under_all_threat_models(tmp_path: Path) -> None:
         assert row["clean_accuracy"] == percent(defended(images), labels)
         assert row["undefended_clean_accuracy"] == percent(train_small()(images), labels)
     assert rows["adaptive"]["robust_accuracy"] < rows["oblivious"]["robust_accuracy"]
+    page = re.sub(r"data:image/[^\"]*", "", (tmp_path / "report.html").read_text())
+    assert "Verdict: defense <code>ShiftAverage</code>" in page
+    flat = " ".join(re.sub(r"<[^>]*>", " ", page).split())
+    assert "defended robust %" in flat
+    assert not re.search(r"purified (robust|clean|by)|behind the purifier|Purifier ShiftAverage", flat)
     record = read_json(tmp_path / "evaluation/ShiftAverage/adaptive/pgd-5-Linf-0.1/chunk-0000.json")
     assert record["depends_on"]["purifier"] != record["depends_on"]["classifier"]
 

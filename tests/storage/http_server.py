@@ -11,7 +11,8 @@ class Server(ThreadingHTTPServer):
     """What it is to do to requests, and what it sent: (file name, bytes) of every answer.
 
     failing, hanging, cut: how many of the next requests get 503, wait a minute first, or end in mid-body;
-    ranges: whether it understands byte ranges; altered: {file name: content} given out instead of the file.
+    endless: how many answers go on until the client hangs up; ranges: whether it understands byte ranges;
+    encoding: what it says its answers are compressed with; altered: {file name: content} given out instead of the file.
     """
 
     daemon_threads = True
@@ -19,8 +20,8 @@ class Server(ThreadingHTTPServer):
     def __init__(self, directory: Path) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.directory, self.address = directory, f"http://127.0.0.1:{self.server_address[1]}"
-        self.failing = self.hanging = self.cut = 0
-        self.ranges = True
+        self.failing = self.hanging = self.cut = self.endless = 0
+        self.ranges, self.encoding = True, ""
         self.altered: dict[str, bytes] = {}
         self.sent: list[tuple[str, int]] = []
         self._lock = threading.Lock()
@@ -58,6 +59,11 @@ class Handler(BaseHTTPRequestHandler):
             first, last = wanted.removeprefix("bytes=").split("-")
             content = content[int(first) : int(last) + 1]
         self.send_response(206 if wanted else 200)
+        if server.encoding:
+            self.send_header("Content-Encoding", server.encoding)
+        if server.counts_down("endless"):
+            self._send_without_end()
+            return
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if server.counts_down("cut"):
@@ -66,6 +72,19 @@ class Handler(BaseHTTPRequestHandler):
             return
         server.sent.append((path.name, len(content)))  # before it: the client may be quicker than the next line
         self.wfile.write(content)
+
+    def _send_without_end(self) -> None:
+        """A body of no stated length; counts what the client took before it hung up."""
+        self.close_connection = True
+        self.send_header("Connection", "close")
+        self.end_headers()
+        taken = 0
+        try:
+            while not self.server.ending.is_set():
+                self.wfile.write(bytes(2**16))
+                taken += 2**16
+        except OSError:  # the client has had enough
+            self.server.sent.append(("endless", taken))
 
     def log_message(self, *_: object) -> None:
         """Not a word."""

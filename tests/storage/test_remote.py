@@ -1,5 +1,6 @@
 """Remote shards: the same samples as local ones, few bytes, retried, and every fault named at its place."""
 
+import gzip
 import sys
 import uuid
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ from maep.data.pairs import PairBatches, PairDataset, pair_loader
 from maep.data.shard_manifest import CleanManifest
 from maep.data.shards import ShardSet, ShardWriter, seal_shard_set, shard_name
 from maep.runtime.errors import UserError
-from maep.storage.remote import Reading, Remote, location
+from maep.storage.manifests import FileEntry
+from maep.storage.remote import Extent, Reading, Remote, location, open_storage
 from tests.storage.http_server import Server, serving
 
 COUNT, EACH, SIDE = 60, 20, 40
@@ -181,6 +183,32 @@ def test_a_server_without_ranges_is_named(server: Server, reading: Reading) -> N
     server.ranges = False
     with pytest.raises(UserError, match=r"bytes came instead of 1; the server must answer requests for byte ranges"):
         opened(server, reading)
+
+
+def test_a_body_without_end_is_left(server: Server, reading: Reading, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a file whose size nobody knows as much is taken as such a file may have, of a range its bytes."""
+    monkeypatch.setattr("maep.storage.remote.LIMIT", 2**20)
+    storage = open_storage(location(f"{server.address}/train"), without_cache(reading))
+    server.endless = 2
+    with pytest.raises(UserError, match=r"manifest\.json: .* bytes came instead of 1048576"):
+        storage.read_file("manifest.json")
+    name = shard_name(0)
+    with pytest.raises(UserError, match=r"shard-00000\.tar: .* bytes came instead of 100"):
+        storage.read([Extent(name, FileEntry(200_000, "0" * 64), 0, 100)])
+    storage.close()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "told"),
+    [("gzip", "came compressed"), ("deflate", "(came compressed|cannot be read)"), ("br", "cannot be read")],
+)
+def test_a_compressed_body_is_refused(server: Server, reading: Reading, encoding: str, told: str) -> None:
+    """A few bytes could become gigabytes before anybody sees them; nothing compressed was asked for."""
+    server.encoding = encoding
+    server.altered["manifest.json"] = gzip.compress(bytes(2**27))
+    with pytest.raises(UserError, match=rf"manifest\.json: {told}"):
+        opened(server, reading)
+    assert sum(size for _, size in server.sent) < 10**6
 
 
 def test_unknown_and_missing_protocols_are_named(reading: Reading, monkeypatch: pytest.MonkeyPatch) -> None:

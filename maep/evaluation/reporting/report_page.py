@@ -227,10 +227,11 @@ def _columns(results: Sequence[PurifierResult]) -> dict[str, str]:
         words = {"classifier behind the purifier": "defended classifier", "what was put before": "what protects"}
     else:
         words = {"classifier behind the purifier": "model"}
+    words |= {"purified and clean image": "the classified and the clean image", "purifying takes": "it takes"}
     columns = dict(COLUMNS)
     for before, after in words.items():
         columns = {key: text.replace(before, after) for key, text in columns.items()}
-    return {key.replace("purified", judged): text for key, text in columns.items()}
+    return {key.replace("purified", judged): text.replace("purified", judged) for key, text in columns.items()}
 
 
 def purifier_text(name: str) -> str:

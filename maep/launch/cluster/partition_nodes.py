@@ -1,13 +1,13 @@
 """What the nodes of a partition have, as Slurm says, and what a job asks for where nobody said it."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from maep.launch.cluster.gpu_request import GPUS_PER_NODE, GRES, gpus_of
 from maep.launch.cluster.jobs import KINDS, POINTS, RANKS
 from maep.launch.cluster.settings import CPUS, Cluster, ClusterSettings, megabytes_of
-from maep.launch.cluster.slurm_client import default_partition, fields_of, scontrol
+from maep.launch.cluster.slurm_client import default_partition, fields_of, qos_preempt_mode, scontrol
 from maep.runtime.errors import fail
 
 WORKER_CPUS = 8  # CPUs: a process without a GPU gains little from more at the sizes of this project's models
@@ -43,10 +43,11 @@ class Partition:
         return CANCEL in self.preempt_mode.split(",")
 
 
-def read_partition(name: str | None, constraint: str | None = None) -> Partition:
+def read_partition(name: str | None, constraint: str | None = None, qos: str | None = None) -> Partition:
     """What Slurm says of a partition, or of the first of several. name: None for the cluster's default.
 
-    constraint: only nodes with this feature count; an expression of several is left to Slurm.
+    constraint: only nodes with this feature count; an expression of several is left to Slurm. qos: of the job, which
+    may decide what preemption does.
     """
     name = name.split(",")[0] if name else default_partition()
     config = _configuration(scontrol("show", "config"))
@@ -57,10 +58,19 @@ def read_partition(name: str | None, constraint: str | None = None) -> Partition
     fields = fields_of(answer) if "PartitionName=" in answer else {}
     most = fields.get("MaxCPUsPerNode", "")
     kinds = Counter(node_kind(node, int(most) if most.isdigit() else None) for node in having or nodes)
-    preempts = config.get("PreemptType", "preempt/none") != "preempt/none"
-    mode = fields.get("PreemptMode") or config.get("PreemptMode", "OFF")
     option = GPUS_PER_NODE if config.get("SelectType", "cons_tres").endswith("cons_tres") else GRES
-    return Partition(name, kinds, mode.upper() if preempts else "OFF", option)
+    return Partition(name, kinds, _preempt_mode(config, fields, qos), option)
+
+
+def _preempt_mode(config: Mapping[str, str], partition: Mapping[str, str], qos: str | None) -> str:
+    """What preemption does to a job: by its partition, or where Slurm preempts by it, by its quality of service."""
+    kind, cluster = config.get("PreemptType", "preempt/none"), config.get("PreemptMode", "OFF").upper()
+    if kind == "preempt/none":
+        return "OFF"
+    if kind != "preempt/qos":
+        return (partition.get("PreemptMode") or cluster).upper()
+    own = qos_preempt_mode(qos or partition.get("QoS", "").replace("N/A", ""))
+    return cluster if own in ("", "CLUSTER") else own
 
 
 def _configuration(answer: str) -> dict[str, str]:
@@ -159,10 +169,10 @@ def fit_to_nodes(cluster: Cluster, report: Callable[[str], object]) -> Cluster:
 
     report: called with a line for each partition: what its nodes have, what is asked for, and whether it cancels.
     """
-    partitions: dict[tuple[str | None, str | None], Partition] = {}
+    partitions: dict[tuple[str | None, str | None, str | None], Partition] = {}
 
     def fit(settings: ClusterSettings, stage: str = "pretrain") -> ClusterSettings:
-        key = (settings.partition, settings.constraint)
+        key = (settings.partition, settings.constraint, settings.qos)
         is_new = key not in partitions
         if is_new:
             partitions[key] = read_partition(*key)

@@ -106,6 +106,14 @@ def scontrol(*words: str) -> str:
     return _answer("scontrol", *words)
 
 
+def qos_preempt_mode(name: str) -> str:
+    """What preemption does to jobs of a quality of service, in capitals; "" where accounting does not say."""
+    if not name or shutil.which("sacctmgr") is None:
+        return ""
+    done = _run("sacctmgr", "--noheader", "--parsable2", "show", "qos", name, "format=PreemptMode")
+    return (done.stdout.split() or [""])[0].upper() if done.returncode == 0 else ""
+
+
 def node_addresses() -> set[str]:
     """The addresses of all nodes, as slurm.conf has them."""
     return set(_answer("sinfo", "--noheader", "--Node", "--format=%o").split())

@@ -1,8 +1,10 @@
 """What a job asks for where nobody said it: what the partition's nodes have, by scripted answers of Slurm."""
 
 import argparse
+import os
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -71,6 +73,26 @@ def test_partition_is_read_from_slurm(answers: Callable[..., None]) -> None:
     assert sum(read_partition("main", "cpu").kinds.values()) == 1
     answers(kind="preempt/none", select="select/linear")
     assert (read_partition("gpu").cancels, read_partition("gpu").gpu_option) == (False, "gres")
+
+
+@pytest.mark.parametrize(
+    ("said", "cancels"),
+    [("CANCEL\n", True), ("requeue\n", False), ("cluster\n", False), ("", False), ("GANG,CANCEL", True)],
+)
+def test_a_quality_of_service_says_what_preemption_does(
+    answers: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, cancels: bool
+) -> None:
+    """Where Slurm preempts by it; the partition's own mode means nothing then, and without an answer the cluster's."""
+    answers(kind="preempt/qos")
+    assert not read_partition("gpu").cancels
+    program = tmp_path / "sacctmgr"
+    program.write_text(f'#!/bin/sh\n[ "$5" = scavenger ] && printf "{said}"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert read_partition("gpu", qos="scavenger").cancels == cancels
+    assert not read_partition("gpu", qos="other").cancels
+    answers()
+    assert read_partition("gpu", qos="other").cancels, "by the partition, where Slurm preempts by that"
 
 
 @pytest.mark.parametrize(

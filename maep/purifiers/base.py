@@ -47,6 +47,7 @@ class Purifier(nn.Module):
     kind: its name in the registry, in `purifier.kind` and in what is saved.
     Settings: the dataclass of its section of the settings, which is named like the kind; None: it has none of its own.
     stages: the stages of the pipeline that must have run before it is evaluated.
+    options: settings of the section `purify` that it heeds; another is refused where it is not as by default.
     needs_classifier: whether purifying asks the classifier that it stands before; then `attach` hands that over.
     is_differentiable: whether autograd sees through `purify`.
     """
@@ -54,6 +55,7 @@ class Purifier(nn.Module):
     kind: ClassVar[str]
     Settings: ClassVar[type[Any] | None] = None
     stages: ClassVar[tuple[str, ...]] = ("shards", "classifier")
+    options: ClassVar[tuple[str, ...]] = ("batch_tiles",)  # a bound of the memory, which costs nothing to keep
     needs_classifier: ClassVar[bool] = False
     is_differentiable: bool = True
 
@@ -71,6 +73,16 @@ class Purifier(nn.Module):
         """Raise UserError where settings of other sections do not fit a run of this kind, or its own each other."""
         if cls.Settings is not None:
             cls.check(getattr(settings, cls.kind))
+        cls.check_options(settings.purify)
+
+    @classmethod
+    def check_options(cls, options: PurifySettings) -> None:
+        """Raise UserError for an option that would do nothing."""
+        for item in fields(options):
+            value = getattr(options, item.name)
+            if item.name not in cls.options and value != getattr(PurifySettings(), item.name):
+                heeded = " and ".join(f"purify.{name}" for name in cls.options)
+                fail(f"purify.{item.name}={value}: {cls.kind} has no such option; it has {heeded}")
 
     @property
     def is_random(self) -> bool:
@@ -127,6 +139,7 @@ class Purifier(nn.Module):
 
         source: where it was read from, for the message. Raises UserError for options that do not fit it.
         """
+        self.check_options(options)
         return self
 
     def with_adapter(self, directory: Path) -> "Purifier":

@@ -1,7 +1,7 @@
 """DISCO as a purifier: an implicit model of the clean image around each pixel (Ho and Vasconcelos, NeurIPS 2022)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -18,7 +18,6 @@ from maep.runtime.errors import fail
 
 # What `purify.batch_tiles` counts where there are no tiles: 32 x 32 pixels, an image of CIFAR-10.
 TILE_PIXELS = 32 * 32
-MEANT = ("batch_tiles", "passes")  # of the section `purify`; it has no tiles to lay otherwise, and draws nothing
 # Of the published files beside the weights: EDSR's shift of colours, which DISCO never applies.
 UNUSED = tuple(f"encoder.{part}_mean.{name}" for part in ("sub", "add") for name in ("weight", "bias"))
 
@@ -41,11 +40,12 @@ class DiscoPurifier(TrainedPurifier):
 
     kind = "disco"
     Settings = DiscoSettings
+    options = ("batch_tiles", "passes")
     stages = ("shards", "classifier", "attack", "pretrain")
 
     def __init__(self, model: LocalImplicitNetwork, network: DiscoSettings, settings: PurifySettings) -> None:
         super().__init__(model, network, settings)
-        _check_options(settings)
+        self.check_options(settings)
 
     @classmethod
     def check(cls, section: DiscoSettings) -> None:
@@ -57,7 +57,6 @@ class DiscoPurifier(TrainedPurifier):
     def check_settings(cls, settings: schema.Settings) -> None:
         """As `Purifier.check_settings`: it sees whole images, and has no latents that an objective could compare."""
         super().check_settings(settings)
-        _check_options(settings.purify)
         if settings.pretrain.mask_ratio and settings.pretrain.mask_until:
             fail(f"pretrain.mask_ratio={settings.pretrain.mask_ratio:g}: disco sees whole images; set it to 0")
         if settings.objective.name == "trades_latent":
@@ -127,14 +126,6 @@ class DiscoPurifier(TrainedPurifier):
 
 def _network(settings: DiscoSettings) -> LocalImplicitNetwork:
     return LocalImplicitNetwork(settings.blocks, settings.features, settings.hidden)
-
-
-def _check_options(options: PurifySettings) -> None:
-    """Raise UserError for a setting of `purify` that would do nothing."""
-    for item in fields(options):
-        if item.name not in MEANT and getattr(options, item.name) != getattr(PurifySettings(), item.name):
-            fail(f"purify.{item.name}={getattr(options, item.name)}: disco has no such option; it has "
-                 + " and ".join(f"purify.{name}" for name in MEANT))  # fmt: skip
 
 
 def _described(tensors: Mapping[str, Tensor], path: Path) -> DiscoSettings:

@@ -1,7 +1,7 @@
 """The paper's purifier: a masked autoencoder that removes perturbations it was trained on (arXiv 2501.16904)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -45,6 +45,7 @@ class MAEPurifier(TrainedPurifier):
     """
 
     kind = "maep"
+    options = tuple(item.name for item in fields(PurifySettings))
     stages = DEFAULT_STAGES
 
     model: MaskedAutoencoder

@@ -126,9 +126,16 @@ def test_is_saved_and_loaded(purifier: Purifier, tmp_path: Path) -> None:
 
 
 def test_other_options_leave_the_purifier_as_it_is(purifier: Purifier) -> None:
-    """`with_options` gives a purifier of the same weights; a copy to be compiled purifies alike."""
+    """`with_options` gives a purifier of the same weights, and refuses what it would not heed, also in the settings."""
     before = purified(purifier, pictures())
-    other = purifier.with_options(PurifySettings(passes=2))
+    options = {"batch_tiles": 7, "passes": 2, "overlap": 4, "shifts": 2, "noise": 0.1, "mask_ratio": 0.5}
+    assert set(purifier.options) <= set(options)
+    for name in options.keys() - set(purifier.options):
+        with pytest.raises(UserError, match=rf"purify\.{name}=.*: {purifier.kind} has no such option"):
+            purifier.with_options(PurifySettings(**{name: options[name]}))
+        with pytest.raises(UserError, match=rf"purify\.{name}=.*: {purifier.kind} has no such option"):
+            load_settings(None, [f"purifier.kind={purifier.kind}", *SMALL, f"purify.{name}={options[name]}"])
+    other = purifier.with_options(PurifySettings(**{name: options[name] for name in purifier.options[:2]}))
     assert type(other) is type(purifier)
     assert other.weights().keys() == purifier.weights().keys()
     assert torch.equal(purified(purifier, pictures()), before)

@@ -33,6 +33,26 @@ def test_dry_run_of_shards_says_what_was_understood(tmp_path: Path, capsys: pyte
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
+def test_jobs_on_paper_need_no_slurm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is none, and where there is one that does not answer: what is assumed of the nodes is said."""
+    monkeypatch.chdir(tmp_path)
+    words = ["cfg=digits", f"run.dir={tmp_path / 'run'}", f"run.cache={tmp_path / 'cache'}", "--dry-run"]
+    assumed = "no Slurm here tells what the nodes have: 0 GPUs and"
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    assert slurm(words) == 0
+    assert assumed in " ".join(capsys.readouterr().out.split())
+    (tmp_path / "bin").mkdir()
+    for name in ("scontrol", "sinfo"):
+        program = tmp_path / "bin" / name
+        program.write_text("#!/bin/sh\necho 'slurm_load: Unable to contact slurm controller' >&2\nexit 1\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    assert slurm(words) == 0
+    assert assumed in " ".join(capsys.readouterr().out.split())
+
+
 def test_dry_run_of_all_names_the_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Those that would run, and what was understood of the images that the first of them needs."""
     root = write_folders(tmp_path / "data")

@@ -59,6 +59,17 @@ def test_a_comparison_shows_names_as_they_are(name: str) -> None:
     assert any(drawn(f"one: {name}, {name}") in text for text in texts)
 
 
+def test_an_alarm_shows_in_the_figure() -> None:
+    """The bars of the defense that it speaks against are hatched, and the legend names it."""
+    defenses, comparison = compared("net")
+    figure = comparison_figure(defenses, comparison)
+    (axes,) = figure.axes
+    bars = {str(group.get_label()): {bar.get_hatch() for bar in group} for group in axes.containers if len(group) == 1}
+    hatched = {name: hatches for name, hatches in bars.items() if hatches != {None}}
+    assert list(hatched.values()) == [{"//"}]
+    assert list(hatched) == ["two: net, net\n! alarms: net"]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_images_are_labelled_as_they_are(name: str) -> None:
     """Classes of a stranger's shard set stand below the images."""

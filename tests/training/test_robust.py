@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from maep.attacks.attack_spec import AttackSpec
+from maep.config.load import load_settings
 from maep.config.schema import AttackSettings, ModelSettings, RobustSettings
 from maep.models.masked_autoencoder import MaskedAutoencoder, visible_index
-from maep.runtime.errors import UserError
+from maep.pipeline.execution import run_pipeline
+from maep.runtime.errors import Paused, UserError
 from maep.storage.manifests import CheckpointManifest, Retreat, RobustProgress
 from maep.storage.sealed import MANIFEST
 from maep.training.checkpointing.directory import (
@@ -23,6 +25,9 @@ from maep.training.checkpointing.directory import (
     newest_checked,
     prune,
 )
+from maep.training.inputs import adversary, own_pairs
+from maep.training.loop import Trainer, TrainingJob
+from maep.training.pretrain import seeded_purifier
 from maep.training.robust import MOST_RETREATS, AgainstWhole, RobustTraining, attack_at, keyed_uniform
 from tests.small import digits, train_small
 from tests.tiny import Problem
@@ -199,3 +204,59 @@ def test_two_processes_attack_and_check_as_one_does(problem: Problem, run_dir: P
         pairs = [(line[name], other[name]) for line, other in zip(ours, theirs, strict=True) if name in line]
         assert len(pairs) == 4
         assert all(one == pytest.approx(two, abs=2.6) for one, two in pairs)  # one of forty images at most
+
+
+def damaged_once(problem: Problem, run: Path, *more: str) -> Trainer:
+    """A training whose purifier starts as the identity, before a classifier that knows its digits, and whose weights
+    are spoilt in the seventh step, once.
+    """
+    words = [
+        *WHOLE, "model.prediction=residual", "attack.eps=1/255", "attack.step=1/255", "pretrain.lr=1e-5",
+        "robust.eps_ramp=0", "robust.overfit_drop=10", "pretrain.ema=0", "classifier.epochs=25", *more,
+    ]  # fmt: skip
+    settings = load_settings("digits", problem.arguments(run, *words)[1:])
+    run_pipeline(settings, "classifier", lambda name, _: pytest.fail(f"{name} was launched"))
+    job = TrainingJob(
+        "pretrain", seeded_purifier(settings).model, own_pairs(settings, settings.pretrain), settings.pretrain,
+        settings.objective, settings.compute, run / "checkpoints", run / "metrics.jsonl", run / "samples",
+        CheckpointManifest(step=0), adversary=adversary(settings, settings.pretrain, 10),
+    )  # fmt: skip
+    trainer, remaining = Trainer(job), [None]
+    update = trainer._update
+
+    def spoil() -> None:
+        update()
+        if trainer.step == 6 and trainer.robust and not trainer.robust.progress.retreats and remaining:
+            remaining.pop()
+            with torch.no_grad():
+                for parameter in trainer.parameters.values():
+                    parameter.add_(torch.ones_like(parameter))
+
+    trainer._update = spoil  # type: ignore[method-assign]
+    return trainer
+
+
+def test_lost_robustness_is_noticed_and_taken_back(
+    problem: Problem, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights spoilt between two checks: the training goes back to the check before, and on to its end with a longer
+    attack; logs and checkpoints have every step once. Paused and resumed after it, it ends with the same bits.
+    """
+    trainer = damaged_once(problem, run_dir)
+    trainer.run()
+    assert "step 10: robust accuracy on held-out images fell to" in capsys.readouterr().out
+    saved = manifests_in(run_dir / "checkpoints")[checkpoint_path(run_dir / "checkpoints", 20)]
+    assert saved.robust is not None
+    assert [(each.step, each.back_to) for each in saved.robust.retreats] == [(10, 5)]
+    assert saved.robust.retreats[0].accuracy < (saved.robust.accuracy or 0) - 10
+    lines = metrics(run_dir)
+    assert [line["step"] for line in lines] == list(range(1, 21))
+    assert [line["attack_steps"] for line in lines] == [2] * 5 + [3] * 15
+    other = tmp_path / "other"
+    shutil.copytree(problem.prepared, other)
+    with pytest.raises(Paused):
+        damaged_once(problem, other, "pretrain.pause_at=12").run()
+    again = damaged_once(problem, other)
+    again.run()
+    theirs, ours = trainer.averaged(), again.averaged()
+    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)

@@ -206,9 +206,9 @@ def test_two_processes_attack_and_check_as_one_does(problem: Problem, run_dir: P
         assert all(one == pytest.approx(two, abs=2.6) for one, two in pairs)  # one of forty images at most
 
 
-def damaged_once(problem: Problem, run: Path, *more: str) -> Trainer:
+def damaged_once(problem: Problem, run: Path, *more: str, step: int = 7) -> Trainer:
     """A training whose purifier starts as the identity, before a classifier that knows its digits, and whose weights
-    are spoilt in the seventh step, once.
+    are spoilt in a step, once.
     """
     words = [
         *WHOLE, "model.prediction=residual", "attack.eps=1/255", "attack.step=1/255", "pretrain.lr=1e-5",
@@ -226,7 +226,7 @@ def damaged_once(problem: Problem, run: Path, *more: str) -> Trainer:
 
     def spoil() -> None:
         update()
-        if trainer.step == 6 and trainer.robust and not trainer.robust.progress.retreats and remaining:
+        if trainer.step == step - 1 and trainer.robust and not trainer.robust.progress.retreats and remaining:
             remaining.pop()
             with torch.no_grad():
                 for parameter in trainer.parameters.values():
@@ -260,3 +260,18 @@ def test_lost_robustness_is_noticed_and_taken_back(
     again.run()
     theirs, ours = trainer.averaged(), again.averaged()
     assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+
+
+def test_the_weights_that_did_best_are_kept(
+    problem: Problem, run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Spoilt before the last check, and told not to go back: the purifier is that of a check before, not the last."""
+    trainer = damaged_once(problem, run_dir, "robust.overfit_drop=100", step=17)
+    trainer.run()
+    last = {name: parameter.detach().clone() for name, parameter in trainer.parameters.items()}
+    best = most_robust(manifests_in(run_dir / "checkpoints"))
+    kept = trainer.averaged()
+    assert best is not None
+    assert best < checkpoint_path(run_dir / "checkpoints", 20)
+    assert f"the weights of step {int(best.name[5:])} are kept" in capsys.readouterr().out
+    assert all((last[name] - kept[name]).mean() > 0.9 for name in kept)

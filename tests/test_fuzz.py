@@ -3,6 +3,7 @@
 A few seconds of it run always; `MAEP_FUZZ=100000 pytest tests/test_fuzz.py` tries that many inputs in all.
 """
 
+import copy
 import io
 import json
 import os
@@ -11,10 +12,12 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -30,17 +33,22 @@ from maep.evaluation.reporting.curves import read_metrics
 from maep.evaluation.reporting.report_document import Report
 from maep.evaluation.scoring.chunk_record import ChunkRecord, RecordHead
 from maep.evaluation.scoring.plan import Plan
+from maep.models.masked_autoencoder import MaskedAutoencoder
+from maep.models.weights import read_weights
 from maep.pipeline.stage_records import StageRecord
+from maep.purifiers import MAEPurifier, read_purifier
+from maep.purifiers.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, merge_adapter
 from maep.purifiers.base import Source
 from maep.purifiers.registry import purifier_class
 from maep.purifiers.serialization import PurifierConfig
 from maep.runtime.errors import UserError
 from maep.storage.json_files import parse_json
 from maep.storage.manifests import CheckpointManifest, Manifest
+from maep.storage.tensor_files import ShardedTensors
 from maep.training.checkpointing.directory import newest_whole
 
-PARTS = 7  # tests below, which share the inputs of MAEP_FUZZ
-EXAMPLES = int(os.environ.get("MAEP_FUZZ", "240")) // PARTS
+PARTS = 9  # tests below, which share the inputs of MAEP_FUZZ
+EXAMPLES = int(os.environ.get("MAEP_FUZZ", "300")) // PARTS
 ROOT = Path(__file__).parent
 fuzz = settings(
     max_examples=EXAMPLES, deadline=None, derandomize="MAEP_FUZZ" not in os.environ, database=None,
@@ -179,6 +187,61 @@ def test_purifier_configurations(value: Any) -> None:
         purifier_class(config.kind, "config.json: kind").from_config(config.entries, {}, Source("config.json", "file"))
 
     only_user_errors(build)
+
+
+@cache
+def _network(directory: Path) -> MaskedAutoencoder:
+    """The purifier that an earlier version wrote; written into `directory` first."""
+    for name in ("config.json", "manifest.json", "model.safetensors"):
+        (directory / name).write_bytes(artefact(f"run/purifier/{name}"))
+    return read_purifier(directory, MAEPurifier).model
+
+
+ADAPTER = artefact("run/adapter/adapter_model.safetensors")
+HEAD = 600  # bytes of a safetensors file that name its tensors; the rest are numbers
+
+
+@fuzz
+@given(
+    documents("run/adapter/adapter_config.json"),
+    st.just(ADAPTER) | damaged(ADAPTER[:HEAD]).map(lambda head: head + ADAPTER[HEAD:]) | damaged(ADAPTER),
+)
+def test_adapters(tmp_path_factory: pytest.TempPathFactory, value: Any, weights: bytes) -> None:
+    """Of a configuration and weights that peft may choke on, merged into the network they were trained on."""
+    directory, base = tmp_path_factory.getbasetemp() / "adapter", tmp_path_factory.getbasetemp() / "adapted"
+    for folder in (directory, base):
+        folder.mkdir(exist_ok=True)
+    (directory / ADAPTER_CONFIG).write_text(json.dumps(value))
+    (directory / ADAPTER_WEIGHTS).write_bytes(weights)
+    only_user_errors(merge_adapter, copy.deepcopy(_network(base)), directory)
+
+
+def _torch_file() -> bytes:
+    buffer = io.BytesIO()
+    torch.save({"state_dict": {"a.weight": torch.zeros(2, 3)}, "epoch": 3}, buffer)
+    return buffer.getvalue()
+
+
+PART = artefact("run/checkpoints/step-000006/rank-0000-of-0002.safetensors")
+
+
+@fuzz
+@given(damaged(PART[:HEAD]).map(lambda head: head + PART[HEAD:]) | damaged(PART), damaged(_torch_file()))
+def test_weights(tmp_path_factory: pytest.TempPathFactory, part: bytes, saved: bytes) -> None:
+    """A rank's file of a checkpoint and a file of torch's, as far as they are read before their values are used."""
+    directory = tmp_path_factory.getbasetemp() / "weights"
+    directory.mkdir(exist_ok=True)
+    (directory / "rank-0000-of-0001.safetensors").write_bytes(part)
+    (directory / "saved.pt").write_bytes(saved)
+
+    def read_checkpoint() -> None:
+        tensors = ShardedTensors(directory)
+        for name in tensors.names():
+            tensors.shape(name)
+            tensors.tensor(name)
+
+    only_user_errors(read_checkpoint)
+    only_user_errors(read_weights, directory / "saved.pt")
 
 
 def _png() -> bytes:

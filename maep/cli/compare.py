@@ -37,6 +37,8 @@ def main(arguments: Sequence[str]) -> int:
     from maep.evaluation.reporting.figures import save_figure
     from maep.runtime.console import console, say
 
+    for run in runs:
+        _require_as_recorded(run)
     defenses = [defense for run in runs for defense in read_defenses(run)]
     comparison = compare(defenses)
     save_figure(comparison_figure(defenses, comparison), options.out / "compare.png")
@@ -46,3 +48,16 @@ def main(arguments: Sequence[str]) -> int:
         say(f"note: {note}")
     say(f"compare: {options.out / 'compare.json'}, {options.out / 'compare.png'}")
     return 0
+
+
+def _require_as_recorded(run: Path) -> None:
+    """Raise UserError for a report or record that was altered since its stage finished; who runs no stages has none."""
+    from maep.pipeline.stage_records import read_stage_record, unproven_files
+
+    for stage, pattern in (("report", "report.json"), ("evaluate", "evaluation/**/*.json")):
+        record = read_stage_record(run, stage)
+        if record is None or not record.finished:
+            continue
+        for name in unproven_files(run, record, [pattern]):
+            if name in record.files:
+                fail(f"{run / name}: altered since stage {stage} finished; run stage={stage} again, or put it back")

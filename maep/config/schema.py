@@ -77,7 +77,7 @@ class DataSettings:
     )
     on_error: str = setting("raise", "what a corrupt image does", choices=("raise", "skip"), affects_result=("shards",))
     max_pixels: int = setting(
-        64_000_000,  # the largest cameras that people hold have 61; decoding takes up to 12 bytes a pixel, so 0.8 GB
+        64_000_000,  # the largest cameras that people hold have 61; decoding takes up to 8 bytes a pixel, so 0.5 GB
         "an image of more is a corrupt image",
         unit="pixels",
         low=1,

@@ -18,6 +18,7 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 
 from maep.runtime.errors import fail
+from maep.runtime.plain_files import read_bytes
 from maep.runtime.text import is_steering, secret_problem
 
 FRACTION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*", re.ASCII)
@@ -26,6 +27,7 @@ FLOAT = re.compile(r"[+-]?(?:\d+(?:_\d+)*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASC
 TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 NOTHING = ("", "~", "null", "Null", "NULL")
 LARGEST = 2**63 - 1  # what torch and safetensors count with
+MAX_FILE = 2**18  # bytes of a file of settings; the parser takes up to 2,000 bytes of memory a scalar
 ALIASES = 16  # of YAML in one file; a few kilobytes of nested ones are gigabytes when written out
 
 
@@ -105,8 +107,8 @@ def _parsed(text: str) -> Any:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The sections and keys of a YAML file, as `parse_yaml`. Raises UserError naming the file and the line."""
     try:
-        tree = parse_yaml(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        tree = parse_yaml(read_bytes(path, MAX_FILE).decode("utf-8-sig"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         fail(f"{path}: cannot be read as YAML: {error}")
     if isinstance(tree, Plain) and tree.value is None:
         return {}

@@ -11,8 +11,9 @@ from typing import Any
 
 from maep.runtime.digests import digest
 from maep.runtime.errors import UserError, fail
+from maep.runtime.plain_files import open_regular
 from maep.storage.atomic import sha256_file
-from maep.storage.json_files import open_regular, read_json
+from maep.storage.json_files import read_json
 from maep.storage.manifests import problem_with_name
 
 INDEX = ".index.json"

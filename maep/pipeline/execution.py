@@ -24,6 +24,7 @@ from maep.pipeline.stage_records import (
     in_words,
     read_stage_record,
     record_path,
+    unproven_files,
 )
 from maep.pipeline.stages import STAGES, Launcher, Stage, identity_of_given, needs_of, stages_of, wanted_stages
 from maep.pipeline.superseded import (
@@ -78,6 +79,28 @@ def _is_whole(stage: Stage, settings: Settings, record: StageRecord) -> bool:
         return False
 
 
+def _refuse_altered(stage: Stage, settings: Settings, record: StageRecord | None) -> None:
+    """Raise UserError if what a finished stage would take over is not what it left and nothing else can tell.
+
+    Which file it is, its digest in the stage's record says; a record from before there were any has one of them all.
+    """
+    if record is None or not record.finished:
+        return
+    run = Path(settings.run.dir)
+    names = list(unproven_files(run, record, stage.kept))
+    if altered := [name for name in names if name in record.files]:
+        fail(
+            f"{run / altered[0]}: altered since stage {stage.name} finished (its SHA-256 is not the recorded one); put "
+            "it back, or remove it, and the same command makes it again"
+        )
+    if names and stage.identity(settings) != record.identity:
+        fail(
+            f"{run / names[0].split('/')[0]}: not all as it was when stage {stage.name} finished, and files without a "
+            f"digest of their own, such as {names[0]}, may be what was altered; put them back, or remove the folder: "
+            "the same command makes it again"
+        )
+
+
 def why_unfinished(stage: Stage, settings: Settings) -> list[Reason]:
     """Why a stage would run now; [] if it is finished for these settings and inputs, and whole."""
     record = _record(settings, stage.name)
@@ -125,6 +148,7 @@ def _begin(stage: Stage, settings: Settings, reasons: list[Reason]) -> None:
     What it once made for these settings is put back; a training that was only made longer goes on.
     """
     run, record = Path(settings.run.dir), _record(settings, stage.name)
+    _refuse_altered(stage, settings, record)
     differences = _changes(stage, settings, record) if record else []
     if record is None or not differences:
         _say_why(stage, settings, reasons, resumes=record is not None and not record.finished)
@@ -227,6 +251,7 @@ def _require_needs(name: str, settings: Settings) -> None:
         stage, record = STAGES[need], _record(settings, need)
         reasons = _changes(stage, settings, record) if record else [Reason(Why.NOT_RUN)]
         if record and record.finished and not reasons:
+            _refuse_altered(stage, settings, record)
             continue
         if stage.idle(settings):
             run_stage(stage, settings, _nothing_to_launch)

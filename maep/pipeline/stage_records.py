@@ -1,6 +1,6 @@
 """What is known of a stage, `run.dir/stages/NAME.json`, and why it would run now."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -9,7 +9,10 @@ from typing import Any, ClassVar
 from maep.config.identity import decides
 from maep.config.load import default_of, leaves_of, setting_value
 from maep.config.schema import Settings
-from maep.storage.documents import Document
+from maep.runtime.errors import UserError
+from maep.storage.atomic import sha256_file
+from maep.storage.documents import CONTENT, Document
+from maep.storage.json_files import read_json
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,27 @@ def read_stage_record(run: Path, name: str) -> StageRecord | None:
     """None if the stage has not run here. Raises UserError for a record that cannot be read."""
     path = record_path(run, name)
     return StageRecord.read(path) if path.is_file() else None
+
+
+def digests_of(run: Path, patterns: Sequence[str]) -> dict[str, str]:
+    """`{name below run: SHA-256}` of the files that match. Raises UserError for one that cannot be read."""
+    paths = sorted(path for pattern in patterns for path in run.glob(pattern) if path.is_file())
+    return {str(path.relative_to(run)): sha256_file(path) for path in paths}
+
+
+def unproven_files(run: Path, record: StageRecord, patterns: Sequence[str]) -> Iterator[str]:
+    """Names of JSON files below run that are not as recorded and carry no digest of their own content.
+
+    Those that carry one, or cannot be read, are left to their reader, who names them.
+    """
+    for path in sorted(path for pattern in patterns for path in run.glob(pattern) if path.is_file()):
+        name = str(path.relative_to(run))
+        try:
+            entries = read_json(path)
+        except UserError:
+            continue
+        if isinstance(entries, dict) and CONTENT not in entries and record.files.get(name) != sha256_file(path):
+            yield name
 
 
 def changes(before: StageRecord, now: StageRecord, settings: Settings, artefact: str) -> list[Reason]:

@@ -18,7 +18,7 @@ from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import SPLITS, build_shards, clean_shards, clean_split, shards_are_outdated
 from maep.data.shards import ShardSet
 from maep.models.classifiers import classifier_identity
-from maep.pipeline.stage_records import read_stage_record
+from maep.pipeline.stage_records import digests_of, read_stage_record
 from maep.purifiers.registry import stages_before
 from maep.runtime.digests import digest
 from maep.runtime.errors import fail
@@ -37,10 +37,11 @@ class Stage:
     """One step of the pipeline; its name is that of its artefact in `maep.config.identity.READS`.
 
     needs: stages before it. outputs: what it leaves in run.dir. run: does the work, or what is left of it. identity:
-    of its result. files: patterns, below run.dir, of files of its result that the identity does not cover. idle: why
-    there is nothing to do for these settings, or "". share: does a share of the work beside other workers and tells
-    whether the whole is finished; None where the work is not shared out. anew: why a longer training begins anew
-    instead of going on from the shorter one's checkpoint, where it does.
+    of its result. files: patterns, below run.dir, of files of its result that the identity does not cover. kept:
+    patterns of JSON files that it takes over as they are when it runs again. idle: why there is nothing to do for these
+    settings, or "". share: does a share of the work beside other workers and tells whether the whole is finished; None
+    where the work is not shared out. anew: why a longer training begins anew instead of going on from the shorter
+    one's checkpoint, where it does.
     """
 
     name: str
@@ -52,11 +53,11 @@ class Stage:
     share: Share | None = None
     files: tuple[str, ...] = ()
     anew: str = ""
+    kept: tuple[str, ...] = ()
 
     def digests(self, run: Path) -> dict[str, str]:
         """`{name: SHA-256}` of the files of its result in a run directory; what is no file there has none."""
-        paths = sorted(path for pattern in self.files for path in run.glob(pattern) if path.is_file())
-        return {str(path.relative_to(run)): sha256_file(path) for path in paths}
+        return digests_of(run, (*self.files, *self.kept))
 
 
 def _shards(settings: Settings, _launch: Launcher) -> None:
@@ -199,7 +200,7 @@ STAGES = {
         ),
         Stage(
             "evaluate", ("shards", "classifier", "pretrain", "finetune"), (), _evaluate, _records_identity,
-            share=_evaluate_share, files=("evaluation/**/samples.safetensors",),
+            share=_evaluate_share, files=("evaluation/**/samples.safetensors",), kept=("evaluation/**/*.json",),
         ),
         Stage(
             "report", ("evaluate",), (), _report, _records_identity,

@@ -21,8 +21,8 @@ class EarlyEnd(Exception):
         return f"error: {self}"
 
     def __str__(self) -> str:
-        """The message as it may be shown: nothing in it steers a terminal, and what is secret is masked."""
-        return shown(super().__str__())
+        """The message as it may be shown: one line, nothing in it steers a terminal, what is secret is masked."""
+        return " ".join(shown(super().__str__()).split())
 
 
 class UserError(EarlyEnd):
@@ -81,7 +81,7 @@ def fail(message: str) -> NoReturn:
 
     It says what the exception that is being handled meant, which a traceback then does not repeat, secrets and all.
     """
-    raise UserError(" ".join(message.split())) from None
+    raise UserError(message) from None
 
 
 def nearest(word: str, choices: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from maep.runtime.errors import UserError
-from maep.storage.json_files import open_regular
+from maep.runtime.plain_files import open_regular
 from maep.storage.json_files import read_json as read_json
 
 

@@ -22,9 +22,9 @@ from typing import Self
 
 from maep.runtime.console import say
 from maep.runtime.errors import UserError
+from maep.runtime.plain_files import open_regular
 from maep.runtime.slurm_job import this_job
 from maep.storage.atomic import remove_temporaries, temporary_name
-from maep.storage.json_files import open_regular
 
 REFRESHES = 4  # in a timeout: three may come late or fail before a living worker loses its unit
 OWNER = re.compile(r"process (?P<process>\d+) on (?P<host>[^,]+)")

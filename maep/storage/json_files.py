@@ -6,18 +6,17 @@ in one line that says where it is.
 
 import json
 import math
-import os
 import re
-import stat
 from collections.abc import Iterator
-from io import BufferedReader
 from pathlib import Path
 from typing import Any, NoReturn
 
 from maep.runtime.errors import UserError, fail
+from maep.runtime.plain_files import read_bytes
 
 LIMIT = 64 * 2**20  # bytes: the index of a shard takes some 40 a sample, so 1.6 million samples a shard
 VALUES = 8_000_000  # at some 60 bytes each in memory, half a gigabyte; the index above has 6.4 million
+STRINGS = 4_000_000  # of these; at 80 bytes each and more, a third of a gigabyte; that manifest has 1.2 million
 CONTAINERS = 1_000_000  # at up to 300 bytes each; a manifest of 100,000 shards has 300,000
 DEPTH = 64  # the deepest of ours is 8; Python's own limit depends on who calls
 DIGITS = 40  # of a whole number: 128 bits, as the states of random generators, have 39
@@ -25,35 +24,9 @@ BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def open_regular(path: Path) -> BufferedReader:
-    """Open a file for reading without ever waiting. Raises OSError if it is missing; UserError if it is no plain file.
-
-    A FIFO would wait for a writer, /dev/zero has no end.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        fail(f"{path}: is no regular file (a directory, pipe or device); expected a file")
-    return os.fdopen(descriptor, "rb")
-
-
-def read_bytes(path: Path, limit: int = LIMIT) -> bytes:
-    """All of a regular file. Raises UserError, naming it, when it is missing, unreadable or above `limit` bytes."""
-    try:
-        with open_regular(path) as file:
-            content = file.read(limit + 1)
-    except FileNotFoundError:
-        fail(f"{path}: no such file")
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        fail(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}")
-    if len(content) > limit:
-        fail(f"{path}: larger than {limit} bytes, the most that is read of such a file")
-    return content
-
-
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises UserError, naming the file, as `parse_json`, and when it is missing."""
-    return parse_json(read_bytes(path), path)
+    return parse_json(read_bytes(path, LIMIT), path)
 
 
 def parse_json(content: bytes | str, source: object) -> Any:
@@ -79,8 +52,11 @@ def parse_json(content: bytes | str, source: object) -> Any:
 
 def _check_size(raw: bytes, source: object) -> None:
     containers = raw.count(b"[") + raw.count(b"{")
-    if len(raw) > LIMIT or containers > CONTAINERS or raw.count(b",") > VALUES:
-        fail(f"{source}: cannot be read: more than {LIMIT} bytes, {VALUES} values or {CONTAINERS} lists and objects")
+    if len(raw) > LIMIT or containers > CONTAINERS or raw.count(b",") > VALUES or raw.count(b'"') > 2 * STRINGS:
+        fail(
+            f"{source}: cannot be read: more than {LIMIT} bytes, {VALUES} values, {STRINGS} texts or {CONTAINERS} "
+            "lists and objects"
+        )
     if containers <= DEPTH:
         return
     depth = 0

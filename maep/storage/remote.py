@@ -19,9 +19,10 @@ from typing import Any, Protocol
 from maep.config.schema import DataSettings
 from maep.runtime.console import say
 from maep.runtime.errors import UserError, fail
+from maep.runtime.plain_files import read_bytes
 from maep.runtime.text import secret_problem
 from maep.storage.block_cache import BlockCache
-from maep.storage.json_files import LIMIT, read_bytes
+from maep.storage.json_files import LIMIT
 from maep.storage.manifests import FileEntry
 
 OPEN_FILES = 64  # of each set in each process: far below the 1,024 that a process may have open by default
@@ -136,7 +137,7 @@ class LocalStorage:
         return (self.directory / name).is_file()
 
     def read_file(self, name: str) -> bytes:
-        return read_bytes(self.directory / name)
+        return read_bytes(self.directory / name, LIMIT)
 
     def read(self, extents: Sequence[Extent]) -> list[bytes]:
         return [self._read(extent) for extent in extents]

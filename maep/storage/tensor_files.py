@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from maep.runtime.errors import UserError, fail
-from maep.storage.json_files import open_regular
+from maep.runtime.plain_files import open_regular
 from maep.storage.manifests import FileEntry
 
 DTYPES = {

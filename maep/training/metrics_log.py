@@ -12,8 +12,9 @@ from pathlib import Path
 
 from maep.runtime.console import say
 from maep.runtime.errors import UserError
+from maep.runtime.plain_files import open_regular
 from maep.storage.atomic import atomic_file
-from maep.storage.json_files import open_regular, parse_json
+from maep.storage.json_files import parse_json
 from maep.training.distributed.world import gather_objects, world
 
 LONGEST = 2**20  # bytes: a line has some hundreds; what is longer is no line of a log, and not read as one

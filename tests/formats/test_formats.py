@@ -16,7 +16,8 @@ from maep.launch.monitor.failures import failures_of, first_killed
 from maep.launch.monitor.logs import show_logs
 from maep.launch.monitor.status import print_status
 from maep.pipeline.execution import run_pipeline, unfinished_stages
-from maep.storage.atomic import read_json
+from maep.runtime.errors import UserError
+from maep.storage.atomic import read_json, write_json
 
 FORMATS = sorted(path.parent.name for path in Path(__file__).parent.glob("*/artefacts.tar.gz"))
 
@@ -66,6 +67,19 @@ def test_a_finished_run_is_still_finished(artefacts: Path) -> None:
     assert [without_new(row, old) for row, old in zip(after["results"], before["results"], strict=True)] == before[
         "results"
     ]
+
+
+@pytest.mark.parametrize("stage", ["all", "report"])
+def test_an_edited_record_of_a_finished_run_is_refused(artefacts: Path, stage: str) -> None:
+    """Records of then carry no digest; that of all of them stands in the stage's record."""
+    record = artefacts / "run" / "evaluation" / "lora" / "oblivious" / "pgd-2-Linf-0.0156863" / "chunk-0001.json"
+    entries = read_json(record)
+    entries["predictions"]["defended_adversarial"] = entries["labels"]
+    write_json(record, entries)
+    before = (artefacts / "run" / "report.json").read_bytes()
+    with pytest.raises(UserError, match="not all as it was when stage evaluate finished"):
+        run_pipeline(load_settings("run/config.yaml"), stage, lambda name, _: pytest.fail(f"{name} was launched"))
+    assert (artefacts / "run" / "report.json").read_bytes() == before
 
 
 def without_new(row: dict[str, object], old: dict[str, object]) -> dict[str, object]:

@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from maep.cli.compare import main as compare
+from maep.config.load import load_settings
+from maep.pipeline.execution import run_pipeline
+from maep.runtime.errors import UserError
+from maep.storage.documents import CONTENT
 from tests.tiny import ROOT, Problem, environment
 
 SMALL = [
@@ -127,6 +132,61 @@ def test_record_of_another_attack_is_refused(problem: Problem, finished: Path, t
     assert done.stderr.count("\n") == 1
     assert "%" not in done.stdout
     assert not (run / "report.json").exists()
+
+
+def again(problem: Problem, run: Path, stage: str, *more: str) -> None:
+    """The same command, in this process; it may not train."""
+    settings = load_settings("digits", problem.arguments(run, *SMALL, *more)[1:])
+    run_pipeline(settings, stage, lambda name, _: pytest.fail(f"{name} was launched"))
+
+
+def edit(record: Path, *, keep_digest: bool) -> None:
+    """Every image of a chunk was defended: what somebody who wants a better number writes."""
+    entries = json.loads(record.read_text())
+    entries["predictions"]["defended_adversarial"] = entries["labels"]
+    if not keep_digest:
+        del entries[CONTENT]
+    record.write_text(json.dumps(entries))
+
+
+@pytest.mark.parametrize("keep_digest", [True, False])
+def test_an_edited_record_of_a_finished_run_is_refused(
+    problem: Problem, finished: Path, tmp_path: Path, keep_digest: bool
+) -> None:
+    """By every stage that would take it over, also under a changed setting; once it is removed, it is made again."""
+    run = copy(finished, tmp_path / "run")
+    before, report = results(run), (run / "report.json").read_bytes()
+    record = run / "evaluation" / "pretrained" / "oblivious" / "fgsm-Linf-0.12549" / "chunk-0001.json"
+    edit(record, keep_digest=keep_digest)
+    for stage, *more in (("report",), ("all",), ("evaluate",), ("all", "evaluation.adaptive_images=5")):
+        with pytest.raises(UserError, match=r"fgsm-Linf-0\.12549/chunk-0001\.json: altered since"):
+            again(problem, run, stage, *more)
+        assert (run / "report.json").read_bytes() == report
+    with pytest.raises(UserError, match=r"chunk-0001\.json: altered since"):
+        compare([str(finished), str(run), "--out", str(tmp_path / "out")])
+    record.unlink()
+    again(problem, run, "all")
+    assert results(run) == before
+
+
+def test_an_edited_report_is_not_compared(finished: Path, tmp_path: Path) -> None:
+    """Its digest is in the record of its stage."""
+    run = copy(finished, tmp_path / "run")
+    report = json.loads((run / "report.json").read_text())
+    report["results"][0]["clean_accuracy"] = 99.0
+    (run / "report.json").write_text(json.dumps(report))
+    with pytest.raises(UserError, match=r"report\.json: altered since stage report finished"):
+        compare([str(finished), str(run), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_document_of_a_run_carries_its_digest(finished: Path) -> None:
+    """Of what a later stage takes for granted; the report's is in its stage's record."""
+    names = [path for place in ("stages", "evaluation") for path in sorted((finished / place).rglob("*.json"))]
+    names += sorted(finished.rglob("manifest.json"))
+    assert len(names) > 20
+    assert [str(path) for path in names if CONTENT not in json.loads(path.read_text())] == []
+    assert "report.json" in json.loads((finished / "stages" / "report.json").read_text())["files"]
 
 
 def test_stage_without_its_needs_is_refused(problem: Problem, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_a_config_is_held_to_the_ranges_of_the_settings(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"r": 10**9}, "r=1000000000: expected a whole number from 1 to 2"),
+        ({"r": 10**9}, "r=1000000000: expected a whole number from 1 to 16"),
         ({"r": 0}, "r=0"),
         ({"rank_pattern": {"x": 10**8}}, "r=100000000"),
         ({"lora_alpha": 1e30}, "lora_alpha"),
@@ -73,6 +73,16 @@ def test_a_config_is_held_to_the_ranges_of_the_settings(
         ({"megatron_config": {"a": 1}}, "megatron_config"),
         ({"init_lora_weights": "eva"}, "init_lora_weights"),
         ({"peft_type": "PREFIX_TUNING"}, "peft_type"),
+        ({"peft_type": []}, "peft_type"),
+        ({"target_modules": ["(a+)+$"]}, "target_modules"),
+        ({"target_modules": ["x"] * 10_001}, "target_modules: 10001 entries"),
+        ({"rank_pattern": []}, "rank_pattern"),
+        ({"alpha_pattern": {"(a+)+$": 2}}, "alpha_pattern"),
+        ({"alpha_pattern": {"decoder_embed": 1e30}}, "alpha_pattern"),
+        ({"bias": {}}, "bias"),
+        ({"use_dora": "no"}, "use_dora"),
+        ({"monteclora_config": {"x": 1}}, "monteclora_config=.*not supported"),
+        ({"use_something_newer": True}, "use_something_newer=True: not supported"),
     ],
 )
 def test_an_adapter_asks_for_no_more_than_it_has(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

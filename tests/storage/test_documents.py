@@ -1,5 +1,6 @@
 """Documents: what is written is read back, and what does not fit is named with its file and entry."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -8,7 +9,7 @@ import pytest
 
 from maep.runtime.errors import UserError
 from maep.storage.atomic import write_json
-from maep.storage.documents import Document
+from maep.storage.documents import CONTENT, Document
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,50 @@ class Sample(Document):
     def upgrade(cls, entries: dict[str, Any], version: int) -> dict[str, Any]:
         """Format 0 called the count a number."""
         return {"count": entries["number"]} if version == 0 else entries
+
+
+@dataclass(frozen=True)
+class Checked(Document):
+    """One whose file carries the digest of its own content."""
+
+    SELF_CHECKED = True
+
+    name: str
+    shares: dict[int, float]
+    parts: tuple[Part, ...] = ()
+    note: str | None = None
+
+
+CHECKED = Checked("a", {10: 0.25, 9: 1.0}, (Part("b", 0.5), Part("c", 1)))
+
+
+def test_a_checked_document_is_believed_as_it_was_written(tmp_path: Path) -> None:
+    """In any layout and order of its keys; and without a digest, as files from before there was one."""
+    CHECKED.write(tmp_path / "a.json")
+    entries = json.loads((tmp_path / "a.json").read_text())
+    assert len(entries[CONTENT]) == 64
+    expected = Checked("a", {"10": 0.25, "9": 1.0}, CHECKED.parts)  # type: ignore[dict-item]
+    for text in (json.dumps(dict(reversed(entries.items()))), json.dumps(entries, indent=7)):
+        (tmp_path / "a.json").write_text(text)
+        assert Checked.read(tmp_path / "a.json") == expected
+    del entries[CONTENT]
+    assert Checked.from_json(entries, "old.json") == expected
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"name": "b"}, {"name": "a "}, {"shares": {"10": 0.26, "9": 1.0}}, {"shares": {"10": 0.25}},
+        {"parts": [{"name": "b", "share": 0.5}]}, {"parts": [{"name": "c", "share": 1}, {"name": "b", "share": 0.5}]},
+        {"note": ""}, {"format": 0}, {"further": 1}, {CONTENT: "0" * 64}, {CONTENT: None}, {CONTENT: ["x"]},
+    ],
+)  # fmt: skip
+def test_an_edited_document_is_not_believed(edit: dict[str, Any]) -> None:
+    """Whatever was edited, also an entry that nobody reads, the version, and the digest itself."""
+    entries = json.loads(json.dumps(CHECKED.to_file()))
+    Checked.from_json(entries, "a.json")
+    with pytest.raises(UserError, match=r"a\.json: altered since it was written"):
+        Checked.from_json({**entries, **edit}, "a.json")
 
 
 def test_a_document_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from maep.runtime.errors import UserError
+from maep.runtime.plain_files import read_bytes
 from maep.storage import json_files
 from maep.storage.atomic import sha256_file
 from maep.storage.json_files import parse_json, read_json
@@ -46,13 +47,13 @@ def test_good_text_is_read() -> None:
 
 def test_size_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In bytes, values and containers."""
-    (tmp_path / "x.json").write_text("[1, 2, 3, [], []]")
-    for limit, value in (("VALUES", 3), ("CONTAINERS", 2)):
+    (tmp_path / "x.json").write_text('[1, 2, 3, [], [], "a"]')
+    for limit, value in (("VALUES", 3), ("CONTAINERS", 2), ("STRINGS", 0)):
         with monkeypatch.context() as patch, pytest.raises(UserError, match="more than"):
             patch.setattr(json_files, limit, value)
             read_json(tmp_path / "x.json")
     with pytest.raises(UserError, match="larger than 5 bytes"):
-        json_files.read_bytes(tmp_path / "x.json", 5)
+        read_bytes(tmp_path / "x.json", 5)
 
 
 def test_only_regular_files_are_opened(tmp_path: Path) -> None:

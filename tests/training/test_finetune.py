@@ -55,3 +55,17 @@ def test_adapters_train_their_layers_and_merge(method: str, targets: str, tmp_pa
         torch.testing.assert_close(
             merge_adapter(model(), tmp_path / "adapter")(IMAGES, None), learnt, rtol=0, atol=1e-4
         )
+
+
+@pytest.mark.parametrize("rank", [3, 100])
+def test_an_adapter_of_any_rank_loads(rank: int, tmp_path: Path) -> None:
+    """Also one that is wider than every layer, with its scale."""
+    adapted = with_adapter(model(), FinetuneSettings(method="lora", rank=rank, alpha=7), 0).eval()
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        adapted.save_pretrained(str(tmp_path))
+        torch.testing.assert_close(
+            merge_adapter(model(), tmp_path)(IMAGES, None), adapted(IMAGES, None), rtol=0, atol=1e-4
+        )

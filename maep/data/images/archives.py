@@ -3,6 +3,7 @@
 What is listed is what is read: names in one form, links followed once and inside the root only, nothing twice.
 """
 
+import hashlib
 import os
 import re
 import stat
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from maep.data.images.text_files import composed
 from maep.runtime.digests import digest
@@ -26,6 +27,12 @@ CLUTTER = frozenset(
 )
 BLOCK = 512  # bytes: a tar consists of blocks of this size
 MAX_LINKS = 40  # links from one to the next, as Linux follows at most
+# Bytes of a path, or of what a tar says beside a member: Linux's paths have 4,096, attributes of macOS some thousand.
+MAX_HEADER = 2**20
+EXTENDED = (
+    tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
+)  # fmt: skip
+PART = 2**20  # bytes of a file that are compared at a time
 
 
 # Names that are in normal form as they stand, as nearly all are: archives list a million of them.
@@ -34,6 +41,10 @@ PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]
 
 def _is_clutter(name: str) -> bool:
     return name.startswith(".") or "/." in name or not CLUTTER.isdisjoint(name.split("/"))
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 @dataclass(frozen=True)
@@ -66,8 +77,17 @@ class Archive(ABC):
 
     @cached_property
     def listing(self) -> Listing:
-        """Everything in it. Raises UserError naming what is outside, special, listed twice, or a link to nothing."""
-        return self._followed(self._normal())
+        """Everything in it.
+
+        Raises UserError naming what is outside, special, listed twice, or a link to nothing, and for a damaged list.
+        """
+        try:
+            normal = self._normal()
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001  (links and what is listed twice are read: as in `read`)
+            fail(f"{self.path}: cannot be listed: {_reason(error)}")
+        return self._followed(normal)
 
     @cached_property
     def files(self) -> list[str]:
@@ -85,8 +105,13 @@ class Archive(ABC):
         """What it lists, names as it spells them, in any order."""
 
     @abstractmethod
+    def _open(self, handle: Any) -> IO[bytes]:
+        """One file, to be read from its start; raises what the format raises."""
+
     def _read(self, handle: Any, limit: int) -> bytes:
         """The first bytes of one file, at most `limit`, or all if that is negative; raises what the format raises."""
+        with self._open(handle) as file:
+            return file.read(limit)
 
     @abstractmethod
     def _size(self, handle: Any) -> int:
@@ -110,8 +135,7 @@ class Archive(ABC):
             if limit is None or size <= limit:
                 return self._read(handle, -1)
         except Exception as error:  # noqa: BLE001  (zipfile, tarfile and codecs have errors of their own)
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            fail(f"{self.path}: {name}: cannot be read: {reason}")
+            fail(f"{self.path}: {name}: cannot be read: {_reason(error)}")
         fail(f"{self.path}: {name}: {size} bytes; at most {limit} are read")
 
     def head(self, name: str, count: int) -> bytes:
@@ -154,7 +178,15 @@ class Archive(ABC):
         if first.kind != "file" or second.kind != "file":
             return (first.kind, first.target) == (second.kind, second.target)
         sizes = self._size(first.handle), self._size(second.handle)
-        return sizes[0] == sizes[1] and self._read(first.handle, -1) == self._read(second.handle, -1)
+        return sizes[0] == sizes[1] and self._content(first.handle) == self._content(second.handle)
+
+    def _content(self, handle: Any) -> str:
+        """SHA-256 of a file, read in parts, as its size may be anything."""
+        sha256 = hashlib.sha256()
+        with self._open(handle) as file:
+            while part := file.read(PART):
+                sha256.update(part)
+        return sha256.hexdigest()
 
     def _followed(self, listing: Listing) -> Listing:
         """With each link replaced by the file, or the files, that it leads to."""
@@ -247,9 +279,8 @@ class _Directory(Archive):
         path = self.path / name
         return path if path.is_file() else super()._handle(name)
 
-    def _read(self, handle: Any, limit: int) -> bytes:
-        with Path(handle).open("rb") as file:
-            return file.read(limit)
+    def _open(self, handle: Any) -> IO[bytes]:
+        return Path(handle).open("rb")
 
     def _size(self, handle: Any) -> int:
         return Path(handle).stat().st_size
@@ -279,15 +310,26 @@ class _Zip(Archive):
             kind = KINDS.get(stat.S_IFMT(info.external_attr >> 16), "special") if unix else "file"
             if name.endswith("/"):
                 kind = "folder"
-            target = self._zip.read(info).decode("utf-8", "surrogateescape") if kind == "link" else ""
+            target = self._read(info, MAX_HEADER).decode("utf-8", "surrogateescape") if kind == "link" else ""
             yield Entry(name, kind, info, f"{name.rpartition('/')[0]}/{target}".lstrip("/") if target else "")
 
-    def _read(self, handle: Any, limit: int) -> bytes:
-        with self._zip.open(handle) as file:
-            return file.read(limit)
+    def _open(self, handle: Any) -> IO[bytes]:
+        return self._zip.open(handle)
 
     def _size(self, handle: Any) -> int:
         return int(handle.file_size)
+
+
+class _Member(tarfile.TarInfo):
+    """A header of a tar. tarfile takes in what extends the next one whole, whatever size it says that it has."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Member":
+        """As tarfile's own; raises tarfile.ReadError for an extension that is no name and no attributes."""
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in EXTENDED and member.size > MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {member.size} bytes; at most {MAX_HEADER}")
+        return member
 
 
 class _Tar(Archive):
@@ -295,7 +337,7 @@ class _Tar(Archive):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._tar = tarfile.open(path)  # noqa: SIM115  (open as long as the archive is)
+        self._tar = tarfile.open(path, tarinfo=_Member)  # noqa: SIM115  (open as long as the archive is)
         self._members = list(self._tar)
         self._check_end()
 
@@ -324,9 +366,13 @@ class _Tar(Archive):
                 kind, target = "link", member.linkname
             yield Entry(member.name, kind, member, target)
 
-    def _read(self, handle: Any, limit: int) -> bytes:
+    def _open(self, handle: Any) -> IO[bytes]:
         file = self._tar.extractfile(handle)
-        content = file.read(limit) if file else b""
+        assert file is not None  # only plain files are asked for
+        return file
+
+    def _read(self, handle: Any, limit: int) -> bytes:
+        content = super()._read(handle, limit)
         if len(content) != (handle.size if limit < 0 else min(limit, handle.size)):
             raise tarfile.ReadError("the archive ends early")
         return content

@@ -29,6 +29,7 @@ HEAD = 16  # bytes that tell
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
 # Several images in one file that are one picture to viewers: a photograph with its preview.
 STILL = ("MPO",)
+STRIP = 2**20  # pixels that are converted at a time, so that the largest image is in memory twice and not four times
 MAX_RESIZED = 16_000_000  # pixels: what a resized image may have before only the part that is cropped is computed
 
 
@@ -88,7 +89,8 @@ def _bounded(max_pixels: int) -> Iterator[None]:
 
 def _turned(image: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
+        return image
     except MemoryError:
         raise
     except Exception:  # noqa: BLE001  (damaged EXIF raises anything; viewers show such an image as it lies)
@@ -102,13 +104,19 @@ def over_background(image: Image.Image, background: str) -> Image.Image:
     """
     if image.mode == "F":
         raise ValueError("floating-point pixels, whose range is not known; save it in 8 or 16 bits")
-    if image.mode.startswith("I"):
-        return _from_16_bits(image, background)
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    layers = image.convert("RGBA")
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
     canvas = Image.new("RGB", image.size, BACKGROUNDS[background])
-    canvas.paste(layers, mask=layers.getchannel("A"))
+    rows = max(1, STRIP // max(1, image.width))
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        if image.mode.startswith("I"):
+            canvas.paste(_from_16_bits(strip, background), (0, top))
+        elif image.has_transparency_data:
+            layers = strip.convert("RGBA")
+            canvas.paste(layers, (0, top), layers.getchannel("A"))
+        else:
+            canvas.paste(strip.convert("RGB"), (0, top))
     return canvas
 
 

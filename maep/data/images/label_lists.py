@@ -16,7 +16,7 @@ from maep.runtime.errors import fail, nearest
 MAX_CLASSES = 100_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One line of a list. cells: file and class, or the class alone."""
 

@@ -2,14 +2,17 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from maep.runtime.errors import UserError, fail
-from maep.storage.json_files import parse_json, read_bytes
+from maep.runtime.plain_files import open_regular
+from maep.storage.json_files import parse_json
 
 Curve = Sequence[Mapping[str, float]]
-LIMIT = 2**30  # bytes: at 300 a logged step, three million steps
+MAX_LINE = 2**16  # bytes; a training logs 300 a step
+MAX_LINES = 2**17  # kept of a log at a time, at a kilobyte each; a figure has room for a thousand
 NEEDED = ("step", "loss")  # without which there is no curve
 FILES = {"metrics.jsonl": "pretraining", "metrics-finetune.jsonl": "finetuning"}
 
@@ -23,20 +26,46 @@ def read_curves(directory: Path) -> dict[str, Curve]:
 def read_metrics(path: Path) -> list[Mapping[str, float]]:
     """The lines of a metrics.jsonl by rising step; [] if there is none.
 
-    A last line that a kill cut short is left out; of a step that a resumed run logged again, the later counts.
-    Raises UserError, naming the line, for another that is not what a training logs.
+    A last line that a kill cut short is left out; of a step that a resumed run logged again, the later counts. Of a log
+    of more than MAX_LINES, every 2nd, 4th, … and the last. Raises UserError, naming the line, for another that is not
+    what a training logs.
     """
-    lines = read_bytes(path, LIMIT).split(b"\n") if path.is_file() else [b""]
-    steps: dict[float, Mapping[str, float]] = {}
-    for number, line in enumerate(lines[:-1], 1):  # the last is empty, or was cut
-        where = f"{path}: line {number}"
-        try:
-            values = parse_json(line, where)
-        except UserError as problem:
-            fail(f"{problem}; remove the line, the curves are then drawn without it")
-        _check_line(values, where)
-        steps[values["step"]] = values
-    return [steps[step] for step in sorted(steps)]
+    steps: dict[float, tuple[int, Mapping[str, float]]] = {}
+    stride = 1
+    for number, values, is_last in _lines(path):
+        if number % stride and not is_last:
+            continue
+        steps[values["step"]] = number, values
+        if len(steps) > MAX_LINES:
+            stride *= 2
+            steps = {step: line for step, line in steps.items() if not line[0] % stride}
+    return [steps[step][1] for step in sorted(steps)]
+
+
+def _lines(path: Path) -> Iterator[tuple[int, Mapping[str, float], bool]]:
+    """The number of each line, counted from 1, what it holds, and whether it is the last."""
+    if not path.is_file():
+        return
+    try:
+        with open_regular(path) as file:
+            line, number = file.readline(MAX_LINE), 1
+            while line:
+                following = file.readline(MAX_LINE)
+                if following or line.endswith(b"\n"):  # else it was cut
+                    yield number, _values(line, f"{path}: line {number}"), not following.endswith(b"\n")
+                line, number = following, number + 1
+    except OSError as error:
+        fail(f"{path}: cannot be read: {error.strerror}; remove it, the curves are then left out")
+
+
+def _values(line: bytes, where: str) -> Mapping[str, float]:
+    """What a line holds."""
+    try:
+        values = parse_json(line, where)
+    except UserError as problem:
+        fail(f"{problem}; remove the line, the curves are then drawn without it")
+    _check_line(values, where)
+    return {sys.intern(name): value for name, value in values.items()}
 
 
 def _check_line(values: object, where: str) -> None:

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from maep.runtime.errors import UserError
+from maep.runtime.plain_files import read_bytes
 from maep.runtime.slurm_job import this_job
-from maep.storage.json_files import parse_json, read_bytes
+from maep.storage.json_files import LIMIT, parse_json
 
 FORMAT = 1
 LOG, LOG_OF_FORMAT_0 = "attempts.jsonl", "lives.jsonl"
@@ -120,7 +121,7 @@ def read_exits(
     records = []
     for path in sorted(paths):
         try:
-            records.append((path, _record(RankExit, _entries(read_bytes(path), path), path)))
+            records.append((path, _record(RankExit, _entries(read_bytes(path, LIMIT), path), path)))
         except (UserError, DamagedRecord) as error:
             damaged(str(error))
     return records
@@ -136,7 +137,7 @@ def read_attempts(exits: Path, damaged: Callable[[str], object] = warn) -> list[
 
 def _attempts(path: Path, damaged: Callable[[str], object]) -> Iterator[Attempt]:
     try:
-        lines = read_bytes(path).splitlines(keepends=True) if path.exists() else []
+        lines = read_bytes(path, LIMIT).splitlines(keepends=True) if path.exists() else []
     except UserError as error:
         damaged(str(error))
         return

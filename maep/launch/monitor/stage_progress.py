@@ -13,7 +13,8 @@ from maep.evaluation.scoring.chunk_record import record_path
 from maep.evaluation.scoring.plan import PLAN, Plan
 from maep.models.classifiers import classifier_identity
 from maep.runtime.errors import UserError
-from maep.storage.json_files import open_regular, parse_json
+from maep.runtime.plain_files import open_regular
+from maep.storage.json_files import parse_json
 from maep.storage.remote import Reading
 from maep.training.schedule import total_steps
 

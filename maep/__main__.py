@@ -23,7 +23,7 @@ VERBS = {
     "paper": ("maep.cli.paper", "one page over all tables of the paper, from the sweeps run: maep paper [DIRECTORY]"),
     "checkpoint": ("maep.cli.checkpoint", "list, verify, export or convert checkpoints: maep checkpoint list RUN"),
     "bench": ("maep.cli.bench", "this machine beside its own limits: maep bench cfg=cifar10"),
-    "bench-loader": ("maep.benchmarks.loader_rates", "reading shard sets of any size, and starts, beside webdataset"),
+    "bench-loader": ("maep.cli.bench_loader", "reading shard sets of any size, and starts, beside webdataset"),
     "bench-evaluation": ("maep.cli.bench_evaluation", "the evaluation beside plain pyautoattack"),
 }
 

@@ -6,7 +6,6 @@ process's start to its first training step. Rates are per second of CPU of one p
 runs on the machine matters little. Writes run.dir/loader_bench.json.
 """
 
-import argparse
 import re
 import statistics
 import sys
@@ -22,7 +21,6 @@ from rich.table import Table
 from maep.benchmarks.bench_report import BenchReport, BenchRow
 from maep.benchmarks.linked_sets import photographs, write_linked_set
 from maep.benchmarks.start_seconds import Starts
-from maep.config.command_line import command_line
 from maep.config.schema import Settings, TrainSettings
 from maep.data.image_encoding import SUFFIXES
 from maep.data.order import sample_at
@@ -148,15 +146,9 @@ def measure(settings: Settings, sizes: Sequence[int], starts: Sequence[int], bud
     return replace(report, seconds=time.perf_counter() - started)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the measurements, print the table, write loader_bench.json."""
-    options = argparse.ArgumentParser(add_help=False)
-    options.add_argument("--shards", default="50,1000,10000", help="sizes of the sets, in shards of 1,000 images")
-    options.add_argument("--starts", default="50,1000", help="sizes of the sets from which a training is started")
-    options.add_argument("--seconds", type=float, default=5.0, help="CPU time spent on each rate")
-    namespace, settings = command_line(__doc__ or "", arguments, options=options, default_cfg="digits")
-    sizes, starts = numbers("--shards", namespace.shards), numbers("--starts", namespace.starts)
-    report = measure(settings, sizes, starts, namespace.seconds)
+def show(settings: Settings, shards: str, starts: str, seconds: float) -> int:
+    """Run the measurements, print the table, write loader_bench.json; the sizes as the command line has them."""
+    report = measure(settings, numbers("--shards", shards), numbers("--starts", starts), seconds)
     table = Table("what", "rate", "unit", "beside", "ratio")
     for row in report.rows:
         rate = f"{row.rate:.3g}" if row.rate < 100 else f"{row.rate:.0f}"

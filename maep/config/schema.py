@@ -147,6 +147,7 @@ class ClassifierSettings:
         "model of RobustBench whose file classifier.weights is; sets arch, mean and std",
         choices=(None, *PUBLISHED),
         affects_result=False,  # what it sets does
+        added=True,
     )
     mean: list[float] = setting([0.4914, 0.4822, 0.4465], "channel means of its input", unit="[0,1] pixels")
     std: list[float] = setting(

@@ -16,6 +16,7 @@ from maep.purifiers.registry import network_section
 from maep.runtime.errors import fail, nearest
 from maep.storage.manifests import CheckpointManifest
 from maep.storage.sealed import MANIFEST
+from maep.training.checkpointing.directory import checkpoints
 
 # Types of file systems that one machine alone has; any other is taken for shared, since there are more of those than
 # anybody can list, and a wrong guess is one `--shared` away.
@@ -64,17 +65,16 @@ def check_time(job: Job, grace: float) -> None:
 
 def check_model(settings: Settings) -> None:
     """Refuse a run directory whose newest checkpoint is of another model than the settings ask for."""
-    directory = Path(settings.run.dir) / "checkpoints"
-    manifests = sorted(directory.glob(f"step-*/{MANIFEST}"), key=lambda path: int(path.parent.name.split("-")[1]))
-    if not manifests or _is_for_other_settings(Path(settings.run.dir), settings):
+    committed = checkpoints(Path(settings.run.dir) / "checkpoints")
+    if not committed or _is_for_other_settings(Path(settings.run.dir), settings):
         return
-    saved, (section, network) = CheckpointManifest.read(manifests[-1]), network_section(settings)
+    saved, (section, network) = CheckpointManifest.read(committed[-1] / MANIFEST), network_section(settings)
     if saved.purifier != settings.purifier.kind:
-        fail(f"{manifests[-1].parent}: a checkpoint of purifier.kind={saved.purifier}; choose another run.dir")
+        fail(f"{committed[-1]}: a checkpoint of purifier.kind={saved.purifier}; choose another run.dir")
     for key, value in asdict(network).items():
         if saved.model.get(key) != value and key != "init":
             fail(
-                f"{manifests[-1].parent}: a checkpoint of another model, with {section}.{key}={saved.model.get(key)}; "
+                f"{committed[-1]}: a checkpoint of another model, with {section}.{key}={saved.model.get(key)}; "
                 f"this run has {value}; choose another run.dir"
             )
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -93,8 +94,12 @@ def test_checkpoint_of_another_model(tmp_path: Path) -> None:
     (checkpoint / "manifest.json").write_text(
         json.dumps({"step": 10, "model": {**model, "encoder_depth": 9}, "files": {}})
     )
-    with pytest.raises(UserError, match=r"another model, with model\.encoder_depth=9; this run has 4"):
+    for name in ("step-", "step-best", "step-000020.bak", "step-1e3"):  # no checkpoints, and passed over as by a resume
+        shutil.copytree(checkpoint, checkpoint.with_name(name))
+    with pytest.raises(UserError, match=r"000010: .*another model, with model\.encoder_depth=9; this run has 4"):
         check_model(settings)
+    shutil.rmtree(checkpoint)
+    check_model(settings)
 
 
 def test_no_slurm_is_one_line(tmp_path: Path) -> None:

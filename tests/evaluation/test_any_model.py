@@ -96,6 +96,11 @@ def test_a_classifier_without_a_purifier(tmp_path: Path, test_set: ShardSet, mon
     assert rows["adaptive"]["robust_accuracy"] == rows["adaptive-eot"]["robust_accuracy"]
     assert json.loads((tmp_path / "run" / "report.json").read_text()) == report
     assert not (tmp_path / "run" / "robustbench.json").exists(), "AutoAttack was not run"
+    page = (tmp_path / "run" / "report.html").read_text()
+    meanings = " ".join(re.findall(r'(?s)<div class="meaning">(.*?)</div>', page))
+    assert meanings.count("<p>") == 2 * len(rows)
+    assert "purif" not in meanings
+    assert "an attacker who knows the model tests the model" in page
 
 
 def test_a_defense_has_every_threat_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

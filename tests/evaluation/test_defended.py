@@ -59,6 +59,12 @@ def test_is_evaluated_under_all_threat_models(tmp_path: Path) -> None:
     assert "Verdict: defense <code>ShiftAverage</code>" in page
     flat = " ".join(re.sub(r"<[^>]*>", " ", page).split())
     assert "defended robust %" in flat
+    meanings = " ".join(re.findall(r'(?s)<div class="meaning">(.*?)</div>', page))
+    assert meanings.count("<p>") == 2 * len(THREAT_MODELS)
+    assert "purif" not in meanings
+    assert "an attacker who knows the defense tests the defense" in flat
+    assert "<li>ShiftAverage draws nothing at random" in page
+    assert not re.search(r'<th title="[^"]*">purifier</th>', page)
     assert not re.search(r"purified (robust|clean|by)|behind the purifier|Purifier ShiftAverage", flat)
     record = read_json(tmp_path / "evaluation/ShiftAverage/adaptive/pgd-5-Linf-0.1/chunk-0000.json")
     assert record["depends_on"]["purifier"] != record["depends_on"]["classifier"]

@@ -21,6 +21,7 @@ from maep.evaluation.reporting.report_document import REPORT, Report
 from maep.evaluation.reporting.report_page import render_page
 from maep.evaluation.reporting.rows import Combination, combine, headlines, judged_word
 from maep.evaluation.reporting.terminal_table import terminal_table
+from maep.evaluation.reporting.threat_meanings import KNOWABLE
 from maep.evaluation.scoring.chunk_record import read_records
 from maep.evaluation.scoring.plan import read_plan
 from maep.evaluation.scoring.reduced_model import SurrogateSettings
@@ -155,8 +156,9 @@ def honest_notes(settings: Settings, results: Sequence[PurifierResult]) -> list[
     notes = [f"{result.name}: {warning}" for result in results for warning in result.plan.warnings]
     notes += [f"{result.name}: {note}" for result in results if result.subject for note in result.subject.notes]
     if not any(threat_model(row.result.threat_model).knows_purifier for row in rows):
+        knowable = KNOWABLE[judged_word([row.result for row in rows])]
         notes.append(
-            "no attacker who knows the purifier was run (adaptive left out): these numbers are no statement about "
+            f"no attacker who knows the {knowable} was run (adaptive left out): these numbers are no statement about "
             "robustness against one"
         )
     fixed = [

@@ -1,7 +1,6 @@
 """report.html: the whole report in one file that needs no network."""
 
 import base64
-import inspect
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from maep.evaluation.reporting.figures import (
 from maep.evaluation.reporting.provenance import Environment
 from maep.evaluation.reporting.report_row import ClassRow, Interval, ReportRow
 from maep.evaluation.reporting.rows import UNDEFENDED, Combination, Samples, headlines, judged_word
+from maep.evaluation.reporting.threat_meanings import KNOWABLE, meaning_of
 from maep.evaluation.scoring.metrics import wilson_interval
 from maep.evaluation.scoring.tasks import eps_text
 from maep.runtime.text import shown_in_html
@@ -193,15 +193,22 @@ def render_page(
         sections=_sections(rows),
         columns=_columns(results),
         judged=_judged(results),
+        knowable=KNOWABLE[_judged(results)],
         class_columns=[name.replace("purified", _judged(results)) for name in CLASS_COLUMNS],
         overview=_picture(lambda ink: accuracy_figure(headlines(rows), ink), "accuracy in each threat model"),
         curves={name: _curve(name, lines) for name, lines in curves.items()},
-        notes=notes,
+        notes=[_sentence(note, [result.name for result in results]) for note in notes],
         environment=environment,
         configuration=configuration,
         seed=settings.run.seed,
         config_hash=rows[0].result.config_hash,
     )
+
+
+def _sentence(note: str, names: Sequence[str]) -> str:
+    """A note with a capital letter, unless it begins with a purifier's name, which is written as it is."""
+    is_name = any(note.startswith((f"{name}:", f"{name},", f"{name} ")) for name in names)
+    return note if is_name else note[:1].upper() + note[1:]
 
 
 def _milliseconds(seconds: float) -> str:
@@ -223,12 +230,14 @@ def _columns(results: Sequence[PurifierResult]) -> dict[str, str]:
     judged = _judged(results)
     if judged == "purified":
         return COLUMNS
+    head = "purifier"
     if judged == "defended":
+        head = "defense"
         words = {"classifier behind the purifier": "defended classifier", "what was put before": "what protects"}
     else:
         words = {"classifier behind the purifier": "model"}
     words |= {"purified and clean image": "the classified and the clean image", "purifying takes": "it takes"}
-    columns = dict(COLUMNS)
+    columns = {head if key == "purifier" else key: text for key, text in COLUMNS.items()}
     for before, after in words.items():
         columns = {key: text.replace(before, after) for key, text in columns.items()}
     return {key.replace("purified", judged): text.replace("purified", judged) for key, text in columns.items()}
@@ -306,7 +315,7 @@ def _section(headline: Combination, rows: Sequence[Combination]) -> ThreatSectio
     result = headline.result
     return ThreatSection(
         name=result.threat_model,
-        meaning=(inspect.getdoc(type(threat_model(result.threat_model))) or "").split("\n\n"),
+        meaning=meaning_of(result.threat_model, judged_word([row.result for row in rows])),
         rows=rows,
         courses=list(dict.fromkeys(_course(row) for row in rows if len(row.robust_after) > 2)),
         attack=_attack_text(result),

@@ -180,8 +180,8 @@ def test_a_training_that_was_made_longer_is_said(settings: Settings, reported: d
     """With the rows of the purifiers that it is behind, and beside the numbers for people."""
     rows = {row["purifier"]: row["continued"] for row in reported["results"]}
     assert rows == {"maep": {"pretrain": [12, 20]}, "maep+lora": {"pretrain": [12, 20], "finetune": [5]}}
-    page = " ".join(_page(settings).lower().split())
-    assert "maep: pretrain continued from step 12, 20 with a longer schedule" in page
+    page = " ".join(_page(settings).split())
+    assert "<li>maep: pretrain continued from step 12, 20 with a longer schedule" in page
     assert "maep+lora: finetune continued from step 5 with a longer schedule" in page
     assert "maep: finetune continued" not in page
     assert Report.read(Path(settings.run.dir) / "report.json").to_json() == reported

@@ -21,6 +21,8 @@ CONTAINERS = 1_000_000  # at up to 300 bytes each; a manifest of 100,000 shards 
 DEPTH = 64  # the deepest of ours is 8; Python's own limit depends on who calls
 DIGITS = 40  # of a whole number: 128 bits, as the states of random generators, have 39
 BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]')
+SHAPE = bytes.maketrans(b"123456789E", b"000000000e")  # every digit a 0, every exponent an e
+HUGE_EXPONENT = re.compile(rb"e\+?000+(?:[,\]}\s]|$)")
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -39,8 +41,9 @@ def parse_json(content: bytes | str, source: object) -> Any:
     _check_size(raw, source)
     try:
         text = raw.decode("utf-8-sig")
+        whole, number = (_whole, _number) if _may_have_huge_numbers(raw) else (int, float)
         value = json.loads(
-            text, object_pairs_hook=_object, parse_float=_number, parse_int=_whole, parse_constant=_constant
+            text, object_pairs_hook=_object, parse_float=number, parse_int=whole, parse_constant=_constant
         )
         if SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
@@ -72,6 +75,16 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         fail(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
     return value
+
+
+def _may_have_huge_numbers(raw: bytes) -> bool:
+    """Whether some number may be longer than DIGITS or infinite; a no is sure, and spares a call for every number.
+
+    A number of at most DIGITS digits and an exponent of two is below 1e140. Hexadecimal text is no exponent: it ends
+    in a quotation mark.
+    """
+    shape = raw.translate(SHAPE)
+    return b"0" * (DIGITS + 1) in shape or HUGE_EXPONENT.search(shape) is not None
 
 
 def _whole(text: str) -> int:

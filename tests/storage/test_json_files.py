@@ -20,6 +20,10 @@ BAD = {
     "NaN": (b'{"a": [1, NaN]}', r"a\[1\]=NaN: expected a finite number"),
     "infinite": (b'{"a": -Infinity}', "a=-Infinity"),
     "overflow": (b'{"a": 1e999}', "1e999 is no finite number"),
+    "overflow, signed": (b"[1.0, -1E+0400]", r"-1E\+0400 is no finite number"),
+    "overflow, alone": (b"1e309", "1e309 is no finite number"),
+    "overflow, long": (b"[" + b"9" * 400 + b".5]", "9999 is no finite number"),
+    "huge, small": (b"[-" + b"1" * 41 + b"]", "whole number of 42 digits"),
     "huge": (b'{"a": ' + b"9" * 5000 + b"}", "whole number of 5000 digits"),
     "deep": (b"[" * 100_000 + b"]" * 100_000, "nested deeper than 64"),
     "deep objects": (b'{"a":' * 70 + b"1" + b"}" * 70, "nested deeper than 64"),
@@ -42,6 +46,8 @@ def test_good_text_is_read() -> None:
     """With a byte order mark, brackets and NaN inside of text, 128-bit numbers, many flat lists."""
     assert parse_json(b'\xef\xbb\xbf{"a": "[[[NaN", "b": [1.5, null]}', "x") == {"a": "[[[NaN", "b": [1.5, None]}
     assert parse_json(b"[" + str(2**128 - 1).encode() + b"]", "x") == [2**128 - 1]
+    assert parse_json(b"[1e-400, 0.1e2, " + b"9" * 40 + b"]", "x") == [0.0, 10.0, 10**40 - 1]
+    assert parse_json(b'{"a": "%s", "b": 1.7976931348623157e308}' % (b"0e123" * 20), "x")["b"] == 1.7976931348623157e308
     assert parse_json(b"[" + b"[],{}," * 200 + b"1]", "x")[-1] == 1
 
 

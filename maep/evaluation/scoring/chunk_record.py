@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+from maep.data.verification import stamp_of
 from maep.evaluation.scoring.plan import Plan
 from maep.evaluation.scoring.tasks import Task
 from maep.runtime.errors import fail
@@ -103,6 +105,24 @@ def read_record(directory: Path, task: Task, identity: str) -> ChunkRecord | Non
     if RecordHead.from_json(entries, path).identity != identity:
         return None
     return ChunkRecord.from_json(entries, path)
+
+
+def is_recorded(directory: Path, task: Task, identity: str) -> bool:
+    """Whether `read_record` would give a record; of a file that this process has read and nobody touched, unread.
+
+    Raises as `read_record`.
+    """
+    path = record_path(directory, task)
+    try:
+        stamp = stamp_of(path.stat())
+    except OSError:
+        return read_record(directory, task, identity) is not None
+    return _is_whole(directory, task, identity, stamp)
+
+
+@cache
+def _is_whole(directory: Path, task: Task, identity: str, _stamp: str) -> bool:
+    return read_record(directory, task, identity) is not None
 
 
 def read_folder(folder: Path) -> list[ChunkRecord]:

@@ -14,7 +14,7 @@ from maep.attacks.attack_state import AttackState, OnState, load_tensors, save_t
 from maep.attacks.reseeding import reseeded
 from maep.data.shards import to_float, to_uint8
 from maep.evaluation.scoring.chunk_attack import ChunkAttack
-from maep.evaluation.scoring.chunk_record import ChunkRecord, PerImage, read_record, record_path
+from maep.evaluation.scoring.chunk_record import ChunkRecord, PerImage, is_recorded, record_path
 from maep.evaluation.scoring.defense import Defense
 from maep.evaluation.scoring.evaluation import Evaluation
 from maep.evaluation.scoring.metrics import directions_cosine, distances, energies, psnr, purified_distances, ssim
@@ -28,8 +28,8 @@ SCORING = (1,)  # keys of random purifiers when scoring: other draws than the at
 
 def is_scored(evaluation: Evaluation, task: Task) -> bool:
     """Whether a task has its record and, if it is a first chunk, the report's sample images."""
-    record = read_record(evaluation.directory, task, evaluation.identity.record(task))
-    return record is not None and (task.chunk > 0 or _samples_exist(evaluation, task))
+    identity = evaluation.identity.record(task)
+    return is_recorded(evaluation.directory, task, identity) and (task.chunk > 0 or _samples_exist(evaluation, task))
 
 
 def score_chunk(evaluation: Evaluation, task: Task, on_state: OnState) -> ChunkRecord:

@@ -1,6 +1,7 @@
 """Records, plans and answers are read with their types checked; what an older version wrote loads, a newer one not."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from maep.data.shards import ShardSet
 from maep.evaluation.audit.gradient_masking import CheckRecord
 from maep.evaluation.audit.purification_cost import CostRecord
 from maep.evaluation.reporting.report_document import Report
-from maep.evaluation.scoring.chunk_record import ChunkRecord, read_record
+from maep.evaluation.scoring import chunk_record
+from maep.evaluation.scoring.chunk_record import ChunkRecord, is_recorded, read_record, record_path
 from maep.evaluation.scoring.plan import Plan
 from maep.runtime.errors import UserError
+from maep.storage.atomic import read_json
 from maep.storage.documents import CONTENT, Document
 from tests.evaluation.small_evaluation import IMAGES, run, settings_for
 from tests.small import write_shards
@@ -82,6 +85,26 @@ def test_record_of_something_else_is_not_read_further(directory: Path) -> None:
     (planned,) = plan.tasks
     assert read_record(directory, planned.task, planned.identity) is not None
     assert read_record(directory, planned.task, "another") is None
+
+
+def test_a_record_is_read_once(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By who asks whether it is there; again once it was touched, for another identity, and where it was gone."""
+    copy = Path(shutil.copytree(directory, tmp_path / "copy"))
+    (planned,) = Plan.read(copy / "plan.json").tasks
+    path, reads = record_path(copy, planned.task), []
+    monkeypatch.setattr(chunk_record, "read_json", lambda path: reads.append(path) or read_json(path))
+    assert all(is_recorded(copy, planned.task, planned.identity) for _ in range(3))
+    assert reads == [path]
+    assert not is_recorded(copy, planned.task, "another")
+    content = path.read_text()
+    path.write_text(content.replace('"first"', '"first "'))
+    with pytest.raises(UserError, match="altered since|lacks the entry"):
+        is_recorded(copy, planned.task, planned.identity)
+    path.unlink()
+    assert not is_recorded(copy, planned.task, planned.identity)
+    path.write_text(content)
+    assert is_recorded(copy, planned.task, planned.identity)
+    assert len(reads) == 4
 
 
 @pytest.mark.parametrize(

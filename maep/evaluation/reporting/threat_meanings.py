@@ -1,15 +1,16 @@
 """What a report says that each threat model means, in the words of what was judged."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from maep.attacks.threat_models import threat_model
 
 # By what the tables call the answers that are judged: what an attacker may know or not know.
 KNOWABLE = {"purified": "purifier", "defended": "defense", "model": "model"}
+Texts = Mapping[str, Sequence[str]]
 DEFENDED, MODEL = "defended classifier", "model"
 # By threat model, for what is no purifier before a classifier; {it} is what the attack is aimed at.
-WITHOUT_PURIFIER = {
+WITHOUT_PURIFIER: Texts = {
     "adaptive": (
         "The attacker knows everything: the {it}, its weights and gradients.",
         "The attack follows all of it with exact gradients, at the same budget. A defense is worth what is left here.",
@@ -25,7 +26,7 @@ WITHOUT_PURIFIER = {
         "than the adaptive attacker, the gradients of the {it} are masked and the adaptive numbers are too good.",
     ),
 }
-OF_A_DEFENSE = {
+OF_A_DEFENSE: Texts = {
     "oblivious": (
         "The attacker knows the classifier f inside the defense, weights and gradients, but not that it is defended.",
         "The attack follows f alone; the images it makes are then classified by the defended classifier. It says "
@@ -38,7 +39,7 @@ OF_A_DEFENSE = {
         "is the stronger.",
     ),
 }
-OF_A_MODEL = dict.fromkeys(
+OF_A_MODEL: Texts = dict.fromkeys(
     OF_A_DEFENSE, ("There is no defense that the attacker could know or not know: the attack follows the model.",)
 )
 
@@ -48,7 +49,8 @@ def meaning_of(name: str, judged: str) -> Sequence[str]:
 
     Before a purifier they are the docstring of the threat model's class, as also where none are written here.
     """
-    own, it = {"defended": (OF_A_DEFENSE, DEFENDED), "model": (OF_A_MODEL, MODEL)}.get(judged, ({}, ""))
-    texts = {**WITHOUT_PURIFIER, **own} if it else {}
-    paragraphs = texts.get(name) or (inspect.getdoc(type(threat_model(name))) or "").split("\n\n")
-    return [paragraph.format(it=it) if name in texts else paragraph for paragraph in paragraphs]
+    written = OF_A_DEFENSE if judged == "defended" else OF_A_MODEL
+    texts = {} if judged == "purified" else {**WITHOUT_PURIFIER, **written}
+    if name in texts:
+        return [paragraph.format(it=DEFENDED if judged == "defended" else MODEL) for paragraph in texts[name]]
+    return (inspect.getdoc(type(threat_model(name))) or "").split("\n\n")

@@ -26,6 +26,7 @@ class StageRecord(Document):
     """
 
     SELF_CHECKED: ClassVar[bool] = True
+    DIGEST_WITH: ClassVar[str] = "continued"
 
     settings: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)

@@ -34,11 +34,13 @@ class Document:
     """Base of all documents. FORMAT: of what is written. VERSION_KEY: the entry that carries it.
 
     SELF_CHECKED: whether its file carries a digest of its own content, so that one that was edited is not believed.
+    DIGEST_WITH: an entry that came with that digest or later: a file that has the one and lacks the other was edited.
     """
 
     FORMAT: ClassVar[int] = 1
     VERSION_KEY: ClassVar[str] = "format"
     SELF_CHECKED: ClassVar[bool] = False
+    DIGEST_WITH: ClassVar[str] = ""
 
     @classmethod
     def upgrade(cls, entries: dict[str, Any], version: int) -> dict[str, Any]:
@@ -61,11 +63,11 @@ class Document:
             raise NewerFormat(f"{source}: format {version}; this version of maep reads up to {cls.FORMAT}: update maep")
         entries = cls.upgrade(value, version) if version < cls.FORMAT else value
         document = read_fields(cls, entries, str(source))
-        if cls.SELF_CHECKED and CONTENT in value and not _is_own_digest(value):
-            fail(
-                f"{source}: altered since it was written (the SHA-256 of its content differs from its {CONTENT}); "
-                "remove it, and the command that wrote it makes it again"
-            )
+        if cls.SELF_CHECKED and not (_is_own_digest(value) if CONTENT in value else cls.DIGEST_WITH not in value):
+            differs = f"the SHA-256 of its content differs from its {CONTENT}"
+            why = differs if CONTENT in value else f"it has {cls.DIGEST_WITH!r}, but its {CONTENT} was taken out"
+            fail(f"{source}: altered since it was written ({why}); remove it, and the command that wrote it makes it "
+                 "again")  # fmt: skip
         return document
 
     @classmethod

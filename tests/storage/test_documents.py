@@ -51,6 +51,12 @@ class Checked(Document):
     note: str | None = None
 
 
+class CheckedWithParts(Checked):
+    """One that never had parts without having a digest."""
+
+    DIGEST_WITH = "parts"
+
+
 CHECKED = Checked("a", {10: 0.25, 9: 1.0}, (Part("b", 0.5), Part("c", 1)))
 
 
@@ -81,6 +87,17 @@ def test_an_edited_document_is_not_believed(edit: dict[str, Any]) -> None:
     Checked.from_json(entries, "a.json")
     with pytest.raises(UserError, match=r"a\.json: altered since it was written"):
         Checked.from_json({**entries, **edit}, "a.json")
+
+
+def test_a_digest_is_not_taken_out() -> None:
+    """Of what never was without one, as an entry that came with it tells; what is older is believed."""
+    entries = CHECKED.to_json()
+    with pytest.raises(
+        UserError, match=rf"a\.json: altered since it was written \(it has 'parts', but its {CONTENT} was"
+    ):
+        CheckedWithParts.from_json(entries, "a.json")
+    del entries["parts"]
+    assert CheckedWithParts.from_json(entries, "a.json").parts == ()
 
 
 def test_a_document_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ class ChunkRecord(Document):
     """
 
     SELF_CHECKED: ClassVar[bool] = True
+    DIGEST_WITH: ClassVar[str] = "keys"
 
     identity: str
     depends_on: Mapping[str, object]

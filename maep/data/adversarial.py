@@ -29,11 +29,12 @@ from maep.data.images.build import clean_split
 from maep.data.overlap import in_order
 from maep.data.shard_manifest import AdversarialManifest, ShardEntry
 from maep.data.shards import ShardSet, ShardWriter, index_of, seal_shard_set, to_float
+from maep.data.verification import HashedFiles
 from maep.models.classifiers import classifier_identity, load_classifier
 from maep.runtime.console import progress_bar, say
 from maep.runtime.device import prepare_device, upload
 from maep.runtime.errors import UserError, fail
-from maep.storage.atomic import remove_temporaries, sha256_file
+from maep.storage.atomic import remove_temporaries
 from maep.storage.claims import Claims
 from maep.storage.documents import Document
 from maep.storage.locks import one_at_a_time
@@ -237,6 +238,7 @@ class ShardAttack:
         self.spec = AttackSpec.of(self.settings)
         self.identity = attack_identity(self.settings, self.seed, self.clean, self.classifier)
         self.shards = self.clean.manifest.shards
+        self._hashed = HashedFiles(self.path, self.identity)
 
     def run(self, worker: tuple[int, int], shared: bool) -> None:
         """Make what is missing of a worker's share, or of all; seal the set if it is complete then."""
@@ -250,6 +252,7 @@ class ShardAttack:
             share = (*share, *(shard for shard in self.shards if shard not in share))
         missing = [shard for shard in share if not self._is_finished(shard)]
         if len(missing) < len(share):
+            self._hashed.keep()
             say(f"attack: {len(share) - len(missing)} of {len(share)} shards were made before")
         total = Outcome()
         with progress_bar() as bar, self._claimed(missing) if shared else nullcontext(missing) as shards:
@@ -278,10 +281,8 @@ class ShardAttack:
         if not path.is_file():
             return False
         record = AttackRecord.read(path)
-        whole = all(
-            path.is_file() and sha256_file(path) == record.files.get(path.name) for path in (tar, index_of(tar))
-        )
-        return whole and record.identity == self.identity
+        names = (tar.name, index_of(tar).name)
+        return record.identity == self.identity and all(self._hashed.has(n, record.files.get(n, "")) for n in names)
 
     def _make(self, shard: ShardEntry) -> Iterator[Outcome]:
         """Attack one shard in batches; its record is written after both of its files.
@@ -301,8 +302,9 @@ class ShardAttack:
             for outcome in in_order(encoder, partial(_write, writer), attacked):
                 total += outcome
                 yield outcome
-        files = {path.name: sha256_file(path) for path in (tar, index_of(tar))}
+        files = {path.name: self._hashed.sha256(path.name) for path in (tar, index_of(tar))}
         AttackRecord(self.identity, files, total).write(self._record(shard))
+        self._hashed.keep()
 
     def _decoded(self, indices: range) -> "_Batch":
         return _Batch(indices, *self.clean.batch(indices))
@@ -346,8 +348,10 @@ class ShardAttack:
             if missing:
                 say(f"attack: this worker is done; {len(missing)} of {len(self.shards)} shards are left to others")
                 return
-            total = sum((AttackRecord.read(self._record(shard)).outcome for shard in self.shards), Outcome())
-            seal_shard_set(self.path, self._manifest(total))
+            records = [AttackRecord.read(self._record(shard)) for shard in self.shards]
+            total = sum((record.outcome for record in records), Outcome())
+            hashed = {name: sha256 for record in records for name, sha256 in record.files.items()}
+            seal_shard_set(self.path, self._manifest(total), hashed=hashed)
         say(
             f"adversarial shards: {total.count} images, {self.spec.name} {self.spec.norm} eps {total.eps_used:.5f}: "
             f"success {total.success_rate:.1f} %, accuracy {total.clean_accuracy:.1f} % to "

@@ -13,7 +13,7 @@ The number in a member's name is its sample index in the set. Any WebDataset rea
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -149,18 +149,21 @@ def _with_contents(manifest: ShardManifest, directory: Path) -> ShardManifest:
     return replace(manifest, count=count, encoding=encoding, shards=tuple(shards), identity=digest(contents))
 
 
-def seal_shard_set(directory: Path, manifest: ShardManifest, final: Path | None = None) -> None:
+def seal_shard_set(
+    directory: Path, manifest: ShardManifest, final: Path | None = None, hashed: Mapping[str, str] | None = None
+) -> None:
     """Write the manifest of a directory whose shards are all in it.
 
     manifest: its `count`, `encoding`, `shards` and `identity` are filled in from the indexes, and its `files`.
     final: rename the directory to this name; without it, it is sealed where it is.
+    hashed: of a set sealed where it is, `{name: SHA-256}` of the files that their writers have hashed.
     Raises ValueError if a shard is missing or out of sequence, OSError or UserError if it cannot be written.
     """
     manifest = _with_contents(manifest, directory)
     if final is not None:
         seal_directory(directory, final, manifest)
     else:
-        files = file_entries(directory)
+        files = file_entries(directory, hashed)
         visible = {name: entry for name, entry in files.items() if not name.startswith(".")}
         write_json(directory / MANIFEST, manifest.sealed(visible).to_file())
     remember_as_whole(*_local_manifest(final or directory))

@@ -29,7 +29,10 @@ READ_AT_START = 2**28  # bytes: half a second of SHA-256 on one core, and all of
 
 @dataclass(frozen=True)
 class VerifiedFiles(Document):
-    """manifest: SHA-256 of the set's. stamps: `{name: stamp}` of the files that had the manifest's SHA-256."""
+    """manifest: SHA-256 of the set's. stamps: `{name: stamp}` of the files that had the manifest's SHA-256.
+
+    Of a set under way the key of its `HashedFiles`, and with each stamp the SHA-256 that the file had.
+    """
 
     SELF_CHECKED: ClassVar[bool] = True
 
@@ -118,6 +121,40 @@ def _read_through(
     if names:
         _keep(directory, manifest_digest, {name: stamp for name, stamp in stamps.items() if name not in problems})
     return problems
+
+
+class HashedFiles:
+    """The SHA-256 of files of a set that is still being made, each hashed once as long as it keeps its stamp.
+
+    key: what the set is to be, in place of the manifest that it has not yet; under it they are kept in the same record
+    for later processes. Of two that keep at a time one may lose what the other has found, and hashes it once more.
+    """
+
+    def __init__(self, directory: Path, key: str) -> None:
+        self.directory, self.key = directory, key
+        self._marks = dict(_verified(directory, key))
+
+    def sha256(self, name: str) -> str:
+        """Of a file, which is read. Raises UserError if it cannot be."""
+        path = self.directory / name
+        stamp = stamp_of(path.stat())  # before it is read: what changes meanwhile has another one
+        digest = sha256_file(path)
+        self._marks[name] = f"{stamp} {digest}"
+        return digest
+
+    def has(self, name: str, sha256: str) -> bool:
+        """Whether there is a file with that SHA-256."""
+        try:
+            status = (self.directory / name).stat()
+        except OSError:
+            return False
+        if self._marks.get(name) == f"{stamp_of(status)} {sha256}":
+            return True
+        return stat.S_ISREG(status.st_mode) and self.sha256(name) == sha256
+
+    def keep(self) -> None:
+        """For later processes, beside what others have kept."""
+        _keep(self.directory, self.key, {**_verified(self.directory, self.key), **self._marks})
 
 
 def remember_as_whole(directory: Path, manifest: ShardManifest, manifest_digest: str) -> None:

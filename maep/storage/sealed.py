@@ -21,10 +21,15 @@ from maep.storage.manifests import FileEntry, Manifest
 MANIFEST = "manifest.json"
 
 
-def file_entries(directory: Path) -> dict[str, FileEntry]:
-    """Size and SHA-256 of every file below `directory` by relative name, the manifest itself left out."""
+def file_entries(directory: Path, hashed: Mapping[str, str] | None = None) -> dict[str, FileEntry]:
+    """Size and SHA-256 of every file below `directory` by relative name, the manifest itself left out.
+
+    hashed: `{name: SHA-256}` of those that need not be read, as their writers have hashed them.
+    """
     files = sorted(p for p in directory.rglob("*") if p.is_file() and p != directory / MANIFEST)
-    return {str(p.relative_to(directory)): FileEntry(p.stat().st_size, sha256_file(p)) for p in files}
+    names = {str(p.relative_to(directory)): p for p in files}
+    known = hashed or {}
+    return {name: FileEntry(p.stat().st_size, known.get(name) or sha256_file(p)) for name, p in names.items()}
 
 
 def seal_directory(

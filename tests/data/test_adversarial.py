@@ -25,7 +25,7 @@ from maep.attacks.gradient import attack
 from maep.cli.shard_commands import worker
 from maep.config.load import load_settings
 from maep.config.schema import Settings
-from maep.data import adversarial
+from maep.data import adversarial, verification
 from maep.data.adversarial import ShardAttack, distances, make_adversarial_shards, quantise
 from maep.data.adversarial_set import adversarial_path, check_adversarial
 from maep.data.classifier_weights import classifier_weights
@@ -34,6 +34,8 @@ from maep.data.shard_manifest import AdversarialManifest
 from maep.data.shards import ShardSet, shard_problems, to_float, to_uint8
 from maep.models.classifiers import classifier_identity, load_classifier
 from maep.runtime.errors import UserError
+from maep.storage import sealed
+from maep.storage.atomic import sha256_file
 from tests.tiny import ROOT, Problem, environment
 
 SOON = 20.0  # seconds after which a thread that should long have come counts as lost
@@ -145,6 +147,28 @@ def test_damaged_and_foreign_shards_are_made_again(attackable: list[str], made: 
     make_adversarial_shards(settings)
     assert contents(path) == contents(made)
     assert (path / "shard-00000.tar").stat().st_mtime_ns == kept
+
+
+def test_a_shard_is_hashed_once(
+    attackable: list[str], made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its maker: not by workers that start later, nor to seal the set. Damage that leaves the stamp is found then,
+    as the manifest has what the maker has hashed.
+    """
+    settings, hashed = settings_of(attackable, tmp_path), list[str]()
+    monkeypatch.setattr(verification, "sha256_file", lambda path: hashed.append(path.name) or sha256_file(path))
+    monkeypatch.setattr(sealed, "sha256_file", lambda path: hashed.append(path.name) or sha256_file(path))
+    path = make_adversarial_shards(settings, (0, 2))
+    damaged = path / "shard-00000.tar"
+    before, content = damaged.stat(), bytearray(damaged.read_bytes())
+    content[600] ^= 1
+    damaged.write_bytes(content)
+    os.utime(damaged, ns=(before.st_atime_ns, before.st_mtime_ns))
+    make_adversarial_shards(settings, (1, 2))
+    shards = [name for name in hashed if name.startswith("shard-") and "attack" not in name]
+    assert sorted(shards) == sorted(name for name in contents(made) if name.endswith((".tar", ".index.json")))
+    assert shard_problems(path) == [f"{damaged}: altered (SHA-256 differs from its manifest)"]
+    assert (path / "manifest.json").read_bytes() == (made / "manifest.json").read_bytes()
 
 
 def test_finished_shards_are_left_alone(attackable: list[str], made: Path) -> None:

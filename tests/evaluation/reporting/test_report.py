@@ -14,11 +14,13 @@ from rich.console import Console
 
 from maep.config.schema import Settings
 from maep.data.shards import ShardSet
+from maep.evaluation.audit.findings import WorstCase
 from maep.evaluation.reporting import report as report_module
 from maep.evaluation.reporting.curves import read_metrics
 from maep.evaluation.reporting.provenance import environment, git_state
 from maep.evaluation.reporting.report import build_report, read_results, write_environment
 from maep.evaluation.reporting.report_document import Report
+from maep.evaluation.reporting.report_page import _stood
 from maep.evaluation.reporting.terminal_table import terminal_table
 from maep.evaluation.scoring.defense import Defense
 from maep.evaluation.scoring.evaluation import Evaluation
@@ -229,6 +231,24 @@ def test_honesty_is_in_the_json(reported: dict[str, Any]) -> None:
             assert value <= min(adaptive)
 
 
+def test_the_verdict_repeats_every_alarm(settings: Settings, reported: dict[str, Any]) -> None:
+    """Of each purifier, and says where it has none; that nobody knew the purifier is said of no run where one did."""
+    sections = re.findall(r'(?s)<section class="opening.*?</section>', _page(settings))
+    assert len(sections) == len(reported["honesty"])
+    for section, honesty in zip(sections, reported["honesty"].values(), strict=True):
+        alarms = [finding["check"] for finding in honesty["findings"] if finding["level"] == "alarm"]
+        assert re.findall(r'<li class="alarm">([^:]*):', section) == alarms
+        assert ("Alarms: none" in section) == (not alarms)
+        assert "No attacker who knows" not in section
+
+
+def test_what_guessing_reaches_is_called_so() -> None:
+    """In the verdict, up to chance itself."""
+    assert [_stood(WorstCase(0.1, 100, accuracy), 10.0).is_guessing for accuracy in (9.0, 10.0, 11.0)] == [
+        True, True, False,
+    ]  # fmt: skip
+
+
 def test_per_class_adds_up(reported: dict[str, Any]) -> None:
     """The classes' images and right answers are those of the whole."""
     for result in reported["results"]:
@@ -337,7 +357,8 @@ def test_adaptive_left_out_is_said(tmp_path: Path, test_set: ShardSet) -> None:
     run(settings, test_set)
     write_environment(Path(settings.run.dir), ["test"])
     build_report(settings, Path(settings.run.dir))
-    assert "No attacker who knows the purifier was run" in _page(settings)
+    assert "<b>No attacker who knows the purifier was run</b>" in _page(settings), "in the verdict"
+    assert "<li>No attacker who knows the purifier was run" in _page(settings), "among the notes"
 
 
 def test_metrics_after_kill_and_resume(tmp_path: Path) -> None:

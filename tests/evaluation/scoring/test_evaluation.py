@@ -258,7 +258,7 @@ def test_goes_on_inside_a_chunk(tmp_path: Path, test_set: ShardSet, monkeypatch:
 
     monkeypatch.setattr(NamedAttack, "run", watched)
     with monkeypatch.context() as patch:
-        patch.setattr(ProgressNote, "attacking", lambda self, task: interrupted)
+        patch.setattr(ProgressNote, "attacking", lambda self, name, task: interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(settings, test_set)
     run(settings, test_set)

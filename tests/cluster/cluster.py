@@ -156,7 +156,7 @@ class Cluster:
         path.mkdir(parents=True)
         self.run(self.machine.inside(["mount", "-t", "tmpfs", "-o", f"size={size}", "maep", str(path)]))
         try:
-            yield Path(f"/proc/{min(self.machine.processes())}/root") / path.relative_to("/")
+            yield Path(f"/proc/{self.machine.init()}/root") / path.relative_to("/")
         finally:
             self.run(self.machine.inside(["umount", "--lazy", str(path)]))
 

@@ -42,7 +42,15 @@ class Namespace:
 
     def inside(self, command: list[str]) -> list[str]:
         """The command that runs `command` in this namespace."""
-        return ["nsenter", "--pid", "--mount", "--uts", "--target", str(min(self.processes())), "--", *command]
+        return ["nsenter", "--pid", "--mount", "--uts", "--target", str(self.init()), "--", *command]
+
+    def init(self) -> int:
+        """The id, outside, of its first process.
+
+        Not the lowest of the ids, which begin again at their end. A later process may be the `unshare` of a namespace
+        within this one, which is in this PID namespace but in the other's mount namespace.
+        """
+        return next(pid for pid in self.processes() if _innermost_id(pid) == 1)
 
     def processes(self) -> list[int]:
         """The processes of this namespace, by their ids outside; those of namespaces within it are not counted."""
@@ -78,6 +86,15 @@ def _state(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0]
     except OSError:
         return "Z"
+
+
+def _innermost_id(pid: int) -> int | None:
+    """The id of a process in the namespace that it is in; None when it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next(int(line.split()[-1]) for line in lines if line.startswith("NSpid:"))
 
 
 def _namespace_of(pid: int) -> str | None:

@@ -1,4 +1,5 @@
-"""The losses of the paper, one function each, all with the same signature, per sample; and one that classifies.
+"""The losses of the paper, one function each, all with the same signature, per sample; one that classifies, and one on
+noise.
 
 Losses are not averaged over the batch here, so that any split of a batch over processes adds up to the same.
 Every objective calls the model once, on a batch that holds all the images it needs, so that whatever wraps the
@@ -139,6 +140,18 @@ def maep(
     target = adversarial if settings.target == "adversarial" else clean
     l_rec = _hidden_distance(purified, target, visible, settings)
     return Losses(l_pu + settings.rec_weight * l_rec, {"l_pu": l_pu, "l_rec": l_rec})
+
+
+def nim(
+    model: Model, clean: Tensor, adversarial: Tensor, visible: Tensor | None, settings: ObjectiveSettings
+) -> Losses:
+    """d(P(x + σn), x): noise in place of masks, on clean images alone (You et al. 2023, NIM-MAE).
+
+    Arguments as `maep`'s, visible None; adversarial: x + σn, not clipped, as `maep.training.noise` makes it.
+    """
+    _require_no_mask("nim", visible)
+    l_noise = distance(model(adversarial, None), clean, settings)
+    return Losses(l_noise, {"l_noise": l_noise})
 
 
 def reconstruction(

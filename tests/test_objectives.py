@@ -154,6 +154,7 @@ def numpy_objective(name: str, n: int, visible: np.ndarray | None, settings: Obj
         "purification": lambda: d(p(x_a), x),
         "mlm": lambda: d(p(x_a), x) if visible is None else d(p(x_a * shown), x_a, hidden),
         "maep": lambda: d(p(x_a * shown), x, shown) + lam * d(p(x_a * shown), x, hidden),
+        "nim": lambda: d(p(x_a), x),
         "reconstruction": lambda: d(p(x_a), x) + d(p(x), x),
         "trades_pixel": lambda: d(p(x), x) + beta * d(p(x_a), p(x)),
         "trades_latent": lambda: d(p(x), x) + beta * d(e(x_a), e(x), np.ones(8)),
@@ -181,6 +182,7 @@ ROBUST = {"clean_weight": 0.6, "kl_weight": 2.0, "pixel_weight": 0.4}
 CASES = [
     ("mae", VISIBLE), ("purification", None), ("mlm", VISIBLE), ("mlm", None), ("maep", VISIBLE),
     ("reconstruction", None), ("trades_pixel", None), ("trades_latent", None), ("robust", None), ("robust", VISIBLE),
+    ("nim", None),
 ]  # fmt: skip
 
 
@@ -232,7 +234,7 @@ def test_every_gradient_equals_finite_differences(name: str, visible: np.ndarray
 def test_masks_that_do_not_fit_are_refused() -> None:
     """Whole-image objectives take no mask, and mae needs one."""
     for name, visible in (("trades_pixel", VISIBLE), ("trades_latent", VISIBLE), ("reconstruction", VISIBLE),
-                          ("purification", VISIBLE), ("mae", None)):  # fmt: skip
+                          ("purification", VISIBLE), ("nim", VISIBLE), ("mae", None)):  # fmt: skip
         with pytest.raises(ValueError, match=name):
             total_of(name, Linear(), visible, ObjectiveSettings())
 
@@ -243,6 +245,8 @@ def test_masks_that_do_not_fit_are_refused() -> None:
         (["objective.name=purification"], "set pretrain.mask_ratio=0"),
         (["objective.name=mae", "pretrain.mask_until=0.5"], "pretrain.mask_until=1"),
         (["objective.name=mae"], "set finetune.mask_ratio above 0"),
+        (["objective.name=nim"], "set pretrain.mask_ratio=0"),
+        (["objective.name=nim", "pretrain.mask_ratio=0", "attack.online=true"], "leave out attack.online"),
         (["objective.name=mlm"], "pretrain.mask_until within (0, 1)"),
     ],
 )

@@ -30,6 +30,7 @@ from maep.runtime.cores import worker_count
 from maep.storage.manifests import CheckpointManifest
 from maep.training.distributed.world import DTYPES
 from maep.training.loop import Trainer, TrainingJob
+from maep.training.noise import noisy
 from maep.training.robust import Adversary
 
 CLASSES = 10
@@ -144,7 +145,10 @@ class ComputeBench:
         )  # fmt: skip
 
     def _judge(self) -> Adversary:
-        """A classifier of random weights for an objective that asks one; pairs are read, not attacked."""
+        """Noise, or a classifier of random weights, for an objective that asks it; pairs are read, not attacked."""
+        settings = self.settings
+        if OBJECTIVES[settings.objective.name].noises:
+            return Adversary(lambda images, _labels, keys: noisy(images, keys, settings.run.seed, settings.objective))
         if not OBJECTIVES[self.settings.objective.name].classifies:
             return Adversary()
         return Adversary(classifier=load_classifier(self.settings.classifier, CLASSES, None).to(self.device))

@@ -23,6 +23,7 @@ from maep.benchmarks.bench_report import BENCH, CHECKPOINT_SAVE, LOADER, BenchRe
 from maep.benchmarks.compute_rates import CLASSES, ENDLESS, ComputeBench, Variant
 from maep.benchmarks.device_clock import seconds_of, synchronize
 from maep.benchmarks.shared_cores import side_by_side, train_on_request
+from maep.config.implementations import OBJECTIVES
 from maep.config.schema import Settings
 from maep.data.adversarial import ShardAttack
 from maep.data.pairs import PREFETCH, PairDataset, pair_loader
@@ -113,10 +114,10 @@ class Bench:
         self.add("adversarial shards", rate, "images/s", f"attack alone {bare_rate:.1f} images/s", rate / bare_rate)
 
     def pairs(self) -> PairDataset:
-        """Of the shards that were written."""
+        """Of the shards that were written; the clean ones alone for an objective that makes its own noise."""
         model = self.settings.model
-        clean, adversarial = ShardSet(self.shards / "clean"), ShardSet(self.shards / "adversarial")
-        seed = self.settings.run.seed
+        noises, seed = OBJECTIVES[self.settings.objective.name].noises, self.settings.run.seed
+        clean, adversarial = ShardSet(self.shards / "clean"), None if noises else ShardSet(self.shards / "adversarial")
         return PairDataset(clean, adversarial, self.settings.pretrain, model.image_size, model.patch_size, seed)
 
     def loader(self, pairs: PairDataset) -> None:

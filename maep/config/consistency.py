@@ -75,7 +75,15 @@ def check_consistency(settings: Settings) -> None:
     _check_published(settings)
     _check_names(settings)
     _check_masks(settings)
+    _check_noise(settings)
     _check_attack(settings)
+
+
+def _check_noise(settings: Settings) -> None:
+    """An objective on noise has no attack beside it."""
+    name, attacked = settings.objective.name, (settings.pretrain.attacked, settings.finetune.attacked)
+    if OBJECTIVES[name].noises and (settings.attack.online or "whole" in attacked):
+        fail(f"objective.name={name}: trains on noise, not on attacks; leave out attack.online and the sections' attacked")
 
 
 def _check_attack(settings: Settings) -> None:

@@ -14,12 +14,14 @@ from typing import Any
 class Objective:
     """A training objective. path: of its function. whole_images: it is defined on unmasked images alone.
 
-    classifies: it judges purified images by the frozen classifier, too.
+    classifies: it judges purified images by the frozen classifier, too. noises: its second image of a pair is the clean
+    one with noise, made as the training goes (`maep.training.noise`); no attack is trained on.
     """
 
     path: str
     whole_images: bool = False
     classifies: bool = False
+    noises: bool = False
 
 
 OBJECTIVES = {
@@ -31,7 +33,9 @@ OBJECTIVES = {
     "trades_pixel": Objective("maep.objectives:trades_pixel", whole_images=True),
     "trades_latent": Objective("maep.objectives:trades_latent", whole_images=True),
     "robust": Objective("maep.objectives:robust", classifies=True),
+    "nim": Objective("maep.objectives:nim", whole_images=True, noises=True),
 }
+NOISES = ("gamma", "fixed", "uniform")  # how an objective that noises draws each image's deviation
 THREAT_MODELS = {
     "oblivious": "maep.attacks.threat_models:Oblivious",
     "bpda": "maep.attacks.threat_models:Bpda",

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from maep.config.implementations import ATTACKED, FINETUNING, GRADIENT_ATTACKS, NORMS, OBJECTIVES, THREAT_MODELS
+from maep.config.implementations import ATTACKED, FINETUNING, GRADIENT_ATTACKS, NOISES, NORMS, OBJECTIVES, THREAT_MODELS
 from maep.config.published_classifiers import PUBLISHED
 
 
@@ -266,6 +266,15 @@ class ObjectiveSettings:
     )
     pixel_weight: float = setting(
         1.0, "weight of d(P(x_a), x) beside the cross-entropies (robust)", low=0.0, added=True
+    )
+    noise: str = setting(
+        "gamma",
+        "how each image's deviation of noise is drawn (nim): of shape 25, always the mean, or up to twice the mean",
+        choices=NOISES,
+        added=True,
+    )
+    noise_mean: float = setting(
+        75 / 255, "mean of that deviation (nim); a fraction may be written", unit="[0,1] pixels", above=0.0, added=True
     )
 
 

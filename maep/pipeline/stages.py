@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from maep.config.implementations import FINETUNING
+from maep.config.implementations import FINETUNING, OBJECTIVES
 from maep.config.pair_source import source_settings
 from maep.config.schema import Settings, TrainSettings
 from maep.data.adversarial_set import adversarial_path
@@ -103,10 +103,14 @@ def _attack_share(settings: Settings, worker: tuple[int, int]) -> bool:
 
 
 def _attack_idle(settings: Settings) -> str:
+    if OBJECTIVES[settings.objective.name].noises:
+        return f"the trainer adds noise to clean images (objective.name={settings.objective.name})"
     return "the trainer makes the adversarial images itself (attack.online)" if settings.attack.online else ""
 
 
 def _attack_identity(settings: Settings) -> str:
+    if OBJECTIVES[settings.objective.name].noises:
+        return "noise"
     if settings.attack.online:
         return "online"
     clean = clean_split(settings, "train")

@@ -1,4 +1,4 @@
-"""What a training reads: checked pairs from shards, or the attack that makes them as it goes."""
+"""What a training reads: checked pairs from shards, or the attack or the noise that makes them as it goes."""
 
 from maep.attacks.attack_spec import AttackSpec
 from maep.attacks.gradient import attack
@@ -14,6 +14,7 @@ from maep.models.classifiers import classifier_identity, load_classifier
 from maep.runtime.device import prepare_device
 from maep.runtime.errors import fail
 from maep.storage.remote import Reading
+from maep.training.noise import noisy
 from maep.training.robust import Adversary, AgainstWhole
 
 
@@ -21,7 +22,7 @@ def own_pairs(settings: Settings, train: TrainSettings) -> PairDataset:
     """Pairs of the run's own data set, or of train.source, checked to be of its classifier, attack and images."""
     settings = source_settings(settings, train)
     clean = clean_split(settings, "train")
-    if settings.attack.online:
+    if settings.attack.online or OBJECTIVES[settings.objective.name].noises:
         return _dataset(settings, train, clean, None)
     identity = classifier_identity(settings.classifier, classifier_weights(settings))
     adversarial = ShardSet(adversarial_path(settings, clean, identity), Reading.of(settings.data))
@@ -52,6 +53,8 @@ def verify_pairs(pairs: PairDataset) -> None:
 def _other_pairs(settings: Settings, train: TrainSettings, clean: str, adversarial: str) -> PairDataset:
     """Pairs of another data set, named by its two shard sets (Sec. 4.4, transfer)."""
     images, attacked = (ShardSet(address, Reading.of(settings.data)) for address in (clean, adversarial))
+    if OBJECTIVES[settings.objective.name].noises:
+        return _dataset(settings, train, images, None)
     if attacked.manifest.clean_identity != images.identity:
         fail(f"{adversarial}: was not made from the images of {clean}; name the clean set it was made from")
     return _dataset(settings, train, images, attacked)
@@ -66,8 +69,10 @@ def _dataset(settings: Settings, train: TrainSettings, clean: ShardSet, adversar
 
 
 def adversary(settings: Settings, train: TrainSettings, classes: int) -> Adversary:
-    """Who attacks while a training goes on, and the frozen classifier that its objective asks."""
+    """Who attacks, or adds noise, while a training goes on, and the frozen classifier that its objective asks."""
     settings = source_settings(settings, train)
+    if OBJECTIVES[settings.objective.name].noises:
+        return Adversary(lambda images, _labels, keys: noisy(images, keys, settings.run.seed, settings.objective))
     classifies = OBJECTIVES[settings.objective.name].classifies
     if not (settings.attack.online or classifies or train.attacked == "whole"):
         return Adversary()

@@ -118,7 +118,7 @@ class AgainstWhole:
 class Adversary:
     """Who makes the adversarial images of a training, where no shards have them, and who judges the purified ones.
 
-    online: (images, labels, keys) -> adversarial images. against: the attack on the whole, in its place. classifier:
+    online: (images, labels, keys) -> adversarial images, or noisy ones. against: the attack on the whole, in its place. classifier:
     frozen, in eval mode, for objectives that classify.
     """
 

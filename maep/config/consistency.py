@@ -83,7 +83,7 @@ def _check_noise(settings: Settings) -> None:
     """An objective on noise has no attack beside it."""
     name, attacked = settings.objective.name, (settings.pretrain.attacked, settings.finetune.attacked)
     if OBJECTIVES[name].noises and (settings.attack.online or "whole" in attacked):
-        fail(f"objective.name={name}: trains on noise, not on attacks; leave out attack.online and the sections' attacked")
+        fail(f"objective.name={name}: trains on noise, not on attacks; leave out attack.online and attacked=whole")
 
 
 def _check_attack(settings: Settings) -> None:

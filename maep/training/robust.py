@@ -118,8 +118,8 @@ class AgainstWhole:
 class Adversary:
     """Who makes the adversarial images of a training, where no shards have them, and who judges the purified ones.
 
-    online: (images, labels, keys) -> adversarial images, or noisy ones. against: the attack on the whole, in its place. classifier:
-    frozen, in eval mode, for objectives that classify.
+    online: (images, labels, keys) -> adversarial images, or noisy ones. against: the attack on the whole, in its place.
+    classifier: frozen, in eval mode, for objectives that classify.
     """
 
     online: OnlineAttack | None = None

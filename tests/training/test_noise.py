@@ -47,9 +47,11 @@ def test_noise_is_normal_of_its_level_and_not_clipped() -> None:
     assert noisy(images, keys, 0, settings).min() < 0
 
 
-def test_noise_is_a_function_of_its_key_alone() -> None:
-    """An image alone has the bits that it has in a batch, at sizes that fill no vector; keys and seeds differ."""
-    images, settings = torch.rand(5, 3, 7, 7), ObjectiveSettings()
+@pytest.mark.parametrize("kind", ["gamma", "fixed"])
+def test_noise_is_a_function_of_its_key_alone(kind: str) -> None:
+    """An image alone has the bits that it has in a batch, at sizes that fill no vector; keys and seeds differ, also
+    where all deviations are the same."""
+    images, settings = torch.rand(5, 3, 7, 7), ObjectiveSettings(noise=kind)
     together = noisy(images, [3, 4, 5, 2**33, 9], 7, settings)
     for row, key in ((1, 4), (3, 2**33)):
         assert torch.equal(together[row : row + 1], noisy(images[row : row + 1], [key], 7, settings))

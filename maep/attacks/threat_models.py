@@ -61,8 +61,8 @@ class Bpda:
 class Adaptive:
     """The attacker knows everything: classifier f and purifier P, weights and gradients of both.
 
-    The attack follows all of f∘P with exact gradients through the purifier, at the same budget. A defense is worth
-    what is left here.
+    The attack follows all of f∘P with exact gradients through the purifier, at the same budget; a purifier that says
+    that it has none of use is taken for the identity backward (BPDA). A defense is worth what is left here.
     """
 
     name = "adaptive"

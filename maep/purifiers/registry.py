@@ -28,6 +28,7 @@ KINDS = {
     "tvm": "maep.purifiers.tvm:TotalVariationPurifier",
     "disco": "maep.purifiers.disco:DiscoPurifier",
     "anti_adversary": "maep.purifiers.anti_adversary:AntiAdversaryPurifier",
+    "soap": "maep.purifiers.soap:SoapPurifier",
 }
 
 

@@ -127,7 +127,8 @@ def _randomness(checks: CheckAnswers, rows: Sequence[Combination]) -> Iterator[F
 def _gradients(checks: CheckAnswers) -> Iterator[Finding]:
     sizes = checks.gradients
     if not checks.has_gradient:
-        yield Finding("gradients", ALARM, "the defense gives no gradient: gradient attacks saw zeros")
+        seen = "zeros" if sizes.zero_share == 1 else "that of the classifier at the purified point (BPDA)"
+        yield Finding("gradients", ALARM, f"the defense gives no gradient: gradient attacks saw {seen}")
         return
     if sizes.zero_share:
         share = 100 * sizes.zero_share

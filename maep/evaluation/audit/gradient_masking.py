@@ -140,6 +140,8 @@ class MaskingCheck:
         """Digest of all that the answers depend on."""
         defense, images = self.evaluation.defense, self.evaluation.test.identity
         inputs = [defense.classifier_identity, defense.purifier_identity, images, self.seed]
+        if defense.is_approximated:  # named here alone, so that the answers of all others stay as they are
+            inputs.append("identity backward")
         return digest([VERSION, *inputs, self.count, self.norm, self.eps, self.draws])
 
     @property

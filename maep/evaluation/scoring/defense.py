@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from maep.attacks.reseeding import is_random
-from maep.attacks.threat_models import ThreatModel, ZeroGradient, target_of_defended
+from maep.attacks.threat_models import StraightThrough, ThreatModel, ZeroGradient, target_of_defended
 from maep.config.schema import EvaluationSettings
 from maep.evaluation.scoring.reduced_model import SurrogateSettings
 from maep.models.defended import DefendedClassifier
@@ -67,6 +67,11 @@ class Defense:
         return self.classifier if self.defended is None else self.defended
 
     @property
+    def is_approximated(self) -> bool:
+        """Whether adaptive attackers take the purifier for the identity backward: it says that it has no gradient."""
+        return isinstance(self.purifier, Purifier) and not self.purifier.is_differentiable
+
+    @property
     def is_undefended(self) -> bool:
         """Whether there is a classifier alone."""
         return self.defended is None and isinstance(self.purifier, nn.Identity)
@@ -95,8 +100,9 @@ class Targets:
     def exact(self, attacker: ThreatModel, draws: int | None = None) -> nn.Module:
         """The model that an attacker attacks, [N, 3, H, W] in [0,1] → logits [N, C].
 
-        draws: of a random purifier; default: as many as configured. Where the defense gives no gradient, the model
-        has one of zeros, so that gradient attacks can be run on it.
+        draws: of a random purifier; default: as many as configured. A kind of purifier that says that it has no
+        gradient is the identity backward; any other defense that gives none has one of zeros, so that gradient attacks
+        can be run on it.
         """
         return self._of(self.defense.purifier, self.defense.classifier, self.defense.defended, attacker, draws)
 
@@ -123,6 +129,8 @@ class Targets:
         draws: int | None,
     ) -> nn.Module:
         draws = self.draws if draws is None else draws
+        if self.defense.is_approximated:
+            purifier = StraightThrough(purifier)
         if defended is None or not attacker.uses_purifier:
             model = attacker.target(purifier, classifier, draws)
         else:

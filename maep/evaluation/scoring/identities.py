@@ -7,7 +7,7 @@ finished. What is in the dictionaries here must not change, or everything that w
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
-from maep.attacks.threat_models import Adaptive, AdaptiveEot, BlackBox, Oblivious, threat_model
+from maep.attacks.threat_models import Adaptive, AdaptiveEot, BlackBox, Bpda, Oblivious, threat_model
 from maep.config.schema import EvaluationSettings
 from maep.evaluation.scoring.chunk_record import CONTENT
 from maep.evaluation.scoring.reduced_model import SurrogateSettings
@@ -22,6 +22,7 @@ ATTACK_CONTENT = 1
 class EvaluationIdentity:
     """All that decides what an evaluation makes. classifier, purifier, images: identities; available: how many images
     the set has. is_random: the purified classifier draws random numbers. is_undefended: there is no purifier.
+    is_approximated: adaptive attackers take the purifier for the identity backward.
     """
 
     settings: EvaluationSettings
@@ -32,14 +33,18 @@ class EvaluationIdentity:
     available: int
     is_random: bool
     is_undefended: bool
+    is_approximated: bool = False
 
     def attack_task(self, task: Task) -> Task:
-        """The task whose adversarial images a task uses: without randomness, EOT's are the adaptive ones; without a
-        purifier, what attacks the purified classifier attacks the classifier.
+        """The task whose adversarial images a task uses: without randomness, EOT's are the adaptive ones; of a purifier
+        that is the identity backward the adaptive ones are BPDA's; without a purifier, what attacks the purified
+        classifier attacks the classifier.
         """
         threat = task.threat_model
         if threat == AdaptiveEot.name and not self.is_random:
             threat = Adaptive.name
+        if threat == Adaptive.name and self.is_approximated:
+            threat = Bpda.name
         if threat in (Adaptive.name, BlackBox.name) and self.is_undefended:
             threat = Oblivious.name
         return replace(task, threat_model=threat)

@@ -35,6 +35,7 @@ class VerifiedFiles(Document):
     """
 
     SELF_CHECKED: ClassVar[bool] = True
+    DIGEST_SINCE: ClassVar[int | None] = 1
 
     manifest: str
     stamps: Mapping[str, str] = field(default_factory=dict)

@@ -25,7 +25,9 @@ class StageRecord(Document):
     steps at which a longer schedule took over, in a training that was made longer.
     """
 
+    FORMAT: ClassVar[int] = 2  # 1 may lack its digest
     SELF_CHECKED: ClassVar[bool] = True
+    DIGEST_SINCE: ClassVar[int | None] = 2
     DIGEST_WITH: ClassVar[str] = "continued"
 
     settings: dict[str, Any] = field(default_factory=dict)

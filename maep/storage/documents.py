@@ -34,12 +34,14 @@ class Document:
     """Base of all documents. FORMAT: of what is written. VERSION_KEY: the entry that carries it.
 
     SELF_CHECKED: whether its file carries a digest of its own content, so that one that was edited is not believed.
-    DIGEST_WITH: an entry that came with that digest or later: a file that has the one and lacks the other was edited.
+    DIGEST_SINCE: the format from which on every file carries it; DIGEST_WITH: an entry that came with it or later,
+    within an older format. A file that has the one and lacks the other was edited.
     """
 
     FORMAT: ClassVar[int] = 1
     VERSION_KEY: ClassVar[str] = "format"
     SELF_CHECKED: ClassVar[bool] = False
+    DIGEST_SINCE: ClassVar[int | None] = None
     DIGEST_WITH: ClassVar[str] = ""
 
     @classmethod
@@ -63,12 +65,21 @@ class Document:
             raise NewerFormat(f"{source}: format {version}; this version of maep reads up to {cls.FORMAT}: update maep")
         entries = cls.upgrade(value, version) if version < cls.FORMAT else value
         document = read_fields(cls, entries, str(source))
-        if cls.SELF_CHECKED and not (_is_own_digest(value) if CONTENT in value else cls.DIGEST_WITH not in value):
-            differs = f"the SHA-256 of its content differs from its {CONTENT}"
-            why = differs if CONTENT in value else f"it has {cls.DIGEST_WITH!r}, but its {CONTENT} was taken out"
+        if cls.SELF_CHECKED and (why := cls._edited(value, version)):
             fail(f"{source}: altered since it was written ({why}); remove it, and the command that wrote it makes it "
                  "again")  # fmt: skip
         return document
+
+    @classmethod
+    def _edited(cls, value: Mapping[str, Any], version: int) -> str:
+        """What shows that a file with these entries was edited; "" if nothing does."""
+        if CONTENT in value:
+            return "" if _is_own_digest(value) else f"the SHA-256 of its content differs from its {CONTENT}"
+        if cls.DIGEST_SINCE is not None and version >= cls.DIGEST_SINCE:
+            return f"it is of format {version}, but its {CONTENT} was taken out"
+        if cls.DIGEST_WITH and cls.DIGEST_WITH in value:
+            return f"it has {cls.DIGEST_WITH!r}, but its {CONTENT} was taken out"
+        return ""
 
     @classmethod
     def read(cls, path: Path) -> Self:

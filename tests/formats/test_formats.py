@@ -1,6 +1,8 @@
 """What older versions wrote loads with this one: purifiers, checkpoints, shards, records, whole runs."""
 
+import json
 import tarfile
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
@@ -11,13 +13,17 @@ from torch import Tensor
 from maep import load_purifier
 from maep.config.load import load_settings
 from maep.data.shards import find_shard_sets, shard_problems
+from maep.evaluation.reporting.report import read_results
+from maep.evaluation.scoring.chunk_record import ChunkRecord
 from maep.launch.cluster.job_records import read_records, stage_folder
 from maep.launch.monitor.failures import failures_of, first_killed
 from maep.launch.monitor.logs import show_logs
 from maep.launch.monitor.status import print_status
 from maep.pipeline.execution import run_pipeline, unfinished_stages
+from maep.pipeline.stage_records import StageRecord
 from maep.runtime.errors import UserError
 from maep.storage.atomic import read_json, write_json
+from maep.storage.documents import CONTENT
 
 FORMATS = sorted(path.parent.name for path in Path(__file__).parent.glob("*/artefacts.tar.gz"))
 
@@ -80,6 +86,24 @@ def test_an_edited_record_of_a_finished_run_is_refused(artefacts: Path, stage: s
     with pytest.raises(UserError, match="not all as it was when stage evaluate finished"):
         run_pipeline(load_settings("run/config.yaml"), stage, lambda name, _: pytest.fail(f"{name} was launched"))
     assert (artefacts / "run" / "report.json").read_bytes() == before
+
+
+def test_records_of_format_1_make_the_same_report(tmp_path: Path) -> None:
+    """Plans, checks, costs and records; one whose digest was taken out had it then, as its keys tell."""
+    with tarfile.open(Path(__file__).parent / "1" / "records.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    run = tmp_path / "run"
+    results = read_results(load_settings(str(run / "config.yaml")), run / "evaluation")
+    rows = json.loads(json.dumps([row.result.to_json() for result in results for row in result.rows]))
+    expected = read_json(run / "report.json")["results"]
+    key = itemgetter("purifier", "threat_model", "attack")
+    assert sorted(rows, key=key) == sorted(expected, key=key)
+    assert all(StageRecord.read(path).finished for path in (run / "stages").glob("*.json"))
+    record = run / "evaluation" / "lora" / "oblivious" / "pgd-2-Linf-0.0156863" / "chunk-0001.json"
+    entries = read_json(record)
+    del entries[CONTENT]
+    with pytest.raises(UserError, match=r"chunk-0001\.json: altered since"):
+        ChunkRecord.from_json(entries, record)
 
 
 def without_new(row: dict[str, object], old: dict[str, object]) -> dict[str, object]:

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -140,24 +141,24 @@ def again(problem: Problem, run: Path, stage: str, *more: str) -> None:
     run_pipeline(settings, stage, lambda name, _: pytest.fail(f"{name} was launched"))
 
 
-def edit(record: Path, *, keep_digest: bool) -> None:
+def edit(record: Path, taken_out: Sequence[str]) -> None:
     """Every image of a chunk was defended: what somebody who wants a better number writes."""
     entries = json.loads(record.read_text())
     entries["predictions"]["defended_adversarial"] = entries["labels"]
-    if not keep_digest:
-        del entries[CONTENT]
+    for name in taken_out:
+        del entries[name]
     record.write_text(json.dumps(entries))
 
 
-@pytest.mark.parametrize("keep_digest", [True, False])
+@pytest.mark.parametrize("taken_out", [(), (CONTENT,), (CONTENT, "keys")], ids=["nothing", "digest", "and keys"])
 def test_an_edited_record_of_a_finished_run_is_refused(
-    problem: Problem, finished: Path, tmp_path: Path, keep_digest: bool
+    problem: Problem, finished: Path, tmp_path: Path, taken_out: tuple[str, ...]
 ) -> None:
     """By every stage that would take it over, also under a changed setting; once it is removed, it is made again."""
     run = copy(finished, tmp_path / "run")
     before, report = results(run), (run / "report.json").read_bytes()
     record = run / "evaluation" / "pretrained" / "oblivious" / "fgsm-Linf-0.12549" / "chunk-0001.json"
-    edit(record, keep_digest=keep_digest)
+    edit(record, taken_out)
     for stage, *more in (("report",), ("all",), ("evaluate",), ("all", "evaluation.adaptive_images=5")):
         with pytest.raises(UserError, match=r"fgsm-Linf-0\.12549/chunk-0001\.json: altered since"):
             again(problem, run, stage, *more)

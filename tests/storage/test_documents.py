@@ -57,6 +57,13 @@ class CheckedWithParts(Checked):
     DIGEST_WITH = "parts"
 
 
+class CheckedSince(Checked):
+    """One whose format 2 never was without a digest."""
+
+    FORMAT = 2
+    DIGEST_SINCE = 2
+
+
 CHECKED = Checked("a", {10: 0.25, 9: 1.0}, (Part("b", 0.5), Part("c", 1)))
 
 
@@ -98,6 +105,11 @@ def test_a_digest_is_not_taken_out() -> None:
         CheckedWithParts.from_json(entries, "a.json")
     del entries["parts"]
     assert CheckedWithParts.from_json(entries, "a.json").parts == ()
+    assert CheckedSince.from_json(entries, "a.json").parts == (), "format 1 may lack it"
+    with pytest.raises(
+        UserError, match=rf"a\.json: altered since it was written \(it is of format 2, but its {CONTENT} was taken out"
+    ):
+        CheckedSince.from_json({**entries, "format": 2}, "a.json")
 
 
 def test_a_document_is_read_as_it_was_written(tmp_path: Path) -> None:

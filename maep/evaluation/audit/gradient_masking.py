@@ -91,7 +91,9 @@ class CheckAnswers:
 class CheckRecord(Document):
     """checks.json. identity: of the questions; classifier, purifier: identities of who was asked."""
 
+    FORMAT: ClassVar[int] = 2  # 1 may lack its digest
     SELF_CHECKED: ClassVar[bool] = True
+    DIGEST_SINCE: ClassVar[int | None] = 2
 
     identity: str
     classifier: str
@@ -101,12 +103,14 @@ class CheckRecord(Document):
     @classmethod
     def upgrade(cls, entries: dict[str, Any], version: int) -> dict[str, Any]:
         """Format 0 had the answers beside the identities."""
-        return {**entries, "answers": entries}
+        return {**entries, "answers": entries} if version == 0 else entries
 
 
 @dataclass(frozen=True)
 class CheckHead(Document):
     """What tells whose a checks.json is, whatever else is in it."""
+
+    FORMAT: ClassVar[int] = CheckRecord.FORMAT
 
     identity: str = ""
     classifier: str = ""

@@ -58,7 +58,9 @@ class PurificationCost:
 class CostRecord(Document):
     """purifying.json. identity: of the measurement; purifier: identity of the purifier."""
 
+    FORMAT: ClassVar[int] = 2  # 1 may lack its digest
     SELF_CHECKED: ClassVar[bool] = True
+    DIGEST_SINCE: ClassVar[int | None] = 2
 
     identity: str
     purifier: str
@@ -67,12 +69,14 @@ class CostRecord(Document):
     @classmethod
     def upgrade(cls, entries: dict[str, Any], version: int) -> dict[str, Any]:
         """Format 0 had the cost beside the identities."""
-        return {**entries, "cost": entries}
+        return {**entries, "cost": entries} if version == 0 else entries
 
 
 @dataclass(frozen=True)
 class CostHead(Document):
     """What tells whether a purifying.json is this measurement's, whatever else is in it."""
+
+    FORMAT: ClassVar[int] = CostRecord.FORMAT
 
     identity: str = ""
     purifier: str = ""

@@ -25,6 +25,8 @@ class RecordHead(Document):
     identity: digest of depends_on, which is all that the record depends on.
     """
 
+    FORMAT: ClassVar[int] = 2
+
     identity: str = ""
     depends_on: Mapping[str, object] = field(default_factory=dict)
 
@@ -40,7 +42,9 @@ class ChunkRecord(Document):
     draws: of a random purifier, further predictions on the adversarial images, one list a draw. keys: `image_keys`.
     """
 
+    FORMAT: ClassVar[int] = RecordHead.FORMAT  # 1 may lack its digest
     SELF_CHECKED: ClassVar[bool] = True
+    DIGEST_SINCE: ClassVar[int | None] = 2
     DIGEST_WITH: ClassVar[str] = "keys"
 
     identity: str

@@ -44,7 +44,9 @@ class Plan(Document):
     planned. warnings: AutoAttack's, of its questions to the model before it was attacked.
     """
 
+    FORMAT: ClassVar[int] = 2  # 1 may lack its digest
     SELF_CHECKED: ClassVar[bool] = True
+    DIGEST_SINCE: ClassVar[int | None] = 2
 
     settings: str
     classifier: str

@@ -21,6 +21,7 @@ class Subject(Document):
     """
 
     SELF_CHECKED: ClassVar[bool] = True
+    DIGEST_SINCE: ClassVar[int | None] = 1
 
     classifier: str
     purifier: str

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markupsafe import escape
 from rich.console import Console
 
 from maep.config.schema import Settings
 from maep.data.shards import ShardSet
-from maep.evaluation.audit.findings import WorstCase
+from maep.evaluation.audit.findings import ALARM, WorstCase
 from maep.evaluation.reporting import report as report_module
 from maep.evaluation.reporting.curves import read_metrics
 from maep.evaluation.reporting.provenance import environment, git_state
 from maep.evaluation.reporting.report import build_report, read_results, write_environment
 from maep.evaluation.reporting.report_document import Report
-from maep.evaluation.reporting.report_page import _stood
+from maep.evaluation.reporting.report_page import _stood, render_page
 from maep.evaluation.reporting.terminal_table import terminal_table
 from maep.evaluation.scoring.defense import Defense
 from maep.evaluation.scoring.evaluation import Evaluation
@@ -240,6 +241,24 @@ def test_the_verdict_repeats_every_alarm(settings: Settings, reported: dict[str,
         assert re.findall(r'<li class="alarm">([^:]*):', section) == alarms
         assert ("Alarms: none" in section) == (not alarms)
         assert "No attacker who knows" not in section
+
+
+def test_the_verdict_opens_with_what_set_off_an_alarm(settings: Settings) -> None:
+    """Each by its check and its text, for the purifier whose it is; the other's has none."""
+    *others, last = read_results(settings, Path(settings.run.dir) / "evaluation")
+    flat = tuple(replace(point, loss=9.0 - number) for number, point in enumerate(last.checks.against_eps))
+    last = replace(last, checks=replace(last.checks, against_eps=(replace(flat[0], accuracy=90.0), *flat[1:])))
+    alarms = [finding for finding in last.findings if finding.level == ALARM]
+    assert "loss against eps" in [finding.check for finding in alarms]
+    results = [*others, last]
+    rows = [row for result in results for row in result.rows]
+    page = render_page(settings, results, rows, {}, [], environment(["test"]), "")
+    *_, section = re.findall(r'(?s)<section class="opening alarms">.*?</section>', page)
+    assert re.findall(r'<li class="alarm">(.*?): (.*)</li>', section) == [
+        (finding.check, str(escape(finding.text))) for finding in alarms
+    ]
+    assert f"{len(alarms)} alarm" in section
+    assert "Alarms: none" not in section
 
 
 def test_what_guessing_reaches_is_called_so() -> None:

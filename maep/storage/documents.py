@@ -171,7 +171,9 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         return _union(arguments, value, where)
     if origin is Literal:
-        return value if value in arguments else _wrong(where, value, f"one of {', '.join(map(str, arguments))}")
+        return (
+            value if _is_one_of(value, arguments) else _wrong(where, value, f"one of {', '.join(map(str, arguments))}")
+        )
     if origin in (list, tuple):
         return _sequence(origin, arguments, value, where)
     if origin in (dict, Mapping):
@@ -183,6 +185,11 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
             return hint.from_json(value, where)
         return read_fields(hint, value, where) if isinstance(value, dict) else _wrong(where, value, "an object")
     return _scalar(hint, value, where)
+
+
+def _is_one_of(value: Any, choices: tuple[Any, ...]) -> bool:
+    """Of the same type, too: to Python 1 and 1.0 are equal to true."""
+    return any(type(value) is type(choice) and value == choice for choice in choices)
 
 
 def _union(choices: tuple[Any, ...], value: Any, where: str) -> Any:

@@ -72,6 +72,7 @@ def test_a_config_is_held_to_the_ranges_of_the_settings(
         ({"target_modules": "(a+)+$"}, "target_modules"),
         ({"megatron_config": {"a": 1}}, "megatron_config"),
         ({"init_lora_weights": "eva"}, "init_lora_weights"),
+        ({"init_lora_weights": 1}, "init_lora_weights=1: expected one of True, False, gaussian"),
         ({"peft_type": "PREFIX_TUNING"}, "peft_type"),
         ({"peft_type": []}, "peft_type"),
         ({"target_modules": ["(a+)+$"]}, "target_modules"),

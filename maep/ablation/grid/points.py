@@ -48,6 +48,14 @@ def settings_identity(settings: Settings) -> str:
     return digest(decisive_settings(settings, "point"))
 
 
+def as_point(settings: Settings) -> Settings:
+    """The settings with the run directory and name of the point that they are."""
+    identity = settings_identity(settings)
+    # 16 hex digits keep paths short; that two of a million points share them has probability 3e-8.
+    place = f"{settings.run.cache}/points/{identity[:16]}"
+    return replace(settings, run=replace(settings.run, name=f"point-{identity[:8]}", dir=place))
+
+
 def expand(sweep: Sweep, overrides: Sequence[str] = ()) -> list[Point]:
     """All points, seeds innermost, each resolved and validated.
 
@@ -132,9 +140,7 @@ def _point(
         identity = settings_identity(settings)
     except UserError as error:
         fail(f"{file}: {', '.join(names) or 'every point'}: {error}")
-    # 16 hex digits keep paths short; that two of a million points share them has probability 3e-8.
-    run = replace(settings.run, name=f"point-{identity[:8]}", dir=f"{settings.run.cache}/points/{identity[:16]}")
-    return Point(names, seed, replace(settings, run=run), identity)
+    return Point(names, seed, as_point(settings), identity)
 
 
 def _with_source_words(settings: Mapping[str, Any], overrides: Sequence[str]) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from maep.ablation.grid.halving import Halving
 from maep.ablation.grid.points import Point
 from maep.ablation.grid.sweep import Sweep
+from maep.ablation.running.moved_images import take_over_point
 from maep.ablation.running.overhead import OverheadTimer
 from maep.ablation.running.point_records import (
     PointRecord,
@@ -145,6 +146,7 @@ def run_point(sweep: Sweep, point: Point, launch: Launcher, until: int | None = 
 def _run_pipeline(sweep: Sweep, point: Point, launch: Launcher, until: int | None) -> PointState:
     """Run all stages, or as far as the rung; how the point stands then."""
     pretrain = replace(point.settings.pretrain, pause_at=until)
+    take_over_point(point.settings, launch)
     try:
         run_pipeline(replace(point.settings, pretrain=pretrain), "all", reusing_pretraining(launch))
     except Paused:

@@ -31,7 +31,8 @@ from maep.runtime.device import prepare_device
 if {prepared}:
     compute = load_settings(None, ["compute.device=cpu"]).compute
     prepare_device(compute)
-torch.ones(2**24)
+for _ in range(3):  # until the heap is as large as it gets
+    torch.ones(2**24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
     torch.ones(2**24)

@@ -128,10 +128,12 @@ def test_of_many_takers_one_gets_it(tmp_path: Path, stale: bool) -> None:
 def work_on(directory: Path, first: int, die_in: str) -> None:
     units = [f"u{number % 12:02d}" for number in range(first, first + 12)]
     with Claims(directory / "claims", TIMEOUT) as claims:
-        for unit in claims.shared(units, lambda unit: (directory / unit).exists()):
+        for number, unit in enumerate(claims.shared(units, lambda unit: (directory / unit).exists())):
+            (directory / f"began-{number}-{first}").touch()
+            while number < 2 and len(list(directory.glob(f"began-{number}-*"))) < 3:
+                time.sleep(0.01)  # however late it is started, each worker gets its first two units
             if unit == die_in:
                 os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(0.02)
             with (directory / unit).open("a") as file:
                 file.write(f"{first}\n")
 

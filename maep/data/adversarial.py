@@ -29,7 +29,7 @@ from maep.data.images.build import clean_split
 from maep.data.overlap import in_order
 from maep.data.shard_manifest import AdversarialManifest, ShardEntry
 from maep.data.shards import ShardSet, ShardWriter, index_of, seal_shard_set, to_float
-from maep.data.verification import HashedFiles
+from maep.data.verification import HashedFiles, stamp_of
 from maep.models.classifiers import classifier_identity, load_classifier
 from maep.runtime.console import progress_bar, say
 from maep.runtime.device import prepare_device, upload
@@ -239,6 +239,7 @@ class ShardAttack:
         self.identity = attack_identity(self.settings, self.seed, self.clean, self.classifier)
         self.shards = self.clean.manifest.shards
         self._hashed = HashedFiles(self.path, self.identity)
+        self._records: dict[str, tuple[str, AttackRecord]] = {}
 
     def run(self, worker: tuple[int, int], shared: bool) -> None:
         """Make what is missing of a worker's share, or of all; seal the set if it is complete then."""
@@ -272,17 +273,30 @@ class ShardAttack:
             names = claims.shared(list(by_name), lambda name: self._is_finished(by_name[name]))
             yield (by_name[name] for name in names)
 
-    def _record(self, shard: ShardEntry) -> Path:
+    def _record_path(self, shard: ShardEntry) -> Path:
         return (self.path / shard.name).with_suffix(".attack.json")
+
+    def _record(self, shard: ShardEntry) -> AttackRecord | None:
+        """The record of a shard, if there is one; read once as long as its file keeps its stamp.
+
+        A worker asks at its start, at each claim and before the set is sealed: of a thousand shards, thousands of times.
+        """
+        path = self._record_path(shard)
+        if not path.is_file():
+            return None
+        stamp = stamp_of(path.stat())
+        before, record = self._records.get(shard.name, ("", None))
+        if record is None or before != stamp:
+            record = AttackRecord.read(path)
+            self._records[shard.name] = stamp, record
+        return record
 
     def _is_finished(self, shard: ShardEntry) -> bool:
         """Whether a shard exists, whole, and is of this attack."""
-        path, tar = self._record(shard), self.path / shard.name
-        if not path.is_file():
+        record, tar = self._record(shard), self.path / shard.name
+        if record is None or record.identity != self.identity:
             return False
-        record = AttackRecord.read(path)
-        names = (tar.name, index_of(tar).name)
-        return record.identity == self.identity and all(self._hashed.has(n, record.files.get(n, "")) for n in names)
+        return all(self._hashed.has(name, record.files.get(name, "")) for name in (tar.name, index_of(tar).name))
 
     def _make(self, shard: ShardEntry) -> Iterator[Outcome]:
         """Attack one shard in batches; its record is written after both of its files.
@@ -303,7 +317,7 @@ class ShardAttack:
                 total += outcome
                 yield outcome
         files = {path.name: self._hashed.sha256(path.name) for path in (tar, index_of(tar))}
-        AttackRecord(self.identity, files, total).write(self._record(shard))
+        AttackRecord(self.identity, files, total).write(self._record_path(shard))
         self._hashed.keep()
 
     def _decoded(self, indices: range) -> "_Batch":
@@ -345,10 +359,10 @@ class ShardAttack:
         """Write the manifest when every shard is there; with several workers, whoever comes last does."""
         with one_at_a_time(self.path):
             missing = [shard.name for shard in self.shards if not self._is_finished(shard)]
-            if missing:
+            records = [record for shard in self.shards if (record := self._record(shard))]
+            if missing or len(records) < len(self.shards):
                 say(f"attack: this worker is done; {len(missing)} of {len(self.shards)} shards are left to others")
                 return
-            records = [AttackRecord.read(self._record(shard)) for shard in self.shards]
             total = sum((record.outcome for record in records), Outcome())
             hashed = {name: sha256 for record in records for name, sha256 in record.files.items()}
             seal_shard_set(self.path, self._manifest(total), hashed=hashed)

@@ -5,6 +5,11 @@ import json
 from typing import Any
 
 
+def canonical(value: Any) -> str:
+    """A JSON-able value as the one text that has its digest: keys in order, no spaces, ASCII."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
 def digest(value: Any) -> str:
     """SHA-256 of a JSON-able value in canonical form, as 64 hex digits."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(canonical(value).encode()).hexdigest()

@@ -6,6 +6,7 @@ one is refused by name; how an older one is read is the class's own business (`u
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import types
@@ -16,9 +17,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from maep.config.implementations import names_of
-from maep.runtime.digests import digest
+from maep.runtime.digests import canonical, digest
 from maep.runtime.errors import UserError, fail
-from maep.storage.atomic import read_json, write_json
+from maep.runtime.plain_files import read_bytes
+from maep.storage.atomic import atomic_file, read_json, write_json
+from maep.storage.json_files import LIMIT, parse_json
 
 T = TypeVar("T")
 CONTENT = "content_sha256"  # the entry with a document's own digest; absent in files from before there was one
@@ -34,6 +37,7 @@ class Document:
     """Base of all documents. FORMAT: of what is written. VERSION_KEY: the entry that carries it.
 
     SELF_CHECKED: whether its file carries a digest of its own content, so that one that was edited is not believed.
+    COMPACT: whether that digest is, but for itself, of the file's bytes: for documents that are read by the thousand.
     DIGEST_SINCE: the format from which on every file carries it; DIGEST_WITH: an entry that came with it or later,
     within an older format. A file that has the one and lacks the other was edited.
     """
@@ -41,6 +45,7 @@ class Document:
     FORMAT: ClassVar[int] = 1
     VERSION_KEY: ClassVar[str] = "format"
     SELF_CHECKED: ClassVar[bool] = False
+    COMPACT: ClassVar[bool] = False
     DIGEST_SINCE: ClassVar[int | None] = None
     DIGEST_WITH: ClassVar[str] = ""
 
@@ -56,6 +61,14 @@ class Document:
         Raises UserError, naming source and entry, for a missing entry, or a wrong type or range; for a newer format a
         NewerFormat, which is one too. Entries that this version does not know are left out.
         """
+        return cls.parsed(value, b"", source)
+
+    @classmethod
+    def parsed(cls, value: object, content: bytes, source: str | Path) -> Self:
+        """As `from_json`; content: the bytes that `value` was parsed from, whose digest is checked if they are at hand.
+
+        Raises as `from_json`.
+        """
         if not isinstance(value, dict):
             fail(f"{source}: expected a JSON object, found {_kind(value)}")
         version = value.get(cls.VERSION_KEY, 0)
@@ -65,16 +78,16 @@ class Document:
             raise NewerFormat(f"{source}: format {version}; this version of maep reads up to {cls.FORMAT}: update maep")
         entries = cls.upgrade(value, version) if version < cls.FORMAT else value
         document = read_fields(cls, entries, str(source))
-        if cls.SELF_CHECKED and (why := cls._edited(value, version)):
+        if cls.SELF_CHECKED and (why := cls._edited(value, content, version)):
             fail(f"{source}: altered since it was written ({why}); remove it, and the command that wrote it makes it "
                  "again")  # fmt: skip
         return document
 
     @classmethod
-    def _edited(cls, value: Mapping[str, Any], version: int) -> str:
-        """What shows that a file with these entries was edited; "" if nothing does."""
+    def _edited(cls, value: Mapping[str, Any], content: bytes, version: int) -> str:
+        """What shows that a file with these entries, in these bytes if they are at hand, was edited; "" if nothing."""
         if CONTENT in value:
-            return "" if _is_own_digest(value) else f"the SHA-256 of its content differs from its {CONTENT}"
+            return "" if _is_own_digest(value, content) else f"the SHA-256 of its content differs from its {CONTENT}"
         if cls.DIGEST_SINCE is not None and version >= cls.DIGEST_SINCE:
             return f"it is of format {version}, but its {CONTENT} was taken out"
         if cls.DIGEST_WITH and cls.DIGEST_WITH in value:
@@ -84,7 +97,10 @@ class Document:
     @classmethod
     def read(cls, path: Path) -> Self:
         """From a file. Raises UserError as `from_json`, and for a file that is missing or not JSON."""
-        return cls.from_json(read_json(path), path)
+        if not cls.COMPACT:
+            return cls.from_json(read_json(path), path)
+        content = read_bytes(path, LIMIT)
+        return cls.parsed(parse_json(content, path), content, path)
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object, the version first."""
@@ -97,19 +113,33 @@ class Document:
 
     def write(self, path: Path) -> None:
         """Commit it under `path`."""
-        write_json(path, self.to_file())
+        if not self.COMPACT:
+            return write_json(path, self.to_file())
+        with atomic_file(path) as temporary:
+            temporary.write_text(canonical(as_read(self.to_file())) + "\n")
+
+
+def as_read(entries: Mapping[str, Any]) -> Any:
+    """Entries as a reader of their file sees them: every key is text, which decides the canonical order."""
+    return json.loads(json.dumps(entries))
 
 
 def content_digest(entries: Mapping[str, Any]) -> str:
     """SHA-256, as 64 hex digits, of what a document says, however its file is laid out."""
-    content = {name: value for name, value in entries.items() if name != CONTENT}
-    return digest(json.loads(json.dumps(content)))  # as a reader sees it: every key is text, which decides the order
+    return digest(as_read({name: value for name, value in entries.items() if name != CONTENT}))
 
 
-def _is_own_digest(entries: Mapping[str, Any]) -> bool:
-    """Whether the digest that a document carries is that of its content; what was read as JSON need not be again."""
-    content = {name: value for name, value in entries.items() if name != CONTENT}
-    return entries[CONTENT] == digest(content) or entries[CONTENT] == content_digest(entries)
+def _is_own_digest(entries: Mapping[str, Any], content: bytes) -> bool:
+    """Whether the digest that a document carries is that of its content.
+
+    content: the file's bytes, or none. Where they are in canonical form, nothing is encoded again, which would take
+    longer than all else of reading a record.
+    """
+    own = entries[CONTENT]
+    if content and hashlib.sha256(content.strip().replace(f'"{CONTENT}":"{own}",'.encode(), b"", 1)).hexdigest() == own:
+        return True
+    values = {name: value for name, value in entries.items() if name != CONTENT}
+    return own == digest(values) or own == content_digest(entries)  # what was read as JSON need not be read so again
 
 
 # Both asked once a class: a shard set's manifest can have tens of thousands of entries, read before every start.

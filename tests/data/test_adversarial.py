@@ -26,7 +26,7 @@ from maep.cli.shard_commands import worker
 from maep.config.load import load_settings
 from maep.config.schema import Settings
 from maep.data import adversarial, verification
-from maep.data.adversarial import ShardAttack, distances, make_adversarial_shards, quantise
+from maep.data.adversarial import AttackRecord, ShardAttack, distances, make_adversarial_shards, quantise
 from maep.data.adversarial_set import adversarial_path, check_adversarial
 from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import clean_shards_path
@@ -169,6 +169,22 @@ def test_a_shard_is_hashed_once(
     assert sorted(shards) == sorted(name for name in contents(made) if name.endswith((".tar", ".index.json")))
     assert shard_problems(path) == [f"{damaged}: altered (SHA-256 differs from its manifest)"]
     assert (path / "manifest.json").read_bytes() == (made / "manifest.json").read_bytes()
+
+
+def test_a_finished_shards_record_is_read_once(
+    attackable: list[str], made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a worker that starts, looks at each claim, and seals the set, though it asks four times."""
+    settings = settings_of(attackable, tmp_path)
+    path = make_adversarial_shards(settings)
+    for missing in ("manifest.json", "shard-00001.tar"):
+        (path / missing).unlink()
+    reads = list[str]()
+    read = AttackRecord.read
+    monkeypatch.setattr(AttackRecord, "read", lambda path: reads.append(path.name) or read(path))
+    make_adversarial_shards(settings)
+    again = ["shard-00001.attack.json"]  # it was made anew
+    assert sorted(reads) == sorted([name for name in contents(made) if name.endswith(".attack.json")] + again)
 
 
 def test_finished_shards_are_left_alone(attackable: list[str], made: Path) -> None:

@@ -10,8 +10,9 @@ from maep.data.verification import stamp_of
 from maep.evaluation.scoring.plan import Plan
 from maep.evaluation.scoring.tasks import Task
 from maep.runtime.errors import fail
-from maep.storage.atomic import read_json
+from maep.runtime.plain_files import read_bytes
 from maep.storage.documents import Document
+from maep.storage.json_files import LIMIT, parse_json
 
 # What a record says, as part of its identity: raising it makes all records again, from the same adversarial images.
 CONTENT = 3
@@ -44,6 +45,7 @@ class ChunkRecord(Document):
 
     FORMAT: ClassVar[int] = RecordHead.FORMAT  # 1 may lack its digest
     SELF_CHECKED: ClassVar[bool] = True
+    COMPACT: ClassVar[bool] = True
     DIGEST_SINCE: ClassVar[int | None] = 2
     DIGEST_WITH: ClassVar[str] = "keys"
 
@@ -106,10 +108,11 @@ def read_record(directory: Path, task: Task, identity: str) -> ChunkRecord | Non
     path = record_path(directory, task)
     if not path.is_file():
         return None
-    entries = read_json(path)
+    content = read_bytes(path, LIMIT)
+    entries = parse_json(content, path)
     if RecordHead.from_json(entries, path).identity != identity:
         return None
-    return ChunkRecord.from_json(entries, path)
+    return ChunkRecord.parsed(entries, content, path)
 
 
 def is_recorded(directory: Path, task: Task, identity: str) -> bool:

@@ -16,7 +16,8 @@ from maep.evaluation.scoring import chunk_record
 from maep.evaluation.scoring.chunk_record import ChunkRecord, is_recorded, read_record, record_path
 from maep.evaluation.scoring.plan import Plan
 from maep.runtime.errors import UserError
-from maep.storage.atomic import read_json
+from maep.runtime.plain_files import read_bytes
+from maep.storage import documents
 from maep.storage.documents import CONTENT, Document
 from tests.evaluation.small_evaluation import IMAGES, run, settings_for
 from tests.small import write_shards
@@ -93,6 +94,20 @@ def test_a_record_without_its_digest_is_refused(directory: Path, tmp_path: Path)
     assert ChunkRecord.read(changed(directory, name, tmp_path, **old)).keys == ()
 
 
+def test_a_records_digest_is_that_of_its_bytes(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is encoded again to check it; laid out otherwise it is the same record; one edited byte is noticed."""
+    written = directory / "oblivious/fgsm-Linf-0.1/chunk-0000.json"
+    record, text = ChunkRecord.read(written), written.read_text()
+    assert ChunkRecord.read(changed(directory, str(written.relative_to(directory)), tmp_path)) == record
+    (tmp_path / "edited.json").write_text(text.replace('"count":8', '"count":9'))
+    with pytest.raises(UserError, match=r"edited\.json: altered since it was written"):
+        ChunkRecord.read(tmp_path / "edited.json")
+    monkeypatch.setattr(documents, "digest", lambda value: pytest.fail("encoded again"))
+    assert ChunkRecord.read(written) == record
+
+
 def test_record_of_something_else_is_not_read_further(directory: Path) -> None:
     """Whatever is in it, a record with another identity is none of this evaluation's."""
     plan = Plan.read(directory / "plan.json")
@@ -106,7 +121,7 @@ def test_a_record_is_read_once(directory: Path, tmp_path: Path, monkeypatch: pyt
     copy = Path(shutil.copytree(directory, tmp_path / "copy"))
     (planned,) = Plan.read(copy / "plan.json").tasks
     path, reads = record_path(copy, planned.task), []
-    monkeypatch.setattr(chunk_record, "read_json", lambda path: reads.append(path) or read_json(path))
+    monkeypatch.setattr(chunk_record, "read_bytes", lambda *words: reads.append(words[0]) or read_bytes(*words))
     assert all(is_recorded(copy, planned.task, planned.identity) for _ in range(3))
     assert reads == [path]
     assert not is_recorded(copy, planned.task, "another")

@@ -18,6 +18,7 @@ from maep.attacks.attack_spec import AttackSpec
 from maep.attacks.gradient import attack
 from maep.benchmarks.bench_report import BenchRow
 from maep.benchmarks.device_clock import Work, busy_seconds, device_seconds_of, matmul_peak
+from maep.benchmarks.host_reads import host_reads
 from maep.config.implementations import OBJECTIVES
 from maep.config.schema import ComputeSettings, Settings, TrainSettings
 from maep.data.pairs import PairBatch, PairBatches, PairDataset, pair_loader
@@ -127,9 +128,21 @@ class ComputeBench:
             self._add(name, "images/s", _advance(trainer, same), self.batch, flops, variant)
             name = f"training, r = {ratio:g}, {variant}"
             self._add(name, "images/s", _advance(trainer, batches), self.batch, flops, variant)
+            if self.device == "cpu" and not variant.compile:  # there all tensors look alike, so each read is seen
+                self._waiting(trainer, next(batches))
         finally:
             batches.close()
             AcceleratorState._reset_state()  # the next variant may be of another precision, which it would refuse
+
+    def _waiting(self, trainer: Trainer, batch: PairBatch) -> None:
+        """How often a step waits for its device, and into how many pieces compiling cuts it."""
+        states = trainer.optimizer.optimizer.state.values()  # AdamW's counters are the host's own, as is the batch
+        with host_reads([batch.epochs, batch.indices, *(state["step"] for state in states)]) as reads:
+            trainer.advance(iter([batch]))
+        count = len(reads.calls)
+        self.rows.append(BenchRow("host reads a training step", count, "reads", "at most 1", count))
+        breaks = trainer.graph_breaks(batch)
+        self.rows.append(BenchRow("graph breaks a training step", breaks, "breaks", "none", breaks))
 
     def job(self, pairs: PairDataset, directory: Path, variant: Variant) -> TrainingJob:
         """A training of one batch a step, which never ends by itself. directory: for what it writes."""

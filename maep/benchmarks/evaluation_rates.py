@@ -1,11 +1,12 @@
 """What `maep bench-evaluation` measures of the evaluation on a machine.
 
 How much the driver adds to plain pyautoattack, what attacking a bf16 or compiled surrogate saves, what a second worker
-brings, what the cache of adversarial images saves for a second purifier, how near the purifier's forward on 49 tiles
-comes to the machine's matrix product, and the memory that purifying takes. Everything is compared with something
-measured in the same run.
+brings, what the cache of adversarial images saves for a second purifier, how long a report reads the records of a large
+test set, how near the purifier's forward on 49 tiles comes to the machine's matrix product, and the memory that
+purifying takes. Everything is compared with something measured in the same run.
 """
 
+import os
 import resource
 import statistics
 import subprocess
@@ -30,8 +31,11 @@ from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import build_shards, clean_split
 from maep.evaluation.audit.purification_cost import PeakMemory
 from maep.evaluation.reporting.provenance import environment
+from maep.evaluation.reporting.rows import combine
+from maep.evaluation.scoring.chunk_record import read_records, record_path
 from maep.evaluation.scoring.defense import Defense
 from maep.evaluation.scoring.evaluation import Evaluation, prepare
+from maep.evaluation.scoring.plan import PlannedTask, read_plan
 from maep.evaluation.scoring.reduced_model import SurrogateSettings
 from maep.evaluation.scoring.score import score_chunk
 from maep.evaluation.scoring.tasks import Task
@@ -48,6 +52,7 @@ FEW, MANY = 8, 32  # images purified: if memory grew with their number, four tim
 SURROGATES_BY = "pgd-20"  # the attack whose time is nearly all forward and backward passes
 ROUNDS = 3  # of both drivers in turn, for a median
 CHUNKS = 16  # for the two workers to share: the last one alone costs a sixteenth at most
+RECORDS, MERGE = 10_000, 10.0  # of chunks, as 50,000 images under a dozen attacks have; CPU seconds for all of them
 MORE = 4  # as many images for the workers as for the rest, so that starting and leaving count little
 PATIENCE = 6.0  # seconds of silence after which a worker counts as dead, and a fraction of it before one leaves
 
@@ -126,6 +131,22 @@ class Bench:
             seconds.append(timed(partial(_score_all, evaluation, tasks))[0])
         what = f"attacked {seconds[0]:.2f} s, from the cache {seconds[1]:.2f} s for {self.images} images"
         self.rows.append(Row("second purifier", what, seconds[0] / seconds[1], "at least 50"))
+
+    def merge(self, count: int = RECORDS) -> None:
+        """What a report does with the records of one combination: reads and checks all, and makes one row of them."""
+        evaluation = self.evaluation("merge")
+        (task, *_), directory = prepare(evaluation), evaluation.directory
+        score_chunk(evaluation, task, _ignore)
+        first, plan = record_path(directory, task), read_plan(self.settings, directory)
+        tasks = tuple(PlannedTask(replace(task, chunk=number), plan.tasks[0].identity) for number in range(count))
+        for planned in tasks[1:]:
+            os.link(first, record_path(directory, planned.task))  # the same bytes under all names
+        started = time.process_time()
+        ((folder, records),) = read_records(replace(plan, tasks=tasks), directory).items()
+        combine(self.settings, "random", plan, directory / folder, records)
+        seconds = time.process_time() - started
+        what = f"{seconds:.1f} s of CPU for {count:,} records of {task.count} images"
+        self.rows.append(Row("merge of records", what, seconds / MERGE, f"at most 1: {MERGE:g} s"))
 
     def surrogates(self) -> None:
         """PGD through purifier and classifier, attacking the model itself and its surrogates, once all is compiled."""
@@ -274,6 +295,7 @@ def measure(settings: Settings, images: int, budget: float, path: Path) -> int:
         bench.driver()
         bench.surrogates()
         bench.cache()
+        bench.merge()
         bench.workers()
     console.print(table(bench.rows))
     facts = {"schema": 1, "environment": environment(sys.argv), "images": images}

@@ -1,9 +1,10 @@
 """Measure reading at any size: `maep bench-loader [--shards 50,1000,10000] [--starts 50,1000] [--seconds 5]`.
 
 The same images in sets of more and more shards: what it takes to open them, to order them, to keep their indexes, and
-how many pairs a second they give; beside webdataset's sequential reading of the same shards; and the seconds from a
-process's start to its first training step. Rates are per second of CPU of one process, alternated, so that what else
-runs on the machine matters little. Writes run.dir/loader_bench.json.
+how many pairs a second they give, and how many images a build of shards writes; beside webdataset's sequential reading
+of the same shards, and its writing; the seconds from a process's start to its first training step, and of commands that
+have nothing to do. Rates are per second of CPU of one process, alternated, so that what else
+runs on the machine matters little. Writes run.dir/bench_loader.json.
 """
 
 import re
@@ -13,16 +14,21 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import webdataset
+from PIL import Image
 from rich.table import Table
 
 from maep.benchmarks.bench_report import BenchReport, BenchRow
-from maep.benchmarks.linked_sets import photographs, write_linked_set
+from maep.benchmarks.linked_sets import CLASSES, photographs, write_linked_set
 from maep.benchmarks.start_seconds import Starts
+from maep.config.load import load_settings
 from maep.config.schema import Settings, TrainSettings
 from maep.data.image_encoding import SUFFIXES
+from maep.data.images.build import build_shards
 from maep.data.order import sample_at
 from maep.data.pairs import PairDataset, pair_loader
 from maep.data.shards import ShardSet
@@ -30,7 +36,7 @@ from maep.evaluation.reporting.provenance import environment
 from maep.runtime.console import console
 from maep.runtime.errors import fail
 
-LOADER_BENCH = "loader_bench.json"
+LOADER_BENCH = "bench_loader.json"
 SHARD_IMAGES = 1000  # images a shard, as data.shard_images has it
 SIDE, PATCH, BATCH = 32, 2, 256  # CIFAR's, and the paper's purifier on it
 STREAMED = 4  # shards that webdataset reads in a round; it reads one like the other
@@ -68,6 +74,7 @@ class LoaderBench:
                 write_linked_set(path, n, self.images, encoding)
             sets = {n: self._opened(n, path, report=encoding == ENCODINGS[0]) for n, path in paths.items()}
             self._rates(encoding, sets, paths[self.sizes[0]])
+        self._building()
 
     def _add(self, name: str, rate: float, unit: str, limit: str, ratio: float) -> None:
         self.rows.append(BenchRow(name, rate, unit, limit, ratio))
@@ -119,6 +126,18 @@ class LoaderBench:
             count += len(next(batches).clean)
         return count / (time.process_time() - started)
 
+    def _building(self) -> None:
+        """Shards of a folder of PNG files, by the build stage and by webdataset's writer with Pillow, in turns."""
+        folder = write_folder(self.scratch / "images", self.images)
+        ours, theirs = list[float](), list[float]()
+        for number in range(ROUNDS):
+            scratch = self.scratch / f"built-{number}"
+            ours.append(len(self.images) / cpu_seconds(partial(build_with_maep, folder, scratch / "cache")))
+            theirs.append(len(self.images) / cpu_seconds(partial(build_with_webdataset, folder, scratch)))
+        rate, other = statistics.median(ours), statistics.median(theirs)
+        limit = f"webdataset.ShardWriter with Pillow {other:.0f} images/s"
+        self._add("shard build", rate, "images/s", limit, rate / other)
+
     def _streaming_rate(self, urls: list[str], encoding: str) -> float:
         """Of webdataset on the same shards, as its documentation reads them, decoding included."""
         samples = webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8").to_tuple(SUFFIXES[encoding], "cls")
@@ -126,6 +145,32 @@ class LoaderBench:
         while time.process_time() - started < self.budget / ROUNDS:
             count += sum(1 for _ in samples)
         return count / (time.process_time() - started)
+
+
+def write_folder(folder: Path, images: np.ndarray) -> Path:
+    """PNG files in a folder a class; returns the folder. images: uint8 [N, H, W, 3]."""
+    for index, image in enumerate(images):
+        path = folder / CLASSES[index % len(CLASSES)] / f"{index:06d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    return folder
+
+
+def build_with_maep(folder: Path, cache: Path) -> None:
+    """The build stage in this process: looks at all files first, checks each image, hashes what it writes."""
+    words = [
+        f"data.root={folder}", "data.format=folders", "data.test_fraction=0", f"data.image_size={SIDE}",
+        "data.workers=0", f"run.cache={cache}",
+    ]  # fmt: skip
+    build_shards(load_settings(None, words))
+
+
+def build_with_webdataset(folder: Path, target: Path) -> None:
+    """As its documentation has it: each file opened, decoded and encoded by Pillow."""
+    with webdataset.ShardWriter(str(target / "%05d.tar"), maxcount=SHARD_IMAGES, verbose=0) as writer:
+        for path in sorted(folder.glob("*/*.png")):
+            image = Image.open(path).convert("RGB")
+            writer.write({"__key__": path.stem, "png": image, "cls": int(path.parent.name)})
 
 
 def numbers(option: str, text: str) -> list[int]:
@@ -141,13 +186,14 @@ def measure(settings: Settings, sizes: Sequence[int], starts: Sequence[int], bud
     with tempfile.TemporaryDirectory(dir=".") as scratch:
         bench = LoaderBench(settings.run.seed, sizes, budget, Path(scratch))
         bench.run()
-        rows = [*bench.rows, *Starts(settings.run.seed, bench.images, Path(scratch)).rows(starts)]
+        timed = Starts(settings.run.seed, bench.images, Path(scratch))
+        rows = [*bench.rows, *timed.rows(starts), *timed.commands(starts[0])]
     report = BenchReport(environment(sys.argv), BATCH, tuple(rows), 0, settings.run.seed)
     return replace(report, seconds=time.perf_counter() - started)
 
 
 def show(settings: Settings, shards: str, starts: str, seconds: float) -> int:
-    """Run the measurements, print the table, write loader_bench.json; the sizes as the command line has them."""
+    """Run the measurements, print the table, write bench_loader.json; the sizes as the command line has them."""
     report = measure(settings, numbers("--shards", shards), numbers("--starts", starts), seconds)
     table = Table("what", "rate", "unit", "beside", "ratio")
     for row in report.rows:

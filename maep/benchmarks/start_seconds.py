@@ -1,6 +1,11 @@
-"""Seconds from a process's start to its first training step, with everything in place, on one core."""
+"""Seconds from a process's start to its first training step, with everything in place, on one core; and of commands.
+
+A command that has nothing to do, such as a run in which all is finished, should cost next to nothing.
+"""
 
 import os
+import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -20,7 +25,7 @@ from maep.config.schema import Settings
 from maep.data.adversarial import attack_identity
 from maep.data.shard_manifest import AdversarialManifest
 from maep.data.shards import ShardSet
-from maep.models.classifiers import classifier_identity, load_classifier
+from maep.models.classifiers import build_classifier, classifier_identity
 from maep.pipeline.execution import run_pipeline
 from maep.runtime.errors import fail
 from maep.runtime.exits import ExitCode
@@ -28,6 +33,8 @@ from maep.storage.atomic import atomic_file
 from maep.storage.tensor_files import save_file
 
 MOST = 15.0  # seconds: a requeued job is to train within seconds, whatever the size of its set
+MOST_OF_HELP, MOST_OF_FINISHED = 0.5, 2.0  # CPU seconds of `maep --help`, and of a run with everything finished
+COMMANDS = 3  # times that each is run, for a median
 PATIENCE = 600.0  # seconds: after which a start has failed
 STEPS = (1, 2)  # the first run ends after one step; the second, which is timed, goes on from its checkpoint
 # A model that a CPU trains in milliseconds: the start is what counts.
@@ -36,6 +43,13 @@ SMALL = (
     "model.encoder_heads=2", "model.decoder_width=32", "model.decoder_depth=1", "model.decoder_heads=2",
     "model.refine_width=0", "model.refine_depth=0", "model.stem_width=0", "model.stem_depth=0",
     "pretrain.batch_size=16", "pretrain.steps=3", "pretrain.log_every=1", "compute.device=cpu", "compute.threads=1",
+)  # fmt: skip
+
+# What a run of all stages adds to that, as little as there can be of it.
+WHOLE = (
+    "finetune.method=none", "evaluation.images=8", "evaluation.chunk_images=8", "evaluation.batch_size=8",
+    "evaluation.attacks=[fgsm]", "evaluation.threat_models=[oblivious]", "evaluation.check_images=1",
+    "evaluation.figure_images=1",
 )  # fmt: skip
 
 
@@ -85,6 +99,15 @@ class Starts:
             for shards, start in taken.items()
         ]  # fmt: skip
 
+    def commands(self, shards: int) -> list[BenchRow]:
+        """CPU seconds of the help, and of a run on the set of a start in which every stage is finished."""
+        words = [*self._words(self.scratch / f"start-{shards}"), *WHOLE, "stage=all"]
+        self._run(words)
+        return [
+            _command_row("maep --help", [sys.executable, "-m", "maep", "--help"], MOST_OF_HELP),
+            _command_row("a finished run", [sys.executable, "-m", "maep", "run", *words], MOST_OF_FINISHED),
+        ]
+
     def _seconds(self, shards: int) -> "Start":
         """Of a training that goes on from its first step."""
         directory = self.scratch / f"start-{shards}"
@@ -107,22 +130,25 @@ class Starts:
 
     def _prepare(self, directory: Path, shards: int) -> list[str]:
         """Both sets and a classifier; returns the settings of a run on them."""
-        weights = directory / "classifier.safetensors"
-        words = [
-            "cfg=digits", *SMALL, f"run.seed={self.seed}", f"run.dir={directory / 'run'}",
-            f"run.cache={directory / 'cache'}", f"data.shards={directory / 'clean'}",
-            f"attack.shards={directory / 'adversarial'}", f"classifier.weights={weights}",
-        ]  # fmt: skip
+        weights, words = directory / "classifier.safetensors", self._words(directory)
         settings = load_settings("digits", words[1:])
-        write_linked_set(directory / "clean" / "train", shards, self.images, "png")
+        for split, count in (("train", shards), ("test", 1)):
+            write_linked_set(directory / "clean" / split, count, self.images, "png")
         torch.manual_seed(self.seed)
-        network = load_classifier(settings.classifier, len(CLASSES), None).get_submodule("network")
+        network = build_classifier(settings.classifier, len(CLASSES)).network
         with atomic_file(weights) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, temporary)
         clean = ShardSet(directory / "clean" / "train")
         manifest = self._manifest(settings, clean, classifier_identity(settings.classifier, weights))
         write_linked_set(directory / "adversarial", shards, self.images, "png", manifest)
         return words
+
+    def _words(self, directory: Path) -> list[str]:
+        return [
+            "cfg=digits", *SMALL, f"run.seed={self.seed}", f"run.dir={directory / 'run'}",
+            f"run.cache={directory / 'cache'}", f"data.shards={directory / 'clean'}",
+            f"attack.shards={directory / 'adversarial'}", f"classifier.weights={directory / 'classifier.safetensors'}",
+        ]  # fmt: skip
 
     def _manifest(self, settings: Settings, clean: ShardSet, classifier: str) -> AdversarialManifest:
         """Of the clean images once more, as an attack with a budget of nothing would leave them."""
@@ -148,3 +174,15 @@ class Starts:
         output = process.communicate()[0]
         if process.returncode not in (ExitCode.DONE, ExitCode.PAUSED):
             fail(f"{words[-1]}: {output.strip().splitlines()[-1]}")
+
+
+def _command_row(name: str, command: Sequence[str], most: float) -> BenchRow:
+    """Median CPU seconds of a command, its processes included."""
+    taken = []
+    for _ in range(COMMANDS):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(command, check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    seconds = statistics.median(taken)
+    return BenchRow(f"CPU of {name}", seconds, "CPU s", f"at most {most:g} s", seconds / most)

@@ -1,9 +1,10 @@
 """Measure reading at any size: `maep bench-loader [--shards 50,1000,10000] [--starts 50,1000] [--seconds 5]`.
 
 The same images in sets of more and more shards: what it takes to open them, to order them, to keep their indexes, and
-how many pairs a second they give; beside webdataset's sequential reading of the same shards; and the seconds from a
-process's start to its first training step. Rates are per second of CPU of one process, alternated, so that what else
-runs on the machine matters little. Writes run.dir/loader_bench.json.
+how many pairs a second they give, and how many images a build of shards writes; beside webdataset's sequential reading
+of the same shards, and its writing; the seconds from a process's start to its first training step, and of commands that
+have nothing to do. Rates are per second of CPU of one process, alternated, so that what else
+runs on the machine matters little. Writes run.dir/bench_loader.json.
 """
 
 import argparse

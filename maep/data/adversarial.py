@@ -279,7 +279,7 @@ class ShardAttack:
     def _record(self, shard: ShardEntry) -> AttackRecord | None:
         """The record of a shard, if there is one; read once as long as its file keeps its stamp.
 
-        A worker asks at its start, at each claim and before the set is sealed: of a thousand shards, thousands of times.
+        A worker asks at its start, at each claim and before the set is sealed.
         """
         path = self._record_path(shard)
         if not path.is_file():

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from maep.runtime.digests import as_read, canonical
 from maep.runtime.errors import UserError
 from maep.runtime.plain_files import open_regular
 from maep.storage.json_files import read_json as read_json
@@ -65,10 +66,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Commit `value` as indented JSON."""
+def write_json(path: Path, value: Any, *, compact: bool = False) -> None:
+    """Commit `value` as indented JSON, or in its canonical form, on one line."""
     with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n")
+        temporary.write_text((canonical(as_read(value)) if compact else json.dumps(value, indent=1)) + "\n")
 
 
 def link_or_copy(source: str, target: str) -> None:

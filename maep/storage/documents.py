@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from maep.config.implementations import names_of
-from maep.runtime.digests import canonical, digest
+from maep.runtime.digests import as_read, digest
 from maep.runtime.errors import UserError, fail
 from maep.runtime.plain_files import read_bytes
-from maep.storage.atomic import atomic_file, read_json, write_json
+from maep.storage.atomic import read_json, write_json
 from maep.storage.json_files import LIMIT, parse_json
 
 T = TypeVar("T")
@@ -113,15 +113,7 @@ class Document:
 
     def write(self, path: Path) -> None:
         """Commit it under `path`."""
-        if not self.COMPACT:
-            return write_json(path, self.to_file())
-        with atomic_file(path) as temporary:
-            temporary.write_text(canonical(as_read(self.to_file())) + "\n")
-
-
-def as_read(entries: Mapping[str, Any]) -> Any:
-    """Entries as a reader of their file sees them: every key is text, which decides the canonical order."""
-    return json.loads(json.dumps(entries))
+        write_json(path, self.to_file(), compact=self.COMPACT)
 
 
 def content_digest(entries: Mapping[str, Any]) -> str:

@@ -348,6 +348,15 @@ class Trainer:
         """One optimizer step outside of `run`, for whoever measures it; returns what a log has of it."""
         return self._step(batches, StopFlag())[0]
 
+    def graph_breaks(self, batch: PairBatch) -> int:
+        """How often torch.compile would leave its graph for Python in the forward pass of a batch, for measuring."""
+        ratio = mask_ratio_at(self.step, self.steps, self.settings)
+        spec = self.robust.at((self.step + 1) / self.steps) if self.robust else None
+        report = torch._dynamo.explain(self.module)(*self._inputs(batch, ratio, spec))
+        torch._dynamo.reset()
+        breaks: int = report.graph_break_count
+        return breaks
+
     def _inputs(
         self, batch: PairBatch, ratio: float, spec: AttackSpec | None
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:

@@ -33,11 +33,12 @@ def test_every_size_stands_beside_the_smallest_and_that_beside_webdataset(tmp_pa
     assert list(rows) == [
         "opening, 1 shards", "order of an epoch, 1 shards", "opening, 2 shards", "order of an epoch, 2 shards",
         "pair loader, 1 shards, png", "pair loader, 2 shards, png", "pair loader, 1 shards, raw",
-        "pair loader, 2 shards, raw",
+        "pair loader, 2 shards, raw", "shard build",
     ]  # fmt: skip
     assert rows["pair loader, 1 shards, raw"].rate > rows["pair loader, 1 shards, png"].rate
     assert rows["pair loader, 1 shards, png"].limit.startswith("webdataset")
     assert rows["pair loader, 2 shards, png"].limit.startswith("1 shards")
+    assert rows["shard build"].limit.startswith("webdataset.ShardWriter with Pillow")
 
 
 @pytest.mark.slow
@@ -46,7 +47,9 @@ def test_the_command_writes_its_report(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     assert run(["bench-loader", "run.dir=run", "--shards", "1", "--starts", "1", "--seconds", "0.05"]) == 0
     report = BenchReport.read(tmp_path / "run" / LOADER_BENCH)
-    start = report.rows[-1]
+    start, *commands = report.rows[-3:]
+    assert [row.name for row in commands] == ["CPU of maep --help", "CPU of a finished run"]
+    assert all(0.01 < row.rate < 60 for row in commands)
     assert (start.name, start.unit, start.ratio) == ("first step after start, 1 shards", "CPU s", 1.0)
     assert 0.5 < start.rate < 60
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

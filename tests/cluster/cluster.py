@@ -103,6 +103,10 @@ class Cluster:
             raise ClusterError(f"{' '.join(words)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
         return done
 
+    def start(self, words: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        """Start a command as a user of this cluster."""
+        return subprocess.Popen(words, env=self.environment, **options)
+
     def job(self, number: int | str) -> Job:
         """A job's present state, also after it has ended."""
         text = self.run(["scontrol", "--oneliner", "show", "job", str(number)]).stdout

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from maep.benchmarks.host_reads import host_reads
 from maep.config.implementations import OBJECTIVES
 from maep.config.load import load_settings
 from maep.config.schema import FinetuneSettings, ModelSettings, ObjectiveSettings
@@ -25,7 +26,6 @@ from maep.training.loop import Trainer, TrainingJob
 from maep.training.module import TrainingModule
 from maep.training.pretrain import seeded_purifier
 from maep.training.signals import StopFlag
-from tests.host_reads import host_reads
 from tests.tiny import Problem
 
 SMALL = ModelSettings(

@@ -250,6 +250,9 @@ class _Directory(Archive):
                 name = f"{prefix}{item.name}"
                 if _is_clutter(item.name):
                     continue
+                if item.is_file(follow_symlinks=False):  # nearly all are: no Path is made of a million names
+                    yield Entry(name, "file", item.path)
+                    continue
                 real = self._real(Path(item.path), name, root) if item.is_symlink() else Path(item.path)
                 mode = real.stat().st_mode if item.is_symlink() else None
                 if item.is_dir(follow_symlinks=False) or (mode and stat.S_ISDIR(mode)):
@@ -259,8 +262,7 @@ class _Directory(Archive):
                     waiting.append((Path(item.path), f"{name}/", (*around, where), linked or mode is not None))
                     yield Entry(name, "folder", Path(item.path))
                 else:
-                    regular = stat.S_ISREG(mode) if mode else item.is_file(follow_symlinks=False)
-                    yield Entry(name, "file" if regular else "special", Path(item.path))
+                    yield Entry(name, "file" if mode and stat.S_ISREG(mode) else "special", item.path)
 
     def _real(self, path: Path, name: str, root: Path) -> Path:
         """What a symbolic link leads to."""
@@ -274,16 +276,16 @@ class _Directory(Archive):
             fail(f"{self.path}: {name}: a link to {real}, outside of {root}; copy the files, or name that as data.root")
         return real
 
-    def _handle(self, name: str) -> Path:
+    def _handle(self, name: str) -> Any:
         """Without listing, where the name is spelt as the disk spells it."""
-        path = self.path / name
-        return path if path.is_file() else super()._handle(name)
+        path = os.path.join(self.path, name)
+        return path if os.path.isfile(path) else super()._handle(name)
 
     def _open(self, handle: Any) -> IO[bytes]:
-        return Path(handle).open("rb")
+        return open(handle, "rb")
 
     def _size(self, handle: Any) -> int:
-        return Path(handle).stat().st_size
+        return os.stat(handle).st_size
 
 
 def _scan(folder: Path) -> list["os.DirEntry[str]"]:
@@ -430,9 +432,9 @@ def _is_unicode(name: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
-def _stat(path: Path) -> os.stat_result:
+def _stat(path: Path | str) -> os.stat_result:
     try:
-        return path.stat()
+        return os.stat(path)
     except OSError as error:
         fail(f"{path}: cannot be read: {error.strerror}")
 

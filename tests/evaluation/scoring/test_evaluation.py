@@ -225,10 +225,10 @@ def test_full_disk_leaves_nothing_half_written(
     """Where a record cannot be written, it is an error of one line and no record; the next run completes."""
     settings = settings_for(tmp_path, attacks=["fgsm"], threat_models=["oblivious"])
 
-    def full(path: Path, value: Any) -> None:
+    def full(path: Path, value: Any, *, compact: bool) -> None:
         if path.name.startswith("chunk-0001"):
             raise UserError(f"{path}: cannot be written: No space left on device")
-        original(path, value)
+        original(path, value, compact=compact)
 
     original = documents.write_json
     monkeypatch.setattr(documents, "write_json", full)

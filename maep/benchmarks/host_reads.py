@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ READING = {
     aten._local_scalar_dense, aten.is_nonzero, aten.equal, aten.nonzero, aten.masked_select, aten.unique_consecutive,
     aten._unique2, aten.unique_dim, aten.bincount,
 }  # fmt: skip
+UNSEEN = ("tolist", "numpy", "cpu")  # methods of a tensor that read it without such an operator
 
 
 class HostReads(TorchDispatchMode):
@@ -46,15 +46,20 @@ class HostReads(TorchDispatchMode):
 def host_reads(at_home: Iterable[Tensor] = ()) -> Iterator[HostReads]:
     """Within it reads are counted, also those that torch's operators do not show. at_home: as `HostReads`."""
     counted = HostReads(at_home)
+    originals = {name: getattr(Tensor, name) for name in UNSEEN}
 
     def noted(name: str) -> Any:
-        original = getattr(Tensor, name)
-
-        def method(tensor: Tensor, *args: Any, **options: Any) -> Any:
+        def method(tensor: Tensor, *arguments: Any, **options: Any) -> Any:
             counted.note(name, tensor)
-            return original(tensor, *args, **options)
+            return originals[name](tensor, *arguments, **options)
 
-        return mock.patch.object(Tensor, name, method)
+        return method
 
-    with noted("tolist"), noted("numpy"), noted("cpu"), counted:
-        yield counted
+    for name in UNSEEN:
+        setattr(Tensor, name, noted(name))
+    try:
+        with counted:
+            yield counted
+    finally:
+        for name, original in originals.items():
+            setattr(Tensor, name, original)

@@ -55,14 +55,14 @@ def test_a_read_is_counted(read: Callable[[Tensor], object]) -> None:
 
 
 class Steps:
-    """Steps of a real training on the tiny problem's pairs, one by one."""
+    """Steps of a real training on the tiny problem's pairs, one by one. device: where its network already is."""
 
-    def __init__(self, problem: Problem, run: Path, *more: str) -> None:
+    def __init__(self, problem: Problem, run: Path, *more: str, device: torch.device | None = None) -> None:
         settings = load_settings("digits", problem.arguments(run, *more)[1:])
         pairs, train = own_pairs(settings, settings.pretrain), settings.pretrain
         manifest = CheckpointManifest(step=0, purifier="maep", model={}, purify={})
         job = TrainingJob(
-            "pretrain", seeded_purifier(settings).model, pairs, train, settings.objective, settings.compute,
+            "pretrain", seeded_purifier(settings).model.to(device), pairs, train, settings.objective, settings.compute,
             run / "checkpoints", run / "metrics.jsonl", run / "samples", manifest,
             adversary=inputs.adversary(settings, train, 10),
         )  # fmt: skip

@@ -1,5 +1,6 @@
 """The evaluate stage of a run: its purifiers, or one from elsewhere, before its classifier."""
 
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
@@ -73,7 +74,11 @@ def purifier_identity(settings: Settings, label: str) -> str:
         return digest([function_identity(purifier_class(settings.purifier.kind).from_settings(settings))])
     run = Path(settings.run.dir)
     names = filter(None, ("purifier/model.safetensors", FINETUNING.get(label)))
-    return digest([[sha256_file(run / name) for name in names], use])
+    inputs = [[sha256_file(run / name) for name in names], use]
+    kind = purifier_class(settings.purifier.kind)
+    if kind.network_name and kind.Settings is not None:  # its own section is how the network is used
+        inputs.append(asdict(getattr(settings, kind.kind)))
+    return digest(inputs)
 
 
 @cache

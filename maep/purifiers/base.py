@@ -1,6 +1,6 @@
 """What a purifier is: a module from images to images, and what a kind of it says about itself."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import chain
 from pathlib import Path
@@ -48,6 +48,7 @@ class Purifier(nn.Module):
     Settings: the dataclass of its section of the settings, which is named like the kind; None: it has none of its own.
     stages: the stages of the pipeline that must have run before it is evaluated.
     options: settings of the section `purify` that it heeds; another is refused where it is not as by default.
+    network_name: the section that decides its network, where that is not its own.
     needs_classifier: whether purifying asks the classifier that it stands before; then `attach` hands that over.
     is_differentiable: whether autograd sees through `purify`.
     """
@@ -56,6 +57,7 @@ class Purifier(nn.Module):
     Settings: ClassVar[type[Any] | None] = None
     stages: ClassVar[tuple[str, ...]] = ("shards", "classifier")
     options: ClassVar[tuple[str, ...]] = ("batch_tiles",)  # a bound of the memory, which costs nothing to keep
+    network_name: ClassVar[str] = ""
     needs_classifier: ClassVar[bool] = False
     is_differentiable: bool = True
 
@@ -208,6 +210,13 @@ class TrainedPurifier(Purifier):
     def untrained(cls, settings: schema.Settings) -> Self:
         """As training starts from it: drawn from torch's generator, or from weights that the settings name."""
         return cls.from_settings(settings)
+
+    def calibrated(self, clean: Callable[[int], Tensor]) -> "TrainedPurifier":
+        """Itself, once trained, with what it has to measure of clean images before use; by default nothing.
+
+        clean: number → so many training images, fewer if there are no more, [N, 3, H, W] in [0, 1].
+        """
+        return self
 
     def config(self) -> dict[str, Any]:
         """The network's settings and the section `purify`; a checkpoint holds the same two."""

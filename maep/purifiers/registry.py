@@ -29,6 +29,7 @@ KINDS = {
     "disco": "maep.purifiers.disco:DiscoPurifier",
     "anti_adversary": "maep.purifiers.anti_adversary:AntiAdversaryPurifier",
     "soap": "maep.purifiers.soap:SoapPurifier",
+    "dram": "maep.purifiers.dram:DramPurifier",
 }
 
 
@@ -60,4 +61,5 @@ def settings_class(kind: str) -> type[Any] | None:
 def network_section(settings: "Settings") -> tuple[str, Any]:
     """Name and values of the section that decides the network of the purifier's kind; None if it has no section."""
     kind = settings.purifier.kind
-    return ("model", settings.model) if kind == DEFAULT else (kind, getattr(settings, kind, None))
+    name = "model" if kind == DEFAULT else purifier_class(kind).network_name or kind
+    return name, getattr(settings, name, None)

@@ -4,8 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from maep.config.schema import Settings
+from maep.data.pairs import PairDataset
+from maep.data.shards import to_float
 from maep.purifiers import save_purifier
 from maep.purifiers.base import TrainedPurifier
 from maep.purifiers.registry import purifier_class
@@ -23,19 +26,25 @@ def seeded_purifier(settings: Settings) -> TrainedPurifier:
     return kind.untrained(settings)
 
 
+def _clean_images(pairs: PairDataset, count: int) -> Tensor:
+    return to_float(pairs.clean.batch(range(min(count, len(pairs.clean))))[0])
+
+
 def pretrain(settings: Settings, on_stall: Callable[[str], object] | None = None) -> None:
     """Train the purifier into run.dir/purifier, going on from run.dir/checkpoints. Every rank calls it."""
     directory, purifier = Path(settings.run.dir), seeded_purifier(settings)
-    pairs = own_pairs(settings, settings.pretrain)
+    pairs, config = own_pairs(settings, settings.pretrain), purifier.config()
     job = TrainingJob(
         label="pretrain", model=purifier.model, dataset=pairs, settings=settings.pretrain,
         objective=settings.objective, compute=settings.compute, directory=directory / "checkpoints",
         metrics=directory / "metrics.jsonl", samples=directory / "samples", workers=worker_count(settings.data.workers),
-        manifest=CheckpointManifest(step=0, purifier=purifier.kind, **purifier.config()),
+        manifest=CheckpointManifest(step=0, purifier=purifier.kind, model=config["model"], purify=config["purify"]),
         adversary=adversary(settings, settings.pretrain, len(pairs.clean.classes)),
         on_stall=on_stall,
     )  # fmt: skip
     weights, accelerator = train(job)
     if accelerator.is_main_process:
-        save_purifier(type(purifier).from_config(purifier.config(), weights), directory / "purifier")
+        trained = type(purifier).from_config(config, weights).to(accelerator.device).eval().requires_grad_(False)
+        trained = trained.calibrated(lambda count: _clean_images(pairs, count).to(accelerator.device))
+        save_purifier(trained, directory / "purifier")
     accelerator.wait_for_everyone()

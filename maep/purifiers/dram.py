@@ -1,0 +1,233 @@
+"""DRAM: an image that a masked autoencoder finds odd is changed until it does not (Tsai et al. 2023, arXiv 2303.12848).
+
+The autoencoder is the project's own, trained on hidden patches of clean images (`objective.name=mae`). Each image has a
+perturbation and masks of its own, in [0, 1] pixels; the published code shares one among a batch, in normalised units.
+It compares groups of four images of one attack with clean ones (Kolmogorov-Smirnov); here an image stands alone, and
+the loss above which it counts as attacked is the one that a given share of clean images exceeds.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Self, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maep.config import schema
+from maep.config.consistency import check_model
+from maep.config.schema import ModelSettings, PurifySettings, setting
+from maep.models.masked_autoencoder import MaskedAutoencoder, visible_pixels
+from maep.models.weights import load_weights, require_fit
+from maep.purifiers.base import UNNAMED, Source, TrainedPurifier, require_eager, require_images, section_of
+from maep.purifiers.tiling import Tiling
+from maep.runtime.errors import fail
+from maep.runtime.randomness import keyed_rng
+
+THRESHOLD = "dram.threshold"  # among the saved tensors
+
+
+@dataclass
+class DramSettings:
+    """Section `dram`. The defaults are ours, in the unit of attacks; the authors' are 4/255, 8/255 and 4 steps."""
+
+    eps: float = setting(8 / 255, "bound of what is added to an image (L∞)", unit="[0,1] pixels", above=0.0, high=1.0)
+    step: float = setting(2 / 255, "size of a step", unit="[0,1] pixels", above=0.0, high=1.0)
+    steps: int = setting(20, "steps of descent", low=1, high=1000)
+    mask_ratio: float = setting(0.75, "share of patches that the autoencoder does not see", above=0.0, high=0.99)
+    fresh_masks: bool = setting(False, "hide other patches at every step; as published the same ones")
+    false_alarms: float = setting(
+        1.0, "share of clean images that count as attacked and are repaired; 1: every image is", above=0.0, high=1.0
+    )
+    detection_masks: int = setting(4, "masks over which an image's loss is a mean when it is judged", low=1, high=1000)
+    calibration_images: int = setting(
+        256, "clean training images whose losses decide what counts as attacked", unit="images", low=1
+    )
+
+
+class Draws(NamedTuple):
+    """What is drawn for N images of K tiles. start: [N, 3, H, W] in ± eps; detection, repair: visible patches, bool
+    [masks, N * K, T].
+    """
+
+    start: Tensor
+    detection: Tensor
+    repair: Tensor
+
+    def of(self, images: slice, tiles: slice) -> "Draws":
+        """Those of some images and their tiles."""
+        return Draws(self.start[images], self.detection[:, tiles], self.repair[:, tiles])
+
+
+class DramPurifier(TrainedPurifier):
+    """x + δ, clipped to [0, 1], where the loss of x exceeds the threshold; x itself elsewhere.
+
+    From δ uniform in ± eps: δ ← clip(δ - step·sign ∇ loss(x + δ), ± eps), `steps` times; the loss is the mean squared
+    error of the autoencoder on the patches that it does not see, its target taken for constant, as published: only seen
+    patches follow the gradient. Descent by signs has no gradient of use, so adaptive attackers are BPDA's with EOT.
+    threshold: NaN before `calibrated`, where one is needed. Its sections are `dram`, `model`, `objective`, `pretrain`.
+    """
+
+    kind = "dram"
+    Settings = DramSettings
+    network_name = "model"
+    options = ("batch_tiles",)
+    stages = ("shards", "classifier", "attack", "pretrain")
+    is_differentiable = False
+
+    model: MaskedAutoencoder
+    threshold: Tensor
+
+    def __init__(self, model: MaskedAutoencoder, settings: PurifySettings, repair: DramSettings) -> None:
+        super().__init__(model, model.config, settings)
+        self.check_options(settings)
+        self.repair = repair
+        self.register_buffer("threshold", torch.tensor(-math.inf if repair.false_alarms == 1 else math.nan))
+        self.reseed(0)
+
+    @property
+    def is_random(self) -> bool:
+        """As `Purifier.is_random`; here always."""
+        return True
+
+    def reseed(self, *key: int) -> None:
+        """Start masks and perturbations at `key`; images draw one after another."""
+        self._rng = keyed_rng("purifier", *key)
+
+    @torch.no_grad()
+    def purify(self, images: Tensor) -> Tensor:
+        """images: [N, 3, H, W] in [0, 1], of any size. Returns the same shape and range, without a gradient.
+
+        Raises ValueError for another shape, where it is exported, and UserError before it was calibrated.
+        """
+        require_images(images)
+        require_eager(self)
+        if self.threshold.isnan():
+            fail(f"dram.false_alarms={self.repair.false_alarms:g}: this purifier was not calibrated; take that of "
+                 "purifier/, or set it to 1")  # fmt: skip
+        grid = self._grid(images)
+        return torch.cat([self._purified(x, grid, draws) for x, draws in self._parts(images, grid)])
+
+    def _grid(self, images: Tensor) -> Tiling:
+        height, width = images.shape[-2:]
+        return Tiling(height, width, self.model.config.image_size, 0).to(images)
+
+    def _parts(self, images: Tensor, grid: Tiling) -> Sequence[tuple[Tensor, Draws]]:
+        """Images that are in the network together, and what is drawn for them."""
+        draws, tiles = self._drawn(images, grid), grid.rows * grid.columns
+        at_once = self.images_at_once(*images.shape[-2:])
+        parts = [slice(first, first + at_once) for first in range(0, len(images), at_once)]
+        return [(images[part], draws.of(part, slice(part.start * tiles, part.stop * tiles))) for part in parts]
+
+    def images_at_once(self, height: int, width: int) -> int:
+        """As many as fill one batch of tiles."""
+        grid = Tiling(height, width, self.model.config.image_size, 0)
+        return max(1, self.settings.batch_tiles // (grid.rows * grid.columns))
+
+    def _drawn(self, images: Tensor, grid: Tiling) -> Draws:
+        """For one image after another, whatever comes of it."""
+        shape, tiles, patches = tuple(images.shape[1:]), grid.rows * grid.columns, self.model.num_patches
+        hidden = min(patches - 1, max(1, round(self.repair.mask_ratio * patches)))
+        masks = self.repair.detection_masks + (self.repair.steps if self.repair.fresh_masks else 1)
+        starts, seen = [], []
+        for _ in range(len(images)):
+            starts.append(self._rng.random(shape, dtype=np.float32))
+            seen.append(self._rng.random((masks, tiles, patches)).argsort(-1) >= hidden)
+        start = self.repair.eps * (2 * torch.from_numpy(np.stack(starts)) - 1)
+        visible = torch.from_numpy(np.concatenate(seen, axis=1)).to(images.device)
+        return Draws(start.to(images), visible[: self.repair.detection_masks], visible[self.repair.detection_masks :])
+
+    def _purified(self, x: Tensor, grid: Tiling, draws: Draws) -> Tensor:
+        if self.repair.false_alarms == 1:
+            return self._repaired(x, grid, draws)
+        attacked = self._detection_losses(x, grid, draws) > self.threshold
+        return torch.where(attacked[:, None, None, None], self._repaired(x, grid, draws), x)
+
+    def _repaired(self, x: Tensor, grid: Tiling, draws: Draws) -> Tensor:
+        shift = draws.start
+        for number in range(self.repair.steps):
+            with torch.inference_mode(False), torch.enable_grad():
+                at = (x + shift).requires_grad_()
+                # Summed, so that an image's gradient does not depend on how many others there are.
+                loss = self._losses(at, grid, draws.repair[number % len(draws.repair)]).sum()
+                (gradient,) = torch.autograd.grad(loss, at)
+            shift = (shift - self.repair.step * gradient.sign()).clamp(-self.repair.eps, self.repair.eps)
+        return (x + shift).clamp(0, 1)
+
+    def _losses(self, images: Tensor, grid: Tiling, visible: Tensor) -> Tensor:
+        """Mean squared error on hidden pixels, [N]; the target is constant to autograd."""
+        tiles = grid.cut(images)
+        side = self.model.config.image_size // self.model.patch
+        hidden = 1 - visible_pixels(visible, self.model.patch, (side, side)).to(tiles)
+        errors = (cast(Tensor, self.model(tiles, visible)) - tiles.detach()).square() * hidden
+        return errors.flatten(1).sum(1).unflatten(0, (len(images), -1)).sum(1) / (
+            3 * hidden.flatten(1).sum(1).unflatten(0, (len(images), -1)).sum(1)
+        )
+
+    # detecting
+
+    @torch.no_grad()
+    def detection_losses(self, images: Tensor) -> Tensor:
+        """What is compared with the threshold, [N]; draws anew. images: [N, 3, H, W] in [0, 1]."""
+        grid = self._grid(images)
+        return torch.cat([self._detection_losses(x, grid, draws) for x, draws in self._parts(images, grid)])
+
+    def _detection_losses(self, x: Tensor, grid: Tiling, draws: Draws) -> Tensor:
+        return torch.stack([self._losses(x, grid, visible) for visible in draws.detection]).mean(0)
+
+    def calibrated(self, clean: Callable[[int], Tensor]) -> "DramPurifier":
+        """With the threshold that `false_alarms` of the first clean training images exceed."""
+        if self.repair.false_alarms < 1:
+            self.reseed(0)
+            losses = self.detection_losses(clean(self.repair.calibration_images)).sort().values
+            # The smallest loss that no more than that share exceeds.
+            self.threshold.fill_(losses[math.ceil((1 - self.repair.false_alarms) * len(losses)) - 1])
+        return self
+
+    # variants of it
+
+    def with_options(self, options: PurifySettings, source: str | Path = "this purifier") -> "DramPurifier":
+        """The same network and threshold. Raises UserError for options that it has not."""
+        other = DramPurifier(self.model, options, self.repair).train(self.training)
+        other.threshold.copy_(self.threshold)
+        return other
+
+    # on disk
+
+    def config(self) -> dict[str, Any]:
+        """The network's settings, the section `purify`, and its own, which a checkpoint has not: the defaults then."""
+        return {**super().config(), "dram": asdict(self.repair)}
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """The network's, under its own names, and the threshold."""
+        return {**self.model.state_dict(), THRESHOLD: self.threshold}
+
+    def identity_facts(self) -> object:
+        """Its kind, the network's settings, and how it repairs."""
+        return {"kind": self.kind, "model": asdict(self.model.config), "dram": asdict(self.repair)}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, object], tensors: Mapping[str, Tensor], source: Source = UNNAMED) -> Self:
+        """As `Purifier.from_config`; tensors without a threshold are those of a network that was not calibrated."""
+        network = section_of(ModelSettings, config.get("model"), source.config)
+        check_model(network, source.config)
+        tensors = dict(tensors)
+        threshold = tensors.pop(THRESHOLD, None)
+        with torch.device("meta"):  # names and shapes alone: nothing is allocated for what the file does not hold
+            require_fit(MaskedAutoencoder(network).state_dict(), tensors, source.weights)
+        options = section_of(PurifySettings, config.get("purify") or {}, source.config)
+        model = MaskedAutoencoder(network)
+        load_weights(model, tensors, source.weights)
+        purifier = cls(model, options, section_of(DramSettings, config.get("dram") or {}, source.config))
+        if threshold is not None:
+            if threshold.shape != () or not threshold.is_floating_point():
+                fail(f"{source.weights}: {THRESHOLD} is {tuple(threshold.shape)}; expected one floating-point number")
+            purifier.threshold.copy_(threshold)
+        return purifier
+
+    @classmethod
+    def from_settings(cls, settings: schema.Settings) -> Self:
+        """With random weights from torch's generator."""
+        return cls(MaskedAutoencoder(settings.model), settings.purify, getattr(settings, cls.kind))

@@ -1,0 +1,163 @@
+"""DRAM: the published descent for each image, a threshold that clean images exceed as often as asked, what is saved."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from maep import load_purifier
+from maep.config.load import load_settings
+from maep.config.schema import ModelSettings, PurifySettings
+from maep.data.images.build import clean_split
+from maep.data.shards import to_float
+from maep.evaluation.stage import purifier_identity
+from maep.models.masked_autoencoder import MaskedAutoencoder
+from maep.pipeline.execution import run_pipeline
+from maep.purifiers import save_purifier
+from maep.purifiers.dram import DramPurifier, DramSettings
+from maep.runtime.errors import UserError
+from maep.storage.atomic import read_json
+from tests.tiny import Problem
+
+SMALL = ModelSettings(
+    image_size=16, patch_size=4, encoder_width=8, encoder_depth=1, encoder_heads=1, decoder_width=8, decoder_depth=1,
+    decoder_heads=1,
+)  # fmt: skip
+
+
+def dram(**values: float) -> DramPurifier:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = MaskedAutoencoder(SMALL)
+        for parameter in model.parameters():  # so that what is seen matters
+            parameter.data += 0.2 * torch.randn_like(parameter)
+    return DramPurifier(model, PurifySettings(), DramSettings(**values)).eval().requires_grad_(False)  # type: ignore[arg-type]
+
+
+def pictures(count: int, seed: int = 0) -> Tensor:
+    return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def literal(purifier: DramPurifier, x: Tensor) -> Tensor:
+    """One image of one tile, as the paper says it, pixel masks and patches by hand."""
+    draws, repair = purifier._drawn(x, purifier._grid(x)), purifier.repair
+    shift = draws.start.clone()
+    for number in range(repair.steps):
+        seen = draws.repair[number if repair.fresh_masks else 0]
+        at = (x + shift).requires_grad_()
+        answer, target = purifier.model(at, seen), at.detach()
+        hidden = [(divmod(place, 4)) for place in range(16) if not seen[0, place]]
+        errors = [
+            (answer - target)[:, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4].square().mean()
+            for row, column in hidden
+        ]
+        (gradient,) = torch.autograd.grad(torch.stack(errors).mean(), at)
+        shift = (shift - repair.step * gradient.sign()).clamp(-repair.eps, repair.eps)
+    return (x + shift).clamp(0, 1)
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_each_image_takes_the_published_steps(fresh: bool) -> None:
+    """Within eps; a quarter of the patches is seen; with one mask, hidden patches keep what was drawn."""
+    purifier = dram(steps=4, eps=0.1, step=0.03, fresh_masks=fresh)
+    expected = torch.cat([literal(purifier, x) for x in pictures(3).split(1)])
+    purifier.reseed(0)
+    purified = purifier(pictures(3))
+    torch.testing.assert_close(purified, expected)
+    assert (purified - pictures(3)).abs().max() <= 0.1 + 1e-6
+    purifier.reseed(0)
+    draws = purifier._drawn(pictures(1), purifier._grid(pictures(1)))
+    assert (draws.repair.sum(-1) == 4).all()
+    assert len(draws.repair) == (4 if fresh else 1)
+
+
+def test_the_loss_falls() -> None:
+    """Of the patches that are seen, against the same masks: what the descent is for."""
+    purifier, x = dram(steps=10, eps=0.2, step=0.05), pictures(8)
+    grid = purifier._grid(x)
+    draws = purifier._drawn(x, grid)
+    before = purifier._losses(x + draws.start, grid, draws.repair[0])
+    purifier.reseed(0)
+    after = purifier._losses(purifier(x), grid, draws.repair[0])
+    assert (after < before).float().mean() > 0.8
+
+
+def test_clean_images_set_it_off_as_often_as_asked() -> None:
+    """A tenth of those it was calibrated on, about a tenth of others; odd ones are found, others left alone."""
+    purifier = dram(false_alarms=0.1, detection_masks=8, calibration_images=200, steps=1)
+    coarse = [pictures(400, seed)[:, :, :4, :4] for seed in (0, 1)]
+    smooth = [nn.functional.interpolate(images, (16, 16), mode="bilinear") for images in coarse]
+    asked: list[int] = []
+    purifier = purifier.calibrated(lambda count: (asked.append(count), smooth[0][:count])[1])
+    assert asked == [200]
+    purifier.reseed(0)
+    assert (purifier.detection_losses(smooth[0][:200]) > purifier.threshold).sum() == 20
+    assert 0.05 < (purifier.detection_losses(smooth[1]) > purifier.threshold).float().mean() < 0.16
+    odd = (smooth[1] + 0.3 * torch.randn(smooth[1].shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    assert (purifier.detection_losses(odd) > purifier.threshold).float().mean() > 0.5
+    changed = (purifier(smooth[1]) != smooth[1]).flatten(1).any(1).float().mean()
+    assert 0.05 < changed < 0.16
+
+
+def test_what_is_asked_of_the_network() -> None:
+    """Steps forward and backward, and a forward pass for each mask of the detection; a large image is in tiles."""
+    purifier, calls = dram(steps=5, detection_masks=3, false_alarms=0.5).calibrated(pictures), [0]
+    purifier.model.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
+    purifier(pictures(2))
+    assert calls == [5 + 3]
+    large = torch.rand(1, 3, 40, 20, generator=torch.Generator().manual_seed(0))
+    assert purifier.with_options(PurifySettings(batch_tiles=2))(large).shape == large.shape
+
+
+def test_threshold_and_steps_are_saved_and_one_that_lacks_it_says_so(tmp_path: Path) -> None:
+    """The same bits after loading, also with other options; a network that was not calibrated is refused."""
+    purifier = dram(false_alarms=0.2, steps=2, calibration_images=20)
+    with pytest.raises(UserError, match=r"dram\.false_alarms=0\.2: this purifier was not calibrated"):
+        purifier(pictures(1))
+    purifier = purifier.calibrated(pictures)
+    save_purifier(purifier, tmp_path / "purifier")
+    again = load_purifier(tmp_path)
+    assert isinstance(again, DramPurifier)
+    assert again.repair == purifier.repair
+    for other in (again, again.with_options(PurifySettings(batch_tiles=1)), purifier):
+        other.reseed(3)
+    assert torch.equal(again(pictures(4)), purifier(pictures(4)))
+    assert again.with_options(PurifySettings(batch_tiles=1)).threshold == purifier.threshold
+    with pytest.raises(UserError, match=r"dram\.threshold is \(2,\)"):
+        DramPurifier.from_config(purifier.config(), {**purifier.weights(), "dram.threshold": torch.zeros(2)})
+
+
+@pytest.mark.parametrize("line", ["dram.eps=0", "dram.false_alarms=0", "dram.mask_ratio=1", "dram.steps=0"])
+def test_bad_settings_are_refused(line: str) -> None:
+    """By name."""
+    with pytest.raises(UserError, match=rf"{line.split('=')[0].replace('.', '[.]')}="):
+        load_settings(None, ["purifier.kind=dram", line])
+
+
+def test_it_is_trained_calibrated_and_judged(problem: Problem, run_dir: Path) -> None:
+    """By the pipeline: a twentieth of its clean training images set it off, a checkpoint is the network with
+    the section's defaults; other steps of descent are another purifier to the evaluation's records."""
+    words = [
+        "purifier.kind=dram", "objective.name=mae", "pretrain.mask_until=1", "pretrain.steps=8", "dram.steps=2",
+        "dram.false_alarms=0.05", "dram.calibration_images=100", "finetune.method=none", "evaluation.images=6",
+        "evaluation.adaptive_images=6", "evaluation.attacks=[pgd-2]",
+    ]  # fmt: skip
+    done = problem.run("pretrain", run_dir, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    settings = load_settings("digits", problem.arguments(run_dir, *words)[1:])
+    purifier = load_purifier(run_dir)
+    assert isinstance(purifier, DramPurifier)
+    assert asdict(purifier.repair) == asdict(settings.dram)  # type: ignore[attr-defined]
+    train = clean_split(settings, "train")
+    purifier.reseed(0)
+    losses = purifier.detection_losses(to_float(train.batch(range(100))[0]))
+    assert (losses > purifier.threshold).sum() == 5
+    checkpoint = load_purifier(sorted((run_dir / "checkpoints").iterdir())[-1])
+    assert isinstance(checkpoint, DramPurifier)
+    assert checkpoint.repair == DramSettings()
+    run_pipeline(settings, "all", lambda name, _: pytest.fail(f"{name} was launched"))
+    assert {row["purifier"] for row in read_json(run_dir / "report.json")["results"]} == {"dram"}
+    other = load_settings("digits", problem.arguments(run_dir, *words, "dram.steps=3")[1:])
+    assert purifier_identity(other, "pretrained") != purifier_identity(settings, "pretrained")

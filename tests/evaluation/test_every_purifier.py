@@ -24,7 +24,7 @@ QUICK = [
     "evaluation.check_images=2", "evaluation.draws=2", f"evaluation.threat_models=[{','.join(THREAT_MODELS)}]",
 ]  # fmt: skip
 # Settings that only make it fast.
-FAST = {"tvm": ["tvm.iterations=3"]}
+FAST = {"tvm": ["tvm.iterations=3"], "dram": ["dram.steps=2"]}
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
@@ -50,4 +50,5 @@ def test_is_judged_and_checked(kind: str, tmp_path: Path) -> None:
         records = [
             json.loads(next(tmp_path.glob(f"{name}/*/chunk-*.json")).read_text()) for name in ("adaptive", "bpda")
         ]
-        assert records[0]["predictions"] == records[1]["predictions"]
+        adaptive, bpda = (record["predictions"]["undefended_adversarial"] for record in records)
+        assert adaptive == bpda  # of the same images; what a random kind makes of them differs by its draws

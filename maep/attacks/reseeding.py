@@ -1,6 +1,6 @@
 """Random models under attack: what they draw is a function of a key, so that results can be had again."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -16,6 +16,20 @@ def reseed(model: nn.Module, *key: int) -> None:
         start = getattr(module, "reseed", None)
         if start is not None:
             start(*key)
+
+
+def reseed_each(model: nn.Module, keys: Sequence[tuple[int, ...]]) -> None:
+    """As `reseed`, for images that are len(keys) equal batches, one after the other: each with a key of its own."""
+    for module in model.modules():
+        start = getattr(module, "reseed_each", None)
+        if start is not None:
+            start(keys)
+
+
+def can_reseed_each(model: nn.Module) -> bool:
+    """Whether every part of `model` with random numbers of its own can; a part that draws from torch has none."""
+    drawing = [module for module in model.modules() if hasattr(module, "reseed")]
+    return bool(drawing) and all(hasattr(module, "reseed_each") for module in drawing)
 
 
 @contextmanager

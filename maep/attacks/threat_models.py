@@ -1,14 +1,17 @@
 """What an attacker knows, as the model that an attack is given."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from maep.attacks.reseeding import reseed
+from maep.attacks.reseeding import can_reseed_each, reseed, reseed_each
 from maep.config.implementations import THREAT_MODELS, implementation
 from maep.models.defended import DefendedClassifier
+from maep.runtime.console import say
+from maep.runtime.device import fork_rng
 from maep.runtime.errors import fail
 
 
@@ -148,14 +151,16 @@ class ZeroGradient(nn.Module):
 class Expectation(nn.Module):
     """Mean logits over `draws` answers of a random model; each answer's activations are computed again backward.
 
-    What the draws are is a function of the key it was reseeded with and of the number of calls since.
+    What the draws are is a function of the key it was reseeded with and of the number of calls since. at_once: how many
+    are computed as one batch where the model can; they are the same, but sums may then differ in their last bits.
     """
 
-    def __init__(self, model: nn.Module, draws: int) -> None:
+    def __init__(self, model: nn.Module, draws: int, at_once: int = 1) -> None:
         super().__init__()
-        self.model, self.draws = model, draws
+        self.model, self.draws, self.at_once = model, draws, at_once
         self._key: tuple[int, ...] = (0,)
         self._calls = 0
+        self._is_checked = False
 
     def reseed(self, *key: int) -> None:
         """Start again at `key`."""
@@ -165,16 +170,36 @@ class Expectation(nn.Module):
         """Logits [N, C]."""
         self._calls += 1
         keys = [(*self._key, self._calls, number) for number in range(self.draws)]
-        return torch.stack([self._answer(images, key) for key in keys]).mean(0)
+        if self.at_once > 1 and not self._is_checked:
+            self._check(images.detach(), keys[: self.at_once])
+        groups = [keys[first : first + self.at_once] for first in range(0, self.draws, self.at_once)]
+        return torch.cat([self._answers(images, group) for group in groups]).mean(0)
 
-    def _answer(self, images: Tensor, key: tuple[int, ...]) -> Tensor:
+    def _answers(self, images: Tensor, keys: Sequence[tuple[int, ...]]) -> Tensor:
+        """Logits [K, N, C] of K draws."""
         if torch.is_grad_enabled() and images.requires_grad:
-            return checkpoint(self._drawn, images, key, use_reentrant=False)
-        return self._drawn(images, key)
+            return checkpoint(self._drawn, images, keys, use_reentrant=False)
+        return self._drawn(images, keys)
 
-    def _drawn(self, images: Tensor, key: tuple[int, ...]) -> Tensor:
-        reseed(self.model, *key)
-        return self.model(images)
+    def _drawn(self, images: Tensor, keys: Sequence[tuple[int, ...]]) -> Tensor:
+        if len(keys) == 1:
+            reseed(self.model, *keys[0])
+            return self.model(images)[None]
+        reseed_each(self.model, keys)
+        return self.model(images.repeat(len(keys), 1, 1, 1)).unflatten(0, (len(keys), len(images)))
+
+    @torch.no_grad()
+    def _check(self, images: Tensor, keys: Sequence[tuple[int, ...]]) -> None:
+        """Compute draws one by one from now on if a batch of them gives others, as of a model that draws from torch."""
+        self._is_checked = True
+        equal = can_reseed_each(self.model)
+        if equal:
+            with fork_rng(self.model):
+                alone = torch.cat([self._drawn(images, [key]) for key in keys])
+                equal = torch.allclose(self._drawn(images, keys), alone, rtol=1e-3, atol=1e-3)
+        if not equal:
+            self.at_once = 1
+            say("evaluation.draws_at_once: this defense draws in a way of its own; its draws are computed one by one")
 
 
 def target_of_defended(attacker: ThreatModel, defended: DefendedClassifier, draws: int) -> nn.Module:

@@ -496,6 +496,14 @@ class EvaluationSettings:
     draws: int = setting(
         8, "draws of a random purifier that adaptive-eot averages over, and that its scores are taken from", low=1
     )
+    draws_at_once: int = setting(
+        1,
+        "of these, draws that adaptive-eot's attacks compute as one batch: faster on an accelerator, if they fit into "
+        "its memory; the same draws, but last bits may differ",
+        low=1,
+        affects_result=("evaluate", "point"),
+        added=True,
+    )
     purifiers: str = setting(
         "both",
         "which of the run's purifiers to judge",

@@ -21,7 +21,7 @@ from maep.purifiers.registry import DEFAULT_STAGES
 from maep.purifiers.tiling import Tiling, seam_error
 from maep.runtime.device import upload
 from maep.runtime.errors import fail
-from maep.runtime.randomness import keyed_rng
+from maep.runtime.randomness import SideBySide, keyed_rng
 
 
 def tile_options(options: PurifySettings, size: int) -> dict[str, PurifySettings]:
@@ -63,7 +63,11 @@ class MAEPurifier(TrainedPurifier):
 
     def reseed(self, *key: int) -> None:
         """Start the noise and masks at `key`; what follows depends on it and on the calls since alone."""
-        self._rng = keyed_rng("purifier", *key)
+        self._rng: np.random.Generator | SideBySide = keyed_rng("purifier", *key)
+
+    def reseed_each(self, keys: Sequence[tuple[int, ...]]) -> None:
+        """Of images that are so many batches, one after the other, each has the draws of its own key."""
+        self._rng = SideBySide([keyed_rng("purifier", *key) for key in keys])
 
     def purify(self, images: Tensor) -> Tensor:
         """images: [N, 3, H, W] in [0, 1]. Returns the same shape, clipped to [0, 1].

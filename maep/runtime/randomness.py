@@ -69,3 +69,24 @@ def _hashed(values: np.ndarray, constants: Iterator[tuple[np.uint32, np.uint32]]
     constant, following = next(constants)
     values = (values ^ constant) * following
     return values ^ values >> np.uint32(16)
+
+
+class SideBySide:
+    """Several generators as one: each gives an equal part of the first dimension, as it would alone."""
+
+    def __init__(self, generators: Sequence[np.random.Generator]) -> None:
+        self.generators = generators
+
+    def random(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Uniform in [0, 1), float64 of `shape`, whose first number is a multiple of the generators'."""
+        return np.concatenate([each.random(self._part(shape)) for each in self.generators])
+
+    def standard_normal(self, shape: tuple[int, ...], dtype: type[np.floating] = np.float64) -> np.ndarray:
+        """As `random`, normally distributed."""
+        return np.concatenate([each.standard_normal(self._part(shape), dtype=dtype) for each in self.generators])
+
+    def _part(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        count, rest = divmod(shape[0], len(self.generators))
+        if rest:
+            raise ValueError(f"{shape}: not a multiple of {len(self.generators)} draws")
+        return count, *shape[1:]

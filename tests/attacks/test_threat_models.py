@@ -8,7 +8,7 @@ from maep.attacks.attack_state import AttackState
 from maep.attacks.autoattack import AttackSuite, autoattack
 from maep.attacks.catalog import NamedAttack
 from maep.attacks.reseeding import is_random, reseed, reseeded
-from maep.attacks.threat_models import THREAT_MODELS, threat_model
+from maep.attacks.threat_models import THREAT_MODELS, Expectation, threat_model
 from maep.config.schema import ModelSettings, PurifySettings
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.purifiers import MAEPurifier
@@ -89,6 +89,50 @@ def test_eot_is_the_mean_over_draws() -> None:
         answers.append(purified_classifier(other))
     (direct,) = torch.autograd.grad(torch.stack(answers).mean(0).logsumexp(1).sum(), other)
     assert torch.allclose(grad, direct, atol=1e-6), "activations were computed again with the same draws"
+
+
+@pytest.mark.parametrize("how", [{"noise": 0.1}, {"mask_ratio": 0.5}, {"noise": 0.1, "mask_ratio": 0.25, "passes": 2}])
+@pytest.mark.parametrize("side", [16, 24])
+def test_draws_as_one_batch_are_the_same_draws(how: dict[str, float], side: int) -> None:
+    """Noise and masks of each draw are those of its key, of images in tiles too; logits and gradient agree up to sums.
+
+    Five draws by two are two batches and one that is left. One at a time, logits are the mean of single answers, bit by
+    bit.
+    """
+    images = nn.functional.interpolate(digits()[0][:3], size=(side, side))
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(16), train_small())
+    model = nn.Sequential(random_purifier(**how), network).eval()
+    alone, together = Expectation(model, 5), Expectation(model, 5, at_once=2)
+    answers = []
+    for number in range(5):
+        reseed(model, 0, 1, number)
+        answers.append(model(images))
+    assert torch.equal(alone(images), torch.stack(answers).mean(0))
+    assert torch.allclose(together(images), torch.stack(answers).mean(0), atol=1e-5)
+    assert together.at_once == 2
+    for expectation in (alone, together):
+        reseed(expectation, 3)
+    assert torch.allclose(gradient(together, images), gradient(alone, images), atol=1e-6)
+
+
+class TorchNoise(nn.Module):
+    """Draws from torch one noise for all images of a batch."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images + 0.3 * torch.randn(images.shape[1:])
+
+
+@pytest.mark.parametrize("before", [nn.Identity(), random_purifier(noise=0.1)], ids=["alone", "behind one of ours"])
+def test_who_draws_otherwise_is_asked_draw_by_draw(before: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a batch it would give all draws the same noise. It is said, and the answers are those of one at a time."""
+    images, model = digits()[0][:3], nn.Sequential(before, TorchNoise(), train_small()).eval()
+    logits = []
+    for at_once in (1, 4):
+        expectation = Expectation(model, 4, at_once)
+        with reseeded(expectation, 5):
+            logits.append(expectation(images))
+    assert torch.equal(*logits)
+    assert "computed one by one" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("how", [{"noise": 0.1}, {"mask_ratio": 0.5}, {"noise": 0.1, "mask_ratio": 0.25, "passes": 2}])

@@ -25,7 +25,10 @@ EXCEPTIONS: dict[str, set[str]] = {
     "data.on_error": {"shards"}, "data.max_pixels": {"shards"}, "data.background": {"shards"},
     "purify.batch_tiles": {"evaluate", "point"},
     "evaluation.figure_images": {"evaluate", "report", "point"},
-    **{f"evaluation.{name}": {"evaluate", "point"} for name in ("check_images", "purifiers", "precision", "compile")},
+    **{
+        f"evaluation.{name}": {"evaluate", "point"}
+        for name in ("check_images", "purifiers", "precision", "compile", "draws_at_once")
+    },
     # How, not what: speed, patience, places and bookkeeping.
     **{f"data.{name}": set() for name in ("workers", "read_timeout", "read_attempts", "read_backoff", "cache_dir")},
     **{f"data.{name}": set() for name in ("cache_bytes", "cache_block")},

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from maep.attacks.reseeding import is_random
-from maep.attacks.threat_models import StraightThrough, ThreatModel, ZeroGradient, target_of_defended
+from maep.attacks.threat_models import Expectation, StraightThrough, ThreatModel, ZeroGradient, target_of_defended
 from maep.config.schema import EvaluationSettings
 from maep.evaluation.scoring.reduced_model import SurrogateSettings
 from maep.models.defended import DefendedClassifier
@@ -83,6 +83,7 @@ class Targets:
     def __init__(self, defense: Defense, settings: EvaluationSettings, examples: Tensor) -> None:
         """examples: one or two images [K, 3, H, W] in [0,1], to ask the defense what it is like."""
         self.defense, self.draws, self.examples = defense, settings.draws, examples
+        self.draws_at_once = settings.draws_at_once
         self.surrogate_settings = SurrogateSettings.of(settings)
 
     @cached_property
@@ -128,11 +129,14 @@ class Targets:
         attacker: ThreatModel,
         draws: int | None,
     ) -> nn.Module:
-        draws = self.draws if draws is None else draws
+        # As configured they are in the identity of what is made; the checks, which ask for their own, have them alone.
+        draws, at_once = (self.draws, self.draws_at_once) if draws is None else (draws, 1)
         if self.defense.is_approximated:
             purifier = StraightThrough(purifier)
         if defended is None or not attacker.uses_purifier:
             model = attacker.target(purifier, classifier, draws)
         else:
             model = target_of_defended(attacker, defended, draws)
+        if isinstance(model, Expectation):
+            model.at_once = min(draws, at_once)
         return model if self.has_gradient else ZeroGradient(model).eval()

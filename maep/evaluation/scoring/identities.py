@@ -64,6 +64,8 @@ class EvaluationIdentity:
             facts |= {"threat_model": task.threat_model, "purifier": self.purifier}
         if task.threat_model == AdaptiveEot.name:
             facts["draws"] = self.settings.draws
+            if self.settings.draws_at_once > 1:  # sums of another order: the last bits may differ
+                facts["draws_at_once"] = self.settings.draws_at_once
         return facts | SurrogateSettings.of(self.settings).facts()
 
     def record_facts(self, task: Task) -> Mapping[str, object]:

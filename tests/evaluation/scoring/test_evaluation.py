@@ -17,13 +17,16 @@ from torch import Tensor, nn
 
 from maep.attacks.attack_state import AttackState
 from maep.attacks.catalog import NamedAttack, gradient_spec
+from maep.attacks.threat_models import AdaptiveEot, Expectation
 from maep.data.shards import ShardSet
 from maep.evaluation.scoring.defense import Defense
 from maep.evaluation.scoring.evaluation import Evaluation
 from maep.evaluation.scoring.metrics import distances
+from maep.evaluation.scoring.tasks import plan_tasks
 from maep.evaluation.workers import ProgressNote, evaluate_all
 from maep.runtime.errors import UserError
 from maep.storage import documents
+from tests.attacks.test_threat_models import random_purifier
 from tests.evaluation.small_evaluation import (
     AUTOATTACK_RUN,
     IMAGES,
@@ -315,3 +318,21 @@ def _survivors(path: Path) -> dict[str, int]:
             return json.loads(file.metadata()["facts"])["survivors"]
     except FileNotFoundError:
         return {}
+
+
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_draws_at_once_are_part_of_eots_identity_alone(tmp_path: Path, test_set: ShardSet, at_once: int) -> None:
+    """One at a time is what was always done. Attacks follow so many at once; the checks, which ask alone, one."""
+    settings = settings_for(tmp_path, draws=6, draws_at_once=at_once, threat_models=["adaptive", "adaptive-eot"])
+    defense = Defense(random_purifier(noise=0.1), train_small(), "noise", "small")
+    evaluation = Evaluation(settings, defense, test_set, directory_of(settings))
+    facts = {
+        task.threat_model: evaluation.identity.attack_facts(evaluation.identity.attack_task(task))
+        for task in plan_tasks(settings.evaluation, len(test_set))
+    }
+    assert "draws_at_once" not in facts["adaptive"]
+    assert facts["adaptive-eot"].get("draws_at_once", 1) == at_once
+    asked, checked = (evaluation.targets.exact(AdaptiveEot(), draws) for draws in (None, 6))
+    assert isinstance(asked, Expectation)
+    assert isinstance(checked, Expectation)
+    assert (asked.at_once, checked.at_once) == (at_once, 1)

@@ -41,18 +41,19 @@ ENDLESS = 10**6  # steps of a training that is measured and left: more than any 
 
 @dataclass(frozen=True)
 class Variant:
-    """How the device computes. precision: fp32, bf16 or fp16; compile: by torch.compile."""
+    """How the device computes. precision: fp32, bf16 or fp16; compile, cuda_graphs: as `ComputeSettings` has them."""
 
     precision: str = "fp32"
     compile: bool = False
+    cuda_graphs: bool = False
 
     @classmethod
     def of(cls, compute: ComputeSettings) -> Self:
         """As the training is configured."""
-        return cls(compute.precision, compute.compile)
+        return cls(compute.precision, compute.compile, compute.cuda_graphs)
 
     def __str__(self) -> str:
-        return self.precision + (", compiled" if self.compile else "")
+        return self.precision + ", compiled" * self.compile + ", CUDA graphs" * self.cuda_graphs
 
     @property
     def suffix(self) -> str:
@@ -148,7 +149,12 @@ class ComputeBench:
         """A training of one batch a step, which never ends by itself. directory: for what it writes."""
         settings = self.settings
         compute = replace(
-            settings.compute, precision=variant.precision, compile=variant.compile, device=self.device, zero_stage=None
+            settings.compute,
+            precision=variant.precision,
+            compile=variant.compile,
+            cuda_graphs=variant.cuda_graphs,
+            device=self.device,
+            zero_stage=None,
         )
         return TrainingJob(
             label="bench", model=MaskedAutoencoder(settings.model), dataset=pairs, settings=self.train_settings(),

@@ -56,6 +56,19 @@ def check_model(model: ModelSettings, source: str = "") -> None:
         fail(f"{where}model.stem_width and model.stem_depth: set both or neither")
 
 
+def _check_cuda_graphs(settings: Settings) -> None:
+    compute = settings.compute
+    if not compute.cuda_graphs:
+        return
+    if not compute.compile:
+        fail("compute.cuda_graphs=true: torch.compile makes them; set compute.compile=true")
+    if compute.zero_stage is not None:
+        fail(f"compute.cuda_graphs=true: not under DeepSpeed; unset compute.zero_stage={compute.zero_stage}")
+    for name, train in (("pretrain", settings.pretrain), ("finetune", settings.finetune)):
+        if train.accumulation > 1:  # the losses of one micro-batch lie where the next one's graph writes its own
+            fail(f"compute.cuda_graphs=true: {name}.accumulation={train.accumulation}: must be 1")
+
+
 def check_consistency(settings: Settings) -> None:
     """Raise UserError, naming the settings, where values that are valid one by one do not fit together."""
     model, data = settings.model, settings.data
@@ -77,6 +90,7 @@ def check_consistency(settings: Settings) -> None:
     _check_masks(settings)
     _check_noise(settings)
     _check_attack(settings)
+    _check_cuda_graphs(settings)
 
 
 def _check_noise(settings: Settings) -> None:

@@ -379,6 +379,12 @@ class ComputeSettings:
     device: str = setting("auto", "where to compute", choices=("auto", "cpu", "cuda"), affects_result=False)
     precision: str = setting("fp32", "arithmetic of training", choices=("fp32", "bf16", "fp16"))
     compile: bool = setting(False, "torch.compile the training step")
+    cuda_graphs: bool = setting(
+        False,
+        "replay the compiled training step as CUDA graphs, so that a fast device waits less for its host; takes more "
+        "memory; for one process, without DeepSpeed or accumulation",
+        added=True,
+    )
     tf32: str = setting(
         "convolutions",  # what torch itself does
         "what trainings in fp32 compute on CUDA devices in TF32, which has 10 bits of mantissa instead of 23",

@@ -41,7 +41,7 @@ from maep.training.distributed.heartbeat import Heartbeat, Phase, is_peer_loss
 from maep.training.distributed.world import DTYPES, agree, gather_objects, sum_over_ranks
 from maep.training.ema import Average
 from maep.training.metrics_log import MetricsLog, SampleLog
-from maep.training.module import TrainingModule
+from maep.training.module import TrainingModule, compile_options
 from maep.training.robust import Adversary, RobustTraining, accuracies, describe
 from maep.training.schedule import learning_rate, total_steps
 from maep.training.signals import StopFlag
@@ -124,7 +124,8 @@ class Trainer:
                 compiled=job.compute.compile,
             )  # fmt: skip
         if job.compute.compile:
-            module.compile()
+            accelerator = self.accelerator
+            module.compile(**compile_options(job.compute, accelerator.device, accelerator.num_processes))
         # DeepSpeed steps parts of its own, whose counters stay on the host.
         fused = self.accelerator.device.type == "cuda" and job.compute.zero_stage is None
         optimizer = _optimizer(self.parameters, job.settings, fused=fused)
@@ -309,6 +310,7 @@ class Trainer:
             batch = next(batches)
             tally.waited += time.perf_counter() - waiting
             self.pulse.at(Phase.COMPUTE, self.step)
+            torch.compiler.cudagraph_mark_step_begin()  # what a CUDA graph gave in the step before is read no more
             with self.accelerator.accumulate(self.module):
                 total, parts = self.module(*self._inputs(batch, ratio, spec))
                 tally.add(batch, total, parts)

@@ -6,10 +6,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maep.config.schema import ObjectiveSettings
+from maep.config.schema import ComputeSettings, ObjectiveSettings
 from maep.objectives import Judge
 from maep.objectives import objective as objective_named
+from maep.runtime.console import say
+from maep.runtime.errors import fail
 from maep.training.distributed.world import DTYPES
+
+
+def compile_options(compute: ComputeSettings, device: torch.device, processes: int) -> dict[str, str]:
+    """What torch.compile is asked for, of a training on `device` by so many processes.
+
+    Raises UserError for CUDA graphs of several processes: what those exchange is no part of a graph.
+    """
+    if not compute.cuda_graphs:
+        return {}
+    if processes > 1:
+        fail(f"compute.cuda_graphs=true: for one process, and these are {processes}; set it to false")
+    if device.type != "cuda":
+        say(f"compute.cuda_graphs=true: there are none on {device.type}; the training is compiled without")
+        return {}
+    return {"mode": "reduce-overhead"}  # torch's name of them
 
 
 class TrainingModule(nn.Module):

@@ -49,6 +49,7 @@ def test_variants_are_named_once() -> None:
     assert (Variant().suffix, Variant("bf16", compile=True).suffix) == ("", ", bf16, compiled")
     assert str(Variant("fp16").surrogate) == "bf16"
     assert Variant("fp32", compile=True).surrogate.compile
+    assert Variant("bf16", compile=True, cuda_graphs=True).suffix == ", bf16, compiled, CUDA graphs"
 
 
 def test_time_covered_counts_once() -> None:

@@ -168,3 +168,16 @@ WHOLE = ["attack.online=true", "pretrain.attacked=whole"]
 def test_an_attack_on_the_whole_must_be_possible(overrides: list[str], words: str) -> None:
     """What is attacked must be there at every step, and as it will be used."""
     assert words in refusal(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["compute.compile=false"], "set compute.compile=true"),
+        (["compute.compile=true", "compute.zero_stage=1"], "unset compute.zero_stage=1"),
+        (["compute.compile=true", "finetune.accumulation=2"], "finetune.accumulation=2: must be 1"),
+    ],
+)
+def test_cuda_graphs_are_refused_where_they_cannot_be(overrides: list[str], words: str) -> None:
+    """They are made of a compiled step, of one process, whose losses are read before the next."""
+    assert words in refusal("compute.cuda_graphs=true", *overrides)

@@ -18,7 +18,7 @@ from maep.data.images.build import clean_split
 from maep.data.pairs import pair_loader
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.storage.manifests import CheckpointManifest
-from maep.training import inputs
+from maep.training import inputs, loop
 from maep.training.classifier import _Training
 from maep.training.finetune import with_adapter
 from maep.training.inputs import own_pairs
@@ -100,6 +100,17 @@ def test_a_step_reads_once(problem: Problem, tmp_path: Path, more: tuple[str, ..
     with host_reads(steps.at_home()) as reads:
         steps.do(1)
     assert reads.calls == ["tolist"]
+
+
+def test_a_training_is_compiled_as_its_settings_say(problem: Problem, tmp_path: Path) -> None:
+    """What `compile_options` says is what torch is asked for."""
+    with (
+        mock.patch.object(loop, "compile_options", return_value={"mode": "reduce-overhead"}) as options,
+        mock.patch.object(TrainingModule, "compile") as compiled,
+    ):
+        steps = Steps(problem, tmp_path, "compute.compile=true", "compute.cuda_graphs=true")
+    compiled.assert_called_once_with(mode="reduce-overhead")
+    options.assert_called_once_with(steps.trainer.job.compute, torch.device("cpu"), 1)
 
 
 class Refused(Exception):

@@ -5,10 +5,11 @@ import torch
 from torch import nn
 
 from maep.config.implementations import OBJECTIVES
-from maep.config.schema import FinetuneSettings, ModelSettings, ObjectiveSettings
+from maep.config.schema import ComputeSettings, FinetuneSettings, ModelSettings, ObjectiveSettings
 from maep.models.masked_autoencoder import MaskedAutoencoder
+from maep.runtime.errors import UserError
 from maep.training.finetune import with_adapter
-from maep.training.module import TrainingModule
+from maep.training.module import TrainingModule, compile_options
 
 SMALL = ModelSettings(
     image_size=16, patch_size=4, encoder_width=32, encoder_depth=1, encoder_heads=2, decoder_width=32,
@@ -44,3 +45,14 @@ def test_the_classifier_of_an_objective_stays_as_it_is() -> None:
     assert not classifier[1].running_mean.any()
     assert all(parameter.grad is None for parameter in classifier.parameters())
     assert {id(p) for p in module.parameters()}.isdisjoint(id(p) for p in classifier.parameters())
+
+
+def test_cuda_graphs_are_asked_for_where_there_are_any(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of torch, in its own word, on one CUDA device; elsewhere it is said, or refused."""
+    graphs, cuda = ComputeSettings(compile=True, cuda_graphs=True), torch.device("cuda", 1)
+    assert compile_options(graphs, cuda, 1) == {"mode": "reduce-overhead"}
+    assert compile_options(ComputeSettings(compile=True), cuda, 8) == {}
+    with pytest.raises(UserError, match=r"compute\.cuda_graphs=true: for one process, and these are 8"):
+        compile_options(graphs, cuda, 8)
+    assert compile_options(graphs, torch.device("cpu"), 1) == {}
+    assert "compute.cuda_graphs=true: there are none on cpu" in capsys.readouterr().out

@@ -30,6 +30,7 @@ KINDS = {
     "anti_adversary": "maep.purifiers.anti_adversary:AntiAdversaryPurifier",
     "soap": "maep.purifiers.soap:SoapPurifier",
     "dram": "maep.purifiers.dram:DramPurifier",
+    "nrp": "maep.purifiers.nrp:NrpPurifier",
 }
 
 

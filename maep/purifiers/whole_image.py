@@ -1,0 +1,121 @@
+"""What purifiers have in common whose network sees an image of any size whole, and so needs no tiles."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from maep.config import schema
+from maep.config.schema import PurifySettings
+from maep.models.weights import load_weights, read_weights, require_fit
+from maep.purifiers.base import UNNAMED, Source, TrainedPurifier, is_recorded, require_images, section_of
+from maep.runtime.errors import fail
+
+# What `purify.batch_tiles` counts where there are no tiles: 32 x 32 pixels, an image of CIFAR-10.
+TILE_PIXELS = 32 * 32
+
+
+class WholeImagePurifier(TrainedPurifier):
+    """Purifies images of any size whole; `purify.passes` above 1 is a cascade.
+
+    model: images [N, 3, H, W] in [0, 1] to the same. settings: images at a time and passes. Its sections are the kind's
+    own, which decides the network, `objective`, `pretrain` and `purify`. A kind gives `build` and `described`.
+    """
+
+    options: ClassVar[tuple[str, ...]] = ("batch_tiles", "passes")
+    stages = ("shards", "classifier", "attack", "pretrain")
+
+    def __init__(self, model: nn.Module, network: Any, settings: PurifySettings) -> None:
+        super().__init__(model, network, settings)
+        self.check_options(settings)
+
+    @classmethod
+    @abstractmethod
+    def build(cls, network: Any) -> nn.Module:
+        """The network that a section describes, with random weights."""
+
+    @classmethod
+    @abstractmethod
+    def described(cls, tensors: Mapping[str, Tensor], path: Path) -> Any:
+        """The section of the network whose weights these are; the published one's where they are of something else."""
+
+    @classmethod
+    def check_settings(cls, settings: schema.Settings) -> None:
+        """As `Purifier.check_settings`: it sees whole images, and has no latents that an objective could compare."""
+        super().check_settings(settings)
+        if settings.pretrain.mask_ratio and settings.pretrain.mask_until:
+            fail(f"pretrain.mask_ratio={settings.pretrain.mask_ratio:g}: {cls.kind} sees whole images; set it to 0")
+        if settings.objective.name == "trades_latent":
+            fail(f"objective.name=trades_latent: compares latents, which {cls.kind} has not; choose trades_pixel")
+
+    def purify(self, images: Tensor) -> Tensor:
+        """images: [N, 3, H, W] in [0, 1]. Returns the same shape, clipped to [0, 1].
+
+        At most `batch_tiles` times 32 x 32 pixels are in the network at a time, also in the backward pass, or one
+        image where that has more. Raises ValueError for another shape.
+        """
+        require_images(images)
+        for _ in range(self.settings.passes):
+            images = self._once(images).clamp(0, 1)
+        return images
+
+    def _once(self, images: Tensor) -> Tensor:
+        if is_recorded():
+            return cast(Tensor, self.model(images))
+        parts = images.split(self.images_at_once(*images.shape[2:]))
+        if len(parts) > 1 and torch.is_grad_enabled() and images.requires_grad:
+            return torch.cat([checkpoint(self.model, part, use_reentrant=False) for part in parts])
+        return torch.cat([self.model(part) for part in parts])
+
+    def images_at_once(self, height: int, width: int) -> int:
+        """As many as have the pixels of `batch_tiles` tiles."""
+        return max(1, self.settings.batch_tiles * TILE_PIXELS // (height * width))
+
+    def with_options(self, options: PurifySettings, source: str | Path = "this purifier") -> Self:
+        """The same network in another cascade. Raises UserError for options that it has not."""
+        return type(self)(self.model, self.network, options).train(self.training)
+
+    def compiled(self) -> Self:
+        """The network compiled."""
+        return type(self)(cast(Any, torch.compile(self.model)), self.network, self.settings).eval()
+
+    # on disk
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, object], tensors: Mapping[str, Tensor], source: Source = UNNAMED) -> Self:
+        """As `Purifier.from_config`."""
+        assert cls.Settings is not None
+        network = section_of(cls.Settings, config.get("model"), source.config)
+        cls.check(network)
+        options = section_of(PurifySettings, config.get("purify") or {}, source.config)
+        return cls(cls._with_weights(network, tensors, source.weights), network, options)
+
+    @classmethod
+    def from_settings(cls, settings: schema.Settings) -> Self:
+        """With random weights from torch's generator."""
+        network = cls.network_settings(settings)
+        return cls(cls.build(network), network, settings.purify)
+
+    @classmethod
+    def from_published(cls, path: Path) -> Self:
+        """The purifier in a file as its authors publish them, of any depth and width."""
+        tensors = cls.used(read_weights(path))
+        network = cls.described(tensors, path)
+        return cls(cls._with_weights(network, tensors, path), network, PurifySettings())
+
+    @classmethod
+    def used(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of a published file, the tensors that the network has; by default all."""
+        return dict(tensors)
+
+    @classmethod
+    def _with_weights(cls, network: Any, tensors: Mapping[str, Tensor], source: str | Path) -> nn.Module:
+        with torch.device("meta"):  # names and shapes alone: nothing is allocated for what the file does not hold
+            require_fit(cls.build(network).state_dict(), tensors, source)
+        model = cls.build(network)
+        load_weights(model, tensors, source)
+        return model

@@ -19,6 +19,7 @@ from maep.attacks.attack_spec import AttackSpec
 from maep.config.schema import ComputeSettings, ObjectiveSettings, TrainSettings
 from maep.data.pairs import PairBatch, PairDataset, mask_ratio_at, pair_loader
 from maep.data.shards import to_float
+from maep.runtime.compiling import Compiled
 from maep.runtime.console import progress_bar, say
 from maep.runtime.errors import NonFiniteLoss, Paused, Stopped, fail
 from maep.storage.manifests import CheckpointManifest, RobustProgress
@@ -40,7 +41,7 @@ from maep.training.distributed.accelerator import make_accelerator
 from maep.training.distributed.heartbeat import Heartbeat, Phase, is_peer_loss
 from maep.training.distributed.world import DTYPES, agree, gather_objects, sum_over_ranks
 from maep.training.ema import Average
-from maep.training.metrics_log import MetricsLog, SampleLog
+from maep.training.metrics_log import UNCOMPILED, MetricsLog, SampleLog
 from maep.training.module import TrainingModule, compile_options
 from maep.training.robust import Adversary, RobustTraining, accuracies, describe
 from maep.training.schedule import learning_rate, total_steps
@@ -123,9 +124,10 @@ class Trainer:
                 job.adversary.against, job.model, self.accelerator.device, DTYPES[job.compute.precision],
                 compiled=job.compute.compile,
             )  # fmt: skip
+        self.compiled = None
         if job.compute.compile:
-            accelerator = self.accelerator
-            module.compile(**compile_options(job.compute, accelerator.device, accelerator.num_processes))
+            options = compile_options(job.compute, self.accelerator.device, self.accelerator.num_processes)
+            self.compiled = Compiled(module, "compute.compile", **options)
         # DeepSpeed steps parts of its own, whose counters stay on the host.
         fused = self.accelerator.device.type == "cuda" and job.compute.zero_stage is None
         optimizer = _optimizer(self.parameters, job.settings, fused=fused)
@@ -343,6 +345,7 @@ class Trainer:
             "images_per_second": self.settings.batch_size / seconds, "data_seconds": tally.waited,
             "step_seconds": seconds,
             **({"attack_eps": spec.eps, "attack_steps": spec.steps} if spec else {}),
+            **({UNCOMPILED: 1} if self.compiled and self.compiled.has_failed else {}),
         }  # fmt: skip
         return values, bool(stopping)
 

@@ -17,6 +17,7 @@ from maep.storage.atomic import atomic_file
 from maep.storage.json_files import parse_json
 from maep.training.distributed.world import gather_objects, world
 
+UNCOMPILED = "uncompiled"  # in a line: the step was to be compiled, and could not be
 LONGEST = 2**20  # bytes: a line has some hundreds; what is longer is no line of a log, and not read as one
 
 

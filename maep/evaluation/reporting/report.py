@@ -32,6 +32,7 @@ from maep.purifiers.registry import DEFAULT
 from maep.runtime.console import console, say
 from maep.runtime.errors import fail
 from maep.storage.atomic import atomic_file
+from maep.training.metrics_log import UNCOMPILED
 
 __all__ = ["build_report", "write_environment"]
 
@@ -59,7 +60,8 @@ def build_report(
         honesty={result.name: result.honesty() for result in results},
         purifying={result.name: result.cost for result in results},
     )
-    curves, notes = read_curves(directory), honest_notes(settings, results)
+    curves = read_curves(directory)
+    notes = [*honest_notes(settings, results), *_notes_on_compiling(curves)]
     _write_figures(directory / "figures", rows, curves, results)
     page = render_page(settings, results, rows, curves, notes, report.environment, to_yaml(settings))
     with atomic_file(directory / "report.html") as temporary:
@@ -173,6 +175,12 @@ def honest_notes(settings: Settings, results: Sequence[PurifierResult]) -> list[
         attack = f"{result.attack} {result.norm} {eps_text(result.eps)}"
         notes += [f"{result.purifier}, {result.threat_model} {attack}: {warning}" for warning in row.warnings]
     return [*notes, *_notes_on_trainings(results), *_notes_on_attacks(settings)]
+
+
+def _notes_on_compiling(curves: Mapping[str, Curve]) -> Iterator[str]:
+    for name, lines in curves.items():
+        if any(line.get(UNCOMPILED) for line in lines):
+            yield f"{name}: torch.compile failed, so it was done uncompiled; its last bits may be others"
 
 
 def _notes_on_attacks(settings: Settings) -> list[str]:

@@ -15,7 +15,7 @@ import pytest
 
 from maep.evaluation.scoring.tasks import eps_text
 from tests.suites import suite_line
-from tests.tables import LINES, lines_of
+from tests.tables import LINES, table_of
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORTS = sorted((ROOT / "tests" / "reports").glob("*/report.json"))
@@ -115,11 +115,11 @@ def test_results_table_is_the_committed_reports() -> None:
 
 @pytest.mark.parametrize("name", LINES)
 def test_benchmark_tables_are_the_committed_ones(name: str) -> None:
-    """So do the benchmarks' tables and their files, or they say that nothing was recorded."""
+    """So are those of the benchmarks, as `python -m tests.tables` writes them, or nothing was recorded."""
     path = ROOT / "tests" / "reports" / f"{name}.json"
     if path.is_file():
         assert json.loads(path.read_text())["environment"]["dirty"] is False
-    assert table(name) == lines_of(name)
+    assert f"<!-- {name} -->\n{table_of(name)}<!-- /{name} -->\n" in RESULTS
 
 
 @pytest.mark.parametrize(("name", "line"), [("recovery", recovery_line), ("scaling", scaling_line)])

@@ -29,6 +29,7 @@ PAGES = {  # table: the page that holds it
     "costs": "README.md",
     "results": "tests/reports/README.md",
     "ablation": "tests/reports/README.md",
+    "zoo": "tests/reports/README.md",
     **dict.fromkeys(LINES, "tests/reports/README.md"),
     "recovery": "launch/README.md",
     "scaling": "launch/README.md",
@@ -76,6 +77,23 @@ def ablation_lines(path: Path) -> list[str]:
         columns = " | ".join(" / ".join(words) for words in (report["values"], ours, papers))
         lines.append(f"| {report['table'].removeprefix('Table ')} | {names} | {columns.replace('_', ' ')} |")
     return lines
+
+
+def zoo_lines() -> list[str]:
+    """A row for each defense: clean images as the oblivious row has them, then one attacker after another."""
+    rows: dict[str, dict[str, Any]] = {}
+    for cell in json.loads((ROOT / "tests/reports/ablation/zoo.json").read_text())["cells"]:
+        rows.setdefault(cell["names"][0], {})[cell["reading"]] = {each["name"]: each for each in cell["measures"]}
+    return [f"| {name} | {' | '.join(zoo_columns(readings))} |" for name, readings in rows.items()]
+
+
+def zoo_columns(readings: dict[str, Any]) -> list[str]:
+    """Clean accuracy, the accuracies under attack, and the published pair against the oblivious attacker."""
+    attackers = ("oblivious", "bpda", "adaptive", "adaptive-eot")
+    measures = [readings["oblivious"]["clean_accuracy"]] + [readings[name]["robust_accuracy"] for name in attackers]
+    ours = [f"{each['mean']:.1f} [{each['interval'][0]:.1f}, {each['interval'][1]:.1f}]" for each in measures]
+    paper = [each["paper"] for each in readings["oblivious"].values()]
+    return [*ours, "–" if None in paper else " / ".join(f"{number:.4g}" for number in paper)]
 
 
 def flowing(text: str) -> str:
@@ -134,9 +152,26 @@ def test_ablation_tables_are_the_committed_ones() -> None:
     """So do the paper's tables at small scale; those of shared points, which were run too, are named."""
     shown = [path for path in ABLATIONS if path.stem.removeprefix("table") in SHOWN]
     assert table("ablation") == [line for path in shown for line in ablation_lines(path)]
-    others = [int(path.stem.removeprefix("table")) for path in ABLATIONS if path not in shown]
+    tables = [path for path in ABLATIONS if path.stem.startswith("table")]
+    others = [int(path.stem.removeprefix("table")) for path in tables if path not in shown]
     *first, last = map(str, others)
     assert f"Tables {', '.join(first)} and {last} were run too" in flowing(RESULTS)
+
+
+def test_the_table_of_defenses_is_the_committed_one() -> None:
+    """So does the table of all defenses; the text says how some were made cheaper, and orders those that it names."""
+    assert table("zoo") == zoo_lines()
+    rows = {line.split(" | ")[0].removeprefix("| "): line.split(" | ")[1:] for line in zoo_lines()}
+    robust = {name: [float(cell.split()[0]) for cell in row[1:5]] for name, row in rows.items()}
+    assert {name for name, row in robust.items() if row[0] > 10} == {"MAEP", "DISCO", "NIM-MAE"}
+    assert all(min(row) == 0 for row in robust.values())
+    assert robust["DISCO"][0] > robust["DISCO"][1] == 89.1 > robust["DISCO"][2] == 0
+    assert robust["Anti-Adv"] == [0, 23.4, 23.4, 23.4]
+    assert all(len(set(robust[name][1:])) == 1 for name in ("bit depth", "JPEG", "SOAP"))
+    command = json.loads((ROOT / "tests/reports/ablation/zoo.json").read_text())["command"]
+    for word in ("soap/digits:evaluation.images=120", "soap/digits:soap.radii=4", "tvm/digits:tvm.iterations=25"):
+        assert word in command
+        assert word.partition(":")[2] in RESULTS
 
 
 @pytest.mark.parametrize("name", ["cifar10_cpu", "digits"])

@@ -19,6 +19,7 @@ VERBS = {
         "maep.cli.evaluate",
         "judge any model: maep evaluate --model MODULE:FUNCTION --data SHARDS",
     ),
+    "certify": ("maep.cli.certify", "certificates by randomised smoothing: maep certify cfg=NAME certify.sigma=[0.25]"),
     "compare": ("maep.cli.compare", "one table and figure over several reports: maep compare RUN RUN …"),
     "paper": ("maep.cli.paper", "one page over all tables of the paper, from the sweeps run: maep paper [DIRECTORY]"),
     "checkpoint": ("maep.cli.checkpoint", "list, verify, export or convert checkpoints: maep checkpoint list RUN"),

@@ -213,6 +213,24 @@ def robust(
     return Losses(total, parts)
 
 
+def stability(
+    model: Model, clean: Tensor, adversarial: Tensor, visible: Tensor | None, settings: ObjectiveSettings, judge: Judge
+) -> Losses:
+    """CE(f(P(x_a)), argmax f(x)) + λ_p·d(P(x_a), x): f is to say under noise what it says of the clean image.
+
+    Denoised smoothing's stability loss (Salman et al. 2020), which needs no labels. Arguments as `maep`'s, x_a being
+    the noisy image; λ_p: settings.pixel_weight.
+    """
+    purified = model(adversarial, visible)
+    with torch.no_grad():
+        said = judge.classify(clean).argmax(1)
+    parts = {
+        "l_stability": F.cross_entropy(judge.classify(purified), said, reduction="none"),
+        "l_pixel": distance(purified, clean, settings),
+    }
+    return Losses(parts["l_stability"] + settings.pixel_weight * parts["l_pixel"], parts)
+
+
 def _divergence(a: Tensor, b: Tensor) -> Tensor:
     """KL(softmax(a) ‖ softmax(b)) of logits [N, classes], [N]."""
     return F.kl_div(b.log_softmax(1), a.log_softmax(1), log_target=True, reduction="none").sum(1)

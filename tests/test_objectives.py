@@ -159,12 +159,20 @@ def numpy_objective(name: str, n: int, visible: np.ndarray | None, settings: Obj
         "trades_pixel": lambda: d(p(x), x) + beta * d(p(x_a), p(x)),
         "trades_latent": lambda: d(p(x), x) + beta * d(e(x_a), e(x), np.ones(8)),
         "robust": lambda: numpy_robust(n, p(x_a * shown), p(x * shown), d(p(x_a * shown), x), settings),
+        "stability": lambda: numpy_stability(p(x_a * shown), x, d(p(x_a * shown), x), settings),
     }
     return formulas[name]()
 
 
 CLASSES = np.random.default_rng(12).standard_normal((5, 48))  # a linear classifier f
 LABELS = np.array([3, 0])
+
+
+def numpy_stability(image: np.ndarray, clean: np.ndarray, pixels: float, settings: ObjectiveSettings) -> float:
+    """CE(f(P(x_a)), argmax f(x)) + λ_p·d, through a softmax."""
+    logits = CLASSES @ image.ravel()
+    shares = np.exp(logits) / np.exp(logits).sum()
+    return float(-np.log(shares[(CLASSES @ clean.ravel()).argmax()]) + settings.pixel_weight * pixels)
 
 
 def numpy_robust(n: int, attacked: np.ndarray, kept: np.ndarray, pixels: float, settings: ObjectiveSettings) -> float:
@@ -182,7 +190,7 @@ ROBUST = {"clean_weight": 0.6, "kl_weight": 2.0, "pixel_weight": 0.4}
 CASES = [
     ("mae", VISIBLE), ("purification", None), ("mlm", VISIBLE), ("mlm", None), ("maep", VISIBLE),
     ("reconstruction", None), ("trades_pixel", None), ("trades_latent", None), ("robust", None), ("robust", VISIBLE),
-    ("nim", None),
+    ("nim", None), ("stability", None), ("stability", VISIBLE),
 ]  # fmt: skip
 
 

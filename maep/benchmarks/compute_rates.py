@@ -165,12 +165,13 @@ class ComputeBench:
 
     def _judge(self) -> Adversary:
         """Noise, or a classifier of random weights, for an objective that asks it; pairs are read, not attacked."""
-        settings = self.settings
-        if OBJECTIVES[settings.objective.name].noises:
-            return Adversary(lambda images, _labels, keys: noisy(images, keys, settings.run.seed, settings.objective))
-        if not OBJECTIVES[self.settings.objective.name].classifies:
-            return Adversary()
-        return Adversary(classifier=load_classifier(self.settings.classifier, CLASSES, None).to(self.device))
+        settings, asked = self.settings, OBJECTIVES[self.settings.objective.name]
+        judge = load_classifier(settings.classifier, CLASSES, None).to(self.device) if asked.classifies else None
+        if asked.noises:
+            return Adversary(
+                lambda images, _labels, keys: noisy(images, keys, settings.run.seed, settings.objective), None, judge
+            )
+        return Adversary(classifier=judge)
 
     def train_settings(self) -> TrainSettings:
         """As configured, but for its size; all at one masking ratio."""

@@ -63,10 +63,11 @@ def _run_sweep(namespace: argparse.Namespace, overrides: list[str]) -> int:
 
 def _launcher(processes: int) -> Callable[[str, Settings], None]:
     """How a training stage is run: in this process, or on several."""
-    return _train_here if processes == 1 else lambda name, settings: spawn(name, settings, processes)
+    return train_here if processes == 1 else lambda name, settings: spawn(name, settings, processes)
 
 
-def _train_here(name: str, settings: Settings) -> None:
+def train_here(name: str, settings: Settings) -> None:
+    """Run a training stage in this process."""
     from maep.training.worker import run_training
 
     run_training(name, settings)

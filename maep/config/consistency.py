@@ -4,7 +4,7 @@ import math
 
 from maep.config.implementations import OBJECTIVES
 from maep.config.published_classifiers import PUBLISHED
-from maep.config.schema import ModelSettings, Settings
+from maep.config.schema import CertifySettings, ModelSettings, Settings, TrainSettings
 from maep.runtime.errors import fail
 from maep.runtime.text import unfit_name
 
@@ -91,6 +91,18 @@ def check_consistency(settings: Settings) -> None:
     _check_noise(settings)
     _check_attack(settings)
     _check_cuda_graphs(settings)
+    _check_certificates(settings.certify)
+
+
+def _check_certificates(certify: CertifySettings) -> None:
+    """There must be draws enough to certify an image whose draws all agree."""
+    if not certify.sigma:
+        return
+    if certify.draws < certify.first_draws:
+        fail(f"certify.draws={certify.draws}: must be at least certify.first_draws={certify.first_draws}")
+    if certify.alpha ** (1 / certify.draws) <= 0.5:
+        fewest = math.floor(math.log2(1 / certify.alpha)) + 1
+        fail(f"certify.draws={certify.draws}: certifies nothing at certify.alpha={certify.alpha:g}; at least {fewest}")
 
 
 def _check_noise(settings: Settings) -> None:
@@ -98,6 +110,13 @@ def _check_noise(settings: Settings) -> None:
     name, attacked = settings.objective.name, (settings.pretrain.attacked, settings.finetune.attacked)
     if OBJECTIVES[name].noises and (settings.attack.online or "whole" in attacked):
         fail(f"objective.name={name}: trains on noise, not on attacks; leave out attack.online and attacked=whole")
+    tuned = settings.finetune.objective if settings.finetune.method != "none" else None
+    if tuned and OBJECTIVES[tuned].noises != OBJECTIVES[name].noises:
+        ours, theirs = ("noise" if OBJECTIVES[each].noises else "adversarial images" for each in (tuned, name))
+        fail(
+            f"finetune.objective={tuned}: trains on {ours}, objective.name={name} on {theirs}; choose two that train "
+            "on the same"
+        )
 
 
 def _check_attack(settings: Settings) -> None:
@@ -134,17 +153,19 @@ def _check_published(settings: Settings) -> None:
 
 def _check_masks(settings: Settings) -> None:
     """Masking ratios must fit the objective: some are defined on hidden patches, some on whole images."""
-    name, trainings = settings.objective.name, {"pretrain": settings.pretrain}
-    if settings.finetune.method != "none":
-        trainings["finetune"] = settings.finetune
-    for section, train in trainings.items():
+    name, finetune = settings.objective.name, settings.finetune
+    trainings: dict[str, tuple[str, TrainSettings]] = {"pretrain": (name, settings.pretrain)}
+    if finetune.method != "none":
+        trainings["finetune"] = finetune.objective or name, finetune
+    for section, (objective, train) in trainings.items():
         hides = train.mask_ratio > 0 and train.mask_until > 0
-        if OBJECTIVES[name].whole_images and hides:
-            fail(f"objective.name={name}: is defined on whole images; set {section}.mask_ratio=0")
-        if name == "mae" and not (hides and train.mask_until == 1):
+        key = "finetune.objective" if section == "finetune" and finetune.objective else "objective.name"
+        if OBJECTIVES[objective].whole_images and hides:
+            fail(f"{key}={objective}: is defined on whole images; set {section}.mask_ratio=0")
+        if objective == "mae" and not (hides and train.mask_until == 1):
             also = " (or finetune.method=none)" if section == "finetune" else ""
             remedy = f"set {section}.mask_ratio above 0 and {section}.mask_until=1{also}"
-            fail(f"objective.name=mae: learns from hidden patches alone; {remedy}")
+            fail(f"{key}=mae: learns from hidden patches alone; {remedy}")
     if name == "mlm" and not (settings.pretrain.mask_ratio > 0 and 0 < settings.pretrain.mask_until < 1):
         fail(
             "objective.name=mlm: has two stages; set pretrain.mask_ratio above 0 and pretrain.mask_until within (0, 1)"

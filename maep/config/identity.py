@@ -26,6 +26,7 @@ READS = {
     "finetune": ("finetune", "objective", "robust", "compute", "run.seed"),
     "evaluate": ("purifier", "evaluation", "purify", "run.seed"),
     "records": ("purifier", "evaluation", "purify", "run.seed"),
+    "certify": ("purifier", "certify", "purify", "run.seed"),
     "report": ("run.name", "evaluation.figure_images"),
     "point": tuple(item.name for item in fields(Settings)),
 }

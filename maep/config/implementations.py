@@ -34,6 +34,7 @@ OBJECTIVES = {
     "trades_latent": Objective("maep.objectives:trades_latent", whole_images=True),
     "robust": Objective("maep.objectives:robust", classifies=True),
     "nim": Objective("maep.objectives:nim", whole_images=True, noises=True),
+    "stability": Objective("maep.objectives:stability", classifies=True, noises=True),
 }
 NOISES = ("gamma", "fixed", "uniform")  # how an objective that noises draws each image's deviation
 THREAT_MODELS = {

@@ -265,16 +265,20 @@ class ObjectiveSettings:
         0.0, "beta of TRADES, weight of KL(f(P(x)) || f(P(x_a))) (robust); 0: none", low=0.0, added=True
     )
     pixel_weight: float = setting(
-        1.0, "weight of d(P(x_a), x) beside the cross-entropies (robust)", low=0.0, added=True
+        1.0, "weight of d(P(x_a), x) beside the cross-entropies (robust, stability)", low=0.0, added=True
     )
     noise: str = setting(
         "gamma",
-        "how each image's deviation of noise is drawn (nim): of shape 25, always the mean, or up to twice the mean",
+        "how each image's deviation of noise is drawn (nim, stability): of shape 25, always the mean, up to twice it",
         choices=NOISES,
         added=True,
     )
     noise_mean: float = setting(
-        75 / 255, "mean of that deviation (nim); a fraction may be written", unit="[0,1] pixels", above=0.0, added=True
+        75 / 255,
+        "mean of that deviation (nim, stability); a fraction may be written",
+        unit="[0,1] pixels",
+        above=0.0,
+        added=True,
     )
 
 
@@ -335,6 +339,9 @@ class FinetuneSettings(TrainSettings):
         choices=FINETUNING,
     )  # fmt: skip
     targets: str = setting("decoder", "which layers an adapter adapts", choices=("decoder", "both"))
+    objective: str | None = setting(
+        None, "its objective, where it is another; unset: objective.name", choices=(None, *OBJECTIVES), added=True
+    )
     rank: int = setting(8, "rank of lora and dora", low=1)
     alpha: int = setting(16, "alpha of lora and dora", low=1)
     mask_ratio: float = setting(0.0, "share of patches hidden, r (Sec. 4.4: 0)", low=0.0, high=0.95)
@@ -535,6 +542,26 @@ class EvaluationSettings:
 
 
 @dataclass
+class CertifySettings:
+    """Of the certificates by randomised smoothing (Cohen et al. 2019)."""
+
+    sigma: list[float] = setting(
+        [], "deviations of the noise that certificates are made with; empty: none are made", unit="[0,1] pixels",
+        above=0.0, added=True,
+    )  # fmt: skip
+    images: int = setting(250, "test images, the first of the balanced order", unit="images", low=1, added=True)
+    first_draws: int = setting(100, "draws that choose an image's class, N₀", low=1, added=True)
+    draws: int = setting(1000, "draws that certify it, N", low=1, added=True)
+    alpha: float = setting(0.001, "probability, at most, that a certificate is wrong", above=0.0, high=0.5, added=True)
+    chunk_images: int = setting(
+        10, "images a chunk: the unit of work and of resume", unit="images", low=1, added=True,
+    )  # fmt: skip
+    batch_size: int = setting(
+        250, "draws a forward pass; part of the certificate's identity", unit="images", low=1, added=True
+    )
+
+
+@dataclass
 class Settings:
     """The whole configuration, one section a concern; `maep.config.load` adds the section of the purifier's kind."""
 
@@ -551,3 +578,4 @@ class Settings:
     purifier: PurifierSettings = field(default_factory=PurifierSettings)
     purify: PurifySettings = field(default_factory=PurifySettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    certify: CertifySettings = field(default_factory=CertifySettings)

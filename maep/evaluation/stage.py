@@ -10,6 +10,7 @@ from maep.config.implementations import FINETUNING
 from maep.config.schema import Settings
 from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import clean_split
+from maep.data.shards import ShardSet
 from maep.evaluation.scoring.defense import Defense
 from maep.evaluation.scoring.evaluation import Evaluation
 from maep.evaluation.workers import evaluate_all
@@ -119,6 +120,16 @@ def evaluate_run(settings: Settings, worker: tuple[int, int] = (0, 1)) -> bool:
     Returns whether all chunks are finished now; the rest, if not, is in the hands of living workers.
     Raises UserError if the test shards are damaged or a purifier is missing.
     """
+    test, defenses = subjects_of(settings)
+    folder = Path(settings.run.dir) / "evaluation"
+    return evaluate_all([Evaluation(settings, each, test, folder / label) for label, each in defenses.items()], worker)
+
+
+def subjects_of(settings: Settings) -> tuple[ShardSet, dict[str, Defense]]:
+    """The test images, and `{label: defense}` of what is judged: each purifier before the classifier, on its device.
+
+    Raises UserError as `evaluate_run`.
+    """
     test = clean_split(settings, "test")
     problems = test.check()
     if problems:
@@ -129,15 +140,13 @@ def evaluate_run(settings: Settings, worker: tuple[int, int] = (0, 1)) -> bool:
     identity = classifier_identity(settings.classifier, weights)
     if not (settings.evaluation.purifier or is_trained(settings)):
         write_untrained(settings)
-    evaluations = []
+    defenses = {}
     for label, path in purifiers_of(settings).items():
         purifier = load_purifier(path, device=device, settings=settings.purify)
-        directory = Path(settings.run.dir) / "evaluation" / label
-        defense = Defense.of(purifier, classifier, purifier_identity(settings, label), identity)
-        evaluations.append(Evaluation(settings, defense, test, directory))
-    if not evaluations:
+        defenses[label] = Defense.of(purifier, classifier, purifier_identity(settings, label), identity)
+    if not defenses:
         choice, reason = settings.evaluation.purifiers, "finetune.method=none"
         kind = settings.purifier.kind
         reason = reason if "finetune" in purifier_class(kind).stages else f"purifier.kind={kind}"
         fail(f"evaluation.purifiers={choice}: this run has none ({reason}); choose pretrained")
-    return evaluate_all(evaluations, worker)
+    return test, defenses

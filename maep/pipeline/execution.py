@@ -26,7 +26,7 @@ from maep.pipeline.stage_records import (
     record_path,
     unproven_files,
 )
-from maep.pipeline.stages import STAGES, Launcher, Stage, identity_of_given, needs_of, stages_of, wanted_stages
+from maep.pipeline.stages import JUDGING, STAGES, Launcher, Stage, identity_of_given, needs_of, stages_of, wanted_stages
 from maep.pipeline.superseded import (
     copy_aside,
     drop_result,
@@ -55,7 +55,7 @@ def _present(stage: Stage, settings: Settings, seconds: float = 0.0, *, finished
     for name in needs_of(stage, settings):
         record = _record(settings, name)
         inputs[name] = record.identity if record else ""
-    if stage.name == "evaluate" and settings.evaluation.purifier:
+    if stage.name in JUDGING and settings.evaluation.purifier:
         inputs["evaluation.purifier"] = identity_of_given(settings.evaluation.purifier)
     identity = stage.identity(settings) if finished else ""
     files = stage.digests(Path(settings.run.dir)) if finished else {}

@@ -30,6 +30,7 @@ Launcher = Callable[[str, Settings], None]
 Share = Callable[[Settings, tuple[int, int]], bool]
 # Seconds between two looks at pieces that another run makes; a piece takes tens of seconds.
 LOOK_AGAIN = 2.0
+JUDGING = ("evaluate", "certify")  # stages that judge purifiers
 
 
 @dataclass(frozen=True)
@@ -165,9 +166,36 @@ def _evaluate_share(settings: Settings, worker: tuple[int, int]) -> bool:
     return evaluate_run(settings, worker)
 
 
+def _certify(settings: Settings, _launch: Launcher) -> None:
+    _to_the_end(_certify_share, settings)
+
+
+def _certify_share(settings: Settings, worker: tuple[int, int]) -> bool:
+    from maep.evaluation.certification.certifying import certify_run
+
+    return certify_run(settings, worker)
+
+
+def _certify_idle(settings: Settings) -> str:
+    return "" if settings.certify.sigma else "no noise is named (certify.sigma)"
+
+
 def _records_identity(settings: Settings) -> str:
-    records = sorted((Path(settings.run.dir) / "evaluation").rglob("*.json"))
-    return digest([sha256_file(path) for path in records])
+    return _digest_of_json(Path(settings.run.dir) / "evaluation")
+
+
+def _certificates_identity(settings: Settings) -> str:
+    return _digest_of_json(Path(settings.run.dir) / "certificates")
+
+
+def _report_identity(settings: Settings) -> str:
+    """Of the records; and of the certificates, where there are to be some."""
+    records = _records_identity(settings)
+    return digest([records, _certificates_identity(settings)]) if settings.certify.sigma else records
+
+
+def _digest_of_json(folder: Path) -> str:
+    return digest([sha256_file(path) for path in sorted(folder.rglob("*.json"))])
 
 
 def _report(settings: Settings, _launch: Launcher) -> None:
@@ -207,7 +235,11 @@ STAGES = {
             share=_evaluate_share, files=("evaluation/**/samples.safetensors",), kept=("evaluation/**/*.json",),
         ),
         Stage(
-            "report", ("evaluate",), (), _report, _records_identity,
+            "certify", ("shards", "classifier", "pretrain", "finetune"), (), _certify, _certificates_identity,
+            _certify_idle, _certify_share, kept=("certificates/**/*.json",),
+        ),
+        Stage(
+            "report", ("evaluate", "certify"), (), _report, _report_identity,
             files=("report.json", "report.html", "figures/*.png"),
         ),
     )
@@ -225,9 +257,11 @@ def needs_of(stage: Stage, settings: Settings) -> tuple[str, ...]:
     """The stages before one.
 
     A purifier that is given (evaluation.purifier) is judged without training one, and one without weights to train
-    needs no training stages.
+    needs no training stages. A report without certificates does not ask for them.
     """
-    if stage.name != "evaluate":
+    if stage.name == "report" and not settings.certify.sigma:
+        return ("evaluate",)
+    if stage.name not in JUDGING:
         return stage.needs
     if settings.evaluation.purifier:
         return ("shards", "classifier")
@@ -254,11 +288,24 @@ def wanted_stages(settings: Settings, wanted: str) -> list[str]:
     """
     if wanted != "all" and wanted not in STAGES:
         fail(f"stage={wanted}: choose one of {', '.join([*STAGES, 'all'])}")
+    names = _wanted(settings, wanted)
+    if "certify" in names:
+        from maep.evaluation.certification.trained_noise import check_noise
+
+        check_noise(settings)
+    return names
+
+
+def _wanted(settings: Settings, wanted: str) -> list[str]:
     pipeline, purifier = stages_of(settings), settings.evaluation.purifier
     if purifier:
         identity_of_given(purifier)
     if wanted == "all" or (wanted == "evaluate" and purifier):
         return pipeline
+    if wanted == "certify" and wanted not in pipeline:
+        fail("stage=certify: set certify.sigma to the deviations of its noise, such as certify.sigma=[0.25]")
+    if wanted == "certify" and purifier:
+        return [name for name in pipeline if name not in ("evaluate", "report")]
     if wanted not in pipeline:
         needless = f"purifier.kind={settings.purifier.kind} needs none"
         if purifier:

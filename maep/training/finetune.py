@@ -20,7 +20,7 @@ from maep.runtime.cores import worker_count
 from maep.storage.manifests import CheckpointManifest, StampedManifest
 from maep.storage.sealed import atomic_directory
 from maep.storage.tensor_files import disk_errors
-from maep.training.inputs import adversary, finetuning_pairs
+from maep.training.inputs import adversary, finetuning_pairs, objective_of
 from maep.training.loop import TrainingJob, train
 
 if TYPE_CHECKING:
@@ -86,8 +86,8 @@ def finetune(settings: Settings, on_stall: Callable[[str], object] | None = None
     model: nn.Module = base if options.method == "full" else with_adapter(base, options, settings.run.seed)
     pairs = finetuning_pairs(settings)
     job = TrainingJob(
-        label="finetune", model=model, dataset=pairs, settings=options, objective=settings.objective,
-        compute=settings.compute, directory=directory / "checkpoints-finetune",
+        label="finetune", model=model, dataset=pairs, settings=options, compute=settings.compute,
+        objective=objective_of(settings, options), directory=directory / "checkpoints-finetune",
         metrics=directory / "metrics-finetune.jsonl", samples=directory / "samples-finetune",
         workers=worker_count(settings.data.workers),
         manifest=CheckpointManifest(

@@ -1,10 +1,12 @@
 """What a training reads: checked pairs from shards, or the attack or the noise that makes them as it goes."""
 
+from dataclasses import replace
+
 from maep.attacks.attack_spec import AttackSpec
 from maep.attacks.gradient import attack
 from maep.config.implementations import OBJECTIVES
 from maep.config.pair_source import source_settings
-from maep.config.schema import Settings, TrainSettings
+from maep.config.schema import FinetuneSettings, ObjectiveSettings, Settings, TrainSettings
 from maep.data.adversarial_set import adversarial_path, check_adversarial
 from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import clean_split
@@ -68,17 +70,25 @@ def _dataset(settings: Settings, train: TrainSettings, clean: ShardSet, adversar
     return PairDataset(clean, adversarial, train, model.image_size, model.patch_size, settings.run.seed, held_out)
 
 
+def objective_of(settings: Settings, train: TrainSettings) -> ObjectiveSettings:
+    """The objective of a training: the run's, or the finetuning's own."""
+    own = train.objective if isinstance(train, FinetuneSettings) else None
+    return replace(settings.objective, name=own) if own else settings.objective
+
+
 def adversary(settings: Settings, train: TrainSettings, classes: int) -> Adversary:
     """Who attacks, or adds noise, while a training goes on, and the frozen classifier that its objective asks."""
     settings = source_settings(settings, train)
-    if OBJECTIVES[settings.objective.name].noises:
-        return Adversary(lambda images, _labels, keys: noisy(images, keys, settings.run.seed, settings.objective))
-    classifies = OBJECTIVES[settings.objective.name].classifies
-    if not (settings.attack.online or classifies or train.attacked == "whole"):
-        return Adversary()
+    objective, seed = objective_of(settings, train), settings.run.seed
+    classifies, noises = OBJECTIVES[objective.name].classifies, OBJECTIVES[objective.name].noises
+    noise = Adversary(lambda images, _labels, keys: noisy(images, keys, seed, objective)) if noises else Adversary()
+    if not (classifies or (settings.attack.online and not noises)):
+        return noise
     device = prepare_device(settings.compute, trains=True)
     classifier = load_classifier(settings.classifier, classes, classifier_weights(settings)).to(device)
-    judge, seed = classifier if classifies else None, settings.run.seed
+    judge = classifier if classifies else None
+    if noises:
+        return replace(noise, classifier=judge)
     if not settings.attack.online:
         if train.attacked == "whole":
             fail(f"{train.source}: its attack is not online; add attack.online=true to the source_set of the training")

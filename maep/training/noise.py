@@ -12,8 +12,8 @@ from torch import Tensor
 
 from maep.config.schema import ObjectiveSettings
 from maep.runtime.device import upload
+from maep.runtime.keyed_noise import keyed_uniform
 from maep.runtime.randomness import WORD, keyed_rngs
-from maep.training.robust import keyed_uniform
 
 GAMMA_SHAPE = 25.0  # a deviation of a fifth of the mean: 75/255 ± 15/255 as published
 

@@ -19,9 +19,8 @@ from maep.config.schema import AttackSettings, RobustSettings
 from maep.data.order import slice_of
 from maep.data.pairs import PairDataset
 from maep.data.shards import to_float
-from maep.runtime.device import upload
 from maep.runtime.errors import fail
-from maep.runtime.randomness import keyed_rng
+from maep.runtime.keyed_noise import keyed_uniform
 from maep.storage.manifests import Retreat, RobustProgress
 from maep.training.distributed.world import agree, world
 
@@ -31,36 +30,6 @@ CHECK_STEPS = (
 REACH = 1.25  # times eps that the steps of a late or lengthened attack cover together (robust.late_steps)
 OnlineAttack = Callable[[Tensor, Tensor, list[int]], Tensor]
 MOST_RETREATS = 4  # what is lost five times, under ever longer attacks, is not lost to the attack
-
-
-# --- noise that is a pure function of its key, on any device ---
-
-GOLDEN, FIRST, SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15  # SplitMix64's, as int64
-
-
-def _shifted(bits: Tensor, by: int) -> Tensor:
-    """Logical shift to the right of int64, whose own keeps the sign."""
-    return (bits >> by) & ((1 << (64 - by)) - 1)
-
-
-def _mixed(bits: Tensor) -> Tensor:
-    """SplitMix64's finaliser: every bit of the result depends on every bit."""
-    bits = (bits ^ _shifted(bits, 30)) * FIRST
-    bits = (bits ^ _shifted(bits, 27)) * SECOND
-    return bits ^ _shifted(bits, 31)
-
-
-def keyed_uniform(purpose: str, seed: int, keys: Sequence[int], shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Uniform numbers of [-1, 1), float32 [N, *shape]: row i depends on (purpose, seed, keys[i]) alone.
-
-    The same bits on every device; drawn there, since a generator of NumPy's for each image would hold up a GPU.
-    """
-    stream = int(keyed_rng(purpose, seed).integers(-(2**63), 2**63))
-    rows = _mixed(torch.tensor(keys, dtype=torch.int64) ^ stream)
-    count = torch.Size(shape).numel()
-    places = torch.arange(1, count + 1, dtype=torch.int64, device=device) * GOLDEN
-    bits = _mixed(upload(rows, device)[:, None] + places)
-    return (_shifted(bits, 40).to(torch.float32) * 2**-23 - 1).reshape(len(keys), *shape)
 
 
 # --- the attack ---

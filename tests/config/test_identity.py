@@ -14,13 +14,15 @@ from maep.runtime.digests import digest
 SECTIONS = {
     "data": {"shards"}, "classifier": {"classifier"}, "attack": {"attack"}, "model": {"pretrain"},
     "objective": {"pretrain", "finetune"}, "pretrain": {"pretrain"}, "finetune": {"finetune"},
-    "compute": {"pretrain", "finetune"}, "purify": {"evaluate", "records"}, "evaluation": {"evaluate", "records"},
-    "purifier": {"pretrain", "evaluate", "records"}, "robust": {"pretrain", "finetune"},
+    "compute": {"pretrain", "finetune"}, "purify": {"evaluate", "records", "certify"},
+    "evaluation": {"evaluate", "records"},
+    "purifier": {"pretrain", "evaluate", "records", "certify"}, "robust": {"pretrain", "finetune"},
+    "certify": {"certify"},
 }  # fmt: skip
 # Settings whose artefacts are others than their section's, as a user would expect it, written down by hand.
 EXCEPTIONS: dict[str, set[str]] = {
     "run.name": {"report"}, "run.dir": set(), "run.cache": set(),
-    "run.seed": {"classifier", "attack", "pretrain", "finetune", "evaluate", "records", "point"},
+    "run.seed": {"classifier", "attack", "pretrain", "finetune", "evaluate", "records", "certify", "point"},
     **{f"compute.{name}": {"classifier", "pretrain", "finetune", "point"} for name in ("precision", "tf32")},
     "data.on_error": {"shards"}, "data.max_pixels": {"shards"}, "data.background": {"shards"},
     "purify.batch_tiles": {"evaluate", "point"},

@@ -201,7 +201,7 @@ def test_unknown_stage_is_refused(problem: Problem, tmp_path: Path) -> None:
     """A mistyped stage is answered with the list of stages."""
     done = problem.run("pretrian", tmp_path / "run")
     assert done.returncode == 2
-    assert "shards, classifier, attack, pretrain, finetune, evaluate, report, all" in done.stderr
+    assert "shards, classifier, attack, pretrain, finetune, evaluate, certify, report, all" in done.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -28,7 +28,7 @@ from maep.training.checkpointing.directory import (
 from maep.training.inputs import adversary, own_pairs
 from maep.training.loop import Trainer, TrainingJob
 from maep.training.pretrain import seeded_purifier
-from maep.training.robust import MOST_RETREATS, AgainstWhole, RobustTraining, attack_at, keyed_uniform
+from maep.training.robust import MOST_RETREATS, AgainstWhole, RobustTraining, attack_at
 from tests.small import digits, train_small
 from tests.tiny import Problem
 from tests.training.test_loop import metrics, stop_at, weights
@@ -44,21 +44,6 @@ WHOLE = [
     "pretrain.mask_ratio=0", "pretrain.steps=20", "pretrain.save_every=4", "robust.check_every=5",
     "robust.check_images=40", "robust.eps_ramp=0.3", "robust.overfit_drop=100",
 ]  # fmt: skip
-
-
-def test_noise_is_a_function_of_its_key_alone() -> None:
-    """Rows of a batch equal the same keys alone; purposes, seeds and neighbouring keys have nothing in common."""
-    device = torch.device("cpu")
-    noise = keyed_uniform("whole", 3, [5, 6, 7], (3, 40, 40), device)
-    assert torch.equal(noise[1:2], keyed_uniform("whole", 3, [6], (3, 40, 40), device))
-    others = [("other", 3, 6), ("whole", 4, 6), ("whole", 3, 7)]
-    rows = [noise[1], *(keyed_uniform(purpose, seed, [key], (3, 40, 40), device)[0] for purpose, seed, key in others)]
-    correlations = torch.corrcoef(torch.stack(rows).flatten(1)) - torch.eye(4)
-    assert correlations.abs().max() < 0.06
-    assert noise.min() >= -1
-    assert noise.max() < 1
-    histogram = torch.histc(noise, 10, -1, 1) / noise.numel()
-    assert (histogram - 0.1).abs().max() < 0.01
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,16 @@ from maep.config.schema import Settings
 from maep.evaluation.audit.findings import ALARM, PASSED, WARNING, PurifierResult, side_by_side
 from maep.evaluation.audit.gradient_masking import read_checks
 from maep.evaluation.audit.purification_cost import read_cost
+from maep.evaluation.reporting.certificates import (
+    certificate_figure,
+    certificate_notes,
+    certificate_rows,
+    certificate_table,
+)
 from maep.evaluation.reporting.curves import Curve, read_curves
 from maep.evaluation.reporting.figures import accuracy_figure, checks_figure, curve_figure, samples_figure, save_figure
 from maep.evaluation.reporting.provenance import ENVIRONMENT, Environment, write_environment
+from maep.evaluation.reporting.report_certificate import CertificateRow
 from maep.evaluation.reporting.report_document import REPORT, Report
 from maep.evaluation.reporting.report_page import render_page
 from maep.evaluation.reporting.rows import Combination, combine, headlines, judged_word
@@ -59,21 +66,36 @@ def build_report(
         results=tuple(row.result for row in rows),
         honesty={result.name: result.honesty() for result in results},
         purifying={result.name: result.cost for result in results},
+        certificates=_certificates(settings) if names is None else (),
     )
     curves = read_curves(directory)
     notes = [*honest_notes(settings, results), *_notes_on_compiling(curves)]
+    notes += certificate_notes(settings, report.certificates)
     _write_figures(directory / "figures", rows, curves, results)
-    page = render_page(settings, results, rows, curves, notes, report.environment, to_yaml(settings))
+    if report.certificates:
+        save_figure(certificate_figure(report.certificates), directory / "figures" / "certificates.png")
+    page = render_page(settings, results, rows, curves, notes, report, to_yaml(settings))
     with atomic_file(directory / "report.html") as temporary:
         temporary.write_text(page)
     report.write(directory / REPORT)
     for threat in dict.fromkeys(row.result.threat_model for row in rows):
         console.print(terminal_table([row for row in rows if row.result.threat_model == threat]))
+    if report.certificates:
+        console.print(certificate_table(report.certificates))
     _say_findings(results)
     for note in notes:
         say(f"note: {note}")
     say(f"report: {directory / 'report.html'}")
     return report
+
+
+def _certificates(settings: Settings) -> tuple[CertificateRow, ...]:
+    """Of the run's purifiers, where there are to be some."""
+    if not settings.certify.sigma:
+        return ()
+    return tuple(
+        certificate_rows(settings, {label: purifier_name(settings, label) for label in purifiers_of(settings)})
+    )
 
 
 def _say_findings(results: Sequence[PurifierResult]) -> None:

@@ -1,6 +1,7 @@
 """report.json, the contract with whoever reads results.
 
-{"schema": 1, "environment": {…}, "results": [row, …], "honesty": {purifier: {…}}, "purifying": {purifier: {…}}}
+{"schema": 1, "environment": {…}, "results": [row, …], "honesty": {purifier: {…}}, "purifying": {purifier: {…}},
+ "certificates": [row, …] where there are some}
 """
 
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any, ClassVar
 from maep.evaluation.audit.findings import Honesty
 from maep.evaluation.audit.purification_cost import PurificationCost
 from maep.evaluation.reporting.provenance import Environment
+from maep.evaluation.reporting.report_certificate import CertificateRow
 from maep.evaluation.reporting.report_row import ReportRow
 from maep.storage.documents import Document
 
@@ -18,7 +20,9 @@ REPORT = "report.json"
 
 @dataclass(frozen=True)
 class Report(Document):
-    """results: rows; honesty: by purifier, how far its rows can be believed; purifying: by purifier, what it costs."""
+    """results: rows; honesty: by purifier, how far its rows can be believed; purifying: by purifier, what it costs;
+    certificates: rows.
+    """
 
     VERSION_KEY: ClassVar[str] = "schema"
 
@@ -26,6 +30,7 @@ class Report(Document):
     results: tuple[ReportRow, ...]
     honesty: Mapping[str, Honesty]
     purifying: Mapping[str, PurificationCost] = field(default_factory=dict)  # the first reports had none
+    certificates: tuple[CertificateRow, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As in report.json, and equal to what is read from it: with lists, as JSON has no tuples."""
@@ -36,6 +41,8 @@ class Report(Document):
             "honesty": {name: asdict(honesty) for name, honesty in self.honesty.items()},
             "purifying": {name: asdict(cost) for name, cost in self.purifying.items()},
         }
+        if self.certificates:
+            entries["certificates"] = [row.to_json() for row in self.certificates]
         return {key: _with_lists(value) for key, value in entries.items()}
 
 

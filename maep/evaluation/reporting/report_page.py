@@ -15,6 +15,7 @@ from PIL import Image
 from maep.attacks.threat_models import threat_model
 from maep.config.schema import Settings
 from maep.evaluation.audit.findings import ALARM, Finding, PurifierResult, WorstCase, worst_case
+from maep.evaluation.reporting.certificates import SHOWN, certificate_figure
 from maep.evaluation.reporting.curves import Curve
 from maep.evaluation.reporting.figures import (
     ROWS,
@@ -26,7 +27,7 @@ from maep.evaluation.reporting.figures import (
     sample_images,
     verdicts,
 )
-from maep.evaluation.reporting.provenance import Environment
+from maep.evaluation.reporting.report_document import Report
 from maep.evaluation.reporting.report_row import ClassRow, Interval, ReportRow
 from maep.evaluation.reporting.rows import UNDEFENDED, Combination, Samples, headlines, judged_word
 from maep.evaluation.reporting.threat_meanings import KNOWABLE, meaning_of
@@ -169,7 +170,7 @@ def render_page(
     rows: Sequence[Combination],
     curves: Mapping[str, Curve],
     notes: Sequence[str],
-    environment: Environment,
+    report: Report,
     configuration: str,
 ) -> str:
     """The page as HTML. rows: of all results, side by side. curves: by name of the training. configuration: YAML."""
@@ -198,7 +199,14 @@ def render_page(
         overview=_picture(lambda ink: accuracy_figure(headlines(rows), ink), "accuracy in each threat model"),
         curves={name: _curve(name, lines) for name, lines in curves.items()},
         notes=[_sentence(note, [result.name for result in results]) for note in notes],
-        environment=environment,
+        environment=report.environment,
+        certificates=report.certificates,
+        certificate_picture=_picture(
+            lambda ink: certificate_figure(report.certificates, ink), "certified accuracy against the radius"
+        )
+        if report.certificates
+        else None,
+        radii=SHOWN,
         configuration=configuration,
         seed=settings.run.seed,
         config_hash=rows[0].result.config_hash,

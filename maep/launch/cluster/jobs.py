@@ -15,6 +15,7 @@ KINDS = {
     "pretrain": RANKS,
     "finetune": RANKS,
     "evaluate": ARRAY,
+    "certify": ARRAY,
     "report": SINGLE,
 }
 POINTS = "points"  # the one job of a sweep: each worker runs whole points, every stage of them

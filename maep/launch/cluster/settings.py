@@ -65,7 +65,7 @@ class ClusterSettings:
     constraint: str | None = setting(None, "features that nodes must have")
     exclude: str | None = setting(None, "nodes not to use, such as n[3-5]")
     time: str = setting("24:00:00", "time limit of a job, in Slurm's notation; it is requeued when it runs out")
-    workers: int = setting(4, "workers of an array stage (attack, evaluate)", unit="workers", low=1)
+    workers: int = setting(4, "workers of an array stage (attack, evaluate, certify)", unit="workers", low=1)
     array_parallelism: int = setting(256, "of these at a time", unit="workers", low=1)
     max_crashes: int = setting(3, "times a job is requeued after a crash", low=0)
     name: str | None = setting(None, "name of the jobs before -STAGE; unset: run.name")

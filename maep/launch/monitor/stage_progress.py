@@ -9,6 +9,7 @@ from maep.data.adversarial_set import adversarial_path
 from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import SPLITS, clean_shards, clean_shards_path, clean_split
 from maep.data.shards import ShardSet
+from maep.evaluation.certification.certificate_record import CERTIFICATES, plan_chunks
 from maep.evaluation.scoring.chunk_record import record_path
 from maep.evaluation.scoring.plan import PLAN, Plan
 from maep.models.classifiers import classifier_identity
@@ -41,6 +42,7 @@ def progress_of(stage: str, settings: Settings) -> Progress | None:
     """How far a stage is; None where it leaves no trace, or what it builds on is not there yet."""
     look = {
         "shards": _shards, "attack": _attack, "pretrain": _training, "finetune": _training, "evaluate": _evaluate,
+        "certify": _certify,
     }.get(stage)  # fmt: skip
     try:
         return look(stage, settings) if look else None
@@ -90,6 +92,14 @@ def _evaluate(_stage: str, settings: Settings) -> Progress:
         for planned in Plan.read(plan).tasks
     ]
     return _counted([path for path in records if path.is_file()], len(records) or None, "chunks")
+
+
+def _certify(_stage: str, settings: Settings) -> Progress:
+    """Of the purifiers that were begun: their folders are made with their first records."""
+    folders = list((Path(settings.run.dir) / CERTIFICATES).glob("*/"))
+    tasks = plan_chunks(settings.certify, len(clean_split(settings, "test")))
+    paths = [folder / task.path for folder in folders for task in tasks]
+    return _counted([path for path in paths if path.is_file()], len(paths) or None, "chunks")
 
 
 def _counted(done: list[Path], total: int | None, unit: str) -> Progress:

@@ -26,7 +26,16 @@ def test_each_stage_waits_for_those_it_needs() -> None:
     assert {job.stage: set(job.needs) for job in jobs} == {
         "shards": set(), "classifier": {"shards"}, "attack": {"shards", "classifier"}, "pretrain": {"shards", "attack"},
         "finetune": {"pretrain"}, "evaluate": {"shards", "classifier", "pretrain", "finetune"}, "report": {"evaluate"},
+        "certify": {"shards", "classifier", "pretrain", "finetune"},
     }  # fmt: skip
+
+
+def test_a_report_of_certificates_waits_for_them() -> None:
+    """Where a noise is named; and they are shared by an array."""
+    settings = load_settings("digits", ["certify.sigma=[0.25]"])
+    jobs = {job.stage: job for job in job_graph(list(KINDS), cluster("--workers", "3"), real_needs(settings))}
+    assert set(jobs["report"].needs) == {"evaluate", "certify"}
+    assert (jobs["certify"].kind, jobs["certify"].workers) == ("array", 3)
 
 
 def test_stages_without_work_are_bridged() -> None:

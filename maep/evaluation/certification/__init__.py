@@ -1,0 +1,1 @@
+"""Certificates by randomised smoothing: what no attacker within a radius can change."""

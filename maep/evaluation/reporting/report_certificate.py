@@ -1,0 +1,48 @@
+"""A row of report.json that holds whatever the attack: certified accuracy against the radius."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from maep.evaluation.reporting.report_row import Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class CertificateRow:
+    """Certificates of a purifier before a classifier, on n images, in report.json.
+
+    sigma: deviation of the noise. trained_on_noise: whether the purifier was trained on noise, None where nothing says;
+    trained_sigma: that noise's deviation, None for none or many. samples, first_samples: N and N₀ draws an image.
+    alpha: chance, at most, that one certificate is wrong. certified: (radius, share of the images in percent whose
+    class is right and cannot be changed within it); certified_ci95: Wilson intervals of these, in percent. abstained:
+    percent of the images.
+    """
+
+    dataset: str
+    classifier: str
+    purifier: str
+    threat_model: str
+    norm: str
+    sigma: float
+    trained_on_noise: bool | None
+    trained_sigma: float | None
+    samples: int
+    first_samples: int
+    alpha: float
+    n: int
+    certified: tuple[tuple[float, float], ...]
+    certified_ci95: tuple[Interval, ...]
+    abstained: float
+    seconds_per_image: float
+    seed: int
+    config_hash: str
+    image_set: str
+    records: str
+
+    def at(self, radius: float) -> tuple[float, Interval]:
+        """Certified accuracy at one of the curve's radii and its interval, in percent."""
+        points = zip(self.certified, self.certified_ci95, strict=True)
+        return next((value, interval) for (at, value), interval in points if at == radius)
+
+    def to_json(self) -> dict[str, Any]:
+        """As in report.json."""
+        return asdict(self)

@@ -1,0 +1,61 @@
+"""Noise that is a pure function of its key, drawn on whatever device it is for.
+
+A generator of NumPy's for each image (`maep.runtime.randomness`) would hold up a GPU.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from maep.runtime.device import upload
+from maep.runtime.randomness import keyed_rng
+
+GOLDEN, FIRST, SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15  # SplitMix64's, as int64
+
+
+def _shifted(bits: Tensor, by: int) -> Tensor:
+    """Logical shift to the right of int64, whose own keeps the sign."""
+    return (bits >> by) & ((1 << (64 - by)) - 1)
+
+
+def _mixed(bits: Tensor) -> Tensor:
+    """SplitMix64's finaliser: every bit of the result depends on every bit."""
+    bits = (bits ^ _shifted(bits, 30)) * FIRST
+    bits = (bits ^ _shifted(bits, 27)) * SECOND
+    return bits ^ _shifted(bits, 31)
+
+
+def _keyed_bits(purpose: str, seed: int, keys: Sequence[int], count: int, device: torch.device) -> Tensor:
+    """64 random bits, int64 [N, count]: row i depends on (purpose, seed, keys[i]) alone. The same on every device."""
+    stream = int(keyed_rng(purpose, seed).integers(-(2**63), 2**63))
+    rows = _mixed(torch.tensor(keys, dtype=torch.int64) ^ stream)
+    places = torch.arange(1, count + 1, dtype=torch.int64, device=device) * GOLDEN
+    return _mixed(upload(rows, device)[:, None] + places)
+
+
+def keyed_uniform(purpose: str, seed: int, keys: Sequence[int], shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Uniform numbers of [-1, 1), float32 [N, *shape]: row i depends on (purpose, seed, keys[i]) alone.
+
+    The same bits on every device.
+    """
+    bits = _keyed_bits(purpose, seed, keys, torch.Size(shape).numel(), device)
+    return (_shifted(bits, 40).to(torch.float32) * 2**-23 - 1).reshape(len(keys), *shape)
+
+
+def keyed_gaussian(
+    purpose: str, seed: int, keys: Sequence[int], shape: tuple[int, ...], device: torch.device
+) -> Tensor:
+    """Standard normal numbers, float32 [N, *shape]: row i depends on (purpose, seed, keys[i]) alone (Box and Muller).
+
+    Of 53 bits each and computed in float64, so that tails end beyond 8 deviations, as a bound that rests on the
+    distribution needs (24 bits end at 5.8). The same numbers on every device
+    up to what its logarithm and sine round.
+    """
+    count = torch.Size(shape).numel()
+    half = (count + 1) // 2
+    uniform = (_shifted(_keyed_bits(purpose, seed, keys, 2 * half, device), 11).to(torch.float64) + 0.5) * 2**-53
+    radius, angle = (-2 * uniform[:, :half].log()).sqrt(), 2 * math.pi * uniform[:, half:]
+    normal = torch.cat([radius * angle.cos(), radius * angle.sin()], 1)[:, :count]
+    return normal.to(torch.float32).reshape(len(keys), *shape)

@@ -203,7 +203,7 @@ def without_privileges(root: Path) -> Iterator[None]:
         yield
         return
     for path in (root, *root.rglob("*")):
-        os.chown(path, NOBODY, NOBODY)
+        os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
     os.seteuid(NOBODY)
     try:
         yield

@@ -8,16 +8,17 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from maep.config.command_line import command_line
+from maep.config.command_line import above_zero, at_least_one, command_line
 from maep.purifiers.registry import DEFAULT
 from maep.runtime.errors import fail
+from maep.storage.atomic import require_writable
 
 
 def main(arguments: Sequence[str]) -> int:
     """Parse, measure; exit code 2 for bad input."""
     options = argparse.ArgumentParser(add_help=False)
-    options.add_argument("--seconds", type=float, help="time spent on each figure (1 on a GPU, 3 on a CPU)")
-    options.add_argument("--batch", type=int, help="images a training step (pretrain.batch_size; 64 on a CPU)")
+    options.add_argument("--seconds", type=above_zero, help="time spent on each figure (1 on a GPU, 3 on a CPU)")
+    options.add_argument("--batch", type=at_least_one, help="images a training step (pretrain.batch_size; 64 on a CPU)")
     options.add_argument("--beside", type=Path, help=argparse.SUPPRESS)  # be a training that is measured beside another
     namespace, settings = command_line(__doc__ or "", arguments, options=options)
     # Imported only now: help and a mistyped setting are answered without torch.
@@ -25,6 +26,7 @@ def main(arguments: Sequence[str]) -> int:
 
     if settings.purifier.kind != DEFAULT:
         fail(f"purifier.kind={settings.purifier.kind}: bench measures {DEFAULT} alone; name its configuration")
+    require_writable(Path(settings.run.dir), "run.dir")
     if namespace.beside:
         return train_beside(settings, namespace.batch, namespace.beside)
     return measure(settings, namespace.batch, namespace.seconds)

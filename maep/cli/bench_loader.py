@@ -9,8 +9,10 @@ runs on the machine matters little. Writes run.dir/bench_loader.json.
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
-from maep.config.command_line import command_line
+from maep.config.command_line import above_zero, command_line
+from maep.storage.atomic import require_writable
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -18,8 +20,9 @@ def main(arguments: Sequence[str]) -> int:
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument("--shards", default="50,1000,10000", help="sizes of the sets, in shards of 1,000 images")
     options.add_argument("--starts", default="50,1000", help="sizes of the sets from which a training is started")
-    options.add_argument("--seconds", type=float, default=5.0, help="CPU time spent on each rate")
+    options.add_argument("--seconds", type=above_zero, default=5.0, help="CPU time spent on each rate")
     namespace, settings = command_line(__doc__ or "", arguments, options=options, default_cfg="digits")
+    require_writable(Path(settings.run.dir), "run.dir")
     from maep.benchmarks.loader_rates import show
 
     return show(settings, namespace.shards, namespace.starts, namespace.seconds)

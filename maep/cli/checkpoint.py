@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from maep.config.command_line import Parser
 from maep.runtime.console import say
 from maep.runtime.errors import fail, nearest
 from maep.storage.manifests import CheckpointManifest
@@ -27,19 +28,21 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the verb. Raises UserError for bad input, leaving nothing half-written."""
-    parser = argparse.ArgumentParser(
-        prog="maep checkpoint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="maep checkpoint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", metavar="list|verify|export|convert|import")
     parser.add_argument("run", metavar="RUN", type=Path)
     parser.add_argument("--step", type=int, help="the checkpoint of this step; default: the newest")
     parser.add_argument("--to", type=Path, help="what to write; must not exist")
-    parser.add_argument("--parts", type=int, default=1, help="files to share the tensors out over")
+    parser.add_argument("--parts", type=int, help="files to share the tensors out over; default: 1")
     parser.add_argument("--kind", help="of the purifier in the file that is imported")
     options = parser.parse_args(arguments)
     action, known = options.action, [*ACTIONS, IMPORT]
     if action not in known:
         fail(f"checkpoint {action}: unknown{nearest(action, known)}; choose {', '.join(known)}")
+    for name in sorted({"step", "to", "parts", "kind"} - HEEDED[action]):
+        if getattr(options, name) is not None:
+            heeded = " and ".join(f"--{other}" for other in sorted(HEEDED[action])) or "no option"
+            fail(f"--{name}: checkpoint {action} takes {heeded}")
     if action == IMPORT:
         import_published(options)
         return 0
@@ -63,13 +66,19 @@ def find_checkpoints(directory: Path) -> list[Path]:
     return paths
 
 
-def _whole_checkpoint(paths: list[Path], step: int | None) -> Path:
-    """The checkpoint of a step, or the newest; a damaged one is refused."""
+def _of_step(paths: list[Path], step: int | None) -> list[Path]:
+    """Those of a step, or all. Raises UserError if there are none."""
     from maep.training.checkpointing.directory import step_of
 
     matches = [path for path in paths if step in (None, step_of(path))]
     if not matches:
         fail(f"--step {step}: no such checkpoint; choose one of {', '.join(str(step_of(path)) for path in paths)}")
+    return matches
+
+
+def _whole_checkpoint(paths: list[Path], step: int | None) -> Path:
+    """The checkpoint of a step, or the newest; a damaged one is refused."""
+    matches = _of_step(paths, step)
     problem = problem_with(matches[-1])
     if problem:
         fail(f"{matches[-1]}: not a whole checkpoint: {problem}")
@@ -98,9 +107,7 @@ def show(paths: list[Path], _options: argparse.Namespace) -> None:
 
 def verify(paths: list[Path], options: argparse.Namespace) -> None:
     """Check all of them, or that of one step. Raises UserError naming every damaged file."""
-    from maep.training.checkpointing.directory import step_of
-
-    matches = [path for path in paths if options.step in (None, step_of(path))]
+    matches = _of_step(paths, options.step)
     problems = [problem for path in matches if (problem := problem_with(path))]
     if problems:
         fail(f"{len(problems)} of {len(matches)} checkpoints are damaged: {'; '.join(problems)}")
@@ -133,16 +140,17 @@ def convert(paths: list[Path], options: argparse.Namespace) -> None:
     """Share a checkpoint's tensors out over `--parts` files, a part at a time in memory."""
     from maep.storage.tensor_files import HostBuffer, Piece, ShardedTensors
 
-    if options.parts < 1:
-        fail(f"--parts {options.parts}: must be at least 1")
-    checkpoint = _whole_checkpoint(paths, options.step)
+    checkpoint, parts = _whole_checkpoint(paths, options.step), 1 if options.parts is None else options.parts
     target = _target(options, "converted", checkpoint)
     saved, buffer = ShardedTensors(checkpoint), HostBuffer()
+    tensors = len(list(saved.names()))
+    if not 1 <= parts <= tensors:
+        fail(f"--parts {parts}: expected a number from 1 to {tensors}, the checkpoint's tensors")
     with atomic_directory(target, CheckpointManifest.read(checkpoint / MANIFEST)) as temporary:
-        for part, names in enumerate(_shares(saved, options.parts)):
+        for part, names in enumerate(_shares(saved, parts)):
             buffer.fill([Piece(name, saved.tensor(name), saved.shape(name)) for name in names])
-            buffer.write(temporary / f"rank-{part:04d}-of-{options.parts:04d}.safetensors")
-    say(f"converted {checkpoint} to {target}, {options.parts} parts")
+            buffer.write(temporary / f"rank-{part:04d}-of-{parts:04d}.safetensors")
+    say(f"converted {checkpoint} to {target}, {parts} parts")
 
 
 def _shares(saved: "ShardedTensors", parts: int) -> list[list[str]]:
@@ -156,6 +164,11 @@ def _shares(saved: "ShardedTensors", parts: int) -> list[list[str]]:
 
 
 IMPORT = "import"  # takes a file, the others take checkpoints
+# The options that each action heeds; one that would be passed over is a mistake.
+HEEDED: dict[str, set[str]] = {
+    "list": set(), "verify": {"step"}, "export": {"step", "to"}, "convert": {"step", "to", "parts"},
+    IMPORT: {"to", "kind"},
+}  # fmt: skip
 ACTIONS: dict[str, Callable[[list[Path], argparse.Namespace], None]] = {
     "list": show,
     "verify": verify,

@@ -5,22 +5,19 @@ refused. Each row is tested against the first of its column, image by image (McN
 report. Writes compare.json and compare.png.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from maep.config.command_line import Parser
 from maep.runtime.errors import fail
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the verb. Raises UserError for runs that cannot be compared, before anything is written."""
-    parser = argparse.ArgumentParser(prog="maep compare", description=__doc__, exit_on_error=False)
+    parser = Parser(prog="maep compare", description=__doc__)
     parser.add_argument("runs", metavar="RUN", nargs="*", type=Path, help="run directory with a report.json")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="where to write (default runs/compare)")
-    try:
-        options, unknown = parser.parse_known_args(list(arguments))
-    except argparse.ArgumentError as error:
-        fail(f"compare: {error}")
+    options, unknown = parser.parse_known_args(list(arguments))
     if unknown:
         fail(f"compare: {unknown[0]}: unknown argument; expected RUN RUN … [--out DIRECTORY]")
     runs = list(dict.fromkeys(options.runs))

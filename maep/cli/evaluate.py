@@ -7,6 +7,7 @@ to run.dir, default runs/NAME, with robustbench.json beside it; NAME is FUNCTION
 
 import argparse
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,10 @@ def main(arguments: Sequence[str]) -> int:
     namespace, settings = command_line(__doc__ or "", [*_run_name(arguments), *arguments], options=options)
     if not namespace.model or not namespace.data:
         fail("evaluate: give --model MODULE:FUNCTION and --data SHARDS")
+
+    if settings.evaluation.purifier:
+        fail(f"purifier={settings.evaluation.purifier}: a model is judged as it is; leave it out, or judge a purifier "
+             "with maep run stage=evaluate")  # fmt: skip
 
     from torch import nn
 
@@ -67,6 +72,8 @@ def load_callable(name: str) -> "nn.Module":
         make = getattr(importlib.import_module(module), function)
     except EarlyEnd:
         raise
+    except SystemExit as end:
+        raise _left(f"--model {name}: its module", end) from None
     except Exception as error:  # a stranger's module may raise anything while it is imported
         raise UserError(_line(f"--model {name}: cannot be imported", error)) from error
     if isinstance(make, nn.Module):
@@ -77,9 +84,16 @@ def load_callable(name: str) -> "nn.Module":
         model: nn.Module = make()
     except EarlyEnd:
         raise
+    except SystemExit as end:
+        raise _left(f"--model {name}: {function}()", end) from None
     except Exception as error:
         raise UserError(_line(f"--model {name}: {function}() raised", error)) from error
     return model
+
+
+def _left(what: str, end: SystemExit) -> BaseException:
+    """What to raise where a stranger's code ends the process; SIGTERM, which comes as the same, still does."""
+    return end if end.code == 128 + signal.SIGTERM else UserError(f"{what} ended the process (exit code {end.code})")
 
 
 def _line(what: str, error: Exception) -> str:

@@ -138,7 +138,7 @@ def main(arguments: Sequence[str]) -> int:
     remove_temporaries(target.parent)
     open_archive.cache_clear()
     decoding = Decoding(settings.data.background, settings.data.max_pixels)
-    job = Job(_purifier(settings), decoding, settings.data.on_error == "skip")
+    job = Job(_purifier(settings, arguments), decoding, settings.data.on_error == "skip")
     purify_source(job, source, target)
     say(f"purify: {target}" + (f"; {len(job.skipped)} images were left out" if job.skipped else ""))
     return ExitCode.SOME_SKIPPED if job.skipped else ExitCode.DONE
@@ -151,14 +151,18 @@ def _run_config(arguments: Sequence[str]) -> str:
     return str(path) if path and path.is_file() else ""
 
 
-def _purifier(settings: Settings) -> "Purifier":
+def _purifier(settings: Settings, arguments: Sequence[str]) -> "Purifier":
+    """That of purifier=PATH, or of run.dir. Raises UserError where purifier.kind asks for one of another kind."""
     from maep.purifiers import load_purifier
     from maep.runtime.device import prepare_device
 
     device = prepare_device(settings.compute)
-    purifier = load_purifier(settings.run.dir, device=device, settings=settings.purify)
+    path = settings.evaluation.purifier or settings.run.dir
+    purifier = load_purifier(path, device=device, settings=settings.purify)
+    if any(word.startswith("purifier.kind=") for word in arguments) and purifier.kind != settings.purifier.kind:
+        fail(f"purifier.kind={settings.purifier.kind}: {path} holds one of kind {purifier.kind}; leave it out")
     if purifier.needs_classifier:
-        fail(f"{settings.run.dir}: its purifier (kind {purifier.kind}) asks a classifier, which this command has not")
+        fail(f"{path}: its purifier (kind {purifier.kind}) asks a classifier, which this command has not")
     return purifier
 
 
@@ -166,7 +170,7 @@ def plan(source: Path, target: Path) -> Callable[[Job, Path, Path], None]:
     """The function that purifies this kind of source into `target`. Raises UserError if there is none."""
     if not source.exists():
         fail(f"{source}: no such file; give an image, a folder, a shard (.tar) or a shard set")
-    inner, outer = target.resolve(), source.resolve()
+    inner, outer = Path(os.path.realpath(target)), Path(os.path.realpath(source))
     if os.path.lexists(target) and (inner == outer or not _is_purified_folder(source, target)):
         fail(f"{target}: exists already; remove it or name another")
     if source.is_dir():

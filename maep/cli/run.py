@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Callable, Sequence
 
 from maep.ablation.grid.sweep import is_sweep
-from maep.config.command_line import split_arguments
+from maep.config.command_line import at_least_one, split_arguments
 from maep.config.load import load_settings, sweep_names
 from maep.config.schema import Settings
 from maep.launch.processes import spawn
@@ -20,15 +20,15 @@ from maep.runtime.errors import fail
 def main(arguments: Sequence[str]) -> int:
     """Parse, resolve, run; exit codes as in maep.runtime.exits."""
     options = argparse.ArgumentParser(add_help=False)
-    options.add_argument("--nproc", type=int, default=1, help="processes of the training stages on this machine")
+    options.add_argument(
+        "--nproc", type=at_least_one, default=1, help="processes of the training stages on this machine"
+    )
     options.add_argument("--scale", help="of a sweep: paper, or cpu for a small version of the table")
     options.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
     options.add_argument("--only", default="", metavar="I,J-K", help="of a sweep: only these points, counted from 0")
     stages = [word.partition("=")[2] for word in arguments if word.startswith("stage=")]
     words = [word for word in arguments if not word.startswith("stage=")]
     namespace, overrides = split_arguments(__doc__ or "", words, options=options)
-    if namespace.nproc < 1:
-        fail(f"--nproc {namespace.nproc}: must be at least 1")
     if not namespace.cfg:
         fail("cfg: name a configuration, such as cfg=digits")
     if is_sweep(namespace.cfg):

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from maep.config.command_line import command_line
+from maep.config.command_line import Parser, command_line
 from maep.runtime.console import say, say_error
 from maep.runtime.errors import ExitCode, fail, nearest
 
@@ -30,12 +30,13 @@ def _build(arguments: Sequence[str]) -> int:
         "Turn images into clean shards.", arguments, options=options, default_cfg="digits"
     )
     # Imported only now, as below: a mistyped argument is answered without waiting for every library.
-    from maep.data.images.build import build_shards, describe_source
+    from maep.data.images.build import build_shards, check_source, describe_source
 
     if namespace.dry_run:
         for line in describe_source(settings):
             say(line)
         return 0
+    check_source(settings)
     say(f"clean shards: {build_shards(settings)}")
     return 0
 
@@ -64,7 +65,7 @@ def worker(text: str) -> tuple[int, int]:
 
 def _verify(arguments: Sequence[str]) -> int:
     """Exit code 2 when any file differs from its manifest."""
-    parser = argparse.ArgumentParser(prog="maep shards verify", description="Check shard sets against their manifests.")
+    parser = Parser(prog="maep shards verify", description="Check shard sets against their manifests.")
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a shard set or a folder of them")
     paths = parser.parse_args(arguments).paths
     from maep.data.shards import find_shard_sets

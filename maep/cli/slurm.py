@@ -30,7 +30,7 @@ from pathlib import Path
 from rich.table import Table
 
 from maep.ablation.grid.sweep import is_sweep
-from maep.config.command_line import split_arguments
+from maep.config.command_line import Parser, split_arguments
 from maep.config.load import load_settings, sweep_names
 from maep.config.schema import Settings
 from maep.launch.cluster.job_records import JobRecord, find_run, live_jobs
@@ -250,18 +250,15 @@ def _source_lines(settings: Settings, stage: str) -> list[str]:
         return [f"warning: {problem}"]
 
 
-def _parser(verb: str, description: str) -> argparse.ArgumentParser:
+def _parser(verb: str, description: str) -> Parser:
     prog = f"{command_name('slurm')} {verb}"
-    parser = argparse.ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser = Parser(prog=prog, description=description)
     parser.add_argument("run", metavar="RUN", help="a run directory, or a name below runs/")
     return parser
 
 
-def _parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
-    try:
-        namespace, unknown = parser.parse_known_args(words)
-    except argparse.ArgumentError as error:
-        fail(f"{parser.prog}: {error}")
+def _parse(parser: Parser, words: Sequence[str]) -> argparse.Namespace:
+    namespace, unknown = parser.parse_known_args(words)
     if unknown:
         fail(f"{parser.prog}: {unknown[0]}: unknown argument")
     return namespace

@@ -1,8 +1,10 @@
 """The command line that all commands share: `cfg=NAME key=value … --option`, and the help that lists every setting."""
 
 import argparse
+import math
 import textwrap
 from collections.abc import Sequence
+from typing import NoReturn
 
 from maep.config.load import (
     config_names,
@@ -16,6 +18,30 @@ from maep.config.load import (
 from maep.config.schema import Settings
 from maep.config.values import Unfit, expanded
 from maep.runtime.errors import fail, nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """One that answers bad input as everything here does: with a UserError of one line, and no usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise it."""
+        fail(f"{self.prog}: {message}")
+
+
+def above_zero(text: str) -> float:
+    """The value of an option that is a duration or a size, for argparse."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: expected a finite number above 0")
+    return value
+
+
+def at_least_one(text: str) -> int:
+    """The value of an option that is a count, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+    return value
 
 
 def settings_help() -> str:
@@ -32,12 +58,14 @@ def settings_help() -> str:
 def at_home(words: Sequence[str]) -> list[str]:
     """The words of a command with `~` as the home directory, which a shell leaves in `--out=~/x` and in quotes.
 
-    Values of settings are left to their own reader. Raises UserError for a user that does not exist.
+    Values of settings are left to their own reader. Raises UserError for a user that does not exist, and an empty word.
     """
     return [_at_home(word) for word in words]
 
 
 def _at_home(word: str) -> str:
+    if not word:
+        fail("one of the arguments is empty (a variable of the shell that is not set?); leave it out")
     option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
     try:
         return option + equals + expanded(value)
@@ -57,7 +85,7 @@ def split_arguments(
     options: a parser made with `add_help=False` that holds the launcher's own `--` options and positionals.
     Returns its namespace (with `cfg`) and the `key=value` words. Raises UserError for an unknown option.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=description,
         parents=[options] if options else [],
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -4,7 +4,7 @@ import math
 
 from maep.config.implementations import OBJECTIVES
 from maep.config.published_classifiers import PUBLISHED
-from maep.config.schema import CertifySettings, ModelSettings, Settings, TrainSettings
+from maep.config.schema import CertifySettings, EvaluationSettings, ModelSettings, Settings, TrainSettings
 from maep.runtime.errors import fail
 from maep.runtime.text import unfit_name
 
@@ -85,6 +85,7 @@ def check_consistency(settings: Settings) -> None:
         fail("finetune.clean_shards and finetune.adversarial_shards: set both or neither")
     if settings.finetune.clean_shards and settings.finetune.source:
         fail("finetune.source and finetune.clean_shards: both name other images; set one")
+    _check_evaluation(settings.evaluation)
     _check_published(settings)
     _check_names(settings)
     _check_masks(settings)
@@ -103,6 +104,16 @@ def _check_certificates(certify: CertifySettings) -> None:
     if certify.alpha ** (1 / certify.draws) <= 0.5:
         fewest = math.floor(math.log2(1 / certify.alpha)) + 1
         fail(f"certify.draws={certify.draws}: certifies nothing at certify.alpha={certify.alpha:g}; at least {fewest}")
+
+
+def _check_evaluation(evaluation: EvaluationSettings) -> None:
+    """Something must be attacked, by someone, within some budget."""
+    threats = evaluation.threat_models
+    needed = {"threat_models": True, "eps": True, "attacks": set(threats) - {"blackbox"}}
+    needed["blackbox_attacks"] = "blackbox" in threats
+    for name, is_needed in needed.items():
+        if is_needed and not getattr(evaluation, name):
+            fail(f"evaluation.{name}=[]: is empty; name one at least")
 
 
 def _check_noise(settings: Settings) -> None:

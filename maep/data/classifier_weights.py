@@ -1,5 +1,6 @@
 """Where the classifier's weights are: a file that is given, or the one that its stage trains on the clean shards."""
 
+import os
 from pathlib import Path
 
 from maep.config.identity import decisive_fields
@@ -28,7 +29,8 @@ def classifier_weights(settings: Settings) -> Path:
     """
     if settings.classifier.weights:
         path = Path(settings.classifier.weights)
-        if not path.is_file():
-            fail(f"classifier.weights={path}: no such file; unset it to train a classifier")
+        if not path.is_file() and not path.is_dir():
+            what = "not a plain file" if os.path.lexists(path) else "no such file"
+            fail(f"classifier.weights={path}: {what}; unset it to train a classifier")
         return path
     return classifier_directory(settings, clean_split(settings, "train")) / WEIGHTS

@@ -411,6 +411,11 @@ def shard_problems(directory: Path) -> list[str]:
     return [*problems, *(f"{path}: not in {MANIFEST}" for path in strays)]
 
 
+def _is_of_shards(manifest: Path) -> bool:
+    entries = read_json(manifest)
+    return isinstance(entries, dict) and "shards" in entries
+
+
 def find_shard_sets(path: Path) -> list[Path]:
     """The shard sets at or below a path, hidden directories left out; of one shard, the set it is in.
 
@@ -418,12 +423,12 @@ def find_shard_sets(path: Path) -> list[Path]:
 
     Raises UserError if there is none.
     """
-    if path.is_file():
+    if path.is_file() and path.suffix == ".tar":
         return [path.parent]
     if (path / MANIFEST).is_file():
         return [path]
     below = {shard.parent for shard in path.rglob("shard-*.tar")}
-    below |= {manifest.parent for manifest in path.rglob(MANIFEST) if "shards" in read_json(manifest)}
+    below |= {manifest.parent for manifest in path.rglob(MANIFEST) if _is_of_shards(manifest)}
     sets = sorted(p for p in below if not any(part.startswith(".") for part in p.relative_to(path).parts))
     if not sets:
         fail(f"{path}: no shard set here or below (a directory with shard-*.tar and {MANIFEST})")

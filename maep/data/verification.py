@@ -53,7 +53,7 @@ def record_path(directory: Path) -> Path:
 
 def beside(directory: Path, what: str) -> Path:
     """The hidden file next to a set, outside of what its manifest covers, that keeps something derived from it."""
-    place = directory.resolve()
+    place = Path(os.path.realpath(directory))
     return place.parent / f".{place.name}.{what}"
 
 

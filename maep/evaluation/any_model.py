@@ -44,7 +44,7 @@ from maep.purifiers import Purifier
 from maep.runtime.console import say
 from maep.runtime.digests import digest
 from maep.runtime.errors import fail
-from maep.storage.atomic import atomic_file
+from maep.storage.atomic import atomic_file, require_writable
 from maep.storage.locks import run_lock
 
 # Enough to tell a model that is right by chance from one that is not, in one batch on any machine.
@@ -81,6 +81,7 @@ def evaluate(
     """
     settings = settings_of(name, run_dir, settings, evaluation)
     check_module(model)
+    require_writable(Path(settings.run.dir), "run.dir")
     autocast = Autocast.current()
     with borrowed(model), autocast.off(), torch.inference_mode(False):
         test = read_images(data, settings.evaluation.images)

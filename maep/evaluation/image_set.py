@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
 from maep.attacks.attack_state import tensors_sha256
+from maep.data.shard_manifest import AdversarialManifest
 from maep.data.shards import ShardSet
 from maep.runtime.console import say
 from maep.runtime.errors import fail
@@ -63,6 +64,8 @@ def read_images(data: object, most: int) -> ShardSet | ImageSet:
     if isinstance(data, (str, Path)):
         data = ShardSet(data)
     if isinstance(data, ShardSet):
+        if isinstance(data.manifest, AdversarialManifest):
+            fail(f"{data.path}: holds images that were attacked already; give the clean set that it was made from")
         problems = data.check()
         if problems:
             fail(problems[0])

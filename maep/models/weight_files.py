@@ -17,6 +17,7 @@ from maep.storage.json_files import read_json
 from maep.storage.manifests import problem_with_name
 
 INDEX = ".index.json"
+TORCH = (b"PK", b"\x80")  # how torch's files begin: a zip of pickles, and before 1.6 a pickle
 # Looked for in a directory, in this order: Hugging Face's names and DeepSpeed's.
 IN_DIRECTORY = (
     "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin",
@@ -73,18 +74,38 @@ def _read_file(path: Path) -> Any:
     from safetensors.torch import load_file  # not for who only hashes the file
 
     try:
-        with open_regular(path) as file:
-            is_page = file.read(64).lstrip()[:1] == b"<"
-        if is_page:
-            fail(f"{path}: is a web page, not weights: open the address that it came from in a browser")
-        return load_file(path) if path.suffix == ".safetensors" else _read_torch(path)
-    except FileNotFoundError:
-        fail(f"{path}: no such file")
+        return load_file(path) if _is_safetensors(path) else _read_torch(path)
     except UserError:
         raise
     except Exception as error:  # the unpickler raises whatever damaged bytes lead it to
         reason = (str(error) or type(error).__name__).splitlines()[0].partition(" This file can still be loaded")[0]
         raise UserError(f"{path}: cannot be read as weights: {reason}") from error
+
+
+def check_weights(path: Path) -> None:
+    """Raises as `read_content` for what is no file of weights, by its first bytes."""
+    path = weights_file(path)
+    if not path.name.endswith(INDEX):
+        _is_safetensors(path)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file is of safetensors rather than of torch. Raises UserError for one that is neither."""
+    try:
+        with open_regular(path) as file:
+            head = file.read(64)
+    except FileNotFoundError:
+        fail(f"{path}: no such file")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if head.lstrip()[:1] == b"<":
+        fail(f"{path}: is a web page, not weights: open the address that it came from in a browser")
+    if head.startswith(TORCH):
+        return False
+    # 8 bytes with the length of the JSON that follows.
+    if head[8:9] == b"{" or path.suffix == ".safetensors":
+        return True
+    fail(f"{path}: cannot be read as weights: by its first bytes it is neither a safetensors nor a torch file")
 
 
 def _read_torch(path: Path) -> Any:

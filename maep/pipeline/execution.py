@@ -299,6 +299,14 @@ def work_on_stage(name: str, settings: Settings, worker: tuple[int, int] = (0, 1
     return finished
 
 
+def check_inputs(names: Sequence[str], settings: Settings) -> None:
+    """Raise UserError for what stages that are due would be given and could not use, before anything is written."""
+    for name in names:
+        stage, record = STAGES[name], _record(settings, name)
+        if record is None or not record.finished or _changes(stage, settings, record):
+            stage.check(settings)
+
+
 def run_pipeline(settings: Settings, wanted: str, launch: Launcher) -> None:
     """Run what `wanted_stages` names, in order, in a run directory that is locked meanwhile.
 
@@ -307,6 +315,7 @@ def run_pipeline(settings: Settings, wanted: str, launch: Launcher) -> None:
     """
     names = wanted_stages(settings, wanted)
     directory = Path(settings.run.dir)
+    check_inputs(names, settings)
     with run_lock(directory) as lock:
         _require_needs(names[0], settings)
         with atomic_file(directory / "config.yaml") as temporary:

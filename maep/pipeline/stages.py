@@ -15,14 +15,16 @@ from maep.config.pair_source import source_settings
 from maep.config.schema import Settings, TrainSettings
 from maep.data.adversarial_set import adversarial_path
 from maep.data.classifier_weights import classifier_weights
-from maep.data.images.build import SPLITS, build_shards, clean_shards, clean_split, shards_are_outdated
+from maep.data.images.build import SPLITS, build_shards, check_source, clean_shards, clean_split, shards_are_outdated
 from maep.data.shards import ShardSet
+from maep.evaluation.scoring.tasks import check_attacks
 from maep.models.classifiers import classifier_identity
+from maep.models.weight_files import check_weights
 from maep.pipeline.stage_records import digests_of, read_stage_record
 from maep.purifiers.registry import stages_before
 from maep.runtime.digests import digest
 from maep.runtime.errors import fail
-from maep.storage.atomic import sha256_file
+from maep.storage.atomic import require_writable, sha256_file
 from maep.storage.remote import Reading, open_storage
 from maep.storage.sealed import MANIFEST
 
@@ -42,7 +44,8 @@ class Stage:
     patterns of JSON files that it takes over as they are when it runs again. idle: why there is nothing to do for these
     settings, or "". share: does a share of the work beside other workers and tells whether the whole is finished; None
     where the work is not shared out. anew: why a longer training begins anew instead of going on from the shorter
-    one's checkpoint, where it does.
+    one's checkpoint, where it does. check: raises UserError for what it would be given and could not use, as far as can
+    be told without doing its work; writes nothing.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Stage:
     files: tuple[str, ...] = ()
     anew: str = ""
     kept: tuple[str, ...] = ()
+    check: Callable[[Settings], None] = lambda _settings: None
 
     def digests(self, run: Path) -> dict[str, str]:
         """`{name: SHA-256}` of the files of its result in a run directory; what is no file there has none."""
@@ -69,6 +73,26 @@ def _shards_identity(settings: Settings) -> str:
     if shards_are_outdated(settings):
         fail(f"data.root={settings.data.root} holds other files now than the shards were built from")
     return digest([shards.identity for shards in clean_shards(settings).values()])
+
+
+def _check_shards(settings: Settings) -> None:
+    require_writable(Path(settings.run.cache), "run.cache")
+    check_source(settings)
+
+
+def _check_weights(settings: Settings) -> None:
+    if settings.classifier.weights:
+        check_weights(classifier_weights(settings))
+
+
+def _check_pretrain(settings: Settings) -> None:
+    if settings.model.init and not Path(settings.model.init).exists():
+        fail(f"model.init={settings.model.init}: no such file or directory")
+
+
+def _check_evaluate(settings: Settings) -> None:
+    _check_weights(settings)
+    check_attacks(settings.evaluation)
 
 
 def _classifier(settings: Settings, _launch: Launcher) -> None:
@@ -210,16 +234,21 @@ def _report(settings: Settings, _launch: Launcher) -> None:
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("shards", (), (), _shards, _shards_identity),
+        Stage("shards", (), (), _shards, _shards_identity, check=_check_shards),
         Stage(
             "classifier", ("shards",), (), _classifier, _classifier_identity, _classifier_idle,
             anew="its learning rate falls over all epochs, and every run with these settings shares its weights",
+            check=_check_weights,
         ),
-        Stage("attack", ("shards", "classifier"), (), _attack, _attack_identity, _attack_idle, _attack_share),
+        Stage(
+            "attack", ("shards", "classifier"), (), _attack, _attack_identity, _attack_idle, _attack_share,
+            check=_check_weights,
+        ),
         Stage(
             "pretrain", ("shards", "attack"),
             ("checkpoints", "metrics.jsonl", "tensorboard/pretrain", "samples", "purifier"),
             _pretrain, _weights_identity("purifier/model.safetensors"), files=("purifier/*.json",),
+            check=_check_pretrain,
         ),
         Stage(
             "finetune", ("pretrain",),
@@ -233,6 +262,7 @@ STAGES = {
         Stage(
             "evaluate", ("shards", "classifier", "pretrain", "finetune"), (), _evaluate, _records_identity,
             share=_evaluate_share, files=("evaluation/**/samples.safetensors",), kept=("evaluation/**/*.json",),
+            check=_check_evaluate,
         ),
         Stage(
             "certify", ("shards", "classifier", "pretrain", "finetune"), (), _certify, _certificates_identity,

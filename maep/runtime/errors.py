@@ -1,6 +1,7 @@
 """What ends a command early: an exception that carries its exit code, and one clear line instead of a traceback."""
 
 import difflib
+import errno
 import signal
 import sys
 import traceback
@@ -9,6 +10,11 @@ from typing import NoReturn
 
 from maep.runtime.exits import ExitCode
 from maep.runtime.text import shown
+
+# What is wrong with a name, wherever it is first looked at; a file that is missing in the middle of work is ours.
+OF_A_NAME = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT,
+)  # fmt: skip
 
 
 class EarlyEnd(Exception):
@@ -101,6 +107,7 @@ def _terminate(signum: int, _frame: object) -> NoReturn:
 def exit_code(main: Callable[[], int | None]) -> int:
     """Run a command; turn an `EarlyEnd` into one line on stderr and its exit code.
 
+    So does what a file system says of a name that was given: that it may not be read, is too long, or on a full disk.
     Ctrl-C ends with 130 and SIGTERM with 143, as shells expect, after cleaning up. Every other exception is ours to
     mend, and shows its traceback, in which secrets are masked too.
     """
@@ -113,7 +120,10 @@ def exit_code(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         return ExitCode.INTERRUPTED
-    except Exception:  # noqa: BLE001  (the interpreter would print it as it is, addresses and all)
+    except Exception as error:  # noqa: BLE001  (the interpreter would print it as it is, addresses and all)
+        if isinstance(error, OSError) and error.errno in OF_A_NAME and error.filename:
+            print(UserError(f"{error.filename}: {error.strerror}").line(), file=sys.stderr)
+            return ExitCode.BAD_INPUT
         print(shown_traceback(), file=sys.stderr, end="")
         return ExitCode.FAILED
 

@@ -11,12 +11,12 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from maep.runtime.digests import as_read, canonical
-from maep.runtime.errors import UserError
+from maep.runtime.errors import UserError, fail
 from maep.runtime.plain_files import open_regular
 from maep.storage.json_files import read_json as read_json
 
@@ -42,6 +42,13 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def require_writable(directory: Path, name: str) -> None:
+    """Raise UserError unless a directory can be written, or made; makes nothing. name: of the setting or option."""
+    existing = next(path for path in (directory, *directory.parents) if os.path.lexists(path))
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        fail(f"{name}={directory}: cannot be written: {existing} is no directory that this user may write in")
+
+
 def temporary_name(path: Path) -> Path:
     """The name under which this process writes `path` before it is whole."""
     return path.with_name(f".tmp-{path.name}-{socket.gethostname()}-{os.getpid()}")
@@ -51,9 +58,12 @@ def temporary_name(path: Path) -> Path:
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path; renames it to `path` when the block ends well, removes it when not.
 
-    Raises UserError when the directory cannot be written or the disk is full.
+    Raises UserError when the directory cannot be written or the disk is full, and where a pipe or a device has that
+    name: a rename would put a file in the place of /dev/null.
     """
     temporary = temporary_name(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        fail(f"{path}: is a pipe or a device; name a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -63,7 +73,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # of a name that no file can have, which was said above
+            temporary.unlink()
 
 
 def write_json(path: Path, value: Any, *, compact: bool = False) -> None:

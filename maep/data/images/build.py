@@ -74,7 +74,7 @@ def clean_split(settings: Settings, split: str) -> ShardSet:
 def _built_path(settings: Settings) -> Path:
     content = content_settings(settings.data)
     if content["root"] is not None:
-        content["root"] = str(Path(content["root"]).resolve())
+        content["root"] = os.path.realpath(content["root"])
     return Path(settings.run.cache) / "shards" / f"{settings.data.name}-{digest(content)[:8]}"
 
 
@@ -106,6 +106,18 @@ def build_shards(settings: Settings) -> Location:
                     _build_split(path, split, read.source, items, settings.data)
                 (path / PLAN[split]).unlink(missing_ok=True)
     return _check_built(settings)
+
+
+def check_source(settings: Settings) -> None:
+    """Raises as `build_shards` for a source that no shards could be built from; reads no image, writes nothing."""
+    if settings.data.shards:
+        if isinstance(location(settings.data.shards), Path):
+            _check_built(settings)
+        return
+    path = _built_path(settings)
+    missing = [split for split in SPLITS if not (path / split).exists()]
+    if set(missing) - set(shards_of_moved_source(path, settings.data, missing)):
+        survey(settings.data)
 
 
 def shards_are_outdated(settings: Settings) -> bool:

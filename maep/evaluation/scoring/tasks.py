@@ -101,7 +101,7 @@ def plan_tasks(settings: EvaluationSettings, available: int) -> list[Task]:
     """
     if not available:
         fail("the test set is empty: set data.test_fraction above 0, or name a source with test images")
-    _check_attacks(settings)
+    check_attacks(settings)
     size = chunk_size(settings, available)
     threats = sorted(settings.threat_models, key=_uses_purifier)
     tasks = [
@@ -115,7 +115,7 @@ def plan_tasks(settings: EvaluationSettings, available: int) -> list[Task]:
     return list(dict.fromkeys(tasks))
 
 
-def _check_attacks(settings: EvaluationSettings) -> None:
+def check_attacks(settings: EvaluationSettings) -> None:
     """Raise UserError for an attack that there is not, or that the black-box threat model cannot run."""
     from maep.attacks.catalog import SQUARE, NamedAttack
 

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 from maep.config.load import CONFIGS, apply_setting, leaves
 from maep.config.schema import setting
+from maep.config.values import MAX_FILE
 from maep.launch.cluster.gpu_request import GPUS_PER_NODE, GRES
 from maep.launch.cluster.outer_shell import extra_site_defaults, site_defaults
 from maep.launch.cluster.single_line import single_line, single_lines
@@ -30,6 +31,7 @@ from maep.launch.cluster.slurm_options import (
     without_unset,
 )
 from maep.runtime.errors import fail, nearest
+from maep.runtime.plain_files import read_bytes
 
 SHELL = "the shell's SBATCH_ variables"
 CPUS = 2  # of a process, where nobody says it and no Slurm tells: one computes, one reads
@@ -194,8 +196,8 @@ def _cluster_file(name: str) -> Path:
 def _read(path: Path) -> dict[str, object]:
     """A file's keys, all scalars as text: YAML would take 12:00:00 for a number."""
     try:
-        tree = yaml.load(path.read_text(), yaml.BaseLoader) or {}
-    except (OSError, yaml.YAMLError) as error:
+        tree = yaml.load(read_bytes(path, MAX_FILE).decode(), yaml.BaseLoader) or {}
+    except (UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         fail(f"{path}: cannot be read as YAML: {error}")
     if not isinstance(tree, dict):
         fail(f"{path}: must hold keys and values")

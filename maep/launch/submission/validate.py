@@ -1,6 +1,7 @@
 """Bad input to the cluster launcher, found before anything is submitted: one line, exit code 2."""
 
 import ipaddress
+import os
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -90,11 +91,11 @@ def _is_for_other_settings(run: Path, settings: Settings) -> bool:
 
 def file_system(path: Path, mounts: str | None = None) -> str:
     """The type of the file system that holds `path`, as the kernel names it: ext4, nfs4, lustre, …"""
-    best, kind = "", ""
+    best, kind, place = "", "", Path(os.path.realpath(path))
     for line in (mounts if mounts is not None else MOUNTS.read_text()).splitlines():
         mount, _, source = line.partition(" - ")
         point = mount.split()[4].replace("\\040", " ")
-        inside = path.resolve() == Path(point) or Path(point) in path.resolve().parents
+        inside = place == Path(point) or Path(point) in place.parents
         if inside and len(point) >= len(best):
             best, kind = point, source.split()[0]
     return kind

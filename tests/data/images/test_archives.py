@@ -3,6 +3,7 @@
 import io
 import os
 import socket
+import subprocess
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from maep.data.images import archives
 from maep.data.images.archives import Archive, open_archive
 from maep.runtime.errors import UserError
 
@@ -191,3 +193,30 @@ def test_a_size_is_checked_before_reading(tmp_path: Path) -> None:
         file.truncate(10**12)
     with pytest.raises(UserError, match=r"big\.png: 1000000000000 bytes; at most 1000 are read"):
         open_archive(tmp_path).read("big.png", 1000)
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz", "tar.xz"])
+def test_a_tar_lists_so_many_files_at_most(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty members, of which a compressed tar of a few megabytes can hold any number, are not all taken in."""
+    path = tmp_path / f"a.{suffix}"
+    with tarfile.open(path, f"w:{suffix.partition('.')[2]}") as tar:
+        for number in range(51):
+            tar.addfile(tarfile.TarInfo(f"x/{number}.png"))
+    assert len(open_archive(path).files) == 51
+    open_archive.cache_clear()
+    monkeypatch.setattr(archives, "MAX_FILES", 50)
+    with pytest.raises(UserError, match=rf"a\.{suffix}: lists more than 50 files; unpack it"):
+        open_archive(path)
+
+
+def test_a_file_with_holes_is_read_whole(tmp_path: Path) -> None:
+    """As GNU tar --sparse packs it: its bytes are fewer in the archive than in the file."""
+    content = b"begin" + bytes(2**20) + b"end"
+    (tmp_path / "a.bin").write_bytes(b"begin")
+    with (tmp_path / "a.bin").open("r+b") as file:
+        file.seek(len(content) - 3)
+        file.write(b"end")
+    command = ["tar", "--sparse", "-cf", str(tmp_path / "a.tar"), "-C", str(tmp_path), "a.bin"]
+    subprocess.run(command, check=True)
+    assert (tmp_path / "a.tar").stat().st_size < len(content) / 10
+    assert open_archive(tmp_path / "a.tar").read("a.bin") == content

@@ -69,7 +69,8 @@ class PurifierResult:
     @property
     def findings(self) -> list[Finding]:
         """The outcome of every check, alarms first."""
-        outcomes = findings(self.checks, self.rows, len(self.plan.classes))
+        approximates = self.subject is not None and self.subject.kind == "defended"
+        outcomes = findings(self.checks, self.rows, len(self.plan.classes), approximates=approximates)
         return _by_level([*outcomes, *(self.subject.findings if self.subject else ())])
 
     @property
@@ -82,18 +83,24 @@ class PurifierResult:
         return Honesty(tuple(self.findings), tuple(worst_case(self.rows)), self.checks)
 
 
-def findings(checks: CheckAnswers, rows: Sequence[Combination], classes: int) -> list[Finding]:
-    """All findings on one purifier, alarms first. rows: its own; classes: how many the images have."""
+def findings(
+    checks: CheckAnswers, rows: Sequence[Combination], classes: int, *, approximates: bool = False
+) -> list[Finding]:
+    """All findings on one purifier, alarms first. rows: its own; classes: how many the images have.
+
+    approximates: it is no purifier, but a defense that brings its own approximation for BPDA.
+    """
+    follow = "follow the defense's approximation" if approximates else "take the purifier for the identity"
     from_clean = [replace(checks.against_eps[0], steps=0), *checks.against_steps]
     outcomes = [
         *_randomness(checks, rows),
-        *_gradients(checks),
+        *_gradients(checks, "the defense's approximation" if approximates else "the classifier at the purified point"),
         *_finite_differences(checks),
         *_rising(checks.against_eps, "eps", checks.eps),
         *_rising(from_clean, "steps", checks.eps),
         *_large_budget(checks, classes),
         *_stronger(rows, Oblivious.name, "transfer", "attacks that know only the classifier"),
-        *_stronger(rows, Bpda.name, "bpda", "attacks that take the purifier for the identity"),
+        *_stronger(rows, Bpda.name, "bpda", f"attacks that {follow}"),
         *_stronger(rows, BlackBox.name, "square", "Square, which needs no gradient,"),
         *_square_inside(rows),
         *_rounding(rows),
@@ -124,10 +131,10 @@ def _randomness(checks: CheckAnswers, rows: Sequence[Combination]) -> Iterator[F
         yield Finding("randomness", ALARM, "the output is random and no attack averaged over it: run adaptive-eot")
 
 
-def _gradients(checks: CheckAnswers) -> Iterator[Finding]:
+def _gradients(checks: CheckAnswers, instead: str) -> Iterator[Finding]:
     sizes = checks.gradients
     if not checks.has_gradient:
-        seen = "zeros" if sizes.zero_share == 1 else "that of the classifier at the purified point (BPDA)"
+        seen = "zeros" if sizes.zero_share == 1 else f"that of {instead} (BPDA)"
         yield Finding("gradients", ALARM, f"the defense gives no gradient: gradient attacks saw {seen}")
         return
     if sizes.zero_share:

@@ -318,7 +318,7 @@ def comparison_table(defenses: Sequence[ReportedDefense], comparison: Comparison
     """Robust accuracies in percent with interval; p of McNemar's test against the first row of the column."""
     table = Table(title="robust accuracy in % [95 % interval], p against the column's first row", box=SIMPLE_HEAD,
                   title_justify="left", padding=(0, 1, 0, 0))  # fmt: skip
-    table.add_column("run: classifier, purifier", vertical="bottom")
+    table.add_column("run: classifier, defense", vertical="bottom")
     for column in comparison.columns:
         table.add_column(column.heading, justify="right")
     for defense in defenses:

@@ -37,6 +37,7 @@ from maep.runtime.text import shown_in_html
 
 LIGHT_INK, DARK_INK = "#1f2430", "#d6dbe6"
 # Heads of the tables, `|` where a line ends, and what each means.
+PACE = "ms an image|att., pur. / class."
 COLUMNS = {
     "attack": "as the literature writes it; AutoAttack is four attacks, of which an image must stand all",
     "purifier": "what was put before the classifier",
@@ -51,7 +52,7 @@ COLUMNS = {
         "likeness of purified and clean image, when it was clean and when it was attacked; higher is more alike, SSIM "
         "1 is equal. Energy: share of the perturbation's energy that purifying takes away, and that it adds"
     ),
-    "ms an image|att., pur. / class.": "milliseconds to attack one image; below: to purify it and to classify it",
+    PACE: "milliseconds to attack one image; below: to purify it and to classify it",
 }
 CLASS_COLUMNS = ("n", "undefended|clean %", "undefended|robust %", "purified|clean %", "purified|robust %")
 # Sides up to this many pixels are shown pixel by pixel, and stored lossless: a 64 x 64 image is 8 kB as PNG.
@@ -244,8 +245,10 @@ def _columns(results: Sequence[PurifierResult]) -> dict[str, str]:
         words = {"classifier behind the purifier": "defended classifier", "what was put before": "what protects"}
     else:
         words = {"classifier behind the purifier": "model"}
+    words |= {"to purify it and to classify it": "to classify it"}
     words |= {"purified and clean image": "the classified and the clean image", "purifying takes": "it takes"}
-    columns = {head if key == "purifier" else key: text for key, text in COLUMNS.items()}
+    heads = {"purifier": head, PACE: "ms an image|att. / class."}
+    columns = {heads.get(key, key): text for key, text in COLUMNS.items()}
     for before, after in words.items():
         columns = {key: text.replace(before, after) for key, text in columns.items()}
     return {key.replace("purified", judged): text.replace("purified", judged) for key, text in columns.items()}

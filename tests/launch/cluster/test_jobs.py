@@ -1,12 +1,15 @@
 """The job graph: sizes, dependencies, hours."""
 
 import argparse
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from maep.config.load import load_settings
+from maep.launch.cluster.gpu_request import gpu_parameters
 from maep.launch.cluster.jobs import ARRAY, KINDS, check_batch, job_graph, job_of
+from maep.launch.cluster.partition_nodes import NodeKind, Partition, fitted
 from maep.launch.cluster.settings import Cluster, add_options, read_cluster
 from maep.launch.submission.submit import plan_jobs, real_needs
 from maep.pipeline.stages import STAGES
@@ -78,6 +81,19 @@ def test_sizes() -> None:
     assert (shards.gpus, shards.workers) == (0, 1)
     assert (train.node_hours, train.gpu_hours) == (6.0, 48.0)
     assert (attack.node_hours, attack.gpu_hours) == (24.0, 24.0)
+
+
+@pytest.mark.parametrize(("words", "gpus", "hours"), [((), 8, 64.0), (("--nproc-per-node", "4"), 4, 32.0)])
+def test_a_job_whose_gpus_come_from_its_nodes(words: tuple[str, ...], gpus: int, hours: float) -> None:
+    """A training takes those of each node, or as many as it has processes; a worker one. So Slurm is asked."""
+    nodes = Partition("p", Counter({NodeKind(8, "a100", 96, 2**20): 4}))
+    asked = cluster("--nodes", "4", "--time", "120", *words).general
+    suited = Cluster(fitted(asked, nodes), {"attack": fitted(asked, nodes, is_worker=True)})
+    train, attack = (job_of(stage, suited, []) for stage in ("pretrain", "attack"))
+    assert (train.tasks, train.gpus, train.gpu_hours) == (gpus, gpus, hours)
+    assert (attack.tasks, attack.gpus) == (1, 1)
+    requests = [gpu_parameters(job.gpus, job.settings.gpu_type, "gpus-per-node", {}) for job in (train, attack)]
+    assert [request["gpus_per_node"] for request in requests] == [f"a100:{gpus}", "a100:1"]
 
 
 def test_more_processes_than_images_are_refused() -> None:

@@ -252,7 +252,8 @@ def test_the_verdict_opens_with_what_set_off_an_alarm(settings: Settings) -> Non
     assert "loss against eps" in [finding.check for finding in alarms]
     results = [*others, last]
     rows = [row for result in results for row in result.rows]
-    page = render_page(settings, results, rows, {}, [], environment(["test"]), "")
+    report = Report(environment(["test"]), (), {})
+    page = render_page(settings, results, rows, {}, [], report, "")
     *_, section = re.findall(r'(?s)<section class="opening alarms">.*?</section>', page)
     assert re.findall(r'<li class="alarm">(.*?): (.*)</li>', section) == [
         (finding.check, str(escape(finding.text))) for finding in alarms

@@ -1,5 +1,4 @@
-"""The losses of the paper, one function each, all with the same signature, per sample; one that classifies, and one on
-noise.
+"""The losses of the paper, one function each, all with the same signature, per sample; and others beside them.
 
 Losses are not averaged over the batch here, so that any split of a batch over processes adds up to the same.
 Every objective calls the model once, on a batch that holds all the images it needs, so that whatever wraps the
@@ -16,8 +15,12 @@ from torch import Tensor
 
 from maep.config.implementations import OBJECTIVES, implementation
 from maep.config.schema import ObjectiveSettings
+from maep.models.noise_schedule import diffused
+from maep.runtime.keyed_noise import normal_of, uniform_of
 
 Model = Callable[..., Any]
+EARLIEST = 1e-5  # the time that denoisers are trained from, as Song et al.: at 0 there is no noise to tell
+TIME_STREAM, NOISE_STREAM = 0, 1  # of a sample's random numbers
 
 
 @dataclass(frozen=True)
@@ -234,6 +237,22 @@ def stability(
 def _divergence(a: Tensor, b: Tensor) -> Tensor:
     """KL(softmax(a) ‖ softmax(b)) of logits [N, classes], [N]."""
     return F.kl_div(b.log_softmax(1), a.log_softmax(1), log_target=True, reduction="none").sum(1)
+
+
+def denoise(
+    model: Model, clean: Tensor, adversarial: Tensor, visible: Tensor | None, settings: ObjectiveSettings, seeds: Tensor
+) -> Losses:
+    """Mean of (ε̂(u_t, t) - ε)² over an image's pixels: denoising score matching (Ho et al. 2020, continuous time).
+
+    model: (u [N, 3, H, W], t [N]) -> ε̂, with `latest`, the end of its times. Arguments otherwise as `maep`'s, visible
+    None. seeds: int64 [N]; of each depend the time, uniform up to `latest`, and the noise ε of its image.
+    """
+    _require_no_mask("denoise", visible)
+    times = EARLIEST + (model.latest - EARLIEST) * uniform_of(seeds, TIME_STREAM)  # type: ignore[attr-defined]
+    noise = normal_of(seeds, NOISE_STREAM, clean.shape[1:])
+    predicted = model(diffused(2 * clean - 1, times, noise), times)
+    l_noise = (predicted - noise).square().flatten(1).mean(1)
+    return Losses(l_noise, {"l_noise": l_noise})
 
 
 Objective = Callable[..., Losses]

@@ -1,5 +1,6 @@
 """Every objective equals its formula in plain NumPy, its gradient finite differences."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from maep.config.load import load_settings
 from maep.config.schema import ObjectiveSettings
 from maep.objectives import Judge, Losses, maep, objective
 from maep.runtime.errors import UserError
+from maep.runtime.keyed_noise import normal_of, uniform_of
 
 
 def numbers(seed: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -158,10 +160,35 @@ def numpy_objective(name: str, n: int, visible: np.ndarray | None, settings: Obj
         "reconstruction": lambda: d(p(x_a), x) + d(p(x), x),
         "trades_pixel": lambda: d(p(x), x) + beta * d(p(x_a), p(x)),
         "trades_latent": lambda: d(p(x), x) + beta * d(e(x_a), e(x), np.ones(8)),
+        "denoise": lambda: numpy_denoise(n, x, p),
         "robust": lambda: numpy_robust(n, p(x_a * shown), p(x * shown), d(p(x_a * shown), x), settings),
         "stability": lambda: numpy_stability(p(x_a * shown), x, d(p(x_a * shown), x), settings),
     }
     return formulas[name]()
+
+
+class TimedLinear:
+    """ε̂(u, t) = (1 + t)·A·u."""
+
+    latest = 0.2
+
+    def __init__(self, model: Linear) -> None:
+        self.model = model
+
+    def __call__(self, u: Tensor, times: Tensor) -> Tensor:
+        return self.model(u) * (1 + times.double())[:, None, None, None]
+
+
+SEEDS = torch.tensor([77, 78])
+
+
+def numpy_denoise(n: int, x: np.ndarray, p: Callable[[np.ndarray], np.ndarray]) -> float:
+    """mean (ε̂(√ᾱ·(2x-1) + √(1-ᾱ)·ε, t) - ε)²; ᾱ the integral of β = 0.1 + 19.9 t by the trapezoidal rule."""
+    t = 1e-5 + (0.2 - 1e-5) * float(uniform_of(SEEDS, 0)[n])
+    noise = normal_of(SEEDS, 1, x.shape)[n].double().numpy()
+    left = np.exp(-t * (0.1 + 0.1 + 19.9 * t) / 2)
+    u = np.sqrt(left) * (2 * x - 1) + np.sqrt(1 - left) * noise
+    return float(((p(u) * (1 + t) - noise) ** 2).mean())
 
 
 CLASSES = np.random.default_rng(12).standard_normal((5, 48))  # a linear classifier f
@@ -190,7 +217,7 @@ ROBUST = {"clean_weight": 0.6, "kl_weight": 2.0, "pixel_weight": 0.4}
 CASES = [
     ("mae", VISIBLE), ("purification", None), ("mlm", VISIBLE), ("mlm", None), ("maep", VISIBLE),
     ("reconstruction", None), ("trades_pixel", None), ("trades_latent", None), ("robust", None), ("robust", VISIBLE),
-    ("nim", None), ("stability", None), ("stability", VISIBLE),
+    ("nim", None), ("stability", None), ("stability", VISIBLE), ("denoise", None),
 ]  # fmt: skip
 
 
@@ -198,8 +225,10 @@ def total_of(name: str, model: Linear, visible: np.ndarray | None, settings: Obj
     """Losses [2] of the two hand-made pairs, in float64."""
     clean, adversarial = (torch.tensor(images.astype(np.float64)) for images in (CLEAN, ADVERSARIAL))
     mask = None if visible is None else torch.tensor(visible)
-    judges = [JUDGE] if OBJECTIVES[name].classifies else []
-    return objective(name)(model, clean, adversarial, mask, settings, *judges).total
+    asked: list[Judge | Tensor] = [JUDGE] if OBJECTIVES[name].classifies else []
+    asked += [SEEDS] if OBJECTIVES[name].draws else []
+    network = TimedLinear(model) if OBJECTIVES[name].network == "denoiser" else model
+    return objective(name)(network, clean, adversarial, mask, settings, *asked).total
 
 
 def test_every_objective_has_a_case() -> None:
@@ -215,7 +244,7 @@ def test_every_objective_equals_its_formula(name: str, visible: np.ndarray | Non
     model = Linear()
     found = total_of(name, model, visible, settings)
     expected = [numpy_objective(name, n, visible, settings) for n in range(2)]
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-10)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6 if OBJECTIVES[name].draws else 1e-10)  # fp32 draws
     assert model.calls == 1
 
 
@@ -242,7 +271,8 @@ def test_every_gradient_equals_finite_differences(name: str, visible: np.ndarray
 def test_masks_that_do_not_fit_are_refused() -> None:
     """Whole-image objectives take no mask, and mae needs one."""
     for name, visible in (("trades_pixel", VISIBLE), ("trades_latent", VISIBLE), ("reconstruction", VISIBLE),
-                          ("purification", VISIBLE), ("nim", VISIBLE), ("mae", None)):  # fmt: skip
+                          ("purification", VISIBLE), ("nim", VISIBLE), ("denoise", VISIBLE),
+                          ("mae", None)):  # fmt: skip
         with pytest.raises(ValueError, match=name):
             total_of(name, Linear(), visible, ObjectiveSettings())
 
@@ -256,6 +286,11 @@ def test_masks_that_do_not_fit_are_refused() -> None:
         (["objective.name=nim"], "set pretrain.mask_ratio=0"),
         (["objective.name=nim", "pretrain.mask_ratio=0", "attack.online=true"], "leave out attack.online"),
         (["objective.name=mlm"], "pretrain.mask_until within (0, 1)"),
+        (["objective.name=denoise", "pretrain.mask_ratio=0"], "trains no network of purifier.kind=maep; choose one of"),
+        (
+            ["purifier.kind=diffpure", "pretrain.mask_ratio=0"],
+            "objective.name=maep: trains no network of purifier.kind=diffpure; choose one of denoise",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(overrides: list[str], told: str) -> None:

@@ -158,7 +158,7 @@ def _purifier(settings: Settings, arguments: Sequence[str]) -> "Purifier":
 
     device = prepare_device(settings.compute)
     path = settings.evaluation.purifier or settings.run.dir
-    purifier = load_purifier(path, device=device, settings=settings.purify)
+    purifier = load_purifier(path, device=device).used_as(settings, path)
     if any(word.startswith("purifier.kind=") for word in arguments) and purifier.kind != settings.purifier.kind:
         fail(f"purifier.kind={settings.purifier.kind}: {path} holds one of kind {purifier.kind}; leave it out")
     if purifier.needs_classifier:

@@ -4,7 +4,14 @@ import math
 
 from maep.config.implementations import OBJECTIVES
 from maep.config.published_classifiers import PUBLISHED
-from maep.config.schema import CertifySettings, EvaluationSettings, ModelSettings, Settings, TrainSettings
+from maep.config.schema import (
+    CertifySettings,
+    EvaluationSettings,
+    ModelSettings,
+    PurifierSettings,
+    Settings,
+    TrainSettings,
+)
 from maep.runtime.errors import fail
 from maep.runtime.text import unfit_name
 
@@ -93,6 +100,18 @@ def check_consistency(settings: Settings) -> None:
     _check_attack(settings)
     _check_cuda_graphs(settings)
     _check_certificates(settings.certify)
+    if settings.purifier.kind == PurifierSettings().kind:  # other kinds say themselves what their networks are
+        check_objective(settings, settings.purifier.kind, "images")
+
+
+def check_objective(settings: Settings, kind: str, network: str) -> None:
+    """Raise UserError unless the objective trains such a network, of a kind of purifiers, as `OBJECTIVES` calls it."""
+    finetunes = settings.finetune.method != "none" and settings.finetune.objective
+    names = {"objective.name": settings.objective.name, "finetune.objective": finetunes or settings.objective.name}
+    for key, name in names.items():
+        if OBJECTIVES[name].network != network:
+            fitting = ", ".join(each for each, objective in OBJECTIVES.items() if objective.network == network)
+            fail(f"{key}={name}: trains no network of purifier.kind={kind}; choose one of {fitting}")
 
 
 def _check_certificates(certify: CertifySettings) -> None:
@@ -119,7 +138,7 @@ def _check_evaluation(evaluation: EvaluationSettings) -> None:
 def _check_noise(settings: Settings) -> None:
     """An objective on noise has no attack beside it."""
     name, attacked = settings.objective.name, (settings.pretrain.attacked, settings.finetune.attacked)
-    if OBJECTIVES[name].noises and (settings.attack.online or "whole" in attacked):
+    if not OBJECTIVES[name].attacks and (settings.attack.online or "whole" in attacked):
         fail(f"objective.name={name}: trains on noise, not on attacks; leave out attack.online and attacked=whole")
     tuned = settings.finetune.objective if settings.finetune.method != "none" else None
     if tuned and OBJECTIVES[tuned].noises != OBJECTIVES[name].noises:

@@ -15,13 +15,23 @@ class Objective:
     """A training objective. path: of its function. whole_images: it is defined on unmasked images alone.
 
     classifies: it judges purified images by the frozen classifier, too. noises: its second image of a pair is the clean
-    one with noise, made as the training goes (`maep.training.noise`); no attack is trained on.
+    one with noise, made as the training goes (`maep.training.noise`). draws: it draws random numbers, by a seed of each
+    sample. clean_images: it has no second image. network: what it trains: a map of `images`, which the kinds of
+    purifiers have unless they say otherwise (`maep.purifiers.base.TrainedPurifier.network_kind`), or another.
     """
 
     path: str
     whole_images: bool = False
     classifies: bool = False
     noises: bool = False
+    draws: bool = False
+    clean_images: bool = False
+    network: str = "images"
+
+    @property
+    def attacks(self) -> bool:
+        """Whether it is trained on adversarial images."""
+        return not (self.noises or self.clean_images)
 
 
 OBJECTIVES = {
@@ -35,6 +45,9 @@ OBJECTIVES = {
     "robust": Objective("maep.objectives:robust", classifies=True),
     "nim": Objective("maep.objectives:nim", whole_images=True, noises=True),
     "stability": Objective("maep.objectives:stability", classifies=True, noises=True),
+    "denoise": Objective(
+        "maep.objectives:denoise", whole_images=True, draws=True, clean_images=True, network="denoiser"
+    ),
 }
 NOISES = ("gamma", "fixed", "uniform")  # how an objective that noises draws each image's deviation
 THREAT_MODELS = {

@@ -68,7 +68,8 @@ def given_name(path: Path) -> str:
 
 def purifier_identity(settings: Settings, label: str) -> str:
     """Digest of everything the purifier's output depends on."""
-    use = decisive_fields(settings.purify, "records")
+    kind = purifier_class(settings.purifier.kind)
+    use = decisive_fields(settings.purify, "records") | kind.use_facts(settings)
     if settings.evaluation.purifier:
         return digest([given_identity(settings.evaluation.purifier), use])
     if not is_trained(settings):
@@ -142,7 +143,7 @@ def subjects_of(settings: Settings) -> tuple[ShardSet, dict[str, Defense]]:
         write_untrained(settings)
     defenses = {}
     for label, path in purifiers_of(settings).items():
-        purifier = load_purifier(path, device=device, settings=settings.purify)
+        purifier = load_purifier(path, device=device).used_as(settings, path)
         defenses[label] = Defense.of(purifier, classifier, purifier_identity(settings, label), identity)
     if not defenses:
         choice, reason = settings.evaluation.purifiers, "finetune.method=none"

@@ -130,11 +130,13 @@ def _attack_share(settings: Settings, worker: tuple[int, int]) -> bool:
 def _attack_idle(settings: Settings) -> str:
     if OBJECTIVES[settings.objective.name].noises:
         return f"the trainer adds noise to clean images (objective.name={settings.objective.name})"
+    if OBJECTIVES[settings.objective.name].clean_images:
+        return f"the training sees no adversarial image (objective.name={settings.objective.name})"
     return "the trainer makes the adversarial images itself (attack.online)" if settings.attack.online else ""
 
 
 def _attack_identity(settings: Settings) -> str:
-    if OBJECTIVES[settings.objective.name].noises:
+    if not OBJECTIVES[settings.objective.name].attacks:
         return "noise"
     if settings.attack.online:
         return "online"
@@ -287,10 +289,13 @@ def needs_of(stage: Stage, settings: Settings) -> tuple[str, ...]:
     """The stages before one.
 
     A purifier that is given (evaluation.purifier) is judged without training one, and one without weights to train
-    needs no training stages. A report without certificates does not ask for them.
+    needs no training stages. A report without certificates does not ask for them,
+    and a training that sees clean images alone for no attack.
     """
     if stage.name == "report" and not settings.certify.sigma:
         return ("evaluate",)
+    if stage.name == "pretrain" and OBJECTIVES[settings.objective.name].clean_images:
+        return tuple(name for name in stage.needs if name != "attack")
     if stage.name not in JUDGING:
         return stage.needs
     if settings.evaluation.purifier:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from maep.config import schema
+from maep.config.consistency import check_objective
 from maep.config.schema import PurifySettings
 from maep.models.defended import DefendedClassifier
 from maep.purifiers.registry import network_section
@@ -144,6 +145,18 @@ class Purifier(nn.Module):
         self.check_options(options)
         return self
 
+    def used_as(self, settings: schema.Settings, source: str | Path = "this purifier") -> "Purifier":
+        """The same weights used as settings of a run say, in the section `purify` and in the kind's own.
+
+        source: where they were read from, for the message. Raises UserError where the settings do not fit them.
+        """
+        return self.with_options(settings.purify, source)
+
+    @classmethod
+    def use_facts(cls, settings: schema.Settings) -> dict[str, object]:
+        """JSON-able facts of how `used_as` uses it that are neither in its weights nor in `PurifySettings`."""
+        return {}
+
     def with_adapter(self, directory: Path) -> "Purifier":
         """The purifier with an adapter in peft's format merged. Raises UserError for a kind that takes none."""
         fail(f"{directory}: is an adapter; a purifier of kind {self.kind} takes none")
@@ -195,11 +208,20 @@ class TrainedPurifier(Purifier):
     latents (`maep.objectives`), and with `index` where patches are hidden (`maep.training.module`). network: the
     section of the settings that decides it. settings: how it is used. A kind with such a network gives `purify`,
     `from_config` and `from_settings`.
+    network_kind: what the network is; objectives that train one of another kind are refused (`OBJECTIVES`).
     """
+
+    network_kind: ClassVar[str] = "images"
 
     def __init__(self, model: Any, network: Any, settings: PurifySettings) -> None:
         super().__init__()
         self.model, self.network, self.settings = model, network, settings
+
+    @classmethod
+    def check_settings(cls, settings: schema.Settings) -> None:
+        """As `Purifier.check_settings`: the objective must train such a network."""
+        super().check_settings(settings)
+        check_objective(settings, cls.kind, cls.network_kind)
 
     @classmethod
     def network_settings(cls, settings: schema.Settings) -> Any:

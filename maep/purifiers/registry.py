@@ -3,8 +3,10 @@
 A new kind is its file, its line here and its test.
 """
 
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from maep.config.identity import decides
 from maep.config.implementations import implementation
 from maep.runtime.errors import fail, nearest
 
@@ -27,6 +29,7 @@ KINDS = {
     "resize_pad": "maep.purifiers.resize_pad:ResizePadPurifier",
     "tvm": "maep.purifiers.tvm:TotalVariationPurifier",
     "disco": "maep.purifiers.disco:DiscoPurifier",
+    "diffpure": "maep.purifiers.diffpure:DiffPurePurifier",
     "anti_adversary": "maep.purifiers.anti_adversary:AntiAdversaryPurifier",
     "soap": "maep.purifiers.soap:SoapPurifier",
     "dram": "maep.purifiers.dram:DramPurifier",
@@ -57,6 +60,11 @@ def settings_class(kind: str) -> type[Any] | None:
     need not import torch. Raises UserError as `purifier_class`.
     """
     return None if kind == DEFAULT else purifier_class(kind).Settings
+
+
+def network_entries(section: Any) -> dict[str, Any]:
+    """`{setting: value}` of a network's section, without those that say how it is used."""
+    return {item.name: getattr(section, item.name) for item in fields(section) if decides(item, "pretrain")}
 
 
 def network_section(settings: "Settings") -> tuple[str, Any]:

@@ -24,7 +24,7 @@ def own_pairs(settings: Settings, train: TrainSettings) -> PairDataset:
     """Pairs of the run's own data set, or of train.source, checked to be of its classifier, attack and images."""
     settings = source_settings(settings, train)
     clean = clean_split(settings, "train")
-    if settings.attack.online or OBJECTIVES[settings.objective.name].noises:
+    if settings.attack.online or not OBJECTIVES[settings.objective.name].attacks:
         return _dataset(settings, train, clean, None)
     identity = classifier_identity(settings.classifier, classifier_weights(settings))
     adversarial = ShardSet(adversarial_path(settings, clean, identity), Reading.of(settings.data))
@@ -55,7 +55,7 @@ def verify_pairs(pairs: PairDataset) -> None:
 def _other_pairs(settings: Settings, train: TrainSettings, clean: str, adversarial: str) -> PairDataset:
     """Pairs of another data set, named by its two shard sets (Sec. 4.4, transfer)."""
     images, attacked = (ShardSet(address, Reading.of(settings.data)) for address in (clean, adversarial))
-    if OBJECTIVES[settings.objective.name].noises:
+    if not OBJECTIVES[settings.objective.name].attacks:
         return _dataset(settings, train, images, None)
     if attacked.manifest.clean_identity != images.identity:
         fail(f"{adversarial}: was not made from the images of {clean}; name the clean set it was made from")
@@ -81,6 +81,8 @@ def adversary(settings: Settings, train: TrainSettings, classes: int) -> Adversa
     settings = source_settings(settings, train)
     objective, seed = objective_of(settings, train), settings.run.seed
     classifies, noises = OBJECTIVES[objective.name].classifies, OBJECTIVES[objective.name].noises
+    if OBJECTIVES[objective.name].clean_images:
+        return Adversary(lambda images, _labels, _keys: images)
     noise = Adversary(lambda images, _labels, keys: noisy(images, keys, seed, objective)) if noises else Adversary()
     if not (classifies or (settings.attack.online and not noises)):
         return noise

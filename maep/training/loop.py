@@ -16,12 +16,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from maep.attacks.attack_spec import AttackSpec
+from maep.config.implementations import OBJECTIVES
 from maep.config.schema import ComputeSettings, ObjectiveSettings, TrainSettings
 from maep.data.pairs import PairBatch, PairDataset, mask_ratio_at, pair_loader
 from maep.data.shards import to_float
 from maep.runtime.compiling import Compiled
 from maep.runtime.console import progress_bar, say
 from maep.runtime.errors import NonFiniteLoss, Paused, Stopped, fail
+from maep.runtime.keyed_noise import sample_seeds
 from maep.storage.manifests import CheckpointManifest, RobustProgress
 from maep.training.checkpointing.async_saver import Saver
 from maep.training.checkpointing.directory import (
@@ -118,6 +120,7 @@ class Trainer:
         self.last = min(self.steps, job.settings.pause_at or self.steps)
         self.parameters = {name: p for name, p in job.model.named_parameters() if p.requires_grad}
         module = TrainingModule(job.model, job.objective, job.compute.precision, job.adversary.classifier)
+        self.draws = OBJECTIVES[job.objective.name].draws
         self.robust = None
         if job.adversary.against:
             self.robust = RobustTraining(
@@ -364,10 +367,10 @@ class Trainer:
 
     def _inputs(
         self, batch: PairBatch, ratio: float, spec: AttackSpec | None
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """Images in [0, 1], mask, its index and labels on the device; the adversarial ones made here in online mode.
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        """Images in [0, 1], mask, its index, labels, seeds on the device; adversarial ones made here in online mode.
 
-        spec: of the attack on the whole. There are labels where the objective wants them.
+        spec: of the attack on the whole. There are labels and seeds where the objective wants them.
         """
         device = self.accelerator.device
         clean, labels = to_float(batch.clean.to(device, non_blocking=True)), batch.labels.to(device, non_blocking=True)
@@ -382,7 +385,8 @@ class Trainer:
         else:
             assert self.job.adversary.online is not None
             adversarial = self.job.adversary.online(clean, labels, keys)
-        return clean, adversarial, visible, shown, labels if self.job.adversary.classifier else None
+        seeds = sample_seeds("objective", self.job.dataset.seed, keys, device) if self.draws else None
+        return clean, adversarial, visible, shown, labels if self.job.adversary.classifier else None, seeds
 
     def _backward(self, total: Tensor) -> Tensor | float:
         """Backward of this rank's share of the global mean; returns the gradient norm when all is accumulated.

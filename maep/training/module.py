@@ -54,16 +54,19 @@ class TrainingModule(nn.Module):
         visible: Tensor | None,
         index: Tensor | None = None,
         labels: Tensor | None = None,
+        seeds: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Losses [N], and their parts by name.
 
         clean, adversarial: [N, 3, H, W] in [0, 1]; visible: bool [N, T] or None for all; index: int64 [N, K], of the
         visible patches, in order; by default the model finds it. labels: int64 [N], for objectives that classify.
+        seeds: int64 [N], for those that draw.
         """
         model = self.model if index is None else partial(self._shown, index)
         with torch.autocast(clean.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            judges = [] if labels is None else [Judge(self._classify, labels)]
-            losses = self.losses(model, clean, adversarial, visible, self.objective, *judges)
+            asked: list[Judge | Tensor] = [] if labels is None else [Judge(self._classify, labels)]
+            asked += [] if seeds is None else [seeds]
+            losses = self.losses(model, clean, adversarial, visible, self.objective, *asked)
         return losses.total.float(), {name: part.float() for name, part in losses.parts.items()}
 
     def _shown(self, index: Tensor, images: Tensor, visible: Tensor, **options: bool) -> Any:

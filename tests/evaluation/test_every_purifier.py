@@ -15,7 +15,7 @@ from maep.evaluation.scoring.evaluation import Evaluation
 from maep.evaluation.scoring.plan import PLAN, Plan
 from maep.evaluation.workers import evaluate_all
 from maep.purifiers.registry import KINDS, purifier_class
-from tests.purifiers.test_registry import SMALL
+from tests.purifiers.test_registry import words_of
 from tests.small import digits, train_small
 
 QUICK = [
@@ -33,7 +33,7 @@ def test_is_judged_and_checked(kind: str, tmp_path: Path) -> None:
     and where not adaptive attackers are BPDA's."""
     torch.manual_seed(0)
     cache = [f"run.cache={tmp_path / 'cache'}", f"run.dir={tmp_path}"]
-    settings = load_settings(None, [f"purifier.kind={kind}", *SMALL, *FAST.get(kind, []), *QUICK, *cache])
+    settings = load_settings(None, [*words_of(kind), *FAST.get(kind, []), *QUICK, *cache])
     purifier = purifier_class(kind).from_settings(settings)
     images, labels = digits()
     noise = 0.1 * torch.rand(4, *images.shape[1:])  # of equal pixels, a median has two slopes

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from maep import load_purifier
 from maep.attacks.reseeding import is_random
+from maep.config.implementations import OBJECTIVES
 from maep.config.load import load_settings
 from maep.config.schema import PurifySettings, Settings
 from maep.pipeline.stages import STAGES
@@ -26,8 +27,18 @@ SMALL = [
 ]  # fmt: skip
 
 
+SMALLER = {"diffpure": ["diffpure.width=16", "diffpure.unshuffle=2", "diffpure.multipliers=[1,1]", "diffpure.steps=2"]}
+
+
+def words_of(kind: str) -> list[str]:
+    """The settings of a kind, as small as it can be, with an objective that trains its network, if it has one."""
+    network = getattr(purifier_class(kind), "network_kind", "images")
+    name = next(name for name in ("maep", *OBJECTIVES) if OBJECTIVES[name].network == network)
+    return [f"purifier.kind={kind}", *SMALL, *SMALLER.get(kind, []), f"objective.name={name}"]
+
+
 def settings_of(kind: str) -> Settings:
-    return load_settings(None, [f"purifier.kind={kind}", *SMALL])
+    return load_settings(None, words_of(kind))
 
 
 @pytest.fixture(params=sorted(KINDS))
@@ -134,7 +145,7 @@ def test_other_options_leave_the_purifier_as_it_is(purifier: Purifier) -> None:
         with pytest.raises(UserError, match=rf"purify\.{name}=.*: {purifier.kind} has no such option"):
             purifier.with_options(PurifySettings(**{name: options[name]}))
         with pytest.raises(UserError, match=rf"purify\.{name}=.*: {purifier.kind} has no such option"):
-            load_settings(None, [f"purifier.kind={purifier.kind}", *SMALL, f"purify.{name}={options[name]}"])
+            load_settings(None, [*words_of(purifier.kind), f"purify.{name}={options[name]}"])
     other = purifier.with_options(PurifySettings(**{name: options[name] for name in purifier.options[:2]}))
     assert type(other) is type(purifier)
     assert other.weights().keys() == purifier.weights().keys()

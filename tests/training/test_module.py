@@ -6,6 +6,7 @@ from torch import nn
 
 from maep.config.implementations import OBJECTIVES
 from maep.config.schema import ComputeSettings, FinetuneSettings, ModelSettings, ObjectiveSettings
+from maep.models.denoiser import Denoiser
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.runtime.errors import UserError
 from maep.training.finetune import with_adapter
@@ -17,21 +18,32 @@ SMALL = ModelSettings(
 )  # fmt: skip
 
 
+def denoiser() -> Denoiser:
+    """One that does not predict 0, as it does at first."""
+    network = Denoiser(width=8, multipliers=[1, 2], blocks=1, unshuffle=1, latest=0.2)
+    nn.init.normal_(network.tail.weight, std=0.1)
+    return network
+
+
 @pytest.mark.parametrize("name", list(OBJECTIVES))
 def test_every_objective_trains_an_adapted_model(name: str) -> None:
-    """Finite losses, one an image, and a gradient for the adapter's weights, through peft's wrapper in bf16."""
+    """Finite losses, one an image, and a gradient for the adapter's weights, through peft's wrapper in bf16; for the
+    denoiser's own where the objective trains one.
+    """
     torch.manual_seed(0)
     adapted = with_adapter(MaskedAutoencoder(SMALL), FinetuneSettings(), 0)
+    model: nn.Module = adapted if OBJECTIVES[name].network == "images" else denoiser()
     classifier = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16**2, 5)).eval().requires_grad_(False)
     judged = (classifier, torch.tensor([0, 4, 2])) if OBJECTIVES[name].classifies else (None, None)
-    module = TrainingModule(adapted, ObjectiveSettings(name=name), "bf16", judged[0])
+    seeds = torch.tensor([3, 4, 5]) if OBJECTIVES[name].draws else None
+    module = TrainingModule(model, ObjectiveSettings(name=name), "bf16", judged[0])
     clean = torch.rand(3, 3, 16, 16)
     visible = None if OBJECTIVES[name].whole_images else torch.arange(16).expand(3, 16) % 2 == 0
-    total, _parts = module(clean, (clean + 0.03).clamp(0, 1), visible, labels=judged[1])
+    total, _parts = module(clean, (clean + 0.03).clamp(0, 1), visible, labels=judged[1], seeds=seeds)
     total.sum().backward()
     assert total.shape == (3,)
     assert total.isfinite().all()
-    assert any(p.grad is not None and p.grad.any() for p in adapted.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in model.parameters())
 
 
 def test_the_classifier_of_an_objective_stays_as_it_is() -> None:

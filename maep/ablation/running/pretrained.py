@@ -14,7 +14,7 @@ from maep.ablation.grid.points import Point
 from maep.ablation.running.reuse import pretraining_key
 from maep.config.schema import Settings
 from maep.pipeline.stage_records import StageRecord, read_stage_record, record_path
-from maep.pipeline.stages import STAGES, Launcher
+from maep.pipeline.stages import STAGES, Launcher, needs_of
 from maep.runtime.console import say
 from maep.runtime.digests import digest
 from maep.storage.atomic import atomic_file
@@ -72,7 +72,7 @@ def reusing_pretraining(launch: Launcher) -> Launcher:
 def _trained_point_path(settings: Settings) -> Path:
     """Where it is written who has trained for these settings, images and pairs."""
     run = Path(settings.run.dir)
-    inputs = [StageRecord.read(record_path(run, name)).identity for name in STAGES[PRETRAIN].needs]
+    inputs = [StageRecord.read(record_path(run, name)).identity for name in needs_of(STAGES[PRETRAIN], settings)]
     # 24 hex digits, as caches of the first version have it.
     return Path(settings.run.cache) / "pretrained" / f"{digest([pretraining_key(settings), *inputs])[:24]}.json"
 
@@ -92,7 +92,7 @@ def _copy(source: Path, settings: Settings) -> None:
     from maep.purifiers import read_purifier, save_purifier
 
     directory = Path(settings.run.dir)
-    save_purifier(read_purifier(source / "purifier").with_options(settings.purify), directory / "purifier")
+    save_purifier(read_purifier(source / "purifier").used_as(settings), directory / "purifier")
     with atomic_file(directory / METRICS) as temporary:
         shutil.copy(source / METRICS, temporary)
     seconds = StageRecord.read(record_path(source, PRETRAIN)).seconds

@@ -4,7 +4,6 @@ import ipaddress
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from maep.config.identity import decisive_settings
@@ -13,7 +12,7 @@ from maep.launch.cluster.jobs import Job
 from maep.launch.cluster.settings import Cluster
 from maep.launch.cluster.slurm_client import node_addresses, partitions, why_refused
 from maep.launch.submission.batch_script import MARGIN
-from maep.purifiers.registry import network_section
+from maep.purifiers.registry import network_entries, network_section
 from maep.runtime.errors import fail, nearest
 from maep.storage.manifests import CheckpointManifest
 from maep.storage.sealed import MANIFEST
@@ -72,7 +71,7 @@ def check_model(settings: Settings) -> None:
     saved, (section, network) = CheckpointManifest.read(committed[-1] / MANIFEST), network_section(settings)
     if saved.purifier != settings.purifier.kind:
         fail(f"{committed[-1]}: a checkpoint of purifier.kind={saved.purifier}; choose another run.dir")
-    for key, value in asdict(network).items():
+    for key, value in network_entries(network).items():
         if saved.model.get(key) != value and key != "init":
             fail(
                 f"{committed[-1]}: a checkpoint of another model, with {section}.{key}={saved.model.get(key)}; "

@@ -1,0 +1,205 @@
+"""What the purifiers around a denoiser have in common: the network and its training, padding, seeds, gradients."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from maep.config import schema
+from maep.config.schema import PurifySettings, setting
+from maep.models.denoiser import GROUPS, Denoiser
+from maep.models.weights import load_weights, require_fit
+from maep.purifiers.base import UNNAMED, Source, TrainedPurifier, require_eager, require_images, section_of
+from maep.purifiers.registry import network_entries, purifier_class
+from maep.purifiers.stepwise import Step, stepwise, walk
+from maep.runtime.device import upload
+from maep.runtime.errors import fail
+from maep.runtime.randomness import keyed_rng
+
+# What `purify.batch_tiles` counts where there are no tiles: 32 x 32 pixels, an image of CIFAR-10.
+TILE_PIXELS = 32 * 32
+USED = ("evaluate", "records", "certify", "point")  # what depends on a setting that says how a trained network is used
+
+
+@dataclass
+class DenoiserSettings:
+    """The network's part of a section. The defaults have 1.06 million parameters and take 0.5 GFLOP a 32 x 32 image;
+    DDPM's own is 128 wide, with multipliers [1, 2, 2, 2] and 2 blocks. The bounds keep a saved one from taking the
+    machine.
+    """
+
+    width: int = setting(32, f"channels of the finest level, a multiple of {GROUPS}", low=GROUPS, high=2**12)
+    multipliers: list[int] = setting(
+        [1, 2, 2], "channels of each level over width; each level is half as fine as the one before", low=1, high=64
+    )
+    blocks: int = setting(1, "residual blocks a level", low=1, high=64)
+    unshuffle: int = setting(1, "pixels become channels by this factor before the network", choices=(1, 2, 4))
+    latest: float = setting(
+        0.2, "time of the diffusion up to which it is trained (published networks: 1)", above=0.0, high=1.0
+    )
+
+
+class DenoiserPurifier(TrainedPurifier):
+    """Purifies images of any size whole, by asking a denoiser many times. A kind gives `start` and `steps`.
+
+    network: its whole section, an instance of `Settings`, which says what the network is and how it is used.
+    Every image has a seed, drawn when it is purified, of which all its noise is a function.
+    """
+
+    Settings: ClassVar[type[Any]]
+    stages = ("shards", "classifier", "pretrain")
+    network_kind = "denoiser"
+
+    def __init__(self, model: Denoiser, network: Any, settings: PurifySettings) -> None:
+        """Raises UserError where the section does not fit together, and for options that it has not."""
+        self.check(network)
+        self.check_options(settings)
+        super().__init__(model, network, settings)
+        self.reseed(0)
+
+    @property
+    def is_random(self) -> bool:
+        """As `Purifier.is_random`; here always, unless a kind says otherwise."""
+        return True
+
+    def reseed(self, *key: int) -> None:
+        """Start the seeds of images at `key`; what follows depends on it and on the images since alone."""
+        self.rng = keyed_rng("purifier", *key)
+
+    @classmethod
+    def check(cls, section: Any) -> None:
+        """Raise UserError where the network's settings do not fit together."""
+        if not section.multipliers:
+            fail(f"{cls.kind}.multipliers=[]: expected at least one, such as 1")
+        if section.width % GROUPS:
+            fail(f"{cls.kind}.width={section.width}: must be a multiple of {GROUPS}")
+        channels = 3 * section.unshuffle**2
+        if section.width < channels:  # or the noise, which it must tell, would not pass
+            fail(f"{cls.kind}.width={section.width}: must be at least {channels} with unshuffle={section.unshuffle}")
+
+    @classmethod
+    def check_time(cls, section: Any, key: str, value: float, time: float) -> None:
+        """Raise UserError where a setting asks for more noise than the network has seen. time: what it comes to."""
+        if time > section.latest * (1 + 1e-6):
+            fail(
+                f"{cls.kind}.{key}={value:g}: is at time {time:.3g} of the diffusion, and the network is trained up to "
+                f"{cls.kind}.latest={section.latest:g}; choose less, or train it further"
+            )
+
+    @classmethod
+    def check_settings(cls, settings: schema.Settings) -> None:
+        """As `Purifier.check_settings`: images that it is trained on must be divisible into its levels."""
+        super().check_settings(settings)
+        section, size = getattr(settings, cls.kind), settings.model.image_size
+        factor = section.unshuffle * 2 ** (len(section.multipliers) - 1)
+        if size % factor:
+            fail(f"model.image_size={size}: is halved by the levels of {cls.kind}; choose a multiple of {factor}")
+
+    # purifying
+
+    def start(self, pictures: Tensor, seeds: Tensor) -> Tensor:
+        """The first state, a differentiable function of pictures [N, 3, H, W] in [-1, 1]. seeds: int64 [N]."""
+        raise NotImplementedError
+
+    def steps(self, seeds: Tensor) -> list[Step]:
+        """The steps from there, each a pure function of its state and of the pictures, image by image."""
+        raise NotImplementedError
+
+    def result(self, state: Tensor, seeds: Tensor) -> Tensor:
+        """The purified pictures [N, 3, H, W], about [-1, 1], from the last state: by default that itself."""
+        return state
+
+    def purify(self, images: Tensor) -> Tensor:
+        """images: [N, 3, H, W] in [0, 1]. Returns the same shape, clipped to [0, 1].
+
+        At most `batch_tiles` times 32 x 32 pixels are purified together, or one image where that has more. The
+        gradient with respect to the images is exact (`maep.purifiers.stepwise`). Raises ValueError for another shape,
+        and where it is exported.
+        """
+        require_images(images)
+        require_eager(self)
+        seeds = torch.from_numpy(self.rng.integers(-(2**63), 2**63, len(images), dtype=np.int64))
+        size = self.images_at_once(*images.shape[2:])
+        parts = zip(images.split(size), upload(seeds, images.device).split(size), strict=True)
+        return torch.cat([self._purified(*part) for part in parts])
+
+    def _purified(self, images: Tensor, seeds: Tensor) -> Tensor:
+        height, width = images.shape[2:]
+        down, across = (-side % self.model.factor for side in (height, width))
+        pictures = F.pad(2 * images - 1, (0, across, 0, down), mode="replicate")
+        # Weights that are trained get their gradients from the whole graph.
+        follow = walk if any(weight.requires_grad for weight in self.model.parameters()) else stepwise
+        state = follow(self.start(pictures, seeds), pictures, self.steps(seeds))
+        return ((self.result(state, seeds)[:, :, :height, :width] + 1) / 2).clamp(0, 1)
+
+    def images_at_once(self, height: int, width: int) -> int:
+        """As many as have the pixels of `batch_tiles` tiles."""
+        return max(1, self.settings.batch_tiles * TILE_PIXELS // (height * width))
+
+    # variants of it
+
+    def with_options(self, options: PurifySettings, source: str | Path = "this purifier") -> Self:
+        """As `Purifier.with_options`."""
+        return type(self)(self.model, self.network, options).train(self.training)
+
+    def used_as(self, settings: schema.Settings, source: str | Path = "this purifier") -> TrainedPurifier:
+        """The same network as the settings' kind uses it, where that is one of the same kind of network."""
+        kind = purifier_class(settings.purifier.kind)
+        if not (issubclass(kind, DenoiserPurifier) and kind.network_kind == self.network_kind):
+            return self.with_options(settings.purify, source)
+        section = replace(getattr(settings, kind.kind), **network_entries(self.network))
+        return kind(self.model, section, settings.purify).train(self.training)
+
+    @classmethod
+    def use_facts(cls, settings: schema.Settings) -> dict[str, object]:
+        """The settings of its section that say how the network is used, below the kind that uses it."""
+        return {cls.kind: _use_of(getattr(settings, cls.kind))}
+
+    # on disk
+
+    def config(self) -> dict[str, Any]:
+        """The network's settings, and below `purify.sampler` how the kind uses it."""
+        sampler = _use_of(self.network)
+        return {"model": network_entries(self.network), "purify": {**asdict(self.settings), "sampler": sampler}}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, object], tensors: Mapping[str, Tensor], source: Source = UNNAMED) -> Self:
+        """As `Purifier.from_config`."""
+        model, purify = (_mapping(config.get(name), name, source.config) for name in ("model", "purify"))
+        sampler = _mapping(purify.pop("sampler", None), "purify.sampler", source.config)
+        section = section_of(cls.Settings, {**model, **sampler}, source.config)
+        cls.check(section)
+        with torch.device("meta"):  # names and shapes alone: nothing is allocated for what the file does not hold
+            require_fit(_network(section).state_dict(), tensors, source.weights)
+        network = _network(section)
+        load_weights(network, tensors, source.weights)
+        return cls(network, section, section_of(PurifySettings, purify, source.config))
+
+    @classmethod
+    def from_settings(cls, settings: schema.Settings) -> Self:
+        """With random weights from torch's generator."""
+        section = cls.network_settings(settings)
+        cls.check(section)
+        return cls(_network(section), section, settings.purify)
+
+
+def _network(section: DenoiserSettings) -> Denoiser:
+    return Denoiser(section.width, section.multipliers, section.blocks, section.unshuffle, section.latest)
+
+
+def _use_of(section: DenoiserSettings) -> dict[str, object]:
+    """`{setting: value}` of what the training of the network does not depend on."""
+    network = network_entries(section)
+    return {name: value for name, value in asdict(section).items() if name not in network}
+
+
+def _mapping(value: object, name: str, source: str) -> dict[str, Any]:
+    """An object of config.json, which may be absent."""
+    if not isinstance(value, Mapping | None):
+        fail(f"{source}: {name}: expected a JSON object")
+    return dict(value or {})

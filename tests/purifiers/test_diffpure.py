@@ -1,0 +1,213 @@
+"""DiffPure: samplers in closed form, there and back, seeds, exact gradients, refusals; trained, killed and resumed."""
+
+import json
+import shutil
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from maep import load_purifier
+from maep.attacks.threat_models import StraightThrough
+from maep.config.load import load_settings
+from maep.evaluation.stage import purifier_identity
+from maep.models.noise_schedule import alpha_bar, denoised, diffused, sigma_of
+from maep.pipeline.execution import run_pipeline, unfinished_stages
+from maep.purifiers.diffpure import DiffPurePurifier, ddpm_step, ode_step, sde_step
+from maep.runtime.errors import UserError
+from maep.storage.atomic import read_json, sha256_file
+from tests.tiny import Problem
+
+SMALL = [
+    "purifier.kind=diffpure", "diffpure.width=16", "diffpure.multipliers=[1,1]", "diffpure.unshuffle=2",
+    "objective.name=denoise", "pretrain.mask_ratio=0",
+]  # fmt: skip
+QUICK = [
+    "evaluation.images=2", "evaluation.adaptive_images=2", "evaluation.attacks=[pgd-1]", "evaluation.draws=1",
+    "evaluation.check_images=1", "diffpure.steps=2", "evaluation.threat_models=[oblivious]",
+]  # fmt: skip
+SAMPLERS = ("sde", "ode", "ddpm", "ddim")
+SPREAD = 0.5  # deviation of pictures N(0, SPREAD² I), for which everything is known
+
+
+def closed_form(u: Tensor, t: Tensor) -> Tensor:
+    """The mean noise in u, of such pictures."""
+    left = alpha_bar(t).view(-1, 1, 1, 1)
+    return u * (1 - left).sqrt() / (SPREAD**2 * left + 1 - left)
+
+
+def purifier(*words: str) -> DiffPurePurifier:
+    """Of random weights that do not predict 0, in float64."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = DiffPurePurifier.from_settings(load_settings(None, [*SMALL, *words]))
+        nn.init.normal_(made.model.tail.weight, std=0.05)
+    return made.double().eval().requires_grad_(False)
+
+
+def pictures(count: int = 3, side: int = 16) -> Tensor:
+    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def at(time: float, count: int = 1) -> Tensor:
+    return torch.full((count,), time, dtype=torch.float64)
+
+
+def grid(start: float, end: float, count: int) -> list[tuple[Tensor, Tensor]]:
+    times = torch.linspace(start, end, count + 1, dtype=torch.float64)
+    return [(a[None], b[None]) for a, b in pairwise(times)]
+
+
+def test_ode_there_and_back_is_the_identity() -> None:
+    """From a picture to noise and back, by small steps; on the way it is what the closed form says."""
+    start = u = torch.randn(1, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for t, until in grid(1e-5, 0.2, 2000):
+        u = ode_step(closed_form, u, t, until)
+    left = alpha_bar(at(0.2))
+    torch.testing.assert_close(u, start * (SPREAD**2 * left + 1 - left).sqrt() / SPREAD, rtol=1e-3, atol=1e-3)
+    for t, until in reversed(grid(1e-5, 0.2, 2000)):
+        u = ode_step(closed_form, u, until, t)
+    torch.testing.assert_close(u, start, rtol=2e-3, atol=1e-3)
+
+
+def test_one_step_of_ddim_is_the_one_shot_denoiser() -> None:
+    """And many steps of DDIM are the ODE."""
+    u = torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    t, none = at(0.2, 2), torch.zeros_like(u)
+    once = ddpm_step(closed_form, u, t, at(0.0, 2), none, eta=0, clip=False)
+    torch.testing.assert_close(once, denoised(closed_form, u / alpha_bar(t).sqrt()[0], sigma_of(t)))
+    ddim = ode = u[:1]
+    for t, until in grid(0.2, 1e-5, 2000):
+        ddim = ddpm_step(closed_form, ddim, t, until, none[:1], eta=0, clip=False)
+        ode = ode_step(closed_form, ode, t, until)
+    torch.testing.assert_close(ddim, ode, rtol=1e-3, atol=1e-3)
+
+
+def test_a_step_of_ddpm_is_its_posterior() -> None:
+    """Mean and variance of q(u_s | u_t, x) as Ho et al. write them, with β = 1 - ᾱ_t/ᾱ_s."""
+    u = torch.randn(1, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    t, until, noise = at(0.15), at(0.12), torch.randn_like(u)
+    before, after = alpha_bar(t), alpha_bar(until)
+    rate = 1 - before / after
+    x = (u - (1 - before).sqrt() * closed_form(u, t)) / before.sqrt()
+    mean = (after.sqrt() * rate * x + (1 - rate).sqrt() * (1 - after) * u) / (1 - before)
+    variance = rate * (1 - after) / (1 - before)
+    found = ddpm_step(closed_form, u, t, until, noise, clip=False)
+    torch.testing.assert_close(found, mean + variance.sqrt() * noise)
+    clipped = ddpm_step(closed_form, 9 * u, t, at(0.0), noise)
+    assert clipped.abs().max() <= 1
+
+
+@pytest.mark.parametrize("sampler", ["sde", "ddpm"])
+def test_random_samplers_draw_pictures(sampler: str) -> None:
+    """From noised pictures of N(0, c² I), many steps give pictures of N(0, c² I)."""
+    generator = torch.Generator().manual_seed(0)
+    count = 4000
+    x, noise = torch.randn(2, count, 1, 2, 2, dtype=torch.float64, generator=generator)
+    u = diffused(SPREAD * x, at(0.2, count), noise)
+    for t, until in grid(0.2, 1e-5, 200):
+        drawn = torch.randn(u.shape, dtype=torch.float64, generator=generator)
+        times = t.expand(count), until.expand(count)
+        u = sde_step(closed_form, u, *times, drawn) if sampler == "sde" else ddpm_step(
+            closed_form, u, *times, drawn, clip=False
+        )  # fmt: skip
+    assert float(u.std()) == pytest.approx(SPREAD, rel=0.02)
+    # As much of the picture is kept as the noise at t* leaves to be known.
+    sigma = float(sigma_of(at(0.2)))
+    kept = SPREAD**2 / (SPREAD**2 + sigma**2)
+    assert float((u * x).mean() / SPREAD) == pytest.approx(kept, abs=0.02)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_seeds_decide_and_batches_do_not(sampler: str) -> None:
+    """The same key, the same bits; each image alone as among others, to rounding in float64; another key differs."""
+    subject = purifier(f"diffpure.sampler={sampler}", "diffpure.steps=4")
+
+    def purified(images: Tensor, key: int = 0) -> Tensor:
+        subject.reseed(key)
+        return torch.cat([subject(part) for part in images.split(1)]) if key < 0 else subject(images)
+
+    together = purified(pictures())
+    assert torch.equal(together, purified(pictures()))
+    assert (together - purified(pictures(), 1)).abs().max() > 0.01
+    subject.reseed(0)
+    torch.testing.assert_close(torch.cat([subject(part) for part in pictures().split([1, 2])]), together)
+    parts = subject.with_options(replace(subject.settings, batch_tiles=1))
+    parts.reseed(0)
+    assert parts.images_at_once(32, 32) == 1
+    torch.testing.assert_close(parts(pictures(side=32)), purified(pictures(side=32)))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_gradients_are_exact(sampler: str) -> None:
+    """Through three steps, on images that must be padded: plain autograd's, which weights in training get; BPDA's is
+    another.
+    """
+    subject = purifier(f"diffpure.sampler={sampler}", "diffpure.steps=3")
+
+    def gradient(model: nn.Module) -> Tensor:
+        images = pictures(2, 15).requires_grad_()
+        subject.reseed(0)
+        (found,) = torch.autograd.grad((model(images) * pictures(2, 15).flip(0)).sum(), images)
+        return found
+
+    exact, straight = gradient(subject), gradient(StraightThrough(subject))
+    subject.requires_grad_(True)
+    torch.testing.assert_close(exact, gradient(subject))
+    assert (exact - straight).abs().max() > 0.05
+    subject.reseed(0)
+    subject(pictures()).sum().backward()
+    assert all(weight.grad is not None for weight in subject.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("diffpure.time=0.3", r"diffpure\.time=0\.3: is at time 0\.3 of .* trained up to diffpure\.latest=0\.2"),
+        ("diffpure.sampler=euler", r"diffpure\.sampler=euler .*: choose one of sde, ode, ddpm, ddim"),
+        ("diffpure.steps=0", r"diffpure\.steps=0 .*: must be at least 1"),
+        ("diffpure.width=12", r"diffpure\.width=12: must be a multiple of 8"),
+        ("diffpure.unshuffle=4", r"diffpure\.width=16: must be at least 48 with unshuffle=4"),
+        ("diffpure.multipliers=[]", r"diffpure\.multipliers=\[\]: expected at least one"),
+        ("model.image_size=30 model.patch_size=2", r"model\.image_size=30: .* choose a multiple of 4"),
+        ("objective.name=purification", r"objective\.name=purification: trains no network of purifier\.kind=diffpure"),
+        ("attack.online=true pretrain.attacked=whole", r"objective\.name=denoise: trains on noise, not on attacks"),
+        ("purify.passes=2", r"purify\.passes=2: diffpure has no such option"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(word: str, message: str) -> None:
+    """On the command line, before anything is made."""
+    with pytest.raises(UserError, match=message):
+        load_settings(None, [*SMALL, *word.split()])
+
+
+def test_it_is_trained_on_clean_images_and_used_as_the_settings_say(
+    problem: Problem, run_dir: Path, tmp_path: Path
+) -> None:
+    """On two processes, paused and gone on with: the same bits as in one go; the loss falls.
+
+    No attack is needed; another sampler is judged anew, without training anew.
+    """
+    trained = [*SMALL, "pretrain.steps=12", "pretrain.save_every=4", "pretrain.lr=0.01"]
+    whole = Path(shutil.copytree(problem.prepared, tmp_path / "whole"))
+    for run, words in ((whole, []), (run_dir, ["pretrain.pause_at=5"]), (run_dir, [])):
+        done = problem.run("pretrain", run, *trained, *words, nproc=2)
+        assert done.returncode == (4 if words else 0), done.stdout + done.stderr
+    first, second = (sha256_file(run / "purifier/model.safetensors") for run in (whole, run_dir))
+    assert first == second
+    losses = [line["loss"] for line in map(json.loads, (whole / "metrics.jsonl").read_text().splitlines())]
+    assert losses[-1] < 0.95 * losses[0]  # a loss of 1 is that of predicting nothing
+    assert set(read_json(whole / "stages/pretrain.json")["inputs"]) == {"shards"}
+    assert load_purifier(whole).network.sampler == "sde"
+    words = problem.arguments(whole, *trained, *QUICK)[1:]
+    settings = load_settings("digits", words)
+    run_pipeline(settings, "all", lambda name, _: pytest.fail(f"{name} was launched"))
+    assert {row["purifier"] for row in read_json(whole / "report.json")["results"]} == {"diffpure"}
+    other = load_settings("digits", [*words, "diffpure.sampler=ddim"])
+    assert unfinished_stages(settings) == {}
+    assert set(unfinished_stages(other)) == {"evaluate", "report"}
+    assert purifier_identity(other, "pretrained") != purifier_identity(settings, "pretrained")
+    assert load_purifier(whole).used_as(other).network.sampler == "ddim"

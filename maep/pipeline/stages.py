@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from maep.config.identity import decisive_settings
 from maep.config.implementations import FINETUNING, OBJECTIVES
 from maep.config.pair_source import source_settings
 from maep.config.schema import Settings, TrainSettings
@@ -136,10 +137,12 @@ def _attack_idle(settings: Settings) -> str:
 
 
 def _attack_identity(settings: Settings) -> str:
-    if not OBJECTIVES[settings.objective.name].attacks:
-        return "noise"
+    """Of what a training gets beside clean images: attacked ones, or what it makes such ones with as it goes."""
+    objective = OBJECTIVES[settings.objective.name]
+    if not objective.attacks:
+        return digest(["noise", _classifier_identity(settings)]) if objective.classifies else "noise"
     if settings.attack.online:
-        return "online"
+        return digest(["online", _classifier_identity(settings), decisive_settings(settings, "attack")])
     clean = clean_split(settings, "train")
     path = adversarial_path(settings, clean, _classifier_identity(settings))
     return ShardSet(path, Reading.of(settings.data)).identity
@@ -285,17 +288,24 @@ def identity_of_given(purifier: str) -> str:
     return given_identity(purifier)
 
 
+def _is_first_to_classify(settings: Settings) -> bool:
+    own = settings.finetune.method != "none" and settings.finetune.objective
+    return bool(own and OBJECTIVES[own].classifies and not OBJECTIVES[settings.objective.name].classifies)
+
+
 def needs_of(stage: Stage, settings: Settings) -> tuple[str, ...]:
     """The stages before one.
 
     A purifier that is given (evaluation.purifier) is judged without training one, and one without weights to train
-    needs no training stages. A report without certificates does not ask for them,
-    and a training that sees clean images alone for no attack.
+    needs no training stages. A report without certificates does not ask for them, and a training that sees clean
+    images alone for no attack. A finetuning that asks the classifier, where the pretraining did not, needs it itself.
     """
     if stage.name == "report" and not settings.certify.sigma:
         return ("evaluate",)
     if stage.name == "pretrain" and OBJECTIVES[settings.objective.name].clean_images:
         return tuple(name for name in stage.needs if name != "attack")
+    if stage.name == "finetune" and _is_first_to_classify(settings):
+        return (*stage.needs, "classifier")
     if stage.name not in JUDGING:
         return stage.needs
     if settings.evaluation.purifier:

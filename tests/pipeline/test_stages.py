@@ -13,6 +13,7 @@ import pytest
 from maep.cli.compare import main as compare
 from maep.config.load import load_settings
 from maep.pipeline.execution import run_pipeline
+from maep.pipeline.stages import STAGES, needs_of
 from maep.runtime.errors import UserError
 from maep.storage.documents import CONTENT
 from tests.tiny import ROOT, Problem, environment
@@ -230,3 +231,30 @@ def test_digits_reaches_its_accuracies(tmp_path: Path) -> None:
     assert float(str(oblivious["clean_accuracy"])) >= 90
     assert float(str(oblivious["robust_accuracy"])) >= 50
     assert "report.html" in done.stdout
+
+
+ONLINE = ["attack.online=true", "objective.name=robust", "pretrain.attacked=whole"]
+
+
+@pytest.mark.parametrize("changed", ["attack.eps=0.05", "attack.steps=3", "classifier.arch=cifar_resnet20"])
+def test_a_training_that_attacks_as_it_goes_depends_on_the_attack(tmp_path: Path, changed: str) -> None:
+    """Its attack and its classifier are inputs, as those of a training on attacked shards are."""
+
+    def identity(*overrides: str) -> str:
+        weights = f"classifier.weights={tmp_path / 'weights.pt'}"
+        return STAGES["attack"].identity(load_settings("digits", [weights, *overrides]))
+
+    (tmp_path / "weights.pt").write_bytes(b"of a classifier")
+    online = identity(*ONLINE)
+    assert identity(*ONLINE) == online != identity(*ONLINE, changed)
+    (tmp_path / "weights.pt").write_bytes(b"of another one")
+    assert identity(*ONLINE) != online
+
+
+def test_a_finetuning_by_the_classifier_needs_it() -> None:
+    """After a pretraining on noise, which knows no classifier, another one finetunes again and pretrains no more."""
+    settings = load_settings("certified/digits", [])
+    assert "classifier" in needs_of(STAGES["finetune"], settings)
+    assert "classifier" not in needs_of(STAGES["pretrain"], settings)
+    assert STAGES["attack"].identity(settings) == "noise"
+    assert "classifier" not in needs_of(STAGES["finetune"], load_settings("digits", []))

@@ -302,6 +302,16 @@ class RandomFilter(Filter):
         self.rng = keyed_rng("purifier", *key)
 
 
+def mapping_of(value: object, name: str, source: str) -> dict[str, Any]:
+    """A copy of the JSON object that is `name` in a purifier's configuration; {} where it is absent.
+
+    Raises UserError, naming `source`, for anything else.
+    """
+    if not isinstance(value, Mapping | None):
+        fail(f"{source}: {name}: expected a JSON object")
+    return dict(value or {})
+
+
 def section_of(cls: type[S], values: object, source: str) -> S:
     """A section of the settings from JSON, checked; settings added since then take their defaults.
 

@@ -14,7 +14,7 @@ from maep.config import schema
 from maep.config.schema import PurifySettings, setting
 from maep.models.denoiser import GROUPS, Denoiser
 from maep.models.weights import load_weights, require_fit
-from maep.purifiers.base import UNNAMED, Source, TrainedPurifier, require_eager, require_images, section_of
+from maep.purifiers.base import UNNAMED, Source, TrainedPurifier, mapping_of, require_eager, require_images, section_of
 from maep.purifiers.registry import network_entries, purifier_class
 from maep.purifiers.stepwise import Step, stepwise, walk
 from maep.runtime.device import upload
@@ -170,8 +170,8 @@ class DenoiserPurifier(TrainedPurifier):
     @classmethod
     def from_config(cls, config: Mapping[str, object], tensors: Mapping[str, Tensor], source: Source = UNNAMED) -> Self:
         """As `Purifier.from_config`."""
-        model, purify = (_mapping(config.get(name), name, source.config) for name in ("model", "purify"))
-        sampler = _mapping(purify.pop("sampler", None), "purify.sampler", source.config)
+        model, purify = (mapping_of(config.get(name), name, source.config) for name in ("model", "purify"))
+        sampler = mapping_of(purify.pop("sampler", None), "purify.sampler", source.config)
         section = section_of(cls.Settings, {**model, **sampler}, source.config)
         cls.check(section)
         with torch.device("meta"):  # names and shapes alone: nothing is allocated for what the file does not hold
@@ -196,10 +196,3 @@ def _use_of(section: DenoiserSettings) -> dict[str, object]:
     """`{setting: value}` of what the training of the network does not depend on."""
     network = network_entries(section)
     return {name: value for name, value in asdict(section).items() if name not in network}
-
-
-def _mapping(value: object, name: str, source: str) -> dict[str, Any]:
-    """An object of config.json, which may be absent."""
-    if not isinstance(value, Mapping | None):
-        fail(f"{source}: {name}: expected a JSON object")
-    return dict(value or {})

@@ -21,7 +21,7 @@ from maep.config.consistency import check_model
 from maep.config.schema import ModelSettings, PurifySettings, setting
 from maep.models.masked_autoencoder import MaskedAutoencoder, visible_pixels
 from maep.models.weights import load_weights, require_fit
-from maep.purifiers.base import UNNAMED, Source, TrainedPurifier, require_eager, require_images, section_of
+from maep.purifiers.base import UNNAMED, Source, TrainedPurifier, mapping_of, require_eager, require_images, section_of
 from maep.purifiers.tiling import Tiling
 from maep.runtime.errors import fail
 from maep.runtime.randomness import keyed_rng
@@ -197,8 +197,8 @@ class DramPurifier(TrainedPurifier):
     # on disk
 
     def config(self) -> dict[str, Any]:
-        """The network's settings, the section `purify`, and its own, which a checkpoint has not: the defaults then."""
-        return {**super().config(), "dram": asdict(self.repair)}
+        """The network's settings, and below `purify.repair` how it repairs; a checkpoint holds the same two."""
+        return {"model": asdict(self.network), "purify": {**asdict(self.settings), "repair": asdict(self.repair)}}
 
     def weights(self) -> Mapping[str, Tensor]:
         """The network's, under its own names, and the threshold."""
@@ -217,10 +217,12 @@ class DramPurifier(TrainedPurifier):
         threshold = tensors.pop(THRESHOLD, None)
         with torch.device("meta"):  # names and shapes alone: nothing is allocated for what the file does not hold
             require_fit(MaskedAutoencoder(network).state_dict(), tensors, source.weights)
-        options = section_of(PurifySettings, config.get("purify") or {}, source.config)
+        purify = mapping_of(config.get("purify"), "purify", source.config)
+        repair = section_of(DramSettings, purify.pop("repair", None), source.config)
+        options = section_of(PurifySettings, purify, source.config)
         model = MaskedAutoencoder(network)
         load_weights(model, tensors, source.weights)
-        purifier = cls(model, options, section_of(DramSettings, config.get("dram") or {}, source.config))
+        purifier = cls(model, options, repair)
         if threshold is not None:
             if threshold.shape != () or not threshold.is_floating_point():
                 fail(f"{source.weights}: {THRESHOLD} is {tuple(threshold.shape)}; expected one floating-point number")

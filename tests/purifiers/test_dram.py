@@ -137,8 +137,8 @@ def test_bad_settings_are_refused(line: str) -> None:
 
 
 def test_it_is_trained_calibrated_and_judged(problem: Problem, run_dir: Path) -> None:
-    """By the pipeline: a twentieth of its clean training images set it off, a checkpoint is the network with
-    the section's defaults; other steps of descent are another purifier to the evaluation's records."""
+    """By the pipeline: a twentieth of its clean training images set it off, a checkpoint repairs as it
+    does and is not calibrated; other steps of descent are another purifier to the evaluation's records."""
     words = [
         "purifier.kind=dram", "objective.name=mae", "pretrain.mask_until=1", "pretrain.steps=8", "dram.steps=2",
         "dram.false_alarms=0.05", "dram.calibration_images=100", "finetune.method=none", "evaluation.images=6",
@@ -156,7 +156,8 @@ def test_it_is_trained_calibrated_and_judged(problem: Problem, run_dir: Path) ->
     assert (losses > purifier.threshold).sum() == 5
     checkpoint = load_purifier(sorted((run_dir / "checkpoints").iterdir())[-1])
     assert isinstance(checkpoint, DramPurifier)
-    assert checkpoint.repair == DramSettings()
+    assert checkpoint.repair == purifier.repair
+    assert checkpoint.threshold.isnan()
     run_pipeline(settings, "all", lambda name, _: pytest.fail(f"{name} was launched"))
     assert {row["purifier"] for row in read_json(run_dir / "report.json")["results"]} == {"dram"}
     other = load_settings("digits", problem.arguments(run_dir, *words, "dram.steps=3")[1:])

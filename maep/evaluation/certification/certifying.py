@@ -22,6 +22,7 @@ from maep.evaluation.certification.certificate_record import (
     read_certificates,
 )
 from maep.evaluation.certification.smoothing import Smoothed
+from maep.evaluation.certification.subjects import certified_defenses
 from maep.evaluation.certification.trained_noise import check_noise, warn_of_untrained
 from maep.evaluation.scoring.defense import Defense
 from maep.evaluation.scoring.evaluation import Images
@@ -84,6 +85,8 @@ class CertifyUnit:
 def certify_run(settings: Settings, worker: tuple[int, int] = (0, 1)) -> bool:
     """Certify the run's purifiers on the test images, or a worker's share of that; no finished chunk is done again.
 
+    With certify.undefended the classifier alone too.
+
     worker: (i, n), one of n that share the chunks out as they go; any number more may join and any may die.
     Returns whether all chunks are finished now; the rest, if not, is in the hands of living workers.
     Raises UserError for a noise that a purifier was not trained on, damaged test shards, or a missing purifier.
@@ -94,7 +97,7 @@ def certify_run(settings: Settings, worker: tuple[int, int] = (0, 1)) -> bool:
     directory = Path(settings.run.dir) / CERTIFICATES
     units = [
         CertifyUnit(defense, test, certify_identity(settings, defense, test), directory / label, task)
-        for label, defense in defenses.items()
+        for label, defense in certified_defenses(settings, defenses).items()
         for task in plan_chunks(settings.certify, len(test))
     ]
     return certify_all(units, settings, worker)

@@ -20,20 +20,24 @@ from maep.evaluation.certification.certificate_record import (
     require_certificates,
 )
 from maep.evaluation.certification.smoothing import largest_radius
+from maep.evaluation.certification.subjects import certified_identities
 from maep.evaluation.certification.trained_noise import TrainedNoise, trained_noise, untrained_note
 from maep.evaluation.reporting.figures import COLOURS, INK, drawn, style_axes
 from maep.evaluation.reporting.report_certificate import CertificateRow
 from maep.evaluation.reporting.rows import percent_with_interval
-from maep.evaluation.stage import purifier_identity, purifiers_of
+from maep.evaluation.scoring.defense import UNDEFENDED
 from maep.models.classifiers import classifier_identity
 
 THREAT_MODEL = "certified"
 STEP = 0.05  # between radii of the curve, in [0,1] pixels: those that papers print, 0.25 to 1, are among them
+NO_PURIFIER = TrainedNoise(is_known=True)
 SHOWN = (0.0, 0.25, 0.5, 0.75, 1.0)  # radii of the tables, as in Cohen et al. 2019
 
 
 def certificate_rows(settings: Settings, names: dict[str, str]) -> list[CertificateRow]:
-    """What was certified of each purifier under each noise. names: `{label: name in reports}`.
+    """What was certified of each purifier, and of the classifier alone, under each noise.
+
+    names: `{label: name in reports}` of the purifiers.
 
     Raises UserError, naming the first chunk that is missing.
     """
@@ -41,16 +45,14 @@ def certificate_rows(settings: Settings, names: dict[str, str]) -> list[Certific
     classifier = classifier_identity(settings.classifier, classifier_weights(settings))
     tasks = plan_chunks(settings.certify, len(test))
     rows = []
-    for label in purifiers_of(settings):
-        identity = CertifyIdentity(
-            settings.certify, settings.run.seed, classifier, purifier_identity(settings, label), test.identity
-        )
+    for label, purifier in certified_identities(settings).items():
+        identity = CertifyIdentity(settings.certify, settings.run.seed, classifier, purifier, test.identity)
         folder = Path(settings.run.dir) / CERTIFICATES / label
         for sigma in dict.fromkeys(settings.certify.sigma):
             records = [
                 require_certificates(folder / task.path, identity.record(task)) for task in tasks if task.sigma == sigma
             ]
-            rows.append(_row(settings, label, names[label], test.identity, records))
+            rows.append(_row(settings, label, names.get(label, label), test.identity, records))
     return rows
 
 
@@ -59,7 +61,7 @@ def _row(
 ) -> CertificateRow:
     first, certificates = records[0], [each for record in records for each in record.certificates]
     n, radii = len(certificates), _radii(largest_radius(first.draws, first.sigma, first.alpha))
-    trained = trained_noise(settings, label)
+    trained = NO_PURIFIER if label == UNDEFENDED else trained_noise(settings, label)
     points = [percent_with_interval(_held(certificates, radius), n) for radius in radii]
     return CertificateRow(
         dataset=settings.data.name,
@@ -97,7 +99,8 @@ def _held(certificates: Sequence[Certificate], radius: float) -> int:
 
 def certificate_notes(settings: Settings, rows: Sequence[CertificateRow]) -> list[str]:
     """What a reader must know before believing the certificates."""
-    notes = [note for row in rows for note in untrained_note(row.purifier, _trained(row), row.sigma)]
+    purified = [row for row in rows if row.purifier != UNDEFENDED]
+    notes = [note for row in purified for note in untrained_note(row.purifier, _trained(row), row.sigma)]
     if rows:
         notes.append(
             "certified: the smoothed classifier, which takes the majority under noise, is what is certified, in L2; "

@@ -30,6 +30,7 @@ from maep.evaluation.reporting.rows import Combination, combine, headlines, judg
 from maep.evaluation.reporting.terminal_table import terminal_table
 from maep.evaluation.reporting.threat_meanings import KNOWABLE
 from maep.evaluation.scoring.chunk_record import read_records
+from maep.evaluation.scoring.defense import UNDEFENDED
 from maep.evaluation.scoring.plan import read_plan
 from maep.evaluation.scoring.reduced_model import SurrogateSettings
 from maep.evaluation.scoring.subject import read_subject
@@ -186,7 +187,7 @@ def honest_notes(settings: Settings, results: Sequence[PurifierResult]) -> list[
             "robustness against one"
         )
     fixed = [
-        "the model" if result.name == "none" else result.name
+        "the model" if result.name == UNDEFENDED else result.name
         for result in results
         if not result.checks.random and _has(result.rows, AdaptiveEot.name)
     ]

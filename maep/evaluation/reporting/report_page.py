@@ -29,8 +29,9 @@ from maep.evaluation.reporting.figures import (
 )
 from maep.evaluation.reporting.report_document import Report
 from maep.evaluation.reporting.report_row import ClassRow, Interval, ReportRow
-from maep.evaluation.reporting.rows import UNDEFENDED, Combination, Samples, headlines, judged_word
+from maep.evaluation.reporting.rows import Combination, Samples, headlines, judged_word
 from maep.evaluation.reporting.threat_meanings import KNOWABLE, meaning_of
+from maep.evaluation.scoring.defense import UNDEFENDED
 from maep.evaluation.scoring.metrics import wilson_interval
 from maep.evaluation.scoring.tasks import eps_text
 from maep.runtime.text import shown_in_html
@@ -208,6 +209,7 @@ def render_page(
         if report.certificates
         else None,
         radii=SHOWN,
+        undefended=UNDEFENDED,
         configuration=configuration,
         seed=settings.run.seed,
         config_hash=rows[0].result.config_hash,

@@ -16,10 +16,9 @@ from maep.config.identity import configuration_digest
 from maep.config.schema import Settings
 from maep.evaluation.reporting.report_row import ClassRow, Interval, ReportRow
 from maep.evaluation.scoring.chunk_record import ChunkRecord, PerImage, joined
+from maep.evaluation.scoring.defense import UNDEFENDED
 from maep.evaluation.scoring.metrics import count_right, wilson_interval
 from maep.evaluation.scoring.plan import SAMPLES, Plan
-
-UNDEFENDED = "none"  # the name in reports of what purifies nothing
 
 
 @dataclass(frozen=True)

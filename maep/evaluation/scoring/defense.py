@@ -15,6 +15,8 @@ from maep.evaluation.scoring.reduced_model import SurrogateSettings
 from maep.models.defended import DefendedClassifier
 from maep.purifiers import Purifier
 
+UNDEFENDED = "none"  # the name in reports of what purifies nothing
+
 
 @dataclass(frozen=True)
 class Defense:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,14 @@ import pytest
 
 from maep.cli.certify import main as certify
 from maep.config.load import load_settings
-from maep.data.shards import ShardSet
+from maep.data.shards import ShardSet, to_float
 from maep.evaluation.certification.certifying import certify_all
+from maep.evaluation.certification.smoothing import Smoothed
+from maep.evaluation.certification.subjects import certified_identities
+from maep.evaluation.stage import subjects_of
 from maep.pipeline.execution import run_pipeline
+from maep.purifiers import save_purifier
+from maep.purifiers.median import MedianPurifier
 from maep.runtime.errors import UserError
 from maep.training.worker import run_training
 from tests.evaluation.certification.small_certification import contents, settings_for, units_of
@@ -140,6 +146,34 @@ def test_a_run_trains_on_noise_and_is_certified(problem: Problem, run_dir: Path,
     (run_dir / "certificates" / "full" / "sigma-0.25" / "chunk-0001.json").unlink()
     with pytest.raises(UserError, match="chunk-0001.json: has not been certified; run stage=certify"):
         run_pipeline(settings, "report", run_training)
+    beside_the_bare_classifier([*words, "certify.undefended=true"], run_dir, capsys)
+
+
+def beside_the_bare_classifier(words: list[str], run_dir: Path, capsys: Any) -> None:
+    """certify.undefended=true adds its certificates, of the classifier alone, to those of the purifiers, which stay."""
+    capsys.readouterr()
+    assert certify(words) == 0
+    assert "5 of 9 chunks were done before" in capsys.readouterr().out
+    settings = load_settings(words[0].partition("=")[2], words[1:])
+    run_pipeline(settings, "report", run_training)
+    *_, row = json.loads((run_dir / "report.json").read_text())["certificates"]
+    assert (row["purifier"], row["trained_on_noise"], row["n"]) == ("none", False, 6)
+    assert "none was not trained" not in (run_dir / "report.html").read_text()
+    (chunk, *_) = sorted((run_dir / "certificates" / "none").rglob("*.json"))
+    first = json.loads(chunk.read_text())["certificates"][0]
+    test, defenses = subjects_of(settings)
+    classifier = defenses["pretrained"].classifier
+    smoothed = Smoothed(classifier, classifier, settings.certify, 0.25, settings.run.seed)
+    image = to_float(test.batch(range(1))[0])[0]
+    assert first == asdict(smoothed.certify(image, first["label"], 0, first["key"]))
+
+
+def test_a_purifier_named_as_the_bare_classifier_is_refused(tmp_path: Path) -> None:
+    """Its certificates would be taken for the classifier's."""
+    save_purifier(MedianPurifier.from_settings(load_settings("median/digits", [])), tmp_path / "none")
+    words = [f"purifier={tmp_path / 'none'}", "certify.undefended=true", "certify.sigma=[0.25]"]
+    with pytest.raises(UserError, match="none is the name of the classifier alone; rename the folder"):
+        certified_identities(load_settings("digits", words))
 
 
 def test_bad_input(problem: Problem, run_dir: Path, capsys: Any) -> None:

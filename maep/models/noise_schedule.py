@@ -39,6 +39,11 @@ def per_image(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
 
 
+def at_time(u: Tensor, t: float) -> Tensor:
+    """The same time for every image of u [N, C, H, W]: [N], of its type."""
+    return torch.full((len(u),), t, dtype=u.dtype, device=u.device)
+
+
 def diffused(pictures: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     """u at times t [N]. pictures: [N, C, H, W] in [-1, 1]; noise: the same shape."""
     left = per_image(alpha_bar(t))

@@ -8,11 +8,10 @@ withstand: the authors' is the SDE; DDPM's steps are what later work calls by th
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from maep.config.schema import setting
-from maep.models.noise_schedule import Noise, alpha_bar, beta, clean_estimate, diffused, per_image, score
+from maep.models.noise_schedule import Noise, alpha_bar, at_time, beta, clean_estimate, diffused, per_image, score
 from maep.purifiers.denoising import USED, DenoiserPurifier, DenoiserSettings
 from maep.purifiers.stepwise import Step
 from maep.runtime.keyed_noise import normal_of
@@ -84,7 +83,7 @@ class DiffPurePurifier(DenoiserPurifier):
     def start(self, pictures: Tensor, seeds: Tensor) -> Tensor:
         """Noised to t*, by the continuous schedule; the authors' discrete ᾱ is 0.08 % above it at t* = 0.1."""
         noise = normal_of(seeds, 0, pictures.shape[1:]).to(pictures)
-        return diffused(pictures, _times(pictures, self.network.time), noise)
+        return diffused(pictures, at_time(pictures, self.network.time), noise)
 
     def steps(self, seeds: Tensor) -> list[Step]:
         """At equal distances in time; those of DDPM and DDIM end at 0, the others where the score still has a meaning.
@@ -101,15 +100,10 @@ class DiffPurePurifier(DenoiserPurifier):
         ]
 
     def _step(self, seeds: Tensor, number: int, t: float, until: float, u: Tensor, pictures: Tensor) -> Tensor:
-        times = _times(u, t), _times(u, until)
+        times = at_time(u, t), at_time(u, until)
         if self.network.sampler == "ode":
             return ode_step(self.model, u, *times)
         noise = normal_of(seeds, 1 + number, u.shape[1:]).to(u)
         if self.network.sampler == "sde":
             return sde_step(self.model, u, *times, noise)
         return ddpm_step(self.model, u, *times, noise, float(self.network.sampler == "ddpm"), self.network.clip)
-
-
-def _times(u: Tensor, t: float) -> Tensor:
-    """A time for each image, [N]."""
-    return torch.full((len(u),), t, dtype=u.dtype, device=u.device)

@@ -30,6 +30,7 @@ KINDS = {
     "tvm": "maep.purifiers.tvm:TotalVariationPurifier",
     "disco": "maep.purifiers.disco:DiscoPurifier",
     "diffpure": "maep.purifiers.diffpure:DiffPurePurifier",
+    "gdmp": "maep.purifiers.gdmp:GdmpPurifier",
     "anti_adversary": "maep.purifiers.anti_adversary:AntiAdversaryPurifier",
     "soap": "maep.purifiers.soap:SoapPurifier",
     "dram": "maep.purifiers.dram:DramPurifier",

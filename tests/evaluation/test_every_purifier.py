@@ -24,7 +24,10 @@ QUICK = [
     "evaluation.check_images=2", "evaluation.draws=2", f"evaluation.threat_models=[{','.join(THREAT_MODELS)}]",
 ]  # fmt: skip
 # Settings that only make it fast.
-FAST = {"tvm": ["tvm.iterations=3"], "dram": ["dram.steps=2"]}
+FAST = {
+    "tvm": ["tvm.iterations=3"], "dram": ["dram.steps=2"], "diffpure": ["diffpure.steps=1"],
+    "gdmp": ["gdmp.steps=1", "gdmp.rounds=1"],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))

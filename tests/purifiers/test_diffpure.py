@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from maep import load_purifier
 from maep.attacks.threat_models import StraightThrough
 from maep.config.load import load_settings
+from maep.config.schema import Settings
 from maep.evaluation.stage import purifier_identity
 from maep.models.noise_schedule import alpha_bar, denoised, diffused, sigma_of
 from maep.pipeline.execution import run_pipeline, unfinished_stages
 from maep.purifiers.diffpure import DiffPurePurifier, ddpm_step, ode_step, sde_step
-from maep.runtime.errors import UserError
+from maep.runtime.errors import Paused, UserError
 from maep.storage.atomic import read_json, sha256_file
+from maep.training.pretrain import pretrain
 from tests.tiny import Problem
 
 SMALL = [
@@ -184,21 +186,33 @@ def test_settings_that_do_not_fit_are_refused(word: str, message: str) -> None:
         load_settings(None, [*SMALL, *word.split()])
 
 
+def trained_here(settings: Settings) -> None:
+    """The pretrain stage, its training in this process: to start others takes longer than the training."""
+    run_pipeline(settings, "pretrain", lambda _, given: pretrain(given))
+
+
 def test_it_is_trained_on_clean_images_and_used_as_the_settings_say(
     problem: Problem, run_dir: Path, tmp_path: Path
 ) -> None:
-    """On two processes, paused and gone on with: the same bits as in one go; the loss falls.
+    """Paused and gone on with: the same bits as in one go, and the same losses on two processes; the loss falls.
 
     No attack is needed; another sampler is judged anew, without training anew.
     """
-    trained = [*SMALL, "pretrain.steps=12", "pretrain.save_every=4", "pretrain.lr=0.01"]
-    whole = Path(shutil.copytree(problem.prepared, tmp_path / "whole"))
-    for run, words in ((whole, []), (run_dir, ["pretrain.pause_at=5"]), (run_dir, [])):
-        done = problem.run("pretrain", run, *trained, *words, nproc=2)
-        assert done.returncode == (4 if words else 0), done.stdout + done.stderr
+    trained = [*SMALL, "diffpure.multipliers=[1]", "pretrain.steps=12", "pretrain.save_every=4", "pretrain.lr=0.01"]
+    whole, two = (Path(shutil.copytree(problem.prepared, tmp_path / name)) for name in ("whole", "two"))
+    trained_here(load_settings("digits", problem.arguments(whole, *trained)[1:]))
+    with pytest.raises(Paused):
+        trained_here(load_settings("digits", problem.arguments(run_dir, *trained, "pretrain.pause_at=5")[1:]))
+    trained_here(load_settings("digits", problem.arguments(run_dir, *trained)[1:]))
     first, second = (sha256_file(run / "purifier/model.safetensors") for run in (whole, run_dir))
     assert first == second
-    losses = [line["loss"] for line in map(json.loads, (whole / "metrics.jsonl").read_text().splitlines())]
+    done = problem.run("pretrain", two, *trained, nproc=2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    losses, of_two = (
+        [line["loss"] for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())]
+        for run in (whole, two)
+    )
+    assert of_two == pytest.approx(losses, rel=1e-3)
     assert losses[-1] < 0.95 * losses[0]  # a loss of 1 is that of predicting nothing
     assert set(read_json(whole / "stages/pretrain.json")["inputs"]) == {"shards"}
     assert load_purifier(whole).network.sampler == "sde"

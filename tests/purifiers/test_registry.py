@@ -27,14 +27,17 @@ SMALL = [
 ]  # fmt: skip
 
 
-SMALLER = {"diffpure": ["diffpure.width=16", "diffpure.unshuffle=2", "diffpure.multipliers=[1,1]", "diffpure.steps=2"]}
+# What is left of the settings of a kind around a denoiser, which any of them has.
+DENOISER = ("width=16", "unshuffle=2", "multipliers=[1]", "steps=2")
+SMALLER = {"diffpure": DENOISER, "gdmp": (*DENOISER, "rounds=2")}
 
 
 def words_of(kind: str) -> list[str]:
     """The settings of a kind, as small as it can be, with an objective that trains its network, if it has one."""
     network = getattr(purifier_class(kind), "network_kind", "images")
     name = next(name for name in ("maep", *OBJECTIVES) if OBJECTIVES[name].network == network)
-    return [f"purifier.kind={kind}", *SMALL, *SMALLER.get(kind, []), f"objective.name={name}"]
+    smaller = [f"{kind}.{word}" for word in SMALLER.get(kind, ())]
+    return [f"purifier.kind={kind}", *SMALL, *smaller, f"objective.name={name}"]
 
 
 def settings_of(kind: str) -> Settings:

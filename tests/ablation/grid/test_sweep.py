@@ -164,7 +164,8 @@ def test_what_is_parsed_is_the_callers_own() -> None:
 
 def test_defenses_without_training_ask_for_none() -> None:
     """Of a trained defense and three others, one pretraining and one set of attacked training images are counted."""
-    sweep = read_sweep("ablation/zoo", "cpu", ["zip.base=[digits, jpeg/digits, median/digits, anti_adversary/digits]"])
+    bases = "zip.base=[digits, jpeg/digits, median/digits, anti_adversary/digits]"
+    sweep = read_sweep("ablation/zoo", "cpu", [bases, "zip.pretrain.steps=[~, ~, ~, ~]"])
     work = {reuse.kind: (reuse.requests, reuse.distinct) for reuse in reuse_between(expand(sweep))}
     assert work["pretrainings"] == work["training images attacked"] == (1, 1)
     assert work["classifiers trained"] == (4, 1)

@@ -555,7 +555,7 @@ class CertifySettings:
         False, "certify the classifier without a purifier too: what the purifier adds is the difference", added=True
     )  # fmt: skip
     first_draws: int = setting(100, "draws that choose an image's class, N₀", low=1, added=True)
-    draws: int = setting(1000, "draws that certify it, N", low=1, added=True)
+    draws: int = setting(1000, "draws that certify it, N", low=1, high=10**9, added=True)
     alpha: float = setting(0.001, "probability, at most, that a certificate is wrong", above=0.0, high=0.5, added=True)
     chunk_images: int = setting(
         10, "images a chunk: the unit of work and of resume", unit="images", low=1, added=True,

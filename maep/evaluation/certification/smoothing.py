@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from maep.attacks.reseeding import reseeded
 from maep.config.schema import CertifySettings
 from maep.evaluation.certification.certificate_record import Certificate
+from maep.runtime.errors import fail
 from maep.runtime.keyed_noise import keyed_gaussian
 
 CHOOSING, CERTIFYING = "certify-choose", "certify"  # purposes of the keyed noise: the two sets of draws share none
-DRAWS = 2**32  # of one image at most, so that (image, draw) has a key of its own
+DRAWS = 2**32  # more than certify.draws allows, so that (image, draw) has a key of its own
 HALF = 0.5  # a class that has more of the probability is the most probable one, whatever the others have
 
 
@@ -59,7 +60,8 @@ class Smoothed:
     def certify(self, image: Tensor, label: int, sample: int, key: str = "") -> Certificate:
         """The certificate of an image [3, H, W] in [0, 1], whose number in the image set is `sample`.
 
-        All draws are keyed by (seed, sample, draw). key: what tells the image apart, for the record.
+        All draws are keyed by (seed, sample, draw). key: what tells the image apart, for the record. Raises UserError
+        for logits that are not finite.
         """
         settings = self.settings
         prediction = int(self.votes(image, sample, CHOOSING, settings.first_draws).argmax())
@@ -78,6 +80,11 @@ class Smoothed:
         noise = keyed_gaussian(purpose, self.seed, keys, tuple(image.shape), image.device)
         with reseeded(self.protection, self.seed, sample, draws.start, purpose == CHOOSING):
             logits = self.classify(image + self.sigma * noise)
+        if not bool(logits.isfinite().all()):  # argmax would answer all the same, and certify it
+            fail(
+                f"image {sample}: its logits under noise of {self.sigma:g} are not finite; lower certify.sigma, or "
+                "load other weights"
+            )
         return torch.bincount(logits.argmax(1), minlength=logits.shape[1])
 
 

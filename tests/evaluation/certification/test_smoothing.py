@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from maep.config.schema import CertifySettings
 from maep.evaluation.certification.certificate_record import Certificate
 from maep.evaluation.certification.smoothing import CHOOSING, Smoothed, certified_radius, largest_radius, lower_bound
+from maep.runtime.errors import UserError
 
 SETTINGS = CertifySettings(sigma=[0.25], first_draws=50, draws=400, alpha=0.001, batch_size=128)
 
@@ -91,6 +92,15 @@ def test_an_unlikely_class_is_not_certified() -> None:
     certificate = Smoothed(model, model, SETTINGS, 0.25, seed=0).certify(torch.full((3, 8, 8), 0.5), 1, 0)
     assert certificate.abstains
     assert not certificate.holds_at(0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_logits_that_are_not_finite_are_refused(value: float) -> None:
+    """Their argmax is always the same class: without a word it would be certified at the largest radius."""
+    model = nn.Flatten().eval()
+    image = torch.full((3, 8, 8), value)
+    with pytest.raises(UserError, match="image 7: its logits under noise of 0.25 are not finite"):
+        Smoothed(model, model, SETTINGS, 0.25, seed=0).certify(image, 0, 7)
 
 
 def test_holds_at() -> None:

@@ -20,7 +20,8 @@ from maep.runtime.keyed_noise import normal_of, uniform_of
 
 Model = Callable[..., Any]
 EARLIEST = 1e-5  # the time that denoisers are trained from, as Song et al.: at 0 there is no noise to tell
-TIME_STREAM, NOISE_STREAM = 0, 1  # of a sample's random numbers
+TIME_STREAM, NOISE_STREAM, STRENGTH_STREAM = 0, 1, 2  # of a sample's random numbers
+STRONGEST = 0.05 / (8 / 255)  # the authors' flow is trained up to 0.05 and judged at 8/255
 
 
 @dataclass(frozen=True)
@@ -253,6 +254,24 @@ def denoise(
     predicted = model(diffused(2 * clean - 1, times, noise), times)
     l_noise = (predicted - noise).square().flatten(1).mean(1)
     return Losses(l_noise, {"l_noise": l_noise})
+
+
+def flow(
+    model: Model, clean: Tensor, adversarial: Tensor, visible: Tensor | None, settings: ObjectiveSettings, seeds: Tensor
+) -> Losses:
+    """Mean of (v((1-t)·x₀ + t·x₁, t) - (x₁ - x₀))² over an image's pixels of [-1, 1]: flow matching of pairs.
+
+    x₁ is the clean image, x₀ is x + k·(x_a - x), clipped: attacks of all strengths are met, as with Collaert et al.
+    (2025). model: (u [N, 3, H, W], t [N]) -> v. Arguments otherwise as `maep`'s, visible None. seeds: int64 [N]; of
+    each depend t, uniform in [0, 1), and k, uniform up to 1.6.
+    """
+    _require_no_mask("flow", visible)
+    times, strengths = (uniform_of(seeds, stream)[:, None, None, None] for stream in (TIME_STREAM, STRENGTH_STREAM))
+    start = 2 * (clean + STRONGEST * strengths * (adversarial - clean)).clamp(0, 1) - 1
+    way = 2 * clean - 1 - start
+    predicted = model(start + times * way, times.flatten())
+    l_flow = (predicted - way).square().flatten(1).mean(1)
+    return Losses(l_flow, {"l_flow": l_flow})
 
 
 Objective = Callable[..., Losses]

@@ -161,6 +161,7 @@ def numpy_objective(name: str, n: int, visible: np.ndarray | None, settings: Obj
         "trades_pixel": lambda: d(p(x), x) + beta * d(p(x_a), p(x)),
         "trades_latent": lambda: d(p(x), x) + beta * d(e(x_a), e(x), np.ones(8)),
         "denoise": lambda: numpy_denoise(n, x, p),
+        "flow": lambda: numpy_flow(n, x, x_a, p),
         "robust": lambda: numpy_robust(n, p(x_a * shown), p(x * shown), d(p(x_a * shown), x), settings),
         "stability": lambda: numpy_stability(p(x_a * shown), x, d(p(x_a * shown), x), settings),
     }
@@ -191,6 +192,14 @@ def numpy_denoise(n: int, x: np.ndarray, p: Callable[[np.ndarray], np.ndarray]) 
     return float(((p(u) * (1 + t) - noise) ** 2).mean())
 
 
+def numpy_flow(n: int, x: np.ndarray, a: np.ndarray, p: Callable[[np.ndarray], np.ndarray]) -> float:
+    """mean (v((1-t)·x₀ + t·x₁, t) - (x₁ - x₀))², from an attack of 0 to 1.6 times its strength, clipped."""
+    t, k = (float(uniform_of(SEEDS, stream)[n]) for stream in (0, 2))
+    start = 2 * np.clip((1 - 1.59375 * k) * x + 1.59375 * k * a, 0, 1) - 1
+    end = 2 * x - 1
+    return float(((p((1 - t) * start + t * end) * (1 + t) - (end - start)) ** 2).mean())
+
+
 CLASSES = np.random.default_rng(12).standard_normal((5, 48))  # a linear classifier f
 LABELS = np.array([3, 0])
 
@@ -218,6 +227,7 @@ CASES = [
     ("mae", VISIBLE), ("purification", None), ("mlm", VISIBLE), ("mlm", None), ("maep", VISIBLE),
     ("reconstruction", None), ("trades_pixel", None), ("trades_latent", None), ("robust", None), ("robust", VISIBLE),
     ("nim", None), ("stability", None), ("stability", VISIBLE), ("denoise", None),
+    ("flow", None),
 ]  # fmt: skip
 
 
@@ -227,7 +237,7 @@ def total_of(name: str, model: Linear, visible: np.ndarray | None, settings: Obj
     mask = None if visible is None else torch.tensor(visible)
     asked: list[Judge | Tensor] = [JUDGE] if OBJECTIVES[name].classifies else []
     asked += [SEEDS] if OBJECTIVES[name].draws else []
-    network = TimedLinear(model) if OBJECTIVES[name].network == "denoiser" else model
+    network = TimedLinear(model) if OBJECTIVES[name].network != "images" else model
     return objective(name)(network, clean, adversarial, mask, settings, *asked).total
 
 
@@ -271,7 +281,7 @@ def test_every_gradient_equals_finite_differences(name: str, visible: np.ndarray
 def test_masks_that_do_not_fit_are_refused() -> None:
     """Whole-image objectives take no mask, and mae needs one."""
     for name, visible in (("trades_pixel", VISIBLE), ("trades_latent", VISIBLE), ("reconstruction", VISIBLE),
-                          ("purification", VISIBLE), ("nim", VISIBLE), ("denoise", VISIBLE),
+                          ("purification", VISIBLE), ("nim", VISIBLE), ("denoise", VISIBLE), ("flow", VISIBLE),
                           ("mae", None)):  # fmt: skip
         with pytest.raises(ValueError, match=name):
             total_of(name, Linear(), visible, ObjectiveSettings())

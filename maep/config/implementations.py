@@ -48,6 +48,7 @@ OBJECTIVES = {
     "denoise": Objective(
         "maep.objectives:denoise", whole_images=True, draws=True, clean_images=True, network="denoiser"
     ),
+    "flow": Objective("maep.objectives:flow", whole_images=True, draws=True, network="velocity"),
 }
 NOISES = ("gamma", "fixed", "uniform")  # how an objective that noises draws each image's deviation
 THREAT_MODELS = {

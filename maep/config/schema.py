@@ -248,8 +248,8 @@ class ModelSettings:
 class ObjectiveSettings:
     name: str = setting(
         "maep",
-        "training objective (Eq. 1, 2, 9-16; denoise: of diffusion purifiers); mlm changes its stage at "
-        "pretrain.mask_until",
+        "training objective (Eq. 1, 2, 9-16; denoise: of diffusion purifiers; flow: of flowpure); mlm changes its "
+        "stage at pretrain.mask_until",
         choices=OBJECTIVES,
     )
     rec_weight: float = setting(1.0, "lambda, weight of the hidden patches' term (maep)", low=0.0)

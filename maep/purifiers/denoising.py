@@ -27,7 +27,7 @@ USED = ("evaluate", "records", "certify", "point")  # what depends on a setting 
 
 
 @dataclass
-class DenoiserSettings:
+class TimedNetworkSettings:
     """The network's part of a section. The defaults have 1.06 million parameters and take 0.5 GFLOP a 32 x 32 image;
     DDPM's own is 128 wide, with multipliers [1, 2, 2, 2] and 2 blocks. The bounds keep a saved one from taking the
     machine.
@@ -39,6 +39,12 @@ class DenoiserSettings:
     )
     blocks: int = setting(1, "residual blocks a level", low=1, high=64)
     unshuffle: int = setting(1, "pixels become channels by this factor before the network", choices=(1, 2, 4))
+
+
+@dataclass
+class DenoiserSettings(TimedNetworkSettings):
+    """The same of a network that predicts noise."""
+
     latest: float = setting(
         0.2, "time of the diffusion up to which it is trained (published networks: 1)", above=0.0, high=1.0
     )
@@ -52,7 +58,7 @@ class DenoiserPurifier(TrainedPurifier):
     """
 
     Settings: ClassVar[type[Any]]
-    stages = ("shards", "classifier", "pretrain")
+    stages: ClassVar[tuple[str, ...]] = ("shards", "classifier", "pretrain")
     network_kind = "denoiser"
 
     def __init__(self, model: Denoiser, network: Any, settings: PurifySettings) -> None:
@@ -188,11 +194,11 @@ class DenoiserPurifier(TrainedPurifier):
         return cls(_network(section), section, settings.purify)
 
 
-def _network(section: DenoiserSettings) -> Denoiser:
+def _network(section: Any) -> Denoiser:
     return Denoiser(section.width, section.multipliers, section.blocks, section.unshuffle, section.latest)
 
 
-def _use_of(section: DenoiserSettings) -> dict[str, object]:
+def _use_of(section: Any) -> dict[str, object]:
     """`{setting: value}` of what the training of the network does not depend on."""
     network = network_entries(section)
     return {name: value for name, value in asdict(section).items() if name not in network}

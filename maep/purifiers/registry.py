@@ -31,6 +31,7 @@ KINDS = {
     "disco": "maep.purifiers.disco:DiscoPurifier",
     "diffpure": "maep.purifiers.diffpure:DiffPurePurifier",
     "gdmp": "maep.purifiers.gdmp:GdmpPurifier",
+    "flowpure": "maep.purifiers.flowpure:FlowPurePurifier",
     "anti_adversary": "maep.purifiers.anti_adversary:AntiAdversaryPurifier",
     "soap": "maep.purifiers.soap:SoapPurifier",
     "dram": "maep.purifiers.dram:DramPurifier",

@@ -26,7 +26,7 @@ QUICK = [
 # Settings that only make it fast.
 FAST = {
     "tvm": ["tvm.iterations=3"], "dram": ["dram.steps=2"], "diffpure": ["diffpure.steps=1"],
-    "gdmp": ["gdmp.steps=1", "gdmp.rounds=1"],
+    "gdmp": ["gdmp.steps=1", "gdmp.rounds=1"], "flowpure": ["flowpure.steps=1"],
 }  # fmt: skip
 
 

@@ -29,7 +29,7 @@ SMALL = [
 
 # What is left of the settings of a kind around a denoiser, which any of them has.
 DENOISER = ("width=16", "unshuffle=2", "multipliers=[1]", "steps=2")
-SMALLER = {"diffpure": DENOISER, "gdmp": (*DENOISER, "rounds=2")}
+SMALLER = {"diffpure": DENOISER, "gdmp": (*DENOISER, "rounds=2"), "flowpure": DENOISER}
 
 
 def words_of(kind: str) -> list[str]:

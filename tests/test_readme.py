@@ -30,6 +30,7 @@ PAGES = {  # table: the page that holds it
     "results": "tests/reports/README.md",
     "ablation": "tests/reports/README.md",
     "zoo": "tests/reports/README.md",
+    "certified": "tests/reports/README.md",
     **dict.fromkeys(LINES, "tests/reports/README.md"),
     "recovery": "launch/README.md",
     "scaling": "launch/README.md",
@@ -46,6 +47,18 @@ def result_line(result: dict[str, Any]) -> str:
         f"| {result['undefended_clean_accuracy']:.1f} / {result['undefended_robust_accuracy']:.1f} "
         f"| {clean:.1f} [{result['clean_ci95'][0]:.1f}, {result['clean_ci95'][1]:.1f}] "
         f"| {robust:.1f} [{result['robust_ci95'][0]:.1f}, {result['robust_ci95'][1]:.1f}] |"
+    )
+
+
+def certified_line(row: dict[str, Any]) -> str:
+    """One row of the certificates' table."""
+    points = zip(row["certified"], row["certified_ci95"], strict=True)
+    held = {radius: (value, *interval) for (radius, value), interval in points}
+    cells = " | ".join("{:.1f} [{:.1f}, {:.1f}]".format(*held[radius]) for radius in (0, 0.25, 0.5, 0.75, 1))
+    name = "no purifier" if row["purifier"] == "none" else row["purifier"]
+    return (
+        f"| {row['dataset']} | {row['classifier']} | {name} | {row['sigma']:g} | {row['samples']} | {row['n']} "
+        f"| {cells} | {row['abstained']:.1f} |"
     )
 
 
@@ -129,6 +142,24 @@ def test_results_table_is_the_committed_reports() -> None:
         if result["attack"] != "fgsm"
     ]
     assert sorted(table("results")) == sorted(expected)
+
+
+def certified_rows() -> list[dict[str, Any]]:
+    """What the committed reports certify."""
+    return [row for path in REPORTS for row in json.loads(path.read_text()).get("certificates", [])]
+
+
+def test_certificates_are_the_committed_reports() -> None:
+    """Table and verdict; and what it says: without a purifier next to none holds, beyond the intervals."""
+    assert table("certified") == [certified_line(row) for row in certified_rows()]
+    purified, alone = certified_rows()
+    (value, low, high), (other, least, most) = (
+        (row["certified"][20][1], *row["certified_ci95"][20]) for row in (purified, alone)
+    )
+    assert [row["certified"][20][0] for row in (purified, alone)] == [1, 1]
+    assert low > most
+    sentence = f"{value:.1f} % [{low:.1f}, {high:.1f}] of {purified['n']} images within an L2 radius of 1"
+    assert f"{sentence}; without the purifier it is {other:.1f} % [{least:.1f}, {most:.1f}]" in flowing(RESULTS)
 
 
 @pytest.mark.parametrize("name", LINES)

@@ -33,6 +33,7 @@ from maep.data.images.decoding import (
     over_background,
     upright,
 )
+from maep.data.purifying import check_memory, purify_pixels
 from maep.data.shard_manifest import PurifiedManifest, ShardEntry, ShardManifest
 from maep.data.shards import (
     ShardSet,
@@ -70,11 +71,15 @@ class PurifiedImages(StampedManifest):
 
 @dataclass
 class Job:
-    """A purifier, the settings of images, and what was left out so far, `{name: reason}`."""
+    """A purifier, the settings of images, and what was left out so far, `{name: reason}`.
+
+    memory: bytes that purifying an image may take.
+    """
 
     purifier: "Purifier"
     decoding: Decoding
     skips: bool
+    memory: int
     skipped: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -85,10 +90,17 @@ class Job:
         facts = [self.purifier.kind, self.purifier.config(), tensors_sha256(dict(self.purifier.weights()))]
         return digest([*facts, self.decoding.background])[:16]
 
+    def picture(self, archive: Archive, name: str) -> "Picture":
+        """An image. Raises UserError, naming it, if it is corrupt or takes too much memory."""
+        picture = Picture.of(archive, name, self.decoding)
+        height, width = picture.pixels.shape[:2]
+        check_memory(self.purifier, height, width, self.memory, f"{archive.path}: {name}")
+        return picture
+
     def read(self, archive: Archive, name: str) -> "Picture | None":
         """An image; None for one that is left out, which is said. Raises UserError, naming it, if none may be."""
         try:
-            return Picture.of(archive, name, self.decoding)
+            return self.picture(archive, name)
         except UserError as error:
             if not self.skips:
                 raise
@@ -118,7 +130,7 @@ class Picture:
             fail(f"{archive.path}: {name}: corrupt image: {reason}")
         # What nobody sees must not show: neither to the purifier nor in the output.
         layers[layers[..., 3] == 0, :3] = BACKGROUNDS[decoding.background]
-        return cls(np.ascontiguousarray(layers[..., :3]), layers[..., 3])
+        return cls(np.ascontiguousarray(layers[..., :3]), layers[..., 3].copy())  # and not all four
 
     def encoded(self, purified: np.ndarray, encoding: str) -> bytes:
         """The file of what was purified, its transparency put back."""
@@ -138,7 +150,7 @@ def main(arguments: Sequence[str]) -> int:
     remove_temporaries(target.parent)
     open_archive.cache_clear()
     decoding = Decoding(settings.data.background, settings.data.max_pixels)
-    job = Job(_purifier(settings, arguments), decoding, settings.data.on_error == "skip")
+    job = Job(_purifier(settings, arguments), decoding, settings.data.on_error == "skip", settings.compute.image_memory)
     purify_source(job, source, target)
     say(f"purify: {target}" + (f"; {len(job.skipped)} images were left out" if job.skipped else ""))
     return ExitCode.SOME_SKIPPED if job.skipped else ExitCode.DONE
@@ -219,13 +231,18 @@ def _purified(purifier: "Purifier", batch: list[tuple[K, np.ndarray | None]]) ->
     if not images:
         yield from batch
         return
+    purified = iter([purify_pixels(purifier, images[0])] if len(images) == 1 else _purified_batch(purifier, images))
+    for key, image in batch:
+        yield key, None if image is None else np.ascontiguousarray(next(purified))
+
+
+def _purified_batch(purifier: "Purifier", images: Sequence[np.ndarray]) -> np.ndarray:
     import torch
 
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(purifier.device)
-    with torch.inference_mode():
-        purified = iter(to_uint8(purifier.purify(to_float(pixels))).permute(0, 2, 3, 1).cpu().numpy())
-    for key, image in batch:
-        yield key, None if image is None else np.ascontiguousarray(next(purified))
+    with torch.no_grad():
+        purified: np.ndarray = to_uint8(purifier.purify(to_float(pixels))).permute(0, 2, 3, 1).cpu().numpy()
+    return purified
 
 
 def _purified_pictures(job: Job, archive: Archive, names: Iterable[str]) -> Iterator[tuple[str, Picture | None, bytes]]:
@@ -245,7 +262,7 @@ def _purified_pictures(job: Job, archive: Archive, names: Iterable[str]) -> Iter
 
 def purify_image(job: Job, source: Path, target: Path) -> None:
     """One image file to a .png or lossless .webp; there is nothing to skip to."""
-    picture = Picture.of(open_archive(source.parent), source.name, job.decoding)
+    picture = job.picture(open_archive(source.parent), source.name)
     ((_, purified),) = purify_stream(job.purifier, [(0, picture.pixels)])
     assert purified is not None
     with atomic_file(target) as temporary:
@@ -355,6 +372,8 @@ def purify_shard_set(job: Job, source: Path, target: Path) -> None:
     problems = shards.check()
     if problems:
         fail(problems[0])
+    height, width = shards.image(0).shape[:2]
+    check_memory(job.purifier, height, width, job.memory, source)
     manifest = _purified_manifest(shards.manifest)
     with (
         _progress(len(shards)) as advance,

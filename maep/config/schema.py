@@ -406,6 +406,14 @@ class ComputeSettings:
         added=True,
     )
     threads: int = setting(0, "CPU threads a process; 0: torch's choice", low=0, affects_result=False)
+    image_memory: int = setting(
+        10**9,  # a tenth of a small machine's; photographs of 12 megapixels pass through kinds that see them whole
+        "what `maep purify` may take for one image beside its pixels, about; an image that takes more is refused",
+        unit="bytes",
+        low=10**6,
+        affects_result=False,
+        added=True,
+    )
     claim_timeout: float = setting(
         60.0,
         "silence after which a worker's shards or chunks are taken over by others",

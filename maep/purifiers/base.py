@@ -1,6 +1,6 @@
 """What a purifier is: a module from images to images, and what a kind of it says about itself."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import chain
 from pathlib import Path
@@ -13,6 +13,7 @@ from maep.config import schema
 from maep.config.consistency import check_objective
 from maep.config.schema import PurifySettings
 from maep.models.defended import DefendedClassifier
+from maep.purifiers.parts import Part, Read, block_side, by_blocks
 from maep.purifiers.registry import network_section
 from maep.runtime.errors import fail
 from maep.runtime.randomness import keyed_rng
@@ -29,6 +30,8 @@ class Source(NamedTuple):
 
 
 UNNAMED = Source()
+# Copies of an image in fp32 that simple kinds hold: it, what is drawn or looked up, and results on the way.
+IMAGE_COPIES = 6
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,33 @@ class Purifier(nn.Module):
     def images_at_once(self, height: int, width: int) -> int:
         """How many images of a size are best given to `purify` together, at least 1."""
         return 1
+
+    @property
+    def reach(self) -> int | None:
+        """Pixels around a pixel on which what becomes of it depends; None: possibly on the whole image."""
+        return None
+
+    def part_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of what `purify_parts` has in memory at a time, of an image of that size."""
+        if self.reach is None:
+            return height, width
+        return min(height, block_side(self.reach)), min(width, block_side(self.reach))
+
+    def bytes_taken(self, height: int, width: int) -> int:
+        """What `purify` takes at its peak, about, for an image or a part of that size, beside batches of tiles in a
+        network, which `purify.batch_tiles` bounds. As measured on a CPU, rounded up.
+        """
+        return IMAGE_COPIES * 3 * 4 * height * width
+
+    def purify_parts(self, read: Read, height: int, width: int) -> Iterator[Part]:
+        """One image by parts, which cover it: together what `purify` gives, on CPUs to the bit.
+
+        One part where a kind must see the whole. Take the parts in order, without autograd.
+        """
+        if self.reach is None:
+            yield Part(0, 0, self.purify(read(slice(0, height), slice(0, width))))
+        else:
+            yield from by_blocks(self.purify, read, (height, width), self.reach)
 
     def seam_error(self, images: Tensor, purified: Tensor) -> tuple[Tensor, Tensor] | None:
         """How visible the borders of tiles are in what was purified: see `maep.purifiers.tiling.seam_error`.

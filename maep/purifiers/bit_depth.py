@@ -33,6 +33,11 @@ class BitDepthPurifier(Filter):
     settings: BitDepthSettings
     is_differentiable = False
 
+    @property
+    def reach(self) -> int:
+        """As `Purifier.reach`: none."""
+        return 0
+
     @torch.no_grad()
     def purify(self, images: Tensor) -> Tensor:
         """images: [N, 3, H, W] in [0, 1]. Returns the same shape and range, without a gradient.

@@ -147,6 +147,10 @@ class DenoiserPurifier(TrainedPurifier):
         """As many as have the pixels of `batch_tiles` tiles."""
         return max(1, self.settings.batch_tiles * TILE_PIXELS // (height * width))
 
+    def bytes_taken(self, height: int, width: int) -> int:
+        """As `Purifier.bytes_taken`: 50 a channel of the finest level, and two maps of the coarsest's attention."""
+        return 50 * self.network.width * height * width + 8 * (height * width // self.model.factor**2) ** 2
+
     # variants of it
 
     def with_options(self, options: PurifySettings, source: str | Path = "this purifier") -> Self:

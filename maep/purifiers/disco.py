@@ -37,6 +37,10 @@ class DiscoPurifier(WholeImagePurifier):
         if not section.hidden:
             fail("disco.hidden=[]: expected at least one width, such as 256")
 
+    def widest(self) -> int:
+        """As `WholeImagePurifier.widest`: encoder or perceptron."""
+        return max(self.network.features, *self.network.hidden)
+
     @classmethod
     def build(cls, network: DiscoSettings) -> LocalImplicitNetwork:
         """As `WholeImagePurifier.build`."""

@@ -126,6 +126,12 @@ class DramPurifier(TrainedPurifier):
         grid = Tiling(height, width, self.model.config.image_size, 0)
         return max(1, self.settings.batch_tiles // (grid.rows * grid.columns))
 
+    def bytes_taken(self, height: int, width: int) -> int:
+        """As `Purifier.bytes_taken`: what autograd keeps of the network on all tiles."""
+        network = self.network
+        layers = network.encoder_width * network.encoder_depth + network.decoder_width * network.decoder_depth
+        return 28 * layers // network.patch_size**2 * height * width
+
     def _drawn(self, images: Tensor, grid: Tiling) -> Draws:
         """For one image after another, whatever comes of it."""
         shape, tiles, patches = tuple(images.shape[1:]), grid.rows * grid.columns, self.model.num_patches

@@ -27,6 +27,10 @@ class GaussianBlurPurifier(Filter):
     Settings = GaussianBlurSettings
     settings: GaussianBlurSettings
 
+    def bytes_taken(self, height: int, width: int) -> int:
+        """As `Purifier.bytes_taken`: a copy of the image for each weight of the kernel, and 6 more."""
+        return (2 * math.ceil(REACH * self.settings.sigma) + 1 + 6) * 12 * height * width
+
     def purify(self, images: Tensor) -> Tensor:
         """images: [N, 3, H, W] in [0, 1]. Returns the same shape and range. Raises ValueError for another shape."""
         require_images(images)

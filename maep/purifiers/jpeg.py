@@ -56,6 +56,18 @@ class JpegPurifier(Filter):
         super().__init__(settings)
         self.is_differentiable = settings.codec == "soft"
 
+    @property
+    def reach(self) -> int | None:
+        """As `Purifier.reach`: whole units, since blocks begin where units do; chroma is smoothed across borders.
+
+        None for codec=soft, whose products of matrices have other last bits in blocks.
+        """
+        return None if self.is_differentiable else 2 * BLOCK
+
+    def bytes_taken(self, height: int, width: int) -> int:
+        """As `Purifier.bytes_taken`: planes and their blocks; of codec=soft also two matrices that double an axis."""
+        return 120 * height * width + 4 * (height**2 + width**2)
+
     def purify(self, images: Tensor) -> Tensor:
         """images: [N, 3, H, W] in [0, 1]. Returns the same shape and range; of codec=pillow without a gradient.
 

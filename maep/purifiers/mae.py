@@ -1,6 +1,7 @@
 """The paper's purifier: a masked autoencoder that removes perturbations it was trained on (arXiv 2501.16904)."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Self, cast
@@ -17,6 +18,7 @@ from maep.models.official import load_initial
 from maep.models.weights import load_weights, require_fit
 from maep.purifiers.adapter import merge_adapter
 from maep.purifiers.base import UNNAMED, Source, TileLayout, TrainedPurifier, is_recorded, require_images, section_of
+from maep.purifiers.parts import Part, Read, regrouped
 from maep.purifiers.registry import DEFAULT_STAGES
 from maep.purifiers.tiling import Tiling, seam_error
 from maep.runtime.device import upload
@@ -157,6 +159,42 @@ class MAEPurifier(TrainedPurifier):
 
     def _through_model(self, tiles: Tensor, visible: Tensor | None = None, shown: Tensor | None = None) -> Tensor:
         return cast(Tensor, self.model(tiles) if visible is None else self.model(tiles, visible, index=shown))
+
+    # large images
+
+    def _is_by_bands(self, height: int, width: int) -> bool:
+        """Whether an image is purified by bands: draws, and passes over what was purified, need the whole of it."""
+        tiles = max(grid.rows * grid.columns for grid in self._grids(height, width))
+        return tiles > self.settings.batch_tiles and not self.is_random and self.settings.passes == 1
+
+    def part_size(self, height: int, width: int) -> tuple[int, int]:
+        """As `Purifier.part_size`: the rows of tiles of a batch, and those that overlap them."""
+        if not self._is_by_bands(height, width):
+            return height, width
+        grid = self._grids(height, width)[0]
+        rows = math.ceil(self.settings.batch_tiles / grid.columns) + math.ceil(grid.size / grid.stride)
+        return min(height, rows * grid.size), width
+
+    def purify_parts(self, read: Read, height: int, width: int) -> Iterator[Part]:
+        """As `Purifier.purify_parts`, by bands of rows where an image has more than one batch of tiles."""
+        if not self._is_by_bands(height, width):
+            yield from super().purify_parts(read, height, width)
+            return
+        grids, top = self._grids(height, width), 0
+        removed = [self._removed_bands(grid, lambda rows: read(rows, slice(0, width))) for grid in grids]
+        for bands in zip(*removed, strict=True):
+            images = read(slice(top, top + bands[0].shape[2]), slice(0, width))
+            total = sum(bands, torch.zeros_like(images))
+            yield Part(top, 0, (images + total / len(grids)).clamp(0, 1))
+            top += bands[0].shape[2]
+
+    def _removed_bands(self, grid: Tiling, read: Callable[[slice], Tensor]) -> Iterator[Tensor]:
+        """What is removed of an image, [1, 3, size of a tile, W] from its top on; batches of tiles are as in `purify`,
+        since the last bits depend on them.
+        """
+        tiles = regrouped(grid.cut_rows(read), self.settings.batch_tiles)
+        removed = (self._through_model(batch) - batch for batch in tiles)
+        return regrouped(grid.join_rows(regrouped(removed, grid.columns)), grid.size, axis=2)
 
     # variants of it
 

@@ -34,6 +34,15 @@ class MedianPurifier(Filter):
         if section.window % 2 == 0:
             fail(f"median.window={section.window}: must be odd, such as {section.window + 1}")
 
+    @property
+    def reach(self) -> int:
+        """As `Purifier.reach`: half the window."""
+        return self.settings.window // 2
+
+    def bytes_taken(self, height: int, width: int) -> int:
+        """As `Purifier.bytes_taken`: values and their order, 20 bytes, of each window."""
+        return (20 * self.settings.window**2 + 40) * 3 * height * width
+
     def purify(self, images: Tensor) -> Tensor:
         """images: [N, 3, H, W] in [0, 1]. Returns the same shape and range.
 

@@ -66,6 +66,11 @@ class NrpPurifier(WholeImagePurifier):
             images = self._once((images + shift).clamp(0, 1)).clamp(0, 1)
         return images
 
+    def widest(self) -> int:
+        """As `WholeImagePurifier.widest`: the trunk, and in it the last convolution of a dense block."""
+        dense = self.network.network == "dense"
+        return int(self.network.features + (4 * self.network.growth if dense else 0))
+
     @classmethod
     def build(cls, network: NrpSettings) -> nn.Module:
         """As `WholeImagePurifier.build`."""

@@ -47,6 +47,10 @@ class TotalVariationPurifier(RandomFilter):
         """Whether pixels are dropped."""
         return self.settings.keep < 1
 
+    def bytes_taken(self, height: int, width: int) -> int:
+        """As `Purifier.bytes_taken`: state and slopes."""
+        return 550 * height * width
+
     def purify(self, images: Tensor) -> Tensor:
         """images: [N, 3, H, W] in [0, 1]. Returns the same shape and range.
 

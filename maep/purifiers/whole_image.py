@@ -17,6 +17,8 @@ from maep.runtime.errors import fail
 
 # What `purify.batch_tiles` counts where there are no tiles: 32 x 32 pixels, an image of CIFAR-10.
 TILE_PIXELS = 32 * 32
+# Of a pixel, in memory at a time: layers before and after, in fp32, and what a convolution unfolds (16 to 25 measured).
+BYTES_A_CHANNEL = 25
 
 
 class WholeImagePurifier(TrainedPurifier):
@@ -74,6 +76,14 @@ class WholeImagePurifier(TrainedPurifier):
     def images_at_once(self, height: int, width: int) -> int:
         """As many as have the pixels of `batch_tiles` tiles."""
         return max(1, self.settings.batch_tiles * TILE_PIXELS // (height * width))
+
+    def bytes_taken(self, height: int, width: int) -> int:
+        """As `Purifier.bytes_taken`: of the layers at work, by the channels of the widest."""
+        return BYTES_A_CHANNEL * self.widest() * height * width
+
+    @abstractmethod
+    def widest(self) -> int:
+        """Channels of the widest layers that the network has at the size of the image."""
 
     def with_options(self, options: PurifySettings, source: str | Path = "this purifier") -> Self:
         """The same network in another cascade. Raises UserError for options that it has not."""

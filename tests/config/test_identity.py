@@ -42,7 +42,7 @@ EXCEPTIONS: dict[str, set[str]] = {
     },
     **{
         f"compute.{name}": set()
-        for name in ("device", "threads", "claim_timeout", "zero_stage", "log_samples", "join_timeout",
+        for name in ("device", "threads", "image_memory", "claim_timeout", "zero_stage", "log_samples", "join_timeout",
                      "stall_timeout", "grace", "cudnn_benchmark")
     },
 }  # fmt: skip

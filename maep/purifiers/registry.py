@@ -32,6 +32,7 @@ KINDS = {
     "diffpure": "maep.purifiers.diffpure:DiffPurePurifier",
     "gdmp": "maep.purifiers.gdmp:GdmpPurifier",
     "flowpure": "maep.purifiers.flowpure:FlowPurePurifier",
+    "scoreopt": "maep.purifiers.scoreopt:ScoreOptPurifier",
     "anti_adversary": "maep.purifiers.anti_adversary:AntiAdversaryPurifier",
     "soap": "maep.purifiers.soap:SoapPurifier",
     "dram": "maep.purifiers.dram:DramPurifier",

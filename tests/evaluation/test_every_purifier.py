@@ -15,7 +15,7 @@ from maep.evaluation.scoring.evaluation import Evaluation
 from maep.evaluation.scoring.plan import PLAN, Plan
 from maep.evaluation.workers import evaluate_all
 from maep.purifiers.registry import KINDS, purifier_class
-from tests.purifiers.test_registry import words_of
+from tests.purifiers.test_registry import woken, words_of
 from tests.small import digits, train_small
 
 QUICK = [
@@ -26,7 +26,7 @@ QUICK = [
 # Settings that only make it fast.
 FAST = {
     "tvm": ["tvm.iterations=3"], "dram": ["dram.steps=2"], "diffpure": ["diffpure.steps=1"],
-    "gdmp": ["gdmp.steps=1", "gdmp.rounds=1"], "flowpure": ["flowpure.steps=1"],
+    "gdmp": ["gdmp.steps=1", "gdmp.rounds=1"], "flowpure": ["flowpure.steps=1"], "scoreopt": ["scoreopt.steps=1"],
 }  # fmt: skip
 
 
@@ -37,7 +37,7 @@ def test_is_judged_and_checked(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     cache = [f"run.cache={tmp_path / 'cache'}", f"run.dir={tmp_path}"]
     settings = load_settings(None, [*words_of(kind), *FAST.get(kind, []), *QUICK, *cache])
-    purifier = purifier_class(kind).from_settings(settings)
+    purifier = woken(purifier_class(kind).from_settings(settings))
     images, labels = digits()
     noise = 0.1 * torch.rand(4, *images.shape[1:])  # of equal pixels, a median has two slopes
     test = ImageSet(0.05 + 0.8 * images[:4] + noise, labels[:4], list("0123456789"))

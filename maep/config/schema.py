@@ -407,7 +407,7 @@ class ComputeSettings:
     )
     threads: int = setting(0, "CPU threads a process; 0: torch's choice", low=0, affects_result=False)
     image_memory: int = setting(
-        10**9,  # a tenth of a small machine's; photographs of 12 megapixels pass through kinds that see them whole
+        4 * 10**9,  # half of a laptop's: DISCO, the hungriest, then takes 790 x 790 pixels whole
         "what `maep purify` may take for one image beside its pixels, about; an image that takes more is refused",
         unit="bytes",
         low=10**6,

@@ -63,7 +63,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     temporary = temporary_name(path)
     if path.exists() and not (path.is_file() or path.is_dir()):
-        fail(f"{path}: is a pipe or a device; name a file")
+        fail(f"{path}: is no regular file (a pipe or device); name a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

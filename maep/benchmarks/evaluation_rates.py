@@ -25,6 +25,7 @@ from rich.table import Table
 
 from maep.attacks.attack_state import AttackState
 from maep.benchmarks.device_clock import matmul_peak, seconds_of, synchronize
+from maep.benchmarks.script_attacks import beside_torchattacks
 from maep.config.load import to_yaml
 from maep.config.schema import Settings
 from maep.data.classifier_weights import classifier_weights
@@ -222,6 +223,15 @@ class Bench:
         what = f"{seconds * 1e3:.0f} ms, {flops / seconds / 1e9:.0f} of {peak / 1e9:.0f} GFLOP/s (fp32 matmul)"
         self.rows.append(Row("purifier on 49 tiles", what, flops / seconds / peak, "at least 0.7"))
 
+    def scripts(self, budget: float) -> None:
+        """PGD-20 of the classifier as a script has it from this library and from torchattacks."""
+        config = self.scratch / "attacked.yaml"
+        config.write_text(to_yaml(self.settings))
+        rates = beside_torchattacks(config, budget)
+        if rates is not None:
+            what = f"{rates[0]:.1f} images/s of one core through the library, torchattacks {rates[0] / rates[1]:.1f}"
+            self.rows.append(Row("pgd-20 beside torchattacks", what, rates[1], "at least 1"))
+
     def memory(self) -> None:
         """The most that a process which purifies few images of 224 x 224 takes, all in all, and one with four times."""
         (self.scratch / "config.yaml").write_text(to_yaml(self.settings))
@@ -292,6 +302,7 @@ def measure(settings: Settings, images: int, budget: float, path: Path) -> int:
         bench = Bench(settings, images, Path(scratch))
         bench.tiles(budget)
         bench.memory()
+        bench.scripts(budget)
         bench.driver()
         bench.surrogates()
         bench.cache()

@@ -22,6 +22,7 @@ from maep.attacks.gradient import attack
 from maep.benchmarks.bench_report import BENCH, CHECKPOINT_SAVE, LOADER, BenchReport, BenchRow
 from maep.benchmarks.compute_rates import CLASSES, ENDLESS, ComputeBench, Variant
 from maep.benchmarks.device_clock import seconds_of, synchronize
+from maep.benchmarks.official_mae import beside_mae
 from maep.benchmarks.shared_cores import side_by_side, train_on_request
 from maep.config.implementations import OBJECTIVES
 from maep.config.schema import Settings
@@ -35,6 +36,7 @@ from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.runtime.console import console
 from maep.runtime.cores import worker_count
 from maep.runtime.device import prepare_device
+from maep.runtime.errors import fail
 from maep.storage.manifests import CheckpointManifest
 from maep.training.checkpointing.async_saver import Saver
 from maep.training.checkpointing.directory import Retention, load_checkpoint
@@ -48,10 +50,15 @@ SECONDS = {"cuda": 1.0, "cpu": 3.0}  # on each figure: a GPU's are of millisecon
 
 
 class Bench:
-    """The measurements of one configuration; each adds a row (name, rate, unit, limit, ratio)."""
+    """The measurements of one configuration; each adds a row (name, rate, unit, limit, ratio).
 
-    def __init__(self, settings: Settings, batch: int, budget: float, device: str, scratch: Path) -> None:
-        self.settings, self.batch, self.budget, self.device = settings, batch, budget, device
+    mae: a checkout of facebookresearch/mae, whose training step is measured too.
+    """
+
+    def __init__(
+        self, settings: Settings, batch: int, budget: float, device: str, scratch: Path, mae: Path | None = None
+    ) -> None:
+        self.settings, self.batch, self.budget, self.device, self.mae = settings, batch, budget, device, mae
         self.shards, self.checkpoints = scratch / "shards", scratch / "checkpoints"
         self.rows: list[BenchRow] = []
         self.compute = ComputeBench(settings, device, batch, budget, self.rows)
@@ -70,6 +77,8 @@ class Bench:
         self.checkpoint(self.checkpoints)
         if self.device == "cpu":
             self.rows.append(side_by_side(self.settings, self.batch, self.budget, self.shards.parent))
+            if self.mae:
+                self.rows.append(beside_mae(self.settings, self.budget, self.shards.parent, self.mae))
 
     def add(self, name: str, rate: float, unit: str, limit: str, ratio: float) -> None:
         """One row; ratio is the share of the machine's limit that is reached."""
@@ -210,16 +219,18 @@ def _write_shards(directory: Path, images: np.ndarray, encoding: str) -> None:
     seal_shard_set(directory, CleanManifest(classes=tuple(map(str, range(CLASSES)))))
 
 
-def measure(settings: Settings, batch: int | None, budget: float | None) -> int:
+def measure(settings: Settings, batch: int | None, budget: float | None, mae: Path | None) -> int:
     """Run the measurements, print the table, write bench.json; returns the exit code.
 
-    batch, budget: as the options of `maep bench`; None for what the device's kind has.
+    batch, budget, mae: as the options of `maep bench`; None for what the device's kind has, and for no comparison.
     """
     started = time.perf_counter()
     device = prepare_device(settings.compute, trains=True).type
+    if mae and device != "cpu":
+        fail(f"--mae: the two steps are compared by seconds of CPU; set compute.device=cpu in place of {device}")
     batch = batch or (ON_CPU if device == "cpu" else settings.pretrain.batch_size)
     with tempfile.TemporaryDirectory(dir=".") as scratch:
-        bench = Bench(settings, batch, budget or SECONDS[device], device, Path(scratch))
+        bench = Bench(settings, batch, budget or SECONDS[device], device, Path(scratch), mae)
         bench.run()
     report = BenchReport(
         environment(sys.argv), batch, tuple(bench.rows), worker_count(settings.data.workers), settings.run.seed,
@@ -236,7 +247,8 @@ def measure(settings: Settings, batch: int | None, budget: float | None) -> int:
 
 
 def train_beside(settings: Settings, batch: int, scratch: Path) -> int:
-    """Be a training beside another, of the shards in `scratch`, as `side_by_side` asks; returns the exit code."""
+    """Be a training beside another, of the shards in `scratch`, as its parent asks; returns the exit code."""
     prepare_device(settings.compute, trains=True)
     pairs = Bench(settings, batch, 0.0, "cpu", scratch).pairs()
-    return train_on_request(settings, pairs, batch, scratch / str(os.getpid()), sys.stdin)
+    train_on_request(settings, pairs, batch, scratch / str(os.getpid()))
+    return 0

@@ -1,14 +1,14 @@
 """Two trainings on the same cores, each a process of its own, beside one of them alone."""
 
-import subprocess
 import sys
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from itertools import repeat
 from pathlib import Path
 
 from maep.benchmarks.bench_report import BenchRow
 from maep.benchmarks.compute_rates import ComputeBench, Variant
+from maep.benchmarks.measured_process import MeasuredProcess, answer
 from maep.config.load import to_yaml
 from maep.config.schema import Settings
 from maep.data.pairs import PairDataset
@@ -16,10 +16,13 @@ from maep.training.loop import Trainer
 
 SIDE_BY_SIDE = "two trainings side by side"
 PERIODS = 3  # times the seconds of other figures: how two processes disturb each other takes more steps to see
-ANSWER = "bench: "  # begins the lines that are meant for the parent
-READY = "ready"
 
-Training = subprocess.Popen[str]
+
+def training_command(settings: Settings, batch: int, scratch: Path) -> list[str]:
+    """A training that is measured, of the shards in `scratch`, where its configuration is written too."""
+    config = scratch.resolve() / "config.yaml"
+    config.write_text(to_yaml(settings))
+    return [sys.executable, "-m", "maep", "bench", f"cfg={config}", "--batch", str(batch), "--beside", str(scratch)]
 
 
 def side_by_side(settings: Settings, batch: int, budget: float, scratch: Path) -> BenchRow:
@@ -27,56 +30,30 @@ def side_by_side(settings: Settings, batch: int, budget: float, scratch: Path) -
 
     scratch: directory with the shards that the bench has written.
     """
-    config = scratch.resolve() / "config.yaml"
-    config.write_text(to_yaml(settings))
-    command = [sys.executable, "-m", "maep", "bench", f"cfg={config}", "--batch", str(batch), "--beside", str(scratch)]
-    trainings = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    try:
+    command = training_command(settings, batch, scratch)
+    with ExitStack() as stack:
+        trainings = [stack.enter_context(MeasuredProcess(command)) for _ in range(2)]
         for training in trainings:
-            _answer(training)
+            training.wait_until_ready()
         alone, together = (_rate(group, PERIODS * budget) for group in (trainings[:1], trainings))
-    finally:
-        for training in trainings:
-            training.communicate()  # closes its input, upon which it ends
     limit = f"one alone {alone:.1f} images/s"
     return BenchRow(SIDE_BY_SIDE, together, "images/s", limit, together / alone)
 
 
-def _rate(trainings: Sequence[Training], seconds: float) -> float:
+def _rate(trainings: Sequence[MeasuredProcess], seconds: float) -> float:
     """Images a second of all of them, which train at the same time."""
     for training in trainings:
-        assert training.stdin
-        training.stdin.write(f"{seconds}\n")
-        training.stdin.flush()
-    return sum(float(_answer(training)) for training in trainings)
+        training.ask(seconds, "wall")
+    return sum(training.rate() for training in trainings)
 
 
-def _answer(training: Training) -> str:
-    assert training.stdout
-    for line in training.stdout:
-        if line.startswith(ANSWER):
-            return line.removeprefix(ANSWER).strip()
-    raise RuntimeError(f"a training to be measured ended with {training.wait()}; its message is above")
-
-
-def train_on_request(settings: Settings, pairs: PairDataset, batch: int, scratch: Path, requests: Iterable[str]) -> int:
-    """Be one of the trainings: say that all is loaded; then train for the seconds of each request, and say how fast.
-
-    requests: lines with a number of seconds each, until there are no more. Returns the exit code.
-    """
+def train_on_request(settings: Settings, pairs: PairDataset, batch: int, scratch: Path) -> None:
+    """Be one of the trainings: the trainer's whole step, on one batch, as often as standard input asks."""
     bench = ComputeBench(settings, "cpu", batch, budget=0.0)
     trainer = Trainer(bench.job(pairs, scratch / "training", Variant()))
     batches = bench.batches(pairs)
     try:
         same = repeat(next(batches))
-        trainer.advance(same)
-        print(f"{ANSWER}{READY}", flush=True)
-        for request in requests:
-            steps, started = 0, time.perf_counter()
-            while time.perf_counter() - started < float(request):
-                trainer.advance(same)
-                steps += 1
-            print(f"{ANSWER}{steps * batch / (time.perf_counter() - started)}", flush=True)
+        answer(lambda: trainer.advance(same), batch, sys.stdin)
     finally:
         batches.close()
-    return 0

@@ -22,6 +22,7 @@ def main(arguments: Sequence[str]) -> int:
     options.add_argument("--seconds", type=above_zero, default=5.0, help="time spent on the purifier's forward")
     options.add_argument("--out", type=Path, help="where to write; default run.dir/evaluation_bench.json")
     options.add_argument("--worker", help=argparse.SUPPRESS)
+    options.add_argument("--attack", help=argparse.SUPPRESS)
     options.add_argument("--memory", type=int, help=argparse.SUPPRESS)
     namespace, settings = command_line(__doc__ or "", arguments, options=options)
     path = namespace.out or Path(settings.run.dir) / "evaluation_bench.json"
@@ -29,6 +30,11 @@ def main(arguments: Sequence[str]) -> int:
     if path.is_dir():
         fail(f"--out {path}: is a directory; name a file")
     check_source(settings)
+    from maep.benchmarks.script_attacks import attack_on_request
+
+    if namespace.attack:
+        attack_on_request(settings, namespace.attack)
+        return 0
     from maep.benchmarks.evaluation_rates import measure, purify_and_measure, work_as
 
     if namespace.worker:

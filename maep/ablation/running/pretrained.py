@@ -12,6 +12,7 @@ from pathlib import Path
 
 from maep.ablation.grid.points import Point
 from maep.ablation.running.reuse import pretraining_key
+from maep.config.pair_source import source_settings
 from maep.config.schema import Settings
 from maep.pipeline.stage_records import StageRecord, read_stage_record, record_path
 from maep.pipeline.stages import STAGES, Launcher, needs_of
@@ -71,8 +72,12 @@ def reusing_pretraining(launch: Launcher) -> Launcher:
 
 def _trained_point_path(settings: Settings) -> Path:
     """Where it is written who has trained for these settings, images and pairs."""
-    run = Path(settings.run.dir)
-    inputs = [StageRecord.read(record_path(run, name)).identity for name in needs_of(STAGES[PRETRAIN], settings)]
+    run, source = Path(settings.run.dir), source_settings(settings, settings.pretrain)
+    names = needs_of(STAGES[PRETRAIN], settings)
+    if source is settings:
+        inputs = [StageRecord.read(record_path(run, name)).identity for name in names]
+    else:  # made, by now, as a run of its own would have made and recorded them
+        inputs = [STAGES[name].identity(source) for name in names]
     # 24 hex digits, as caches of the first version have it.
     return Path(settings.run.cache) / "pretrained" / f"{digest([pretraining_key(settings), *inputs])[:24]}.json"
 

@@ -1,7 +1,7 @@
 """What points of a sweep have in common: done once, by whichever point comes first, and reused by the others."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from maep.ablation.grid.points import Point
 from maep.config.identity import READS, decisive_settings
@@ -71,9 +71,12 @@ def _attacked(settings: Settings) -> list[str]:
 
 
 def pretraining_key(settings: Settings) -> str:
-    """Digest of all settings that the pretrained purifier depends on, 64 hex digits."""
-    first_source = source_settings(settings, settings.pretrain)
-    return digest([_key(settings, READS["pretrain"]), _key(first_source, PAIRS)])
+    """Digest of all settings that the pretrained purifier depends on, 64 hex digits.
+
+    Whether its pairs are the run's own or taken from a source with the same settings makes no difference.
+    """
+    own = replace(settings, pretrain=replace(settings.pretrain, source=None, source_set=[]))
+    return digest([_key(own, READS["pretrain"]), _key(source_settings(settings, settings.pretrain), PAIRS)])
 
 
 def reuse_between(points: Sequence[Point]) -> list[Reuse]:

@@ -14,7 +14,7 @@ from maep.ablation.study import prepare
 from maep.ablation.tables.summary import write_summary
 from maep.config.load import sweep_names
 from maep.launch.sweeps.sweep_worker import show_sweep
-from tests.ablation.sweeps import run, write
+from tests.ablation.sweeps import QUICK, run, write
 from tests.tiny import Problem
 
 
@@ -129,6 +129,28 @@ def test_only_new_points_run(problem: Problem, swept: tuple[Path, dict[str, Any]
     assert {path: after[path] for path in before} == before
     assert len({path.parts[-3] for path in after.keys() - before.keys()}) == 1
     assert summary["attacked"]["test"] == {"attacks": 2, "pieces": 2, "sets": 1}
+
+
+def test_a_training_on_anothers_pairs_is_theirs(problem: Problem, swept: tuple[Path, dict[str, Any]]) -> None:
+    """A point on other images that takes its pairs from where a finished one has its own copies that one's purifier."""
+    base = swept[0]
+    source = [word for word in QUICK if word.startswith(("data.", "classifier.", "attack."))]
+    sweep = write(
+        base / "back.yaml", grid={}, paper=None, names={"zip": ["own", "transferred"]},
+        zip={
+            "data.train_limit": [120, 60], "pretrain.source": [None, "digits"], "pretrain.source_set": [[], source],
+        },
+    )  # fmt: skip
+    done = run(problem, sweep, base / "back", "pretrain.lr=1e-3")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((base / "back" / "ablation.json").read_text())
+    assert summary["points"][0]["identity"] == swept[1]["points"][0]["identity"]
+    assert summary["pretrainings"] == {"points": 2, "trained": 1}
+    own, transferred = (Path(point["directory"]) for point in summary["points"])
+    assert json.loads((transferred / "pretrained_by.json").read_text())["point"] == own.name
+    weights = [(run / "purifier" / "model.safetensors").read_bytes() for run in (own, transferred)]
+    assert weights[0] == weights[1]
+    assert json.loads((transferred / "report.json").read_text())["results"]
 
 
 def test_dry_run_tells_what_is_finished(

@@ -68,7 +68,9 @@ def test_one_point_on_cifar100_serves_several_tables(tmp_path: Path) -> None:
     for scale in ("paper", "cpu"):
         tables = {table: resolved(f"ablation/table{table}", scale, tmp_path)[1] for table in ("05", "07", "14")}
         (alone,) = tables["07"]
-        own = [point for table in ("05", "14") for point in tables[table] if point.names[-1] == "CIFAR-100 from CIFAR-100"]
+        own = [
+            point for table in ("05", "14") for point in tables[table] if point.names[-1] == "CIFAR-100 from CIFAR-100"
+        ]
         if scale == "cpu":  # the paper's Table 7 is judged at two budgets
             assert [point.identity for point in own].count(alone.identity) == 2
         assert {point.settings.data.name for points in tables.values() for point in points} == {"cifar10", "cifar100"}

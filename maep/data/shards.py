@@ -13,12 +13,12 @@ The number in a member's name is its sample index in the set. Any WebDataset rea
 import hashlib
 import json
 import zlib
-from tarfile import USTAR_FORMAT
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tarfile import USTAR_FORMAT
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 

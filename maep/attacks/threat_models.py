@@ -96,15 +96,16 @@ class BlackBox:
     """The attacker knows nothing of classifier and purifier, but may ask f∘P for its logits many times.
 
     The attack is Square (Andriushchenko et al. 2020), a random search that needs no gradients. If it does better
-    than the adaptive attacker, the purifier's gradients are masked and the adaptive numbers are too good.
+    than the adaptive attacker, the purifier's gradients are masked and the adaptive numbers are too good. Of a random
+    purifier it may average the logits over draws (evaluation.blackbox_draws), each of which is a question more.
     """
 
     name = "blackbox"
     uses_purifier, knows_purifier = True, False
 
     def target(self, purifier: nn.Module, classifier: nn.Module, draws: int) -> nn.Module:
-        """f∘P, which Square only asks for logits."""
-        return nn.Sequential(purifier, classifier).eval()
+        """f∘P, or E[f∘P] over `draws` draws, which Square only asks for logits."""
+        return AdaptiveEot().target(purifier, classifier, draws)
 
 
 class StraightThrough(nn.Module):
@@ -205,10 +206,10 @@ class Expectation(nn.Module):
 def target_of_defended(attacker: ThreatModel, defended: DefendedClassifier, draws: int) -> nn.Module:
     """What an attacker is given of a defense that is no purifier: what the defense says of itself.
 
-    draws: over which AdaptiveEot averages its logits. Returns [N, 3, H, W] in [0,1] → logits.
+    draws: over which AdaptiveEot and BlackBox average its logits. Returns [N, 3, H, W] in [0,1] → logits.
     """
     target = defended.target(attacker.name)
-    averages = attacker.name == AdaptiveEot.name and draws > 1
+    averages = attacker.name in (AdaptiveEot.name, BlackBox.name) and draws > 1
     return Expectation(target, draws).eval() if averages else target
 
 

@@ -520,10 +520,17 @@ class EvaluationSettings:
     )
     draws_at_once: int = setting(
         1,
-        "of these, draws that adaptive-eot's attacks compute as one batch: faster on an accelerator, if they fit into "
-        "its memory; the same draws, but last bits may differ",
+        "draws that attacks which average over several compute as one batch: faster on an accelerator, if they fit "
+        "into its memory; the same draws, but last bits may differ",
         low=1,
         affects_result=("evaluate", "point"),
+        added=True,
+    )
+    blackbox_draws: int = setting(
+        1,
+        "draws of a random purifier that the black-box attacker averages over; a search that keeps the best of what it "
+        "sees takes one lucky draw for progress",
+        low=1,
         added=True,
     )
     purifiers: str = setting(

@@ -226,6 +226,11 @@ class Purifier(nn.Module):
         raise NotImplementedError
 
     @classmethod
+    def shared_network(cls, settings: schema.Settings) -> Mapping[str, object] | None:
+        """All that the settings say of a network which other kinds use as well, each in its own way; None: its own."""
+        return None
+
+    @classmethod
     def from_published(cls, path: Path) -> Self:
         """The purifier in a file as its authors publish them. Raises UserError where that is no weights of the kind."""
         fail(f"{path}: there are no published weights of a purifier of kind {cls.kind} that are read")

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maep.config import schema
+from maep.config.identity import decisive_fields
 from maep.config.schema import PurifySettings, setting
 from maep.models.denoiser import GROUPS, Denoiser
 from maep.models.weights import load_weights, require_fit
@@ -166,9 +167,21 @@ class DenoiserPurifier(TrainedPurifier):
         return kind(self.model, section, settings.purify).train(self.training)
 
     @classmethod
+    def shared_network(cls, settings: schema.Settings) -> dict[str, object]:
+        """What the network is, whichever kind asks it."""
+        return {"network": cls.network_kind, **network_entries(getattr(settings, cls.kind))}
+
+    @classmethod
     def use_facts(cls, settings: schema.Settings) -> dict[str, object]:
         """The settings of its section that say how the network is used, below the kind that uses it."""
-        return {cls.kind: _use_of(getattr(settings, cls.kind))}
+        section = getattr(settings, cls.kind)
+        network = network_entries(section)
+        used = decisive_fields(section, "records")  # without the defaults of what was added later
+        return {cls.kind: {name: value for name, value in used.items() if name not in network}}
+
+    def identity_facts(self) -> object:
+        """As `TrainedPurifier.identity_facts`, without the defaults of settings that were added later."""
+        return {"kind": self.kind, "model": decisive_fields(self.network, "records")}
 
     # on disk
 

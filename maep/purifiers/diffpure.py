@@ -5,6 +5,7 @@ Its randomness and its length hide how weak it is: under exact gradients most of
 withstand: the authors' is the SDE; DDPM's steps are what later work calls by the same name.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -33,6 +34,11 @@ class DiffPureSettings(DenoiserSettings):
     )  # fmt: skip
     steps: int = setting(100, "steps from there back, each asks the network once", low=1, high=10_000,
                          affects_result=USED)  # fmt: skip
+    rounds: list[float] = setting(
+        [], "times of rounds that go before it, each noised to and taken back in as many steps (gradual noise, Lee and "
+        "Kim 2023: 0.03 four times, 0.05 twice, 0.125, and time=0.125, by ddpm, unclipped)",
+        above=LAST, high=1.0, affects_result=USED, added=True,
+    )  # fmt: skip
     clip: bool = setting(True, "clip the picture that a step of ddpm or ddim aims at to its range", affects_result=USED)
 
 
@@ -65,7 +71,8 @@ def ddpm_step(
 
 
 class DiffPurePurifier(DenoiserPurifier):
-    """Noises images to time t* at once, and takes that away step by step. Noise is drawn anew at every call.
+    """Noises images to time t* at once, and takes that away step by step, in one round or several. Noise is drawn anew
+    at every call.
 
     The ODE and DDIM draw the first noise alone. As published the result is not clipped to [0, 1]; here it is.
     """
@@ -79,31 +86,45 @@ class DiffPurePurifier(DenoiserPurifier):
         """Raise UserError where t* is out of the network's training."""
         super().check(section)
         cls.check_time(section, "time", section.time, section.time)
+        for time in section.rounds:
+            cls.check_time(section, "rounds", time, time)
 
     def start(self, pictures: Tensor, seeds: Tensor) -> Tensor:
         """Noised to t*, by the continuous schedule; the authors' discrete ᾱ is 0.08 % above it at t* = 0.1."""
-        noise = normal_of(seeds, 0, pictures.shape[1:]).to(pictures)
-        return diffused(pictures, at_time(pictures, self.network.time), noise)
+        return _noised(seeds, 0, self._times()[0], pictures, pictures)
 
     def steps(self, seeds: Tensor) -> list[Step]:
-        """At equal distances in time; those of DDPM and DDIM end at 0, the others where the score still has a meaning.
+        """Round by round."""
+        return [step for number, time in enumerate(self._times()) for step in self._round(seeds, number, time)]
 
-        The last step of the SDE draws as well, as the authors' does.
+    def _times(self) -> list[float]:
+        return [*self.network.rounds, self.network.time]
+
+    def _round(self, seeds: Tensor, number: int, time: float) -> Iterator[Step]:
+        """The noise, but for the first round, then back at equal distances in time.
+
+        The steps of DDPM and DDIM end at 0, the others where the score still has a meaning. The last step of the SDE
+        draws as well, as the authors' does.
         """
-        count, sampler = self.network.steps, self.network.sampler
-        ends = [self.network.time * (1 - (number + 1) / count) for number in range(count)]
-        if sampler in ("sde", "ode"):
+        count = self.network.steps
+        stream = number * (1 + count)  # of the draws: one at the start, one a step
+        if number:
+            yield partial(_noised, seeds, stream, time)
+        ends = [time * (1 - (step + 1) / count) for step in range(count)]
+        if self.network.sampler in ("sde", "ode"):
             ends[-1] = LAST
-        return [
-            partial(self._step, seeds, number, t, until)
-            for number, (t, until) in enumerate(zip([self.network.time, *ends], ends, strict=False))
-        ]
+        for step, (t, until) in enumerate(zip([time, *ends], ends, strict=False)):
+            yield partial(self._step, seeds, stream + 1 + step, t, until)
 
-    def _step(self, seeds: Tensor, number: int, t: float, until: float, u: Tensor, pictures: Tensor) -> Tensor:
+    def _step(self, seeds: Tensor, stream: int, t: float, until: float, u: Tensor, pictures: Tensor) -> Tensor:
         times = at_time(u, t), at_time(u, until)
         if self.network.sampler == "ode":
             return ode_step(self.model, u, *times)
-        noise = normal_of(seeds, 1 + number, u.shape[1:]).to(u)
+        noise = normal_of(seeds, stream, u.shape[1:]).to(u)
         if self.network.sampler == "sde":
             return sde_step(self.model, u, *times, noise)
         return ddpm_step(self.model, u, *times, noise, float(self.network.sampler == "ddpm"), self.network.clip)
+
+
+def _noised(seeds: Tensor, stream: int, time: float, u: Tensor, pictures: Tensor) -> Tensor:
+    return diffused(u, at_time(u, time), normal_of(seeds, stream, u.shape[1:]).to(u))

@@ -1,12 +1,14 @@
-"""ScoreOpt-O: descent of the image itself on what a denoiser would change of it (Zhang, Luo and Zhang, NeurIPS 2023).
+"""ScoreOpt: descent of an image on what a denoiser would change of it (Zhang, Luo and Zhang, NeurIPS 2023).
 
-    v ← Adam step down ‖D(v + σn, σ) - v‖², σ and n anew at each step
+    O   v = x;        v ← Adam step down ‖D(v + σn, σ) - v‖², σ and n anew at each step;    v
+    N   v = x + σn;   v ← Adam step down ‖(v - D(v, σ))/σ - n‖², n the same throughout;     D(v, σ)
 
-The authors attack a stand-in, the denoiser asked once. Here the gradient goes through the steps as they are, the second
+O with sigma=0.5, steps=5 and lr=0.1 is what others call likelihood maximisation (Chen et al. 2024). The authors attack a stand-in, the denoiser asked once. Here the gradient goes through the steps as they are, the second
 derivative of the network and Adam's moments included, which are part of the state. Adam's first steps are near the sign
 of a gradient, so an exact derivative is near the identity's there, and BPDA's attacker about as strong.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -30,14 +32,20 @@ SIGMA_STREAM, NOISE_STREAM = 0, 1  # of a step's random numbers
 @dataclass
 class ScoreOptSettings(DenoiserSettings):
     """Section `scoreopt`. The defaults of its use are the authors' against an oblivious attacker; against BPDA they
-    take sigma=0.5, steps=5 and lr=0.1.
+    take sigma=0.5, steps=5 and lr=0.1. Theirs of N are steps=5 and lr=0.1, and sigma=0.5, steps=20 and lr=0.1 against an
+    attacker who knows it.
     """
+
+    variant: str = setting(
+        "o", "what is descended: the image itself (o), or its noised version, which is denoised at the end (n)",
+        choices=("o", "n"), affects_result=USED, added=True,
+    )  # fmt: skip
 
     sigma: float = setting(
         0.25, "mean deviation of the noise, in units of [-1, 1] pixels", above=0.0, high=100.0, affects_result=USED
     )
     spread: float = setting(
-        0.1, "it is uniform in sigma ± spread, drawn at each step", low=0.0, high=100.0, affects_result=USED
+        0.1, "of o, it is uniform in sigma ± spread, drawn at each step", low=0.0, high=100.0, affects_result=USED
     )
     steps: int = setting(20, "Adam steps", low=1, high=10_000, affects_result=USED)
     lr: float = setting(0.01, "their rate, in units of [-1, 1] pixels", above=0.0, high=10.0, affects_result=USED)
@@ -55,8 +63,8 @@ def adam_step(v: Tensor, first: Tensor, second: Tensor, gradient: Tensor, number
 
 
 class ScoreOptPurifier(DenoiserPurifier):
-    """Adam from the image as it is. Noise and its deviation are drawn anew at every call, for each image its own; the
-    authors draw one deviation for the whole batch.
+    """Adam from the image as it is, or noised once. Noise and its deviation are drawn anew at every call, for each image
+    its own; the authors draw one deviation for the whole batch.
     """
 
     kind = "scoreopt"
@@ -67,13 +75,16 @@ class ScoreOptPurifier(DenoiserPurifier):
     def check(cls, section: ScoreOptSettings) -> None:
         """Raise UserError where the noise is none, or more than the network has seen."""
         super().check(section)
-        if section.spread >= section.sigma:
+        varies = section.variant == "o"
+        if varies and section.spread >= section.sigma:
             fail(f"scoreopt.spread={section.spread:g}: must be below scoreopt.sigma={section.sigma:g}")
-        most = section.sigma + section.spread
+        most = section.sigma + (section.spread if varies else 0)
         cls.check_time(section, "sigma", section.sigma, float(time_of(torch.tensor(most))))
 
     def start(self, pictures: Tensor, seeds: Tensor) -> Tensor:
-        """The pictures, and Adam's moments, 0: [N, 9, H, W]."""
+        """The pictures, of N noised, and Adam's moments, 0: [N, 9, H, W]."""
+        if self.network.variant == "n":
+            pictures = pictures + self.network.sigma * self._noise(seeds, 0, pictures)
         return torch.cat([pictures, torch.zeros_like(pictures), torch.zeros_like(pictures)], 1)
 
     def steps(self, seeds: Tensor) -> list[Step]:
@@ -81,8 +92,9 @@ class ScoreOptPurifier(DenoiserPurifier):
         return [partial(self._step, seeds, number) for number in range(self.network.steps)]
 
     def result(self, state: Tensor, seeds: Tensor) -> Tensor:
-        """The pictures of the state."""
-        return state[:, :3]
+        """The pictures of the state, of N denoised."""
+        v = state[:, :3]
+        return denoised(self.model, v, self._sigma(v)) if self.network.variant == "n" else v
 
     def bytes_taken(self, height: int, width: int) -> int:
         """As `Purifier.bytes_taken`: a derivative and its graph keep every block's maps, 11.3 times a forward pass's
@@ -92,19 +104,37 @@ class ScoreOptPurifier(DenoiserPurifier):
 
     def _step(self, seeds: Tensor, number: int, state: Tensor, pictures: Tensor) -> Tensor:
         v, first, second = state.chunk(3, 1)
-        drawn = uniform_of(seeds, 2 * number + SIGMA_STREAM).to(state)
-        sigma = self.network.sigma + self.network.spread * (2 * drawn - 1)
-        noise = normal_of(seeds, 2 * number + NOISE_STREAM, v.shape[1:]).to(state)
-        return adam_step(v, first, second, self._gradient(v, sigma, noise), 1 + number, self.network.lr)
+        if self.network.variant == "n":
+            loss = partial(self._noise_loss, self._sigma(v), self._noise(seeds, 0, v))
+        else:
+            drawn = uniform_of(seeds, 2 * number + SIGMA_STREAM).to(state)
+            sigma = self.network.sigma + self.network.spread * (2 * drawn - 1)
+            loss = partial(self._picture_loss, sigma, self._noise(seeds, number, v))
+        return adam_step(v, first, second, self._gradient(v, loss), 1 + number, self.network.lr)
 
-    def _gradient(self, v: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-        """Of the loss with respect to v, through both of its places in it; with a graph where v has one."""
+    def _noise(self, seeds: Tensor, number: int, like: Tensor) -> Tensor:
+        """Of a step; N has the first one's throughout."""
+        return normal_of(seeds, 2 * number + NOISE_STREAM, like.shape[1:]).to(like)
+
+    def _sigma(self, v: Tensor) -> Tensor:
+        """N's deviation, for each image the same: [N]."""
+        return torch.full((len(v),), self.network.sigma, dtype=v.dtype, device=v.device)
+
+    def _picture_loss(self, sigma: Tensor, noise: Tensor, v: Tensor) -> Tensor:
+        """O's: how far the denoiser moves v, noised by sigma [N]."""
+        return (denoised(self.model, v + per_image(sigma) * noise, sigma) - v).square().sum() / NUMBERS
+
+    def _noise_loss(self, sigma: Tensor, noise: Tensor, v: Tensor) -> Tensor:
+        """N's: how far the noise that is found in v is from what was added."""
+        return ((v - denoised(self.model, v, sigma)) / per_image(sigma) - noise).square().sum() / NUMBERS
+
+    def _gradient(self, v: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+        """Of the loss with respect to v, wherever it stands in it; with a graph where v has one."""
         # Not of v alone: in the forward pass of `stepwise` a view of what has a gradient has one by name only.
         tracked = torch.is_grad_enabled() and v.requires_grad
         with torch.enable_grad():
             at = v if tracked else v.detach().requires_grad_()
-            loss = (denoised(self.model, at + per_image(sigma) * noise, sigma) - at).square().sum() / NUMBERS
             # Always with a graph: without one the same derivative may be computed in another order, to other bits.
-            (gradient,) = torch.autograd.grad(loss, at, create_graph=True)
+            (gradient,) = torch.autograd.grad(loss(at), at, create_graph=True)
         trained = torch.is_grad_enabled() and any(weight.requires_grad for weight in self.model.parameters())
         return gradient if tracked or trained else gradient.detach()

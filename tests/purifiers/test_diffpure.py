@@ -18,6 +18,7 @@ from maep.evaluation.stage import purifier_identity
 from maep.models.noise_schedule import alpha_bar, denoised, diffused, sigma_of
 from maep.pipeline.execution import run_pipeline, unfinished_stages
 from maep.purifiers.diffpure import DiffPurePurifier, ddpm_step, ode_step, sde_step
+from maep.purifiers.stepwise import stepwise, walk
 from maep.runtime.errors import Paused, UserError
 from maep.storage.atomic import read_json, sha256_file
 from maep.training.pretrain import pretrain
@@ -165,9 +166,33 @@ def test_gradients_are_exact(sampler: str) -> None:
     assert all(weight.grad is not None for weight in subject.model.parameters())
 
 
+def test_gradual_noise_is_round_after_round() -> None:
+    """Two rounds are the purifier of the first, and on its result that of the second, with noise of its own; exact
+    gradients. Without rounds, as it was judged before there were any, they stand in no identity.
+    """
+    words = ["diffpure.steps=2", "diffpure.sampler=ddim"]
+    first, second = purifier(*words, "diffpure.time=0.05"), purifier(*words, "diffpure.time=0.1")
+    both, seeds = purifier(*words, "diffpure.time=0.1", "diffpure.rounds=[0.05]"), torch.tensor([5, 6, 7])
+    at = (2 * pictures() - 1).requires_grad_()
+    middle = walk(first.start(at, seeds), at, first.steps(seeds))
+    noised, *rest = both.steps(seeds)[2:]
+    again = walk(noised(middle, at), at, rest)
+    whole = walk(both.start(at, seeds), at, both.steps(seeds))
+    assert torch.equal(whole, again)
+    left, same = alpha_bar(torch.tensor(0.1, dtype=torch.float64)), second.start(middle, seeds)
+    own, others = ((state - left.sqrt() * middle) / (1 - left).sqrt() for state in (noised(middle, at), same))
+    assert 0.9 < float(own.std()) < 1.1
+    assert abs(float((own * others).mean())) < 0.1, "not the first round's noise again"
+    (exact,) = torch.autograd.grad(stepwise(both.start(at, seeds), at, both.steps(seeds)).square().sum(), at)
+    torch.testing.assert_close(exact, torch.autograd.grad(whole.square().sum(), at)[0])
+    assert "rounds" not in str(second.identity_facts()) + str(DiffPurePurifier.use_facts(load_settings(None, SMALL)))
+    assert "rounds" in str(both.identity_facts())
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [
+        ("diffpure.rounds=[0.1,0.3]", r"diffpure\.rounds=0\.3: is at time 0\.3 of .* up to diffpure\.latest=0\.2"),
         ("diffpure.time=0.3", r"diffpure\.time=0\.3: is at time 0\.3 of .* trained up to diffpure\.latest=0\.2"),
         ("diffpure.sampler=euler", r"diffpure\.sampler=euler .*: choose one of sde, ode, ddpm, ddim"),
         ("diffpure.steps=0", r"diffpure\.steps=0 .*: must be at least 1"),

@@ -1,4 +1,7 @@
-"""ScoreOpt-O: Adam is torch's, the loss goes down, each image by itself, second order, refusals."""
+"""ScoreOpt: Adam is torch's, the loss goes down, each image by itself, second order, refusals; O and N."""
+
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -58,16 +61,47 @@ def test_it_goes_down_the_loss_of_its_noise() -> None:
     kept, sigma, seeds = 0.25 / (0.25 + 0.25**2), torch.tensor([0.25], dtype=torch.float64), torch.tensor([3])
     v, noise = 2 * pictures(1) - 1, pictures(1).flip(0) - 0.5
     expected = 2 * (kept - 1) * (kept * (v + 0.25 * noise) - v) / 3072
-    torch.testing.assert_close(subject._gradient(v, sigma, noise), expected)
+    torch.testing.assert_close(subject._gradient(v, partial(subject._picture_loss, sigma, noise)), expected)
     state = subject.steps(seeds)[0](subject.start(v, seeds), v)
     far = v.abs() > 0.9
     assert far.any()
     assert ((v - state[:, :3])[far] * v[far].sign() > 0).float().mean() > 0.7
 
 
-def test_every_image_is_purified_as_if_it_were_alone() -> None:
-    """To rounding in float64: no mean over the batch comes near Adam's epsilon, no deviation is shared."""
+def test_n_descends_on_the_noise_that_it_added_and_denoises_at_the_end() -> None:
+    """Of N(0, c² I) the noise that is found in v is v·σ/(c²+σ²); the same noise at every step, a fixed deviation."""
+    subject = purifier("scoreopt.variant=n", "scoreopt.steps=2", "scoreopt.spread=0.9")
+    subject.model = OfGaussians()
+    v, seeds = 2 * pictures(2) - 1, torch.tensor([3, 4])
+    start = subject.start(v, seeds)
+    noise = (start[:, :3] - v) / 0.25
+    assert 0.9 < float(noise.std()) < 1.1
+    share = 0.25 / (0.25 + 0.25**2)
+    expected = start
+    for number, step in enumerate(subject.steps(seeds)):
+        at, *moments = expected.chunk(3, 1)
+        expected = adam_step(at, *moments, 2 * share * (share * at - noise) / 3072, 1 + number, 0.05)
+        start = step(start, v)
+        torch.testing.assert_close(start, expected)
+    kept = 0.25 / (0.25 + 0.25**2)
+    torch.testing.assert_close(subject.result(start, seeds), kept * start[:, :3])
+
+
+def test_the_variant_is_part_of_an_identity_only_where_it_is_n() -> None:
+    """What was judged before there were two stays what it was; O's settings do not bind N."""
+    one, other = (load_settings(None, [*SMALL, f"scoreopt.variant={name}"]) for name in "on")
+    assert "variant" not in ScoreOptPurifier.use_facts(one)["scoreopt"]  # type: ignore[operator]
+    assert ScoreOptPurifier.use_facts(other)["scoreopt"]["variant"] == "n"  # type: ignore[index]
     subject = purifier()
+    assert "variant" not in str(subject.identity_facts())
+    subject.network = replace(subject.network, variant="n")
+    assert "variant" in str(subject.identity_facts())
+
+
+@pytest.mark.parametrize("variant", ["o", "n"])
+def test_every_image_is_purified_as_if_it_were_alone(variant: str) -> None:
+    """To rounding in float64: no mean over the batch comes near Adam's epsilon, no deviation is shared."""
+    subject = purifier(f"scoreopt.variant={variant}")
     subject.reseed(0)
     together = subject(pictures())
     subject.reseed(0)
@@ -75,11 +109,12 @@ def test_every_image_is_purified_as_if_it_were_alone() -> None:
     assert (together - pictures()).abs().max() > 0.03
 
 
-def test_gradients_are_exact() -> None:
+@pytest.mark.parametrize("variant", ["o", "n"])
+def test_gradients_are_exact(variant: str) -> None:
     """Plain autograd's through three steps, in second order, and near finite differences; BPDA's is another. Without
     gradients the same bits come out, and no graph is kept.
     """
-    subject, seeds = purifier(), torch.tensor([5, 6])
+    subject, seeds = purifier(f"scoreopt.variant={variant}"), torch.tensor([5, 6])
     side = pictures(2).flip(0)
 
     def loss(images: Tensor, follow: object = stepwise) -> Tensor:
@@ -103,6 +138,7 @@ def test_gradients_are_exact() -> None:
     [
         ("scoreopt.sigma=0.9", r"scoreopt\.sigma=0\.9: is at time 0\.2\d* of .* trained up to scoreopt\.latest=0\.2"),
         ("scoreopt.spread=0.3", r"scoreopt\.spread=0\.3: must be below scoreopt\.sigma=0\.25"),
+        ("scoreopt.variant=x", r"scoreopt\.variant=x .*: choose one of o, n"),
         ("scoreopt.steps=0", r"scoreopt\.steps=0 .*: must be at least 1"),
     ],
 )

@@ -9,6 +9,7 @@ from maep.config.pair_source import source_settings
 from maep.config.schema import Settings
 from maep.evaluation.scoring.tasks import attacks_of
 from maep.pipeline.stages import STAGES, stages_of
+from maep.purifiers.registry import DEFAULT, purifier_class
 from maep.runtime.digests import digest
 
 TRAININGS = ("pretrain", "finetune")
@@ -71,12 +72,21 @@ def _attacked(settings: Settings) -> list[str]:
 
 
 def pretraining_key(settings: Settings) -> str:
-    """Digest of all settings that the pretrained purifier depends on, 64 hex digits.
+    """Digest of all settings that the pretrained network depends on, 64 hex digits; of kinds that use one in different
+    ways, such as diffpure and gdmp, the same.
 
     Whether its pairs are the run's own or taken from a source with the same settings makes no difference.
     """
     own = replace(settings, pretrain=replace(settings.pretrain, source=None, source_set=[]))
-    return digest([_key(own, READS["pretrain"]), _key(source_settings(settings, settings.pretrain), PAIRS)])
+    return digest([_network_key(own), _key(source_settings(settings, settings.pretrain), PAIRS)])
+
+
+def _network_key(settings: Settings) -> str:
+    kind, reads = settings.purifier.kind, READS["pretrain"]
+    network = None if kind == DEFAULT else purifier_class(kind).shared_network(settings)
+    if network is None:
+        return _key(settings, reads)
+    return digest([_key(settings, [name for name in reads if name != "purifier"]), network])
 
 
 def reuse_between(points: Sequence[Point]) -> list[Reuse]:

@@ -33,6 +33,8 @@ FALLING = 0.1
 FLAT = 1e-3  # a difference of losses that is none: what rounding to fp32 and the order of sums leave
 # Accuracy that may be left within eight times the budget: twice that of guessing, and five points for few images.
 CHANCE, CHANCE_POINTS = 2.0, 5
+# Share of planted images that an attack must find: Zimmermann et al. ask for nearly all, so one of sixteen may be missed.
+MOST_FOUND = 0.9
 # Points that rounding to 8 bits may move robust accuracy by: two, or one and a half images where those are more.
 ROUNDING_POINTS, ROUNDING_IMAGES = 2.0, 1.5
 
@@ -99,6 +101,7 @@ def findings(
         *_rising(checks.against_eps, "eps", checks.eps),
         *_rising(from_clean, "steps", checks.eps),
         *_large_budget(checks, classes),
+        *_planted(checks),
         *_stronger(rows, Oblivious.name, "transfer", "attacks that know only the classifier"),
         *_stronger(rows, Bpda.name, "bpda", f"attacks that {follow}"),
         *_stronger(rows, BlackBox.name, "square", "Square, which needs no gradient,"),
@@ -184,6 +187,16 @@ def _large_budget(checks: CheckAnswers, classes: int) -> Iterator[Finding]:
     text = f"{last.accuracy:.0f} % stand against PGD-20 within ε = {last.eps:.3g}, eight times the budget"
     stands = last.accuracy > CHANCE * 100 / classes + CHANCE_POINTS
     yield Finding("large budget", ALARM if stands else PASSED, text + (": gradients are masked" if stands else ""))
+
+
+def _planted(checks: CheckAnswers) -> Iterator[Finding]:
+    """What is known to be there must be found."""
+    if checks.planted is None or not checks.planted.planted:
+        return
+    planted, found = checks.planted.planted, checks.planted.found
+    text = f"PGD-20 finds {found} of {planted} adversarial images that were planted within ε = {eps_text(checks.eps)}"
+    is_weak = found < MOST_FOUND * planted
+    yield Finding("planted", ALARM if is_weak else PASSED, text + (": it is too weak here" if is_weak else ""))
 
 
 def robust_images(rows: Iterable[Combination]) -> dict[int, bool]:

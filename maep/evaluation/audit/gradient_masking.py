@@ -2,7 +2,7 @@
 
 Each is a sign of masked gradients (Athalye et al. 2018, Carlini et al. 2019) if the answer is not what it should be:
 the output is not random, the gradient is there and agrees with finite differences, the attack's loss rises with its
-budget and its steps. `maep.evaluation.audit.findings` says what the answers mean.
+budget and its steps, and the attack finds what was planted for it. `maep.evaluation.audit.findings` says what the answers mean.
 """
 
 import statistics
@@ -15,10 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maep.attacks.attack_spec import AttackSpec
 from maep.attacks.catalog import gradient_spec
 from maep.attacks.gradient import attack, finite
 from maep.attacks.reseeding import reseeded
 from maep.attacks.threat_models import AdaptiveEot
+from maep.evaluation.audit.planted import PlantedImages, planted_images
 from maep.evaluation.scoring.evaluation import Evaluation
 from maep.evaluation.scoring.plan import CHECKS, Plan
 from maep.runtime.digests import digest
@@ -72,7 +74,8 @@ class CheckAnswers:
     """What a defense answered. images: how many were asked about; norm, eps: the evaluation's first budget.
 
     logit_spread: the largest difference between logits when the same images are asked again. against_eps,
-    against_steps: PGD at rising budgets, and with more and more steps.
+    against_steps: PGD at rising budgets, and with more and more steps. planted: what PGD has found of adversarial images
+    that are known to be there; None of a random defense, and in the answers of an earlier version.
     """
 
     images: int
@@ -85,6 +88,7 @@ class CheckAnswers:
     finite_differences: tuple[Slope, ...]
     against_eps: tuple[CurvePoint, ...]
     against_steps: tuple[CurvePoint, ...]
+    planted: PlantedImages | None = None
 
 
 @dataclass(frozen=True)
@@ -182,13 +186,21 @@ class MaskingCheck:
                 self._attacked(target, images, labels, CURVE_STEPS, times * self.eps) for times in BUDGETS
             ),
             against_steps=tuple(self._attacked(target, images, labels, steps, self.eps) for steps in STEPS),
+            # Draws move the logits by more than a planted point does: of a random defense nothing is certain.
+            planted=None
+            if targets.is_random or not self.eps
+            else planted_images(target, images, self._spec(CURVE_STEPS, self.eps), self.seed),
         )
 
-    def _attacked(self, model: nn.Module, images: Tensor, labels: Tensor, steps: int, eps: float) -> CurvePoint:
+    def _spec(self, steps: int, eps: float) -> AttackSpec:
         """PGD of `steps` steps of eps/4 within `eps`."""
         spec = gradient_spec(f"pgd-{steps}", self.norm, eps)
         assert spec is not None
-        spec = replace(spec, step=eps / 4)
+        return replace(spec, step=eps / 4)
+
+    def _attacked(self, model: nn.Module, images: Tensor, labels: Tensor, steps: int, eps: float) -> CurvePoint:
+        """What PGD leaves."""
+        spec = self._spec(steps, eps)
         adversarial = attack(model, images, labels, spec, range(len(images)), self.seed)
         with torch.no_grad():
             logits = model(adversarial)

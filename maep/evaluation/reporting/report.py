@@ -193,11 +193,24 @@ def honest_notes(settings: Settings, results: Sequence[PurifierResult]) -> list[
     ]
     if fixed:
         notes.append(f"{', '.join(fixed)} draws nothing at random: adaptive-eot is the adaptive attacker there")
+    notes += _notes_on_draws(results)
     for row in rows:
         result = row.result
         attack = f"{result.attack} {result.norm} {eps_text(result.eps)}"
         notes += [f"{result.purifier}, {result.threat_model} {attack}: {warning}" for warning in row.warnings]
     return [*notes, *_notes_on_trainings(results), *_notes_on_attacks(settings)]
+
+
+def _notes_on_draws(results: Sequence[PurifierResult]) -> Iterator[str]:
+    for result in results:
+        draws = result.rows[0].result.draws
+        if draws is not None:
+            name = "the model" if result.name == UNDEFENDED else result.name
+            yield (
+                f"{name} draws at random: its accuracies are those of one draw, and beside them stand the average, the "
+                f"majority and the worst of {draws} more. Attacks, AutoAttack among them, decide by one draw whether an "
+                "image has fallen; those that average over draws by the mean of their logits"
+            )
 
 
 def _notes_on_compiling(curves: Mapping[str, Curve]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from maep.storage.documents import Document, read_fields
 
 Interval = tuple[float, float]
 # Entries that only the rows of random purifiers have, and those that the first reports did not have.
-OF_DRAWS = ("robust_average", "robust_worst", "robust_majority", "draws")
+OF_DRAWS = ("clean_average", "clean_worst", "clean_majority", "robust_average", "robust_worst", "robust_majority", "draws")
 LATER = ("kind", "deterministic", "parameters", "alarms", "continued")
 
 
@@ -52,6 +52,10 @@ class ReportRow:
     purifier (`maep.evaluation.scoring.subject`). deterministic: whether it draws nothing. alarms: names of the checks
     that speak against the numbers of this purifier, empty for none; None in reports that did not say. continued: by
     training, the steps at which a longer schedule took over; None where none did.
+
+    Of a random purifier clean_accuracy and robust_accuracy are those of one draw. *_average, *_worst and *_majority are
+    of `draws` further ones: their mean, the images that are right in every draw, and those whose commonest answer is
+    right. The first reports had none of clean images.
     """
 
     dataset: str
@@ -84,6 +88,9 @@ class ReportRow:
     distance_clean: float | None = None  # the first reports had no distances
     distance_adversarial: float | None = None
     direction_cosine: float | None = None
+    clean_average: float | None = None
+    clean_worst: float | None = None
+    clean_majority: float | None = None
     robust_average: float | None = None
     robust_worst: float | None = None
     robust_majority: float | None = None

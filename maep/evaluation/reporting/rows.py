@@ -177,6 +177,9 @@ def _mean_of_defined(parts: Sequence[PerImage]) -> float | None:
 class DrawScores(TypedDict, total=False):
     """Entries of a row that a random purifier has."""
 
+    clean_average: float
+    clean_worst: float
+    clean_majority: float
     robust_average: float
     robust_worst: float
     robust_majority: float
@@ -184,19 +187,32 @@ class DrawScores(TypedDict, total=False):
 
 
 def _scores_of_draws(records: Sequence[ChunkRecord], labels: Sequence[int]) -> DrawScores:
-    """Of a random purifier, robust accuracy in percent: mean over draws, right in every draw, majority of draws."""
-    chunks = [record.draws for record in records if record.draws is not None]
-    if not chunks:
-        return {}
+    """Of a random purifier, on clean and on attacked images; {} of one that draws nothing."""
+    attacked = [record.draws for record in records if record.draws is not None]
+    clean = [record.clean_draws for record in records if record.clean_draws is not None]
+    scores: DrawScores = {}
+    if attacked:
+        average, worst, majority = draw_accuracies(attacked, labels)
+        scores |= {"robust_average": average, "robust_worst": worst, "robust_majority": majority}
+        scores["draws"] = len(attacked[0])
+    if len(clean) == len(records):  # chunks of an earlier version may lack them
+        average, worst, majority = draw_accuracies(clean, labels)
+        scores |= {"clean_average": average, "clean_worst": worst, "clean_majority": majority}
+    return scores
+
+
+def draw_accuracies(chunks: Sequence[Sequence[Sequence[int]]], labels: Sequence[int]) -> tuple[float, float, float]:
+    """In percent: mean over draws, right in every draw, right by the answer of most draws (of equals the first).
+
+    chunks: of each, the predictions of each draw. labels: of all chunks, in order.
+    """
     draws = [joined(parts) for parts in zip(*chunks, strict=True)]
-    right = [[p == label for p in answers] for label, *answers in zip(labels, *draws, strict=True)]
-    majority = [Counter(answers).most_common(1)[0][0] == label for label, *answers in zip(labels, *draws, strict=True)]
-    return {
-        "robust_average": round(100 * fmean(sum(image) / len(image) for image in right), 4),
-        "robust_worst": round(100 * fmean(all(image) for image in right), 4),
-        "robust_majority": round(100 * fmean(majority), 4),
-        "draws": len(draws),
-    }
+    by_image = [(label, answers) for label, *answers in zip(labels, *draws, strict=True)]
+    right = [[answer == label for answer in answers] for label, answers in by_image]
+    majority = [Counter(answers).most_common(1)[0][0] == label for label, answers in by_image]
+    shares = fmean(sum(image) / len(image) for image in right), fmean(map(all, right)), fmean(majority)
+    average, worst, most = (round(100 * share, 4) for share in shares)
+    return average, worst, most
 
 
 def _per_class(records: Sequence[ChunkRecord], labels: Sequence[int], classes: Sequence[str]) -> list[ClassRow]:

@@ -28,19 +28,31 @@ def terminal_table(rows: Sequence[Combination]) -> Table:
         table.add_row(
             title_of(result.attack),
             eps_text(result.eps) + (" L2" if result.norm == "L2" else ""),
-            result.purifier,
+            "\n".join([result.purifier, *_of_draws(result)]),
             str(result.n),
             f"{result.undefended_clean_accuracy:.1f}/{result.undefended_robust_accuracy:.1f}",
-            f"{result.clean_accuracy:.1f}",
+            "\n".join([f"{result.clean_accuracy:.1f}", *_lines(result, "clean")]),
             Text.assemble(
                 (f"{result.robust_accuracy:.1f}", "bold"),
                 f" [{low:.1f}, {high:.1f}]",
                 (" !" if result.alarms else "", "bold red"),
+                *(f"\n{line}" for line in _lines(result, "robust")),
             ),
         )
     table.caption = _alarms([row.result for row in rows])
     table.caption_justify, table.caption_style = "left", "bold red"
     return table
+
+
+def _of_draws(row: ReportRow) -> list[str]:
+    """What the further lines of a random purifier are."""
+    return [] if row.draws is None else [f"mean of {row.draws}", "majority", "worst"]
+
+
+def _lines(row: ReportRow, what: str) -> list[str]:
+    """Of clean or robust accuracy, for these lines; a dash each in reports that did not say."""
+    values = [getattr(row, f"{what}_{name}") for name in ("average", "majority", "worst")]
+    return [] if row.draws is None else ["–" if value is None else f"{value:.1f}" for value in values]
 
 
 def _alarms(rows: Sequence[ReportRow]) -> str | None:

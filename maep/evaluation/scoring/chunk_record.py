@@ -40,7 +40,8 @@ class ChunkRecord(Document):
     linf, l2, linf_8bit, l2_8bit: of the attack, in [0,1] pixels, as made and after rounding to 8 bits.
     psnr_*, ssim_*, distance_*, direction_cosine, energy_*: of purifying, as in `maep.evaluation.scoring.metrics`.
     survivors: images that the attacked model still got right, after each attack. seconds: to attack, purify, classify.
-    draws: of a random purifier, further predictions on the adversarial images, one list a draw. keys: `image_keys`.
+    draws, clean_draws: of a random purifier, further predictions on the adversarial and on the clean images, one list a
+    draw. keys: `image_keys`.
     """
 
     FORMAT: ClassVar[int] = RecordHead.FORMAT  # 1 may lack its digest
@@ -79,6 +80,7 @@ class ChunkRecord(Document):
     seconds: Mapping[str, float]
     warnings: tuple[str, ...]
     draws: tuple[tuple[int, ...], ...] | None = None
+    clean_draws: tuple[tuple[int, ...], ...] | None = None  # records of before had those of adversarial images alone
     keys: tuple[str, ...] = ()  # the first records had none
 
     def to_json(self) -> dict[str, Any]:
@@ -86,8 +88,9 @@ class ChunkRecord(Document):
         entries = super().to_json()
         if not self.keys:
             del entries["keys"]
-        if self.draws is None:
-            del entries["draws"]
+        for name in ("draws", "clean_draws"):
+            if entries[name] is None:
+                del entries[name]
         return entries
 
     def correct(self, answer: str) -> list[bool]:

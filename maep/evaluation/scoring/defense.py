@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from maep.attacks.reseeding import is_random
-from maep.attacks.threat_models import Expectation, StraightThrough, ThreatModel, ZeroGradient, target_of_defended
+from maep.attacks.threat_models import (
+    BlackBox,
+    Expectation,
+    StraightThrough,
+    ThreatModel,
+    ZeroGradient,
+    target_of_defended,
+)
 from maep.config.schema import EvaluationSettings
 from maep.evaluation.scoring.reduced_model import SurrogateSettings
 from maep.models.defended import DefendedClassifier
@@ -84,7 +91,8 @@ class Targets:
 
     def __init__(self, defense: Defense, settings: EvaluationSettings, examples: Tensor) -> None:
         """examples: one or two images [K, 3, H, W] in [0,1], to ask the defense what it is like."""
-        self.defense, self.draws, self.examples = defense, settings.draws, examples
+        self.defense, self.examples = defense, examples
+        self.draws, self.blackbox_draws = settings.draws, settings.blackbox_draws
         self.draws_at_once = settings.draws_at_once
         self.surrogate_settings = SurrogateSettings.of(settings)
 
@@ -132,7 +140,7 @@ class Targets:
         draws: int | None,
     ) -> nn.Module:
         # As configured they are in the identity of what is made; the checks, which ask for their own, have them alone.
-        draws, at_once = (self.draws, self.draws_at_once) if draws is None else (draws, 1)
+        draws, at_once = (self._draws_of(attacker), self.draws_at_once) if draws is None else (draws, 1)
         if self.defense.is_approximated:
             purifier = StraightThrough(purifier)
         if defended is None or not attacker.uses_purifier:
@@ -142,3 +150,9 @@ class Targets:
         if isinstance(model, Expectation):
             model.at_once = min(draws, at_once)
         return model if self.has_gradient else ZeroGradient(model).eval()
+
+    def _draws_of(self, attacker: ThreatModel) -> int:
+        """Over how many an attacker averages, if it averages; one draw of what has no other."""
+        if attacker.name == BlackBox.name:
+            return self.blackbox_draws if self.blackbox_draws > 1 and self.is_random else 1
+        return self.draws

@@ -45,7 +45,7 @@ class EvaluationIdentity:
             threat = Adaptive.name
         if threat == Adaptive.name and self.is_approximated:
             threat = Bpda.name
-        if threat in (Adaptive.name, BlackBox.name) and self.is_undefended:
+        if threat in (Adaptive.name, BlackBox.name) and self.is_undefended and self._draws_averaged(threat) is None:
             threat = Oblivious.name
         return replace(task, threat_model=threat)
 
@@ -62,11 +62,19 @@ class EvaluationIdentity:
         }
         if threat_model(task.threat_model).uses_purifier:
             facts |= {"threat_model": task.threat_model, "purifier": self.purifier}
-        if task.threat_model == AdaptiveEot.name:
-            facts["draws"] = self.settings.draws
+        draws = self._draws_averaged(task.threat_model)
+        if draws is not None:
+            facts["draws"] = draws
             if self.settings.draws_at_once > 1:  # sums of another order: the last bits may differ
                 facts["draws_at_once"] = self.settings.draws_at_once
         return facts | SurrogateSettings.of(self.settings).facts()
+
+    def _draws_averaged(self, threat: str) -> int | None:
+        """Over how many draws an attacker averages; None if it does not, as none did without gradients at first."""
+        if threat == AdaptiveEot.name:
+            return self.settings.draws
+        asks_often = threat == BlackBox.name and self.is_random and self.settings.blackbox_draws > 1
+        return self.settings.blackbox_draws if asks_often else None
 
     def record_facts(self, task: Task) -> Mapping[str, object]:
         """All that a record depends on."""

@@ -4,7 +4,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,8 @@ from maep.runtime.device import wait_for
 from maep.runtime.digests import digest
 
 SCORING = (1,)  # keys of random purifiers when scoring: other draws than the attacker's, who cannot foresee them
+# Of the draws on clean images, apart: what the others draw is what it was before there were any.
+CLEAN_SCORING = (1, 1)
 
 
 def is_scored(evaluation: Evaluation, task: Task) -> bool:
@@ -41,12 +43,14 @@ def score_chunk(evaluation: Evaluation, task: Task, on_state: OnState) -> ChunkR
     undefended, *defended = [_attacked(evaluation, attack, on_state) for attack in evaluation.attacks.of(task)]
     undefended = _first(undefended, task.count)
     state = defended[0] if defended else undefended
-    defense = evaluation.defense
-    with reseeded(defense.protection, task.seed(evaluation.settings.run.seed), *SCORING):
+    protection, seed = evaluation.defense.protection, task.seed(evaluation.settings.run.seed)
+    with reseeded(protection, seed, *SCORING):
         record = _score(evaluation, task, Chunk(images, labels, state, undefended.images))
-        record.write(record_path(evaluation.directory, task))
         if task.chunk == 0:
             _save_samples(evaluation, task, record, images, state.images)
+    with reseeded(protection, seed, *CLEAN_SCORING):
+        record = replace(record, clean_draws=_draws(evaluation, _timed(evaluation), images))
+    record.write(record_path(evaluation.directory, task))
     return record
 
 
@@ -144,12 +148,12 @@ def image_keys(images: Tensor) -> tuple[str, ...]:
     return tuple(hashlib.sha256(repr(each.shape).encode() + each.tobytes()).hexdigest()[:16] for each in pixels)
 
 
-def _draws(evaluation: Evaluation, model: TimedDefense, adversarial: Tensor) -> tuple[tuple[int, ...], ...] | None:
+def _draws(evaluation: Evaluation, model: TimedDefense, images: Tensor) -> tuple[tuple[int, ...], ...] | None:
     """Of a random purifier, its predictions in further draws."""
     if not evaluation.targets.is_random:
         return None
     draws = range(evaluation.settings.evaluation.draws)
-    return tuple(tuple(model.classify_purified(model.purify(adversarial)).argmax(1).tolist()) for _ in draws)
+    return tuple(tuple(model.classify_purified(model.purify(images)).argmax(1).tolist()) for _ in draws)
 
 
 # the report's images

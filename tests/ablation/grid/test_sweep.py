@@ -9,7 +9,7 @@ from maep.ablation.grid.halving import Halving
 from maep.ablation.grid.points import expand, settings_identity
 from maep.ablation.grid.sweep import read_sweep
 from maep.ablation.running.point_runs import parse_only
-from maep.ablation.running.reuse import reuse_between
+from maep.ablation.running.reuse import pretraining_key, reuse_between
 from maep.ablation.study import prepare
 from maep.config.load import load_settings
 from maep.config.pair_source import _source, source_facts
@@ -169,3 +169,16 @@ def test_defenses_without_training_ask_for_none() -> None:
     work = {reuse.kind: (reuse.requests, reuse.distinct) for reuse in reuse_between(expand(sweep))}
     assert work["pretrainings"] == work["training images attacked"] == (1, 1)
     assert work["classifiers trained"] == (4, 1)
+
+
+def test_defenses_on_one_denoiser_train_it_once() -> None:
+    """DiffPure, GDMP and ScoreOpt ask the same network; another width, reach or objective is another training."""
+    kinds = [load_settings(f"{name}/digits") for name in ("diffpure", "gdmp", "scoreopt")]
+    assert len({pretraining_key(settings) for settings in kinds}) == 1
+    others = [
+        load_settings("flowpure/digits"),
+        *(load_settings("gdmp/digits", [word]) for word in ("gdmp.width=16", "gdmp.latest=0.3", "pretrain.steps=9")),
+    ]
+    assert len({pretraining_key(settings) for settings in (kinds[0], *others)}) == 5
+    used = load_settings("diffpure/digits", ["diffpure.time=0.1", "diffpure.sampler=ode"])
+    assert pretraining_key(used) == pretraining_key(kinds[0])

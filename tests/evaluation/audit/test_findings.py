@@ -53,7 +53,7 @@ def test_an_honest_defense_passes(honest: PurifierResult) -> None:
     """A purifier with true gradients sets off no alarm; the loss rises and the large budget is enough."""
     assert alarms(honest) == set()
     checks = ["randomness", "gradients", "finite differences", "loss against eps", "loss against steps"]
-    checks += ["large budget", "transfer", "bpda", "square", "8-bit budget", "8-bit accuracy"]
+    checks += ["large budget", "planted", "transfer", "bpda", "square", "8-bit budget", "8-bit accuracy"]
     assert {finding.check for finding in honest.findings} == set(checks)
 
 
@@ -61,7 +61,7 @@ def test_an_honest_defense_passes(honest: PurifierResult) -> None:
 def test_masked_gradients_are_caught(tmp_path: Path, test_set: ShardSet, purifier: nn.Module) -> None:
     """8-bit rounding and JPEG: the gradient is missing, and attackers who know less do better than the adaptive one."""
     result = evaluated(tmp_path, test_set, purifier)
-    assert {"gradients", "transfer", "bpda", "square", "large budget"} <= alarms(result)
+    assert {"gradients", "transfer", "bpda", "square", "large budget", "planted"} <= alarms(result)
     rows = {row.result.threat_model: row.result.robust_accuracy for row in result.rows}
     assert rows["adaptive"] > 80, "this is the number that would have been believed"
     assert rows["bpda"] < 20

@@ -1,0 +1,107 @@
+"""Rows of a report are what the records say; of a random purifier, whose draws are known here, all four numbers."""
+
+import dataclasses
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from maep.attacks.catalog import NamedAttack
+from maep.evaluation.reporting.provenance import write_environment
+from maep.evaluation.reporting.report import build_report, read_results
+from maep.evaluation.reporting.rows import combine, draw_accuracies
+from maep.evaluation.scoring.chunk_record import ChunkRecord, read_records
+from maep.evaluation.scoring.defense import Defense
+from maep.evaluation.scoring.evaluation import Evaluation
+from maep.evaluation.scoring.plan import read_plan
+from maep.evaluation.workers import evaluate_all
+from tests.evaluation.small_evaluation import directory_of, settings_for
+from tests.small import digits, train_small, write_shards
+
+CHUNK, DRAWS = 3, 4
+CLEAN_CALLS, ATTACKED_CALLS = range(DRAWS), range(3, 3 + DRAWS)  # after one each for clean, attacked and 8-bit images
+
+
+class Blackening(nn.Module):
+    """Call c since it was reseeded blackens the images at the positions p of a batch where p + c is a multiple of 3."""
+
+    calls = 0
+
+    def reseed(self, *_key: int) -> None:
+        self.calls = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        kept = (torch.arange(len(images)) + self.calls) % 3 > 0
+        self.calls += 1
+        return images * kept.view(-1, 1, 1, 1)
+
+
+def answers(images: Tensor, calls: range) -> list[list[int]]:
+    """For each call, what the classifier behind the purifier says of each image, of chunks of three."""
+    classifier = train_small()
+    black = int(classifier(torch.zeros(1, *images.shape[1:])).argmax())
+    seen = classifier(images).argmax(1).tolist()
+    return [[black if (n % CHUNK + call) % 3 == 0 else answer for n, answer in enumerate(seen)] for call in calls]
+
+
+def test_all_numbers_of_a_random_purifier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One draw, mean, worst and majority, of clean and of attacked images: in report.json, on the page, in the table."""
+    test = write_shards(tmp_path / "test", 2 * CHUNK)
+    settings = settings_for(
+        tmp_path, attacks=["fgsm"], threat_models=["oblivious"], images=2 * CHUNK, chunk_images=CHUNK, batch_size=CHUNK,
+        draws=DRAWS, check_images=1, figure_images=1,
+    )  # fmt: skip
+    defense = Defense(Blackening(), train_small(), "blackening", "small")
+    assert evaluate_all([Evaluation(settings, defense, test, directory_of(settings))])
+    images, labels = (part[: 2 * CHUNK] for part in digits())
+    attack = NamedAttack("fgsm", "Linf", settings.evaluation.eps[0])
+    attacked = attack.run(train_small(), images, labels, keys=range(6), seed=0, batch_size=CHUNK).images
+    write_environment(Path(settings.run.dir), ["test"])
+    row = build_report(settings, Path(settings.run.dir)).results[0].to_json()
+    for what, batch, one, calls in (("clean", images, 0, CLEAN_CALLS), ("robust", attacked, 1, ATTACKED_CALLS)):
+        right = [[answer == label for answer, label in zip(draw, labels.tolist(), strict=True)]
+                 for draw in answers(batch, calls)]  # fmt: skip
+        (first,) = answers(batch, range(one, one + 1))
+        assert row[f"{what}_accuracy"] == pytest.approx(100 * fmean(map(int.__eq__, first, labels.tolist())), abs=1e-3)
+        assert row[f"{what}_average"] == pytest.approx(100 * fmean(map(fmean, right)), abs=1e-3)
+        assert row[f"{what}_worst"] == pytest.approx(100 * fmean(map(all, zip(*right, strict=True))), abs=1e-3)
+        assert row[f"{what}_worst"] < row[f"{what}_average"]
+    assert row["draws"] == DRAWS
+    assert row["clean_average"] < row["clean_majority"], "two of four draws blacken a third of the images, one the rest"
+    page, printed = (Path(settings.run.dir) / "report.html").read_text(), capsys.readouterr().out
+    assert f"worst of {DRAWS} draws {row['clean_worst']:.1f}" in page
+    assert "those of one draw" in page
+    assert f"mean of {DRAWS}" in printed
+    assert f"{row['clean_average']:.1f}" in printed
+
+
+def test_records_without_clean_draws_have_no_numbers_of_them(tmp_path: Path) -> None:
+    """Those of an earlier version stay valid; of a part of the images there is no number of all."""
+    test = write_shards(tmp_path / "test", 2 * CHUNK)
+    settings = settings_for(
+        tmp_path, attacks=["fgsm"], threat_models=["oblivious"], images=2 * CHUNK, chunk_images=CHUNK, batch_size=CHUNK,
+        draws=2, check_images=1, figure_images=1,
+    )  # fmt: skip
+    defense = Defense(Blackening(), train_small(), "blackening", "small")
+    assert evaluate_all([Evaluation(settings, defense, test, directory_of(settings))])
+    plan = read_plan(settings, directory_of(settings))
+    ((folder, records),) = read_records(plan, directory_of(settings)).items()
+    path = directory_of(settings) / folder / "chunk-0000.json"
+    older = dataclasses.replace(records[0], clean_draws=None)
+    older.write(path)
+    assert "clean_draws" not in path.read_text()
+    assert ChunkRecord.read(path) == older
+    row = combine(settings, "blackening", plan, directory_of(settings) / folder, [older, records[1]]).result
+    assert row.clean_average is row.clean_worst is row.clean_majority is None
+    assert row.robust_average is not None
+    assert read_results(settings, Path(settings.run.dir) / "evaluation")[0].rows[0].result == row
+
+
+def test_accuracies_of_draws() -> None:
+    """By hand, of two chunks and three draws; of as many answers of one kind as of another the first counts."""
+    chunks = [[[0, 1], [0, 2], [1, 2]], [[5], [5], [5]]]  # by chunk, draw and image
+    average, worst, majority = draw_accuracies(chunks, [0, 1, 5])
+    assert (average, worst, majority) == (pytest.approx(100 * (2 / 3 + 1 / 3 + 1) / 3, abs=1e-3), 33.3333, 66.6667)
+    assert draw_accuracies([[[1], [0]]], [1])[2] == 100

@@ -3,7 +3,8 @@
     O   v = x;        v ← Adam step down ‖D(v + σn, σ) - v‖², σ and n anew at each step;    v
     N   v = x + σn;   v ← Adam step down ‖(v - D(v, σ))/σ - n‖², n the same throughout;     D(v, σ)
 
-O with sigma=0.5, steps=5 and lr=0.1 is what others call likelihood maximisation (Chen et al. 2024). The authors attack a stand-in, the denoiser asked once. Here the gradient goes through the steps as they are, the second
+O with sigma=0.5, steps=5 and lr=0.1 is what others call likelihood maximisation (Chen et al. 2024). The
+authors attack a stand-in, the denoiser asked once. Here the gradient goes through the steps as they are, the second
 derivative of the network and Adam's moments included, which are part of the state. Adam's first steps are near the sign
 of a gradient, so an exact derivative is near the identity's there, and BPDA's attacker about as strong.
 """
@@ -32,8 +33,8 @@ SIGMA_STREAM, NOISE_STREAM = 0, 1  # of a step's random numbers
 @dataclass
 class ScoreOptSettings(DenoiserSettings):
     """Section `scoreopt`. The defaults of its use are the authors' against an oblivious attacker; against BPDA they
-    take sigma=0.5, steps=5 and lr=0.1. Theirs of N are steps=5 and lr=0.1, and sigma=0.5, steps=20 and lr=0.1 against an
-    attacker who knows it.
+    take sigma=0.5, steps=5 and lr=0.1. Theirs of N are steps=5 and lr=0.1, and sigma=0.5, steps=20 and lr=0.1 against
+    an attacker who knows it.
     """
 
     variant: str = setting(
@@ -63,8 +64,8 @@ def adam_step(v: Tensor, first: Tensor, second: Tensor, gradient: Tensor, number
 
 
 class ScoreOptPurifier(DenoiserPurifier):
-    """Adam from the image as it is, or noised once. Noise and its deviation are drawn anew at every call, for each image
-    its own; the authors draw one deviation for the whole batch.
+    """Adam from the image as it is, or noised once. Noise and its deviation are drawn anew at every call, for each
+    image its own; the authors draw one deviation for the whole batch.
     """
 
     kind = "scoreopt"

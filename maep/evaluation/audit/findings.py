@@ -33,7 +33,7 @@ FALLING = 0.1
 FLAT = 1e-3  # a difference of losses that is none: what rounding to fp32 and the order of sums leave
 # Accuracy that may be left within eight times the budget: twice that of guessing, and five points for few images.
 CHANCE, CHANCE_POINTS = 2.0, 5
-# Share of planted images that an attack must find: Zimmermann et al. ask for nearly all, so one of sixteen may be missed.
+# Share of planted images that an attack must find: Zimmermann et al. ask for nearly all, so one of 16 may be missed.
 MOST_FOUND = 0.9
 # Points that rounding to 8 bits may move robust accuracy by: two, or one and a half images where those are more.
 ROUNDING_POINTS, ROUNDING_IMAGES = 2.0, 1.5

@@ -2,7 +2,8 @@
 
 Each is a sign of masked gradients (Athalye et al. 2018, Carlini et al. 2019) if the answer is not what it should be:
 the output is not random, the gradient is there and agrees with finite differences, the attack's loss rises with its
-budget and its steps, and the attack finds what was planted for it. `maep.evaluation.audit.findings` says what the answers mean.
+budget and its steps, and the attack finds what was planted for it. `maep.evaluation.audit.findings` says what the
+answers mean.
 """
 
 import statistics
@@ -74,8 +75,8 @@ class CheckAnswers:
     """What a defense answered. images: how many were asked about; norm, eps: the evaluation's first budget.
 
     logit_spread: the largest difference between logits when the same images are asked again. against_eps,
-    against_steps: PGD at rising budgets, and with more and more steps. planted: what PGD has found of adversarial images
-    that are known to be there; None of a random defense, and in the answers of an earlier version.
+    against_steps: PGD at rising budgets, and with more and more steps. planted: what PGD has found of adversarial
+    images that are known to be there; None of a random defense, and in the answers of an earlier version.
     """
 
     images: int

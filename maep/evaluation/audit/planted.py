@@ -1,4 +1,4 @@
-"""Adversarial images that are known to be there: an attack that does not find them is too weak (Zimmermann et al. 2022).
+"""Adversarial images that are known to be there: an attack that misses them is too weak (Zimmermann et al. 2022).
 
 For each image a linear readout of the defense's logits is fitted so that the image and some points on the border of its
 ball are of class 0, and one point there, the planted one, is of class 1. Whether other images of class 1 lie nearby is

@@ -208,8 +208,8 @@ def _notes_on_draws(results: Sequence[PurifierResult]) -> Iterator[str]:
             name = "the model" if result.name == UNDEFENDED else result.name
             yield (
                 f"{name} draws at random: its accuracies are those of one draw, and beside them stand the average, the "
-                f"majority and the worst of {draws} more. Attacks, AutoAttack among them, decide by one draw whether an "
-                "image has fallen; those that average over draws by the mean of their logits"
+                f"majority and the worst of {draws} more. Attacks, AutoAttack among them, decide by one draw whether "
+                "an image has fallen; those that average over draws by the mean of their logits"
             )
 
 

@@ -10,7 +10,15 @@ from maep.storage.documents import Document, read_fields
 
 Interval = tuple[float, float]
 # Entries that only the rows of random purifiers have, and those that the first reports did not have.
-OF_DRAWS = ("clean_average", "clean_worst", "clean_majority", "robust_average", "robust_worst", "robust_majority", "draws")
+OF_DRAWS = (
+    "clean_average",
+    "clean_worst",
+    "clean_majority",
+    "robust_average",
+    "robust_worst",
+    "robust_majority",
+    "draws",
+)
 LATER = ("kind", "deterministic", "parameters", "alarms", "continued")
 
 

@@ -25,12 +25,13 @@ def terminal_table(rows: Sequence[Combination]) -> Table:
     for row in rows:
         result = row.result
         low, high = result.robust_ci95
+        below = "\n" * len(_of_draws(result))  # cells are set at the bottom of their lines, as the heads are
         table.add_row(
-            title_of(result.attack),
-            eps_text(result.eps) + (" L2" if result.norm == "L2" else ""),
+            title_of(result.attack) + below,
+            eps_text(result.eps) + (" L2" if result.norm == "L2" else "") + below,
             "\n".join([result.purifier, *_of_draws(result)]),
-            str(result.n),
-            f"{result.undefended_clean_accuracy:.1f}/{result.undefended_robust_accuracy:.1f}",
+            str(result.n) + below,
+            f"{result.undefended_clean_accuracy:.1f}/{result.undefended_robust_accuracy:.1f}{below}",
             "\n".join([f"{result.clean_accuracy:.1f}", *_lines(result, "clean")]),
             Text.assemble(
                 (f"{result.robust_accuracy:.1f}", "bold"),

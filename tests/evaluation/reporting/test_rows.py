@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, mode
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def answers(images: Tensor, calls: range) -> list[list[int]]:
 
 
 def test_all_numbers_of_a_random_purifier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One draw, mean, worst and majority, of clean and of attacked images: in report.json, on the page, in the table."""
+    """One draw, mean, worst and majority, of clean and attacked images: in report.json, on the page, in the table."""
     test = write_shards(tmp_path / "test", 2 * CHUNK)
     settings = settings_for(
         tmp_path, attacks=["fgsm"], threat_models=["oblivious"], images=2 * CHUNK, chunk_images=CHUNK, batch_size=CHUNK,
@@ -67,9 +67,12 @@ def test_all_numbers_of_a_random_purifier(tmp_path: Path, capsys: pytest.Capture
         assert row[f"{what}_accuracy"] == pytest.approx(100 * fmean(map(int.__eq__, first, labels.tolist())), abs=1e-3)
         assert row[f"{what}_average"] == pytest.approx(100 * fmean(map(fmean, right)), abs=1e-3)
         assert row[f"{what}_worst"] == pytest.approx(100 * fmean(map(all, zip(*right, strict=True))), abs=1e-3)
-        assert row[f"{what}_worst"] < row[f"{what}_average"]
+        commonest = map(mode, zip(*answers(batch, calls), strict=True))
+        assert row[f"{what}_majority"] == pytest.approx(
+            100 * fmean(map(int.__eq__, commonest, labels.tolist())), abs=1e-3
+        )
     assert row["draws"] == DRAWS
-    assert row["clean_average"] < row["clean_majority"], "two of four draws blacken a third of the images, one the rest"
+    assert len({row[f"clean_{name}"] for name in ("average", "worst", "majority")}) == 3, "they say different things"
     page, printed = (Path(settings.run.dir) / "report.html").read_text(), capsys.readouterr().out
     assert f"worst of {DRAWS} draws {row['clean_worst']:.1f}" in page
     assert "those of one draw" in page
@@ -96,7 +99,9 @@ def test_records_without_clean_draws_have_no_numbers_of_them(tmp_path: Path) -> 
     row = combine(settings, "blackening", plan, directory_of(settings) / folder, [older, records[1]]).result
     assert row.clean_average is row.clean_worst is row.clean_majority is None
     assert row.robust_average is not None
-    assert read_results(settings, Path(settings.run.dir) / "evaluation")[0].rows[0].result == row
+    (read,) = read_results(settings, Path(settings.run.dir) / "evaluation")[0].rows
+    assert read.result.clean_average is None
+    assert read.result.robust_average == row.robust_average
 
 
 def test_accuracies_of_draws() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from maep.attacks.attack_state import AttackState
 from maep.attacks.catalog import NamedAttack, gradient_spec
-from maep.attacks.threat_models import AdaptiveEot, Expectation
+from maep.attacks.threat_models import AdaptiveEot, Expectation, threat_model
 from maep.data.shards import ShardSet
 from maep.evaluation.scoring.defense import Defense
 from maep.evaluation.scoring.evaluation import Evaluation
@@ -336,3 +336,29 @@ def test_draws_at_once_are_part_of_eots_identity_alone(tmp_path: Path, test_set:
     assert isinstance(asked, Expectation)
     assert isinstance(checked, Expectation)
     assert (asked.at_once, checked.at_once) == (at_once, 1)
+
+
+@pytest.mark.parametrize("is_defended", [True, False])
+def test_who_asks_without_gradients_may_average_over_draws(
+    tmp_path: Path, test_set: ShardSet, is_defended: bool
+) -> None:
+    """Square's answers are then mean logits of so many draws, and its images others than those of one draw, which is
+    what was always asked; also of a random model without a purifier. Of what draws nothing there is one answer.
+    """
+    answers = {}
+    for draws in (1, 4):
+        settings = settings_for(tmp_path, threat_models=["blackbox"], blackbox_draws=draws)
+        noise = random_purifier(noise=0.1)
+        behind = nn.Sequential(noise, train_small()).eval()
+        random = Defense(noise, train_small(), "it", "small") if is_defended else Defense(
+            nn.Identity(), behind, "it", "small"
+        )  # fmt: skip
+        for name, defense in (("random", random), ("fixed", Defense(Blur(), train_small(), "blur", "small"))):
+            evaluation = Evaluation(settings, defense, test_set, directory_of(settings))
+            task = evaluation.identity.attack_task(plan_tasks(settings.evaluation, len(test_set))[0])
+            facts, target = evaluation.identity.attack_facts(task), evaluation.targets.exact(threat_model("blackbox"))
+            answers[name, draws] = facts.get("draws", 1), getattr(target, "draws", 1), task.threat_model
+    alone = "blackbox" if is_defended else "oblivious"
+    assert answers["random", 1] == (1, 1, alone)
+    assert answers["random", 4] == (4, 4, "blackbox")
+    assert answers["fixed", 1] == answers["fixed", 4] == (1, 1, "blackbox")

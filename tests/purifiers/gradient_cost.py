@@ -1,7 +1,7 @@
 """Cost of an exact gradient: `python -m tests.purifiers.gradient_cost cfg=diffpure/digits --out FILE`.
 
-Through 100 steps of DiffPure on one image, its network as configured with random weights: memory beside that of one step and the states that
-are stored, time beside plain autograd's, which keeps the graph of all steps.
+Through 100 steps of DiffPure on one image, its network as configured with random weights: memory beside that of one
+step and the states that are stored, time beside plain autograd's, which keeps the graph of all steps.
 """
 
 import argparse

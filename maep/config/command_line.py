@@ -20,6 +20,10 @@ from maep.config.values import Unfit, expanded
 from maep.runtime.errors import fail, nearest
 
 
+# How options and paths begin, which may hold a `=` too, as folders of some data sets do (`/data/split=test`).
+NO_SETTING = ("-", "/", "./", "../")
+
+
 class Parser(argparse.ArgumentParser):
     """One that answers bad input as everything here does: with a UserError of one line, and no usage before it."""
 
@@ -82,6 +86,7 @@ def split_arguments(
 ) -> tuple[argparse.Namespace, list[str]]:
     """Parse `cfg=NAME key=value … --option`, without resolving the settings.
 
+    A path with `=` in it is taken for one where it begins with `/`, `./` or `../`.
     options: a parser made with `add_help=False` that holds the launcher's own `--` options and positionals.
     Returns its namespace (with `cfg`) and the `key=value` words. Raises UserError for an unknown option.
     """
@@ -92,7 +97,7 @@ def split_arguments(
         epilog=f"cfg=NAME: one of {', '.join([*config_names(), *sweep_names()])}\n\n{settings_help()}",
         exit_on_error=False,
     )
-    pairs = [word for word in arguments if "=" in word and not word.startswith("-")]
+    pairs = [word for word in arguments if "=" in word and not word.startswith(NO_SETTING)]
     words = [word for word in arguments if word not in pairs]
     try:
         namespace, unknown = parser.parse_known_args(words)

@@ -72,6 +72,18 @@ def test_an_image_of_any_size(tmp_path: Path, run_dir: Path, suffix: str) -> Non
     assert close(read(tmp_path / f"new/out{suffix}"), expected(run_dir, picture(0, 20, 37), overlap=4))
 
 
+def test_a_path_may_hold_an_equals_sign(tmp_path: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it begins as paths do; a bare `name=…` is a setting."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path("split=test")
+    folder.mkdir()
+    Image.fromarray(picture(0)).save(folder / "in=0.png")
+    assert run(["purify", f"./{folder}/in=0.png", str(tmp_path / "out=0.png"), f"run.dir={run_dir}"]) == 0
+    assert close(read(tmp_path / "out=0.png"), expected(run_dir, picture(0)))
+    with pytest.raises(UserError, match="split"):
+        run(["purify", f"{folder}/in=0.png", "out.png", f"run.dir={run_dir}"])
+
+
 def test_the_runs_own_configuration_counts(tmp_path: Path, run_dir: Path) -> None:
     """run.dir/config.yaml is the base of the settings: its two passes are applied."""
     (run_dir / "config.yaml").write_text(to_yaml(load_settings(None, ["purify.passes=2"])))

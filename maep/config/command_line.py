@@ -19,7 +19,6 @@ from maep.config.schema import Settings
 from maep.config.values import Unfit, expanded
 from maep.runtime.errors import fail, nearest
 
-
 # How options and paths begin, which may hold a `=` too, as folders of some data sets do (`/data/split=test`).
 NO_SETTING = ("-", "/", "./", "../")
 

@@ -1,6 +1,6 @@
 """What the purifiers around a denoiser have in common: the network and its training, padding, seeds, gradients."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -20,7 +20,7 @@ from maep.purifiers.registry import network_entries, purifier_class
 from maep.purifiers.stepwise import Step, stepwise, walk
 from maep.runtime.device import upload
 from maep.runtime.errors import fail
-from maep.runtime.randomness import keyed_rng
+from maep.runtime.randomness import SideBySide, keyed_rng
 
 # What `purify.batch_tiles` counts where there are no tiles: 32 x 32 pixels, an image of CIFAR-10.
 TILE_PIXELS = 32 * 32
@@ -76,7 +76,11 @@ class DenoiserPurifier(TrainedPurifier):
 
     def reseed(self, *key: int) -> None:
         """Start the seeds of images at `key`; what follows depends on it and on the images since alone."""
-        self.rng = keyed_rng("purifier", *key)
+        self.rng: np.random.Generator | SideBySide = keyed_rng("purifier", *key)
+
+    def reseed_each(self, keys: Sequence[tuple[int, ...]]) -> None:
+        """Of images that are so many batches, one after the other, each has the seeds of its own key."""
+        self.rng = SideBySide([keyed_rng("purifier", *key) for key in keys])
 
     @classmethod
     def check(cls, section: Any) -> None:

@@ -85,6 +85,11 @@ class SideBySide:
         """As `random`, normally distributed."""
         return np.concatenate([each.standard_normal(self._part(shape), dtype=dtype) for each in self.generators])
 
+    def integers(self, low: int, high: int, size: int, dtype: type[np.integer] = np.int64) -> np.ndarray:
+        """As `random`, uniform in [low, high): [size]."""
+        (count,) = self._part((size,))
+        return np.concatenate([each.integers(low, high, count, dtype=dtype) for each in self.generators])
+
     def _part(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         count, rest = divmod(shape[0], len(self.generators))
         if rest:

@@ -144,6 +144,19 @@ def test_seeds_decide_and_batches_do_not(sampler: str) -> None:
     torch.testing.assert_close(parts(pictures(side=32)), purified(pictures(side=32)))
 
 
+def test_draws_of_several_keys_in_one_batch() -> None:
+    """Each part of the batch gets what its key gives it alone; a part that does not fit is refused."""
+    subject, keys = purifier("diffpure.steps=2"), [(3,), (4,), (3,)]
+    parts = []
+    for key in keys:
+        subject.reseed(*key)
+        parts.append(subject(pictures(2)))
+    subject.reseed_each(keys)
+    torch.testing.assert_close(subject(pictures(2).repeat(3, 1, 1, 1)), torch.cat(parts))
+    with pytest.raises(ValueError, match="not a multiple of 3 draws"):
+        subject(pictures(2))
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_gradients_are_exact(sampler: str) -> None:
     """Through three steps, on images that must be padded: plain autograd's, which weights in training get; BPDA's is

@@ -142,7 +142,8 @@ class MaskingCheck:
         settings = evaluation.settings.evaluation
         self.seed = evaluation.settings.run.seed
         self.count = min(settings.check_images, len(evaluation.test))
-        self.norm, self.eps, self.draws = settings.norm, settings.eps[0], settings.draws
+        self.norm, self.eps = settings.norm, settings.eps[0]
+        self.draws, self.at_once = settings.draws, settings.draws_at_once
 
     @property
     def identity(self) -> str:
@@ -151,6 +152,8 @@ class MaskingCheck:
         inputs = [defense.classifier_identity, defense.purifier_identity, images, self.seed]
         if defense.is_approximated:  # named here alone, so that the answers of all others stay as they are
             inputs.append("identity backward")
+        if self.at_once > 1:  # sums of another order, as in the identities of attacks
+            inputs.append(f"{self.at_once} draws at once")
         return digest([VERSION, *inputs, self.count, self.norm, self.eps, self.draws])
 
     @property

@@ -139,8 +139,7 @@ class Targets:
         attacker: ThreatModel,
         draws: int | None,
     ) -> nn.Module:
-        # As configured they are in the identity of what is made; the checks, which ask for their own, have them alone.
-        draws, at_once = (self._draws_of(attacker), self.draws_at_once) if draws is None else (draws, 1)
+        draws = self._draws_of(attacker) if draws is None else draws
         if self.defense.is_approximated:
             purifier = StraightThrough(purifier)
         if defended is None or not attacker.uses_purifier:
@@ -148,7 +147,7 @@ class Targets:
         else:
             model = target_of_defended(attacker, defended, draws)
         if isinstance(model, Expectation):
-            model.at_once = min(draws, at_once)
+            model.at_once = min(draws, self.draws_at_once)
         return model if self.has_gradient else ZeroGradient(model).eval()
 
     def _draws_of(self, attacker: ThreatModel) -> int:

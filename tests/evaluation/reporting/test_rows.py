@@ -21,16 +21,21 @@ from tests.evaluation.small_evaluation import directory_of, settings_for
 from tests.small import digits, train_small, write_shards
 
 CHUNK, DRAWS = 3, 4
-CLEAN_CALLS, ATTACKED_CALLS = range(DRAWS), range(3, 3 + DRAWS)  # after one each for clean, attacked and 8-bit images
+# Scoring's key has two numbers, that of the draws on clean images three; attacked images are drawn after a call each
+# for clean, attacked and 8-bit ones.
+CLEAN_ONE, ATTACKED_ONE = range(2, 3), range(3, 4)
+CLEAN_CALLS, ATTACKED_CALLS = range(3, 3 + DRAWS), range(5, 5 + DRAWS)
 
 
 class Blackening(nn.Module):
-    """Call c since it was reseeded blackens the images at the positions p of a batch where p + c is a multiple of 3."""
+    """Call c blackens the images at the positions p of a batch where p + c is a multiple of 3. A key of K numbers
+    starts the calls at K.
+    """
 
     calls = 0
 
-    def reseed(self, *_key: int) -> None:
-        self.calls = 0
+    def reseed(self, *key: int) -> None:
+        self.calls = len(key)
 
     def forward(self, images: Tensor) -> Tensor:
         kept = (torch.arange(len(images)) + self.calls) % 3 > 0
@@ -60,10 +65,12 @@ def test_all_numbers_of_a_random_purifier(tmp_path: Path, capsys: pytest.Capture
     attacked = attack.run(train_small(), images, labels, keys=range(6), seed=0, batch_size=CHUNK).images
     write_environment(Path(settings.run.dir), ["test"])
     row = build_report(settings, Path(settings.run.dir)).results[0].to_json()
-    for what, batch, one, calls in (("clean", images, 0, CLEAN_CALLS), ("robust", attacked, 1, ATTACKED_CALLS)):
+    for what, batch, one, calls in (
+        ("clean", images, CLEAN_ONE, CLEAN_CALLS), ("robust", attacked, ATTACKED_ONE, ATTACKED_CALLS)
+    ):  # fmt: skip
         right = [[answer == label for answer, label in zip(draw, labels.tolist(), strict=True)]
                  for draw in answers(batch, calls)]  # fmt: skip
-        (first,) = answers(batch, range(one, one + 1))
+        (first,) = answers(batch, one)
         assert row[f"{what}_accuracy"] == pytest.approx(100 * fmean(map(int.__eq__, first, labels.tolist())), abs=1e-3)
         assert row[f"{what}_average"] == pytest.approx(100 * fmean(map(fmean, right)), abs=1e-3)
         assert row[f"{what}_worst"] == pytest.approx(100 * fmean(map(all, zip(*right, strict=True))), abs=1e-3)

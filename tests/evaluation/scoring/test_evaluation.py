@@ -19,6 +19,7 @@ from maep.attacks.attack_state import AttackState
 from maep.attacks.catalog import NamedAttack, gradient_spec
 from maep.attacks.threat_models import AdaptiveEot, Expectation, threat_model
 from maep.data.shards import ShardSet
+from maep.evaluation.audit.gradient_masking import MaskingCheck
 from maep.evaluation.scoring.defense import Defense
 from maep.evaluation.scoring.evaluation import Evaluation
 from maep.evaluation.scoring.metrics import distances
@@ -321,8 +322,12 @@ def _survivors(path: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("at_once", [1, 4])
-def test_draws_at_once_are_part_of_eots_identity_alone(tmp_path: Path, test_set: ShardSet, at_once: int) -> None:
-    """One at a time is what was always done. Attacks follow so many at once; the checks, which ask alone, one."""
+def test_draws_at_once_are_part_of_the_identity_of_who_averages(
+    tmp_path: Path, test_set: ShardSet, at_once: int
+) -> None:
+    """One at a time is what was always done. Attacks follow so many at once, and so do the checks, whose identity it is
+    then, too.
+    """
     settings = settings_for(tmp_path, draws=6, draws_at_once=at_once, threat_models=["adaptive", "adaptive-eot"])
     defense = Defense(random_purifier(noise=0.1), train_small(), "noise", "small")
     evaluation = Evaluation(settings, defense, test_set, directory_of(settings))
@@ -335,7 +340,10 @@ def test_draws_at_once_are_part_of_eots_identity_alone(tmp_path: Path, test_set:
     asked, checked = (evaluation.targets.exact(AdaptiveEot(), draws) for draws in (None, 6))
     assert isinstance(asked, Expectation)
     assert isinstance(checked, Expectation)
-    assert (asked.at_once, checked.at_once) == (at_once, 1)
+    assert asked.at_once == checked.at_once == at_once
+    alone = settings_for(tmp_path, draws=6, threat_models=["adaptive", "adaptive-eot"])
+    by_one = MaskingCheck(Evaluation(alone, defense, test_set, directory_of(alone)))
+    assert (MaskingCheck(evaluation).identity == by_one.identity) == (at_once == 1)
 
 
 @pytest.mark.parametrize("is_defended", [True, False])

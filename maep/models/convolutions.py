@@ -1,4 +1,4 @@
-"""Optional convolutions around the transformer: a stem before it, a refinement after it."""
+"""Convolutions: a stem before the transformer, a refinement after it, and a denoiser of nothing else."""
 
 import torch
 import torch.nn.functional as F
@@ -57,3 +57,36 @@ class Refinement(nn.Module):
         x = F.pixel_unshuffle(torch.cat([2 * masked, decoded], dim=1), self.scale)
         x = self.tail(self.blocks(self.head(x.contiguous(memory_format=torch.channels_last))))
         return F.pixel_shuffle(x, self.scale).to(decoded.dtype)
+
+
+class ResidualDenoiser(nn.Module):
+    """x + unit · f(x) with f of 3x3 convolutions alone: [N, 3, H, W] in [0, 1] to the same shape, not clipped.
+
+    f are residual blocks without normalisation (EDSR, Lim et al. 2017) and predicts the noise, not the image (DnCNN,
+    Zhang et al. 2017). width, depth: channels and blocks. scale: they work on pixels unshuffled by this factor (FFDNet,
+    Zhang et al. 2018); sides that it does not divide are continued by their last pixels. unit: of what f predicts, in
+    [0, 1] pixels. Predicts 0 at first: its last convolution starts at zero.
+    """
+
+    def __init__(self, width: int, depth: int, scale: int, unit: float) -> None:
+        super().__init__()
+        self.scale, self.unit = scale, unit
+        self.head = nn.Conv2d(3 * scale**2, width, 3, padding=1)
+        self.blocks = nn.Sequential(*[ResidualBlock(width) for _ in range(depth)])
+        self.tail = nn.Conv2d(width, 3 * scale**2, 3, padding=1)
+        nn.init.zeros_(self.tail.weight)
+        nn.init.zeros_(self.tail.bias)  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor, visible: Tensor | None = None) -> Tensor:
+        """images: [N, 3, H, W] in [0, 1]; visible: None, since it sees whole images. Returns the same shape.
+
+        Raises ValueError for a mask.
+        """
+        if visible is not None:
+            raise ValueError("this network sees whole images; give visible=None")
+        height, width = images.shape[2:]
+        down, across = (-side % self.scale for side in (height, width))
+        pixels = F.pad(2 * images - 1, (0, across, 0, down), mode="replicate")
+        x = F.pixel_unshuffle(pixels, self.scale).contiguous(memory_format=torch.channels_last)
+        noise = F.pixel_shuffle(self.tail(self.blocks(self.head(x))), self.scale)[:, :, :height, :width]
+        return images + self.unit * noise.to(images.dtype)

@@ -29,6 +29,7 @@ KINDS = {
     "resize_pad": "maep.purifiers.resize_pad:ResizePadPurifier",
     "tvm": "maep.purifiers.tvm:TotalVariationPurifier",
     "disco": "maep.purifiers.disco:DiscoPurifier",
+    "residual_cnn": "maep.purifiers.residual_cnn:ResidualCnnPurifier",
     "diffpure": "maep.purifiers.diffpure:DiffPurePurifier",
     "gdmp": "maep.purifiers.gdmp:GdmpPurifier",
     "flowpure": "maep.purifiers.flowpure:FlowPurePurifier",

@@ -1,0 +1,45 @@
+"""The sweep at the same cost: what each point costs, by torch's counter of operations."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from maep.ablation.grid.points import Point, expand
+from maep.ablation.grid.sweep import read_sweep
+from maep.benchmarks.compute_rates import flops_of
+from maep.config.load import config_names
+from maep.models.masked_autoencoder import MaskedAutoencoder
+from maep.purifiers.base import TrainedPurifier
+from maep.purifiers.registry import purifier_class
+
+BACKWARD = 2  # of a network, in units of its forward pass
+UNITS = {"TFLOP": 1e12, "PFLOP": 1e15}
+
+
+def forward_costs(point: Point) -> tuple[float, float]:
+    """Operations of one image's forward pass with patches hidden as in the training's first part, and with none."""
+    kind = purifier_class(point.settings.purifier.kind)
+    assert issubclass(kind, TrainedPurifier)
+    with torch.device("meta"):
+        network = kind.from_settings(point.settings).model
+    if isinstance(network, MaskedAutoencoder):  # whose own count tests/models/test_masked_autoencoder.py has checked
+        return network.flops(32, point.settings.pretrain.mask_ratio), network.flops(32, 0.0)
+    whole = flops_of(network, torch.empty(1, 3, 32, 32, device="meta"))
+    return whole, whole
+
+
+@pytest.mark.parametrize("scale", ["paper", "cpu"])
+def test_the_cost_is_the_same(scale: str, tmp_path: Path) -> None:
+    """Of purifying within 3 % of all systems' mean, of training within 1 % of the budget in the point's name."""
+    sweep = read_sweep("ablation/same_budget", scale, ["seeds=[0]"])
+    points = expand(sweep, [f"{name}:data.root={tmp_path}" for name in config_names() if "same_budget" in name])
+    assert len({point.names[0].partition(",")[0] for point in points}) * 3 == len(points) == 12
+    purifying = [forward_costs(point)[1] for point in points]
+    assert purifying == pytest.approx([sum(purifying) / len(purifying)] * 12, rel=0.03)
+    for point in points:
+        train, (masked, whole) = point.settings.pretrain, forward_costs(point)
+        share = train.mask_until if train.mask_ratio else 0.0
+        number, unit = point.names[0].partition(", ")[2].split()
+        cost = (1 + BACKWARD) * (train.steps or 0) * train.batch_size * (share * masked + (1 - share) * whole)
+        assert cost == pytest.approx(float(number) * UNITS[unit], rel=0.01), point.label

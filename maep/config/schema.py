@@ -137,7 +137,8 @@ class DataSettings:
 class ClassifierSettings:
     arch: str = setting(
         "cifar_resnet20",
-        "cifar_resnet20…56, cifar_resnet32w, wrn28_1, wrn28_10, …, dm_wrn28_10, dm_preact18, or any timm model name",
+        "cifar_resnet20…56, cifar_resnet32w, wrn28_1, wrn28_10, …, dm_wrn28_10, dm_preact18, soap_resnet, any timm "
+        "model name; cifar_resnetN_rotation, soap_resnet_rotation: with SOAP's head for turns",
     )
     weights: str | None = setting(
         None, "safetensors or torch file; unset: the classifier stage trains one", unit="path", stands_in=True
@@ -165,8 +166,9 @@ class ClassifierSettings:
     nesterov: bool = setting(True, "Nesterov's form of the momentum", added=True)
     training: str = setting(
         "standard",
-        "what the classifier stage minimises: cross-entropy, or an adversarial training (awp: pgd_at with AWP)",
-        choices=("standard", "pgd_at", "trades", "awp", "trades_awp", "dkl"),
+        "what the classifier stage minimises: cross-entropy, an adversarial training (awp: pgd_at with AWP), or one of "
+        "SOAP's joint losses",
+        choices=("standard", "pgd_at", "trades", "awp", "trades_awp", "dkl", "soap", "soap_rotation"),
         added=True,
     )
     train_eps: float = setting(8 / 255, "L∞ budget of adversarial training", unit="[0,1] pixels", above=0.0, added=True)
@@ -189,6 +191,9 @@ class ClassifierSettings:
     dkl_alpha: float = setting(4.0, "weight of DKL's cross-entropy between the pair", low=0.0, added=True)
     dkl_beta: float = setting(20.0, "weight of DKL's distances between the pair's logits", low=0.0, added=True)
     dkl_temperature: float = setting(4.0, "temperature of DKL's means of classes", above=0.0, added=True)
+    soap_weight: float = setting(
+        1.0, "weight of what is not the classes' cross-entropy (soap, soap_rotation)", low=0.0, added=True
+    )
     save_every: int = setting(
         1, "epochs between checkpoints of its training", unit="epochs", low=1, affects_result=False
     )

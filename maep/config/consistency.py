@@ -166,6 +166,18 @@ def _check_attack(settings: Settings) -> None:
         if settings.model.image_size != settings.data.image_size:
             sizes = f"model.image_size={settings.model.image_size}, data.image_size={settings.data.image_size}"
             fail(f"{section}.attacked=whole: the classifier takes whole images, not crops; make {sizes} equal")
+    _check_classifiers(settings.robust.classifiers, any(train.attacked == "whole" for train in trainings.values()))
+
+
+def _check_classifiers(words: list[str], is_whole: bool) -> None:
+    """Further classifiers are named, and there is a training that meets them."""
+    if words and not is_whole:
+        named = ", ".join(words)
+        fail(f"robust.classifiers=[{named}]: only a training against the whole meets them; set pretrain.attacked=whole")
+    for word in words:
+        arch, given, path = word.partition("=")
+        if not arch or (given and not path):
+            fail(f"robust.classifiers: {word!r} names none; give an architecture, or ARCH=PATH of its weights")
 
 
 def _check_published(settings: Settings) -> None:

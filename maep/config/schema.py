@@ -362,6 +362,10 @@ class FinetuneSettings(TrainSettings):
 class RobustSettings:
     """Of trainings whose attack sees the whole (pretrain.attacked or finetune.attacked=whole)."""
 
+    classifiers: list[str] = setting(
+        [], "further frozen classifiers, of which each step draws one or the run's own: architectures, which the "
+        "classifier stage trains too, or ARCH=PATH of their weights", added=True,
+    )  # fmt: skip
     clean_until: float = setting(
         0.0, "share of the training that has no attack, so that the purifier first learns images", low=0.0, high=1.0,
         added=True,

@@ -154,11 +154,15 @@ def _check_attack(settings: Settings) -> None:
     attack, trainings = settings.attack, {"pretrain": settings.pretrain, "finetune": settings.finetune}
     if attack.method == "nfgsm" and (attack.norm != "Linf" or not attack.online):
         fail("attack.method=nfgsm: leaves the budget, in Linf, for training alone; set attack.norm=Linf, attack.online")
+    if attack.method == "ssp" and (attack.norm != "Linf" or attack.targeted):
+        fail("attack.method=ssp: moves features, within Linf; set attack.norm=Linf and attack.targeted=false")
     if settings.finetune.method == "none":
         del trainings["finetune"]
     for section in (name for name, train in trainings.items() if train.attacked == "whole"):
         if not attack.online:
             fail(f"{section}.attacked=whole: changes with every step; set attack.online=true with it")
+        if attack.method == "ssp":
+            fail(f"attack.method=ssp: attacks the classifier's features; set {section}.attacked=classifier")
         if attack.norm != "Linf" or attack.targeted:
             fail(f"{section}.attacked=whole: is untargeted, in Linf; set attack.norm=Linf and attack.targeted=false")
         if settings.compute.zero_stage == 3:

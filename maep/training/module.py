@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from maep.config.schema import ComputeSettings, ObjectiveSettings
+from maep.models.feature_maps import FeatureMap
 from maep.objectives import Judge
 from maep.objectives import objective as objective_named
 from maep.runtime.console import say
@@ -47,6 +48,7 @@ class TrainingModule(nn.Module):
         self.losses = objective_named(objective.name)
         # In a list it is no part of this module: not put into training mode, not sent to the other ranks, not averaged.
         self.frozen = list(classifiers)
+        self.features = [FeatureMap(each) for each in self.frozen]
 
     def forward(
         self,
@@ -66,7 +68,7 @@ class TrainingModule(nn.Module):
         """
         model = self.model if index is None else partial(self._shown, index)
         with torch.autocast(clean.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            asked: list[Judge | Tensor] = [] if labels is None else [Judge(partial(self._classify, which), labels)]
+            asked: list[Judge | Tensor] = [] if labels is None else [self._judge(which, labels)]
             asked += [] if seeds is None else [seeds]
             losses = self.losses(model, clean, adversarial, visible, self.objective, *asked)
         return losses.total.float(), {name: part.float() for name, part in losses.parts.items()}
@@ -75,6 +77,15 @@ class TrainingModule(nn.Module):
         """The model where the index is known; an objective may give it the pairs' images one after the other."""
         return self.model(images, visible, index=index.repeat(len(images) // len(index), 1), **options)
 
+    def _judge(self, which: int, labels: Tensor) -> Judge:
+        """One of the frozen classifiers, as an objective asks it."""
+        return Judge(partial(self._classify, which), labels, partial(self._features, which))
+
     def _classify(self, which: int, purified: Tensor) -> Tensor:
         """Logits of purified images as they are used, clipped; losses are taken of them in fp32."""
         return self.frozen[which](purified.clamp(0, 1)).float()
+
+    def _features(self, which: int, purified: Tensor) -> Tensor:
+        """The feature map of images as the model gives them: clipped, a pixel outside of [0, 1] would not move."""
+        features: Tensor = self.features[which](purified)
+        return features.float()

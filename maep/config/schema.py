@@ -137,7 +137,8 @@ class DataSettings:
 class ClassifierSettings:
     arch: str = setting(
         "cifar_resnet20",
-        "cifar_resnet20…56, cifar_resnet32w, wrn28_1, wrn28_10, …, dm_wrn28_10, dm_preact18, or any timm model name",
+        "cifar_resnet20…56, cifar_resnet32w, wrn28_1, wrn28_10, …, dm_wrn28_10, dm_preact18, soap_resnet, any timm "
+        "model name; cifar_resnetN_rotation, soap_resnet_rotation: with SOAP's head for turns",
     )
     weights: str | None = setting(
         None, "safetensors or torch file; unset: the classifier stage trains one", unit="path", stands_in=True
@@ -165,8 +166,9 @@ class ClassifierSettings:
     nesterov: bool = setting(True, "Nesterov's form of the momentum", added=True)
     training: str = setting(
         "standard",
-        "what the classifier stage minimises: cross-entropy, or an adversarial training (awp: pgd_at with AWP)",
-        choices=("standard", "pgd_at", "trades", "awp", "trades_awp", "dkl"),
+        "what the classifier stage minimises: cross-entropy, an adversarial training (awp: pgd_at with AWP), or one of "
+        "SOAP's joint losses",
+        choices=("standard", "pgd_at", "trades", "awp", "trades_awp", "dkl", "soap", "soap_rotation"),
         added=True,
     )
     train_eps: float = setting(8 / 255, "L∞ budget of adversarial training", unit="[0,1] pixels", above=0.0, added=True)
@@ -189,6 +191,9 @@ class ClassifierSettings:
     dkl_alpha: float = setting(4.0, "weight of DKL's cross-entropy between the pair", low=0.0, added=True)
     dkl_beta: float = setting(20.0, "weight of DKL's distances between the pair's logits", low=0.0, added=True)
     dkl_temperature: float = setting(4.0, "temperature of DKL's means of classes", above=0.0, added=True)
+    soap_weight: float = setting(
+        1.0, "weight of what is not the classes' cross-entropy (soap, soap_rotation)", low=0.0, added=True
+    )
     save_every: int = setting(
         1, "epochs between checkpoints of its training", unit="epochs", low=1, affects_result=False
     )
@@ -196,7 +201,9 @@ class ClassifierSettings:
 
 @dataclass
 class AttackSettings:
-    method: str = setting("pgd", "attack of the training pairs", choices=GRADIENT_ATTACKS)
+    method: str = setting(
+        "pgd", "attack of the training pairs; ssp: NRP's, on a feature map of the classifier", choices=GRADIENT_ATTACKS
+    )
     norm: str = setting("Linf", "norm of the budget", choices=NORMS)
     eps: float = setting(8 / 255, "budget; a fraction such as 8/255 may be written", unit="[0,1] pixels", low=0.0)
     step: float = setting(2 / 255, "step size", unit="[0,1] pixels", above=0.0)
@@ -248,8 +255,8 @@ class ModelSettings:
 class ObjectiveSettings:
     name: str = setting(
         "maep",
-        "training objective (Eq. 1, 2, 9-16; denoise: of diffusion purifiers; flow: of flowpure); mlm changes its "
-        "stage at pretrain.mask_until",
+        "training objective (Eq. 1, 2, 9-16; denoise: of diffusion purifiers; flow: of flowpure; code: of comdefend; "
+        "likelihood: of pixeldefend; feature: NRP's); mlm changes its stage at pretrain.mask_until",
         choices=OBJECTIVES,
     )
     rec_weight: float = setting(1.0, "lambda, weight of the hidden patches' term (maep)", low=0.0)
@@ -266,8 +273,9 @@ class ObjectiveSettings:
         0.0, "beta of TRADES, weight of KL(f(P(x)) || f(P(x_a))) (robust); 0: none", low=0.0, added=True
     )
     pixel_weight: float = setting(
-        1.0, "weight of d(P(x_a), x) beside the cross-entropies (robust, stability)", low=0.0, added=True
+        1.0, "weight of d(P(x_a), x) beside the other terms (robust, stability, feature)", low=0.0, added=True
     )
+    code_weight: float = setting(1e-4, "weight of the code's mean square (code)", low=0.0, added=True)
     noise: str = setting(
         "gamma",
         "how each image's deviation of noise is drawn (nim, stability): of shape 25, always the mean, up to twice it",
@@ -357,6 +365,10 @@ class FinetuneSettings(TrainSettings):
 class RobustSettings:
     """Of trainings whose attack sees the whole (pretrain.attacked or finetune.attacked=whole)."""
 
+    classifiers: list[str] = setting(
+        [], "further frozen classifiers, of which each step draws one or the run's own: architectures, which the "
+        "classifier stage trains too, or ARCH=PATH of their weights", added=True,
+    )  # fmt: skip
     clean_until: float = setting(
         0.0, "share of the training that has no attack, so that the purifier first learns images", low=0.0, high=1.0,
         added=True,

@@ -1,7 +1,8 @@
 """SOAP: a small change of the image makes a self-supervised loss small before it is classified (Shi et al., ICLR 2021).
 
-The loss is label consistency: what the classifier says of an image and of its mirrored, cropped self should agree. It
-is that of the run's own classifier, frozen; the published defense trains the classifier with that loss as well.
+The loss is label consistency: what the classifier says of an image and of its mirrored, cropped self should agree; or
+rotation: a second head of the classifier should tell by which quarter turn a copy is rotated. The classifier is the
+run's own; `classifier.training=soap` and `soap_rotation` train it with the loss as well, as published.
 Against who attacks the purified point there is next to nothing left (3.7 % of 52.6, Croce et al. 2022).
 """
 
@@ -11,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maep.config import schema
 from maep.config.schema import setting
+from maep.models.classifiers.rotation import TURNS, RotationClassifier, turn_labels, turned
 from maep.purifiers.base import Filter, require_eager, require_images
 from maep.runtime.errors import fail
 
@@ -27,6 +30,12 @@ class SoapSettings:
     unit: float = setting(4 / 255, "distance between radii (L∞)", unit="[0,1] pixels", above=0.0, high=1.0)
     step: float = setting(4 / 255, "size of a step", unit="[0,1] pixels", above=0.0, high=1.0)
     steps: int = setting(5, "steps within each radius", low=1, high=1000)
+    loss: str = setting(
+        "label_consistency",
+        "what is descended; rotation: for a classifier with a head for turns (classifier.arch=…_rotation)",
+        choices=("label_consistency", "rotation"),
+        added=True,
+    )
     mirror: bool = setting(True, "mirror the second view (as published); no: for classes that a mirror changes")
 
 
@@ -49,6 +58,17 @@ class SoapPurifier(Filter):
         super().__init__(settings)
         # In a list: no module of its own, or the classifier would be saved and seeded with it.
         self._classifier: list[nn.Module] = []
+
+    @classmethod
+    def check_settings(cls, settings: schema.Settings) -> None:
+        """As the base's; and the view that purifying compares with is the one that the classifier was trained with."""
+        super().check_settings(settings)
+        section, arch = getattr(settings, cls.kind), settings.classifier.arch
+        if section.loss == "rotation" and not arch.endswith("_rotation"):
+            fail(f"soap.loss=rotation: {arch} has no head for turns; choose classifier.arch=…_rotation")
+        mirror, flip = section.mirror, settings.classifier.flip
+        if settings.classifier.training == "soap" and mirror != flip:
+            fail(f"soap.mirror={mirror}: the classifier's training has classifier.flip={flip}; set both alike")
 
     def attach(self, classifier: nn.Module) -> None:
         """Take the classifier that is to agree with itself: eval mode, or images of a batch would see each other."""
@@ -88,22 +108,36 @@ class SoapPurifier(Filter):
         return shift
 
     def auxiliary_loss(self, images: Tensor) -> Tensor:
-        """Mean squared difference of the logits of each image and of its second view, [N]; differentiable.
+        """Of each image, [N], as `soap.loss` says; differentiable.
 
-        images: [N, 3, H, W]. Raises UserError before `attach`.
+        The mean squared difference of its logits and its second view's; or, for rotations, the squared distance between
+        softmax and truth, summed over classes and turns. images: [N, 3, H, W], square for rotations. Raises UserError
+        before `attach`, or for a classifier without the head.
         """
         if not self._classifier:
             fail("a purifier of kind soap asks a classifier: attach one")
-        first, second = self._classifier[0](torch.cat([images, self.second_view(images)])).float().chunk(2)
+        if self.settings.loss == "rotation":
+            return self._rotation_loss(images)
+        views = torch.cat([images, second_view(images, self.settings.mirror)])
+        first, second = self._classifier[0](views).float().chunk(2)
         return (first - second).square().mean(1)
 
-    def second_view(self, images: Tensor) -> Tensor:
-        """images, [N, 3, H, W], mirrored, their borders cropped, and scaled to their size again by nearest pixels."""
-        height, width = images.shape[2:]
-        rows, columns = _margin(height), _margin(width)
-        view = images.flip(3) if self.settings.mirror else images
-        view = view[:, :, rows : height - rows, columns : width - columns]
-        return F.interpolate(view, (height, width), mode="nearest")
+    def _rotation_loss(self, images: Tensor) -> Tensor:
+        classifier = self._classifier[0]
+        if not isinstance(network := getattr(classifier, "network", None), RotationClassifier):
+            fail("soap.loss=rotation: the classifier has no head for turns; choose classifier.arch=…_rotation")
+        _, turns = network.both(classifier.normalize(turned(images)))  # type: ignore[operator]
+        right = F.one_hot(turn_labels(len(images), images.device), TURNS)
+        return (turns.float().softmax(1) - right).square().sum(1).view(TURNS, -1).sum(0)
+
+
+def second_view(images: Tensor, mirror: bool) -> Tensor:
+    """images, [N, 3, H, W], mirrored or not, their borders cropped, scaled to their size again by nearest pixels."""
+    height, width = images.shape[2:]
+    rows, columns = _margin(height), _margin(width)
+    view = images.flip(3) if mirror else images
+    view = view[:, :, rows : height - rows, columns : width - columns]
+    return F.interpolate(view, (height, width), mode="nearest")
 
 
 def _margin(side: int) -> int:

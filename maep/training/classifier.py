@@ -41,9 +41,12 @@ from maep.storage.tensor_files import save_file
 from maep.training.adversarial_training import AdversarialTraining, Progress
 from maep.training.checkpointing.directory import Retention, checkpoint_path, newest_whole, prune
 from maep.training.distributed.world import DTYPES
+from maep.training.label_consistency import LabelConsistency
+from maep.training.rotation_training import RotationTraining
 from maep.training.signals import StopFlag
 
 STATE = "state.safetensors"
+SOAP, SOAP_ROTATION = "soap", "soap_rotation"  # of classifier.training
 IN_MEMORY = 8 * 2**30  # bytes; CIFAR's images, 0.2 GB, are decoded once onto the device, ImageNet's 190 GB never
 RETENTION = Retention(last=2)  # the fewest: one that is whole while the next is written
 TEST_BATCH = 250  # images; a forward without gradients holds one layer at a time, less than a training step does
@@ -184,7 +187,7 @@ class _Training:
         self.steps = math.ceil(self.classifier.epochs * self.count / self.batch_size)
         self.network = self._untrained()
         self.optimizer = self._sgd()
-        self.adversarial = self._adversarial()
+        self.method = self._method()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.compute.precision == "fp16")
         self.step = self._restore()
 
@@ -197,10 +200,15 @@ class _Training:
             Compiled(network, "compute.compile")
         return network
 
-    def _adversarial(self) -> AdversarialTraining | None:
+    def _method(self) -> AdversarialTraining | LabelConsistency | RotationTraining | None:
+        """What makes the loss of a batch; None: cross-entropy."""
         mode = self.classifier.training
         if mode == "standard":
             return None
+        if mode == SOAP:
+            return LabelConsistency(self.network, self.classifier)
+        if mode == SOAP_ROTATION:
+            return RotationTraining(self.network, self.classifier)
         if self.settings.compute.precision == "fp16":
             fail(f"classifier.training={mode}: needs gradients that fp16 loses; choose compute.precision=bf16 or fp32")
         return AdversarialTraining(self.network, self.classifier, len(self.train_set.classes), self.device)
@@ -257,7 +265,8 @@ class _Training:
         draws = torch.from_numpy(np.stack([_draws(seed, epoch, self.count)[index] for epoch, index in pairs]))
         images, labels = (each.to(self.device, non_blocking=True) for each in (images, labels))
         draws = upload(draws, self.device)
-        padding, flip = self.classifier.crop_padding, self.classifier.flip
+        padding = self.classifier.crop_padding
+        flip = self.classifier.flip and self.classifier.training != SOAP  # whose two views are mirrored each on its own
         inputs = to_float(augment(images, draws, padding=padding, flip=flip))
         for group in self.optimizer.param_groups:
             group["lr"] = cosine(self.step, self.steps, self.classifier)
@@ -271,17 +280,17 @@ class _Training:
             self._stop_on(value, pairs)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.adversarial:
-            self.adversarial.end()
+        if self.method:
+            self.method.end()
         self.step += 1
         return value
 
     def _loss(self, images: Tensor, labels: Tensor, epoch: int) -> Tensor:
         """The mean loss of a batch. epoch: of its first sample."""
-        if self.adversarial is None:
+        if self.method is None:
             return F.cross_entropy(self.network(images), labels)
         at = Progress(self.settings.run.seed, self.step, epoch, self.classifier.epochs)
-        return self.adversarial.begin(images, labels, at)
+        return self.method.begin(images, labels, at)
 
     def _autocast(self) -> torch.autocast:
         precision = self.settings.compute.precision
@@ -307,8 +316,8 @@ class _Training:
         return ((f"momentum/{name}", parameter) for name, parameter in self.network.network.named_parameters())
 
     def _lasting(self) -> dict[str, Tensor]:
-        """What an adversarial training keeps from step to step."""
-        tensors = self.adversarial.tensors() if self.adversarial else {}
+        """What a method of training keeps from step to step."""
+        tensors = self.method.tensors() if self.method else {}
         return {f"adversarial/{name}": tensor for name, tensor in tensors.items()}
 
     def _save(self) -> None:

@@ -100,10 +100,11 @@ def test_given_imagenet_weights_reach_their_accuracy(shared_data: Path) -> None:
         ("cifar_resnet44", 658_586),
         ("cifar_resnet56", 853_018),
         ("wrn28_10", 36_479_194),
+        ("soap_resnet", 175_818),
     ],
 )
 def test_architectures_have_their_published_size(arch: str, parameters: int) -> None:
-    """CIFAR ResNets and WRN-28-10 have as many parameters as in their papers."""
+    """CIFAR ResNets, WRN-28-10 and SOAP's have as many parameters as in their papers or published files."""
     with torch.device("meta"):
         network = build_classifier(ClassifierSettings(arch=arch), 10).network
     assert sum(p.numel() for p in network.parameters()) == parameters
@@ -133,7 +134,7 @@ def made_up_weights(settings: ClassifierSettings, path: Path) -> nn.Module:
     return classifier.eval()
 
 
-@pytest.mark.parametrize("arch", ["cifar_resnet8", "cifar_resnet8w", "wrn10_2", "test_resnet"])
+@pytest.mark.parametrize("arch", ["cifar_resnet8", "cifar_resnet8w", "wrn10_2", "soap_resnet", "test_resnet"])
 def test_folding_changes_no_logit(arch: str, tmp_path: Path) -> None:
     """A loaded classifier, batch norms folded and channels last, gives the logits of the plain one."""
     settings = ClassifierSettings(arch=arch)
@@ -144,6 +145,26 @@ def test_folding_changes_no_logit(arch: str, tmp_path: Path) -> None:
         torch.testing.assert_close(loaded(images), plain(images), rtol=1e-4, atol=1e-4)
     assert not any(module.training for module in loaded.modules())
     assert not any(p.requires_grad for p in loaded.parameters())
+
+
+def test_soaps_resnet_has_its_published_keys() -> None:
+    """107 tensors with the names and shapes of SOAP's file: biases everywhere, 1×1 convolutions as shortcuts."""
+    blocks = [(f"layer{layer}.{block}", layer, block) for layer in (1, 2, 3) for block in (0, 1)]
+    convolutions = {"conv1": (16, 3, 3, 3)}
+    for name, layer, block in blocks:
+        width = 8 * 2**layer
+        inputs = width // 2 if layer > 1 and block == 0 else width
+        convolutions |= {f"{name}.conv1": (width, inputs, 3, 3), f"{name}.conv2": (width, width, 3, 3)}
+        if inputs != width:
+            convolutions[f"{name}.shortcut.0"] = (width, inputs, 1, 1)
+    shapes: dict[str, tuple[int, ...]] = {"linear.weight": (10, 64), "linear.bias": (10,)}
+    for name, shape in convolutions.items():
+        norm = name.replace("conv", "bn").replace("shortcut.0", "shortcut.1")
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1], f"{norm}.num_batches_tracked": ()}
+        shapes |= {f"{norm}.{key}": shape[:1] for key in ("weight", "bias", "running_mean", "running_var")}
+    state = build_classifier(ClassifierSettings(arch="soap_resnet"), 10).network.state_dict()
+    assert {name: tuple(tensor.shape) for name, tensor in state.items()} == shapes
+    assert len(shapes) == 107
 
 
 def test_mean_and_deviation_are_inside(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from maep.attacks.threat_models import Adaptive, AdaptiveEot, Bpda
 from maep.config.load import load_settings
 from maep.config.schema import EvaluationSettings
 from maep.evaluation.scoring.defense import Defense, Targets
-from maep.purifiers.soap import SoapPurifier, SoapSettings
+from maep.purifiers.soap import SoapPurifier, SoapSettings, second_view
 from maep.runtime.errors import UserError
 from tests.small import digits, train_small
 
@@ -55,11 +55,11 @@ def test_the_second_view_is_cifars() -> None:
     """32 pixels: mirrored, [2:30, 2:30], nearest; other sizes lose the same share, and a line of pixels nothing."""
     x = torch.rand(1, 3, 32, 32)
     expected = F.interpolate(x.flip(3)[:, :, 2:30, 2:30], (32, 32), mode="nearest")
-    assert torch.equal(soap().second_view(x), expected)
-    assert torch.equal(soap(mirror=False).second_view(x), F.interpolate(x[:, :, 2:30, 2:30], (32, 32)))
-    assert soap(mirror=False).second_view(torch.rand(1, 3, 5, 1)).shape == (1, 3, 5, 1)
+    assert torch.equal(second_view(x, True), expected)
+    assert torch.equal(second_view(x, False), F.interpolate(x[:, :, 2:30, 2:30], (32, 32)))
+    assert second_view(torch.rand(1, 3, 5, 1), False).shape == (1, 3, 5, 1)
     wide = torch.rand(1, 3, 224, 3)
-    assert torch.equal(soap().second_view(wide)[:, :, 0, 0], wide[:, :, 14, 1])
+    assert torch.equal(second_view(wide, True)[:, :, 0, 0], wide[:, :, 14, 1])
 
 
 def test_each_image_takes_the_published_steps_and_its_own_radius() -> None:

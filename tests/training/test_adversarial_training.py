@@ -178,7 +178,10 @@ def test_killed_training_ends_with_the_same_weights(mode: str, shards: Path, tmp
 def test_bad_settings_are_refused(shards: Path, tmp_path: Path) -> None:
     """An unknown training; a budget in levels; an L2 ball, which there is none of."""
     for word, message in (
-        ("classifier.training=tradess", r"choose one of standard, pgd_at, trades, awp, trades_awp, dkl"),
+        (
+            "classifier.training=tradess",
+            r"choose one of standard, pgd_at, trades, awp, trades_awp, dkl, soap, soap_rotation",
+        ),
         ("classifier.train_eps=8", r"classifier\.train_eps=8: above 1.*8/255"),
         ("classifier.norm=L2", r"classifier\.norm .*unknown key"),
     ):

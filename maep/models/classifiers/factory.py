@@ -11,6 +11,7 @@ from maep.config.schema import ClassifierSettings
 from maep.models.classifiers.deepmind import DeepMindPreActResNet18, DeepMindWideResNet
 from maep.models.classifiers.normalized import Normalized
 from maep.models.classifiers.resnet import CifarResNet
+from maep.models.classifiers.rotation import RotationClassifier
 from maep.models.classifiers.wide_resnet import WideResNet
 from maep.models.weights import load_weights, read_weights
 from maep.runtime.errors import fail, nearest
@@ -22,8 +23,10 @@ NEARLY = 1e-3  # figures of a mean that papers print; another data set's differ 
 COUNTER = "num_batches_tracked"
 WIDE_RESNET = re.compile(r"(dm_)?wrn(\d+)_(\d+)")
 PREACT18 = "dm_preact18"
+SOAP_RESNET, SOAP_DEPTH = "soap_resnet", 14
+ROTATION = "_rotation"  # after the name of a ResNet: with SOAP's second head
 EXAMPLES = ("cifar_resnet20", "cifar_resnet32", "cifar_resnet44", "cifar_resnet56", "cifar_resnet32w")
-WIDE_EXAMPLES = ("wrn28_1", "wrn28_10", "wrn34_10", "wrn70_16", "dm_wrn28_10", PREACT18)
+WIDE_EXAMPLES = ("wrn28_1", "wrn28_10", "wrn34_10", "wrn70_16", "dm_wrn28_10", PREACT18, SOAP_RESNET)
 
 
 def build_classifier(settings: ClassifierSettings, num_classes: int) -> Normalized:
@@ -44,6 +47,11 @@ def _network(settings: ClassifierSettings, num_classes: int) -> nn.Module:
 
 
 def _own_network(arch: str, num_classes: int) -> nn.Module | None:
+    if arch.endswith(ROTATION):
+        network = _own_network(arch.removesuffix(ROTATION), num_classes)
+        if not isinstance(network, CifarResNet):
+            fail(f"classifier.arch={arch}: only cifar_resnetN and {SOAP_RESNET} can have a head for turns")
+        return RotationClassifier(network)
     if match := CIFAR_RESNET.fullmatch(arch):
         depth = int(match[1])
         if depth < 8 or (depth - 2) % 6:
@@ -54,6 +62,8 @@ def _own_network(arch: str, num_classes: int) -> nn.Module | None:
         if depth < 10 or (depth - 4) % 6 or width < 1:
             fail(f"classifier.arch={arch}: depth must be 6n + 4, such as {', '.join(WIDE_EXAMPLES)}")
         return (DeepMindWideResNet if match[1] else WideResNet)(depth, width, num_classes)
+    if arch == SOAP_RESNET:
+        return CifarResNet(SOAP_DEPTH, num_classes, biased=True)
     return DeepMindPreActResNet18(num_classes) if arch == PREACT18 else None
 
 

@@ -23,4 +23,8 @@ class Normalized(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N, classes]."""
-        return self.network((images - self.mean) / self.std)
+        return self.network(self.normalize(images))
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """What the network is given for images [N, 3, H, W] in [0, 1]: the same shape."""
+        return (images - self.mean) / self.std

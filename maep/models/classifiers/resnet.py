@@ -1,7 +1,9 @@
-"""Residual networks for 32×32 images: He et al.'s (2016, Sec. 4.2) and a wide-stem variant of ResNet-32.
+"""Residual networks for 32×32 images: He et al.'s (2016, Sec. 4.2), a wide-stem variant of ResNet-32, and SOAP's.
 
 Key names: `conv1, bn1, layer{1,2,3}.{i}.{conv1,bn1,conv2,bn2}[.shortcut.{0,1}], linear`.
 """
+
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +12,8 @@ from torch import Tensor, nn
 STAGES = (16, 32, 64)
 
 
-def _conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+def _conv3x3(inputs: int, outputs: int, stride: int = 1, *, bias: bool = False) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=bias)
 
 
 class PadShortcut(nn.Module):
@@ -26,26 +28,31 @@ class PadShortcut(nn.Module):
         return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.added // 2, self.added - self.added // 2))
 
 
-def _projection(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+def _projection(inputs: int, outputs: int, stride: int, *, bias: bool) -> nn.Sequential:
     """Option B: a 1×1 convolution with batch norm."""
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs))
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=bias), nn.BatchNorm2d(outputs))
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions and a shortcut; `final_relu` says whether the sum is rectified."""
+    """Two 3×3 convolutions and a shortcut; `final_relu` says whether the sum is rectified.
+
+    project: a strided or widening shortcut is a 1×1 convolution (option B). bias: of all its convolutions.
+    """
 
     foldable = (("conv1", "bn1"), ("conv2", "bn2"))
 
-    def __init__(self, inputs: int, outputs: int, stride: int, *, project: bool, final_relu: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, *, project: bool, bias: bool, final_relu: bool) -> None:
         super().__init__()
-        self.conv1 = _conv3x3(inputs, outputs, stride)
+        self.conv1 = _conv3x3(inputs, outputs, stride, bias=bias)
         self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = _conv3x3(outputs, outputs)
+        self.conv2 = _conv3x3(outputs, outputs, bias=bias)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.final_relu = final_relu
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = _projection(inputs, outputs, stride) if project else PadShortcut(outputs - inputs)
+            self.shortcut = (
+                _projection(inputs, outputs, stride, bias=bias) if project else PadShortcut(outputs - inputs)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, inputs, H, W] → [N, outputs, H/stride, W/stride]."""
@@ -59,6 +66,7 @@ class CifarResNet(nn.Module):
 
     wide_stem: the variant with a 64-channel stem, 1×1 convolution shortcuts, a ReLU after each stage instead of at
     each block's end, and a 4×4 average pool, which leaves 2×2×64 features of a 32×32 image.
+    biased: the one of SOAP, of depth 14: 1×1 convolution shortcuts, and biases in all convolutions.
     """
 
     foldable = (("conv1", "bn1"),)
@@ -66,11 +74,11 @@ class CifarResNet(nn.Module):
     layer2: nn.Sequential
     layer3: nn.Sequential
 
-    def __init__(self, depth: int, num_classes: int, *, wide_stem: bool = False) -> None:
+    def __init__(self, depth: int, num_classes: int, *, wide_stem: bool = False, biased: bool = False) -> None:
         super().__init__()
         stem = 64 if wide_stem else STAGES[0]
-        self.wide_stem = wide_stem
-        self.conv1 = _conv3x3(3, stem)
+        self.wide_stem, self.biased = wide_stem, biased
+        self.conv1 = _conv3x3(3, stem, bias=biased)
         self.bn1 = nn.BatchNorm2d(stem)
         for number, (inputs, outputs) in enumerate(zip((stem, *STAGES), STAGES, strict=False), start=1):
             stride = 1 if number == 1 else 2
@@ -81,18 +89,20 @@ class CifarResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def _stage(self, inputs: int, outputs: int, stride: int, blocks: int) -> nn.Sequential:
-        first = BasicBlock(inputs, outputs, stride, project=self.wide_stem, final_relu=not self.wide_stem)
-        others = (
-            BasicBlock(outputs, outputs, 1, project=self.wide_stem, final_relu=not self.wide_stem)
-            for _ in range(blocks - 1)
+        block = partial(
+            BasicBlock, project=self.wide_stem or self.biased, bias=self.biased, final_relu=not self.wide_stem
         )
-        return nn.Sequential(first, *others)
+        return nn.Sequential(block(inputs, outputs, stride), *(block(outputs, outputs, 1) for _ in range(blocks - 1)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalised images [N, 3, H, W] → logits [N, classes]; the wide-stem variant wants H = W = 32."""
+    def features(self, x: Tensor) -> Tensor:
+        """Normalised images [N, 3, H, W] → what the last layer sees, [N, features]; the wide stem wants H = W = 32."""
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         for stage in (self.layer1, self.layer2, self.layer3):
             x = stage(x)
             x = F.relu(x) if self.wide_stem else x
         x = F.avg_pool2d(x, 4) if self.wide_stem else x.mean((2, 3))
-        return self.linear(torch.flatten(x, 1))
+        return torch.flatten(x, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images [N, 3, H, W] → logits [N, classes]."""
+        return self.linear(self.features(x))

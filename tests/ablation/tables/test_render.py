@@ -11,7 +11,7 @@ from maep.ablation.grid.sweep import Sweep, read_sweep
 from maep.ablation.running.reuse import reuse_between
 from maep.config.load import CONFIGS, config_names, sweep_names
 
-OWN = ("ablation/robust", "ablation/same_budget", "ablation/zoo")
+OWN = ("ablation/robust", "ablation/same_budget", "ablation/zoo", "ablation/zoo_generative")
 OF_PAPER = [name for name in sweep_names() if name not in OWN]
 CASES = [(name, scale) for name in sweep_names() for scale in ("paper", "cpu")]
 TABLES = {2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18}

@@ -6,22 +6,25 @@ examples of the front page.
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from maep.ablation.grid.sweep import read_sweep
+from maep.config.load import sweep_names
 from maep.evaluation.scoring.tasks import eps_text
 from tests.suites import suite_line
-from tests.tables import LINES, table_of
+from tests.tables import LINES, SHOWN, sweep_table, table_of
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORTS = sorted((ROOT / "tests" / "reports").glob("*/report.json"))
 ABLATIONS = sorted((ROOT / "tests" / "reports" / "ablation").glob("*.json"))
+BY_TWO, WITH_CIFAR100 = ("04", "11", "12", "15"), ("02", "03", "05", "07", "13", "14")  # how they were run
 SUITES = ROOT / "tests" / "reports" / "suites.json"
-SHOWN = ("04", "05", "08", "11", "12", "15")  # tables of the paper whose points are their own
+PAPERS = {name.removeprefix("ablation/") for name in sweep_names() if read_sweep(name, "cpu").table}
 README = (ROOT / "README.md").read_text()
 RESULTS = (ROOT / "tests" / "reports" / "README.md").read_text()
 PAGES = {  # table: the page that holds it
@@ -75,21 +78,6 @@ def scaling_line(row: dict[str, Any]) -> str:
     """One row of the scaling table."""
     share = 100 * row["communication_share"]
     return f"| {row['processes']} | {row['images_per_second']:.0f} | {share:.0f} % |"
-
-
-def ablation_lines(path: Path) -> list[str]:
-    """The rows of one table of the paper: a line a cell, accuracies with their intervals."""
-    report, lines = json.loads(path.read_text()), []
-    for cell in report["cells"]:
-        names = " · ".join([*cell["names"], *([cell["reading"]] if cell["reading"] else [])])
-        ours, papers = [], []
-        for measure in cell["measures"]:
-            mean, interval = measure["mean"], measure["interval"]
-            ours.append(f"{mean:.1f} [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else f"{mean:.3g}")
-            papers.append("–" if measure["paper"] is None else f"{measure['paper']:.4g}")
-        columns = " | ".join(" / ".join(words) for words in (report["values"], ours, papers))
-        lines.append(f"| {report['table'].removeprefix('Table ')} | {names} | {columns.replace('_', ' ')} |")
-    return lines
 
 
 def zoo_lines() -> list[str]:
@@ -182,11 +170,20 @@ def test_cluster_tables_are_the_committed_ones(name: str, line: Callable[[dict[s
 def test_ablation_tables_are_the_committed_ones() -> None:
     """So do the paper's tables at small scale; those of shared points, which were run too, are named."""
     shown = [path for path in ABLATIONS if path.stem.removeprefix("table") in SHOWN]
-    assert table("ablation") == [line for path in shown for line in ablation_lines(path)]
+    assert f"<!-- ablation -->\n{sweep_table()}<!-- /ablation -->\n" in RESULTS
     tables = [path for path in ABLATIONS if path.stem.startswith("table")]
     others = [int(path.stem.removeprefix("table")) for path in tables if path not in shown]
     *first, last = map(str, others)
     assert f"Tables {', '.join(first)} and {last} were run too" in flowing(RESULTS)
+
+
+@pytest.mark.parametrize("path", [path for path in ABLATIONS if path.stem in PAPERS], ids=lambda path: path.stem)
+def test_a_table_is_the_one_that_was_run(path: Path) -> None:
+    """A committed report of a table of the paper has the points that its file has today, and says the same of them."""
+    report, sweep = json.loads(path.read_text()), read_sweep(f"ablation/{path.stem}", "cpu")
+    assert report["note"] == sweep.note
+    assert [axis["names"] for axis in report["axes"]] == [list(axis.names) for axis in sweep.axes]
+    assert list(report["readings"]) == list(sweep.row_selectors)
 
 
 def test_the_table_of_defenses_is_the_committed_one() -> None:
@@ -260,9 +257,11 @@ def test_sweep_figures_are_those_of_the_reports() -> None:
     """Minutes, overhead and shared attacks that the results page gives."""
     text = flowing(RESULTS)
     reports = {path.stem: json.loads(path.read_text()) for path in ABLATIONS}
-    shared = [reports[f"table{number}"]["seconds"] for number in SHOWN if number != "08"]
-    assert f"Without Table 8 they took {sweep_minutes():.0f} minutes of two workers" in text
-    assert {seconds["workers"] for seconds in shared} == {2}
+    for numbers, workers in ((BY_TWO, 2), (WITH_CIFAR100, 1)):
+        assert {reports[f"table{number}"]["seconds"]["workers"] for number in numbers} == {workers}
+    assert f"Tables 4, 11, 12 and 15 took {sweep_minutes(BY_TWO):.0f} minutes of two workers" in text
+    cifar100 = f"Tables 2, 3, 5, 7, 13 and 14, with CIFAR-100, took {sweep_minutes(WITH_CIFAR100):.0f} minutes of one"
+    assert cifar100 in text
     grid, single = reports["table15"], reports["table11"]
     assert f"is {grid['seconds']['overhead_percent']:.1f} % of its trainings" in text
     assert f"it is {single['seconds']['overhead_percent']:.0f} %" in text
@@ -387,10 +386,11 @@ def test_speeds_in_the_text_are_those_of_the_reports() -> None:
     assert "not 50 times faster than attacking" in text
 
 
-def sweep_minutes() -> float:
-    """Minutes that the shown tables, Table 8 apart, took on two workers together."""
-    paths = (ROOT / "tests" / "reports" / "ablation" / f"table{number}.json" for number in SHOWN if number != "08")
-    return sum(json.loads(path.read_text())["seconds"]["sweep"] for path in paths) / 2 / 60
+def sweep_minutes(numbers: Sequence[str]) -> float:
+    """Minutes that tables took, one after another, with as many workers as they had."""
+    paths = (ROOT / "tests" / "reports" / "ablation" / f"table{number}.json" for number in numbers)
+    times = [json.loads(path.read_text())["seconds"] for path in paths]
+    return sum(seconds["sweep"] / seconds["workers"] for seconds in times) / 60
 
 
 def summary_line(oblivious: dict[str, Any], adaptive: dict[str, Any]) -> str:
@@ -481,8 +481,8 @@ def cost_lines() -> list[str]:
     return [
         f"| `digits` | {device('digits/report')} | {minutes('digits')} | not measured |",
         f"| `cifar10_cpu` | {device('cifar10_cpu/report')} | {minutes('cifar10_cpu')} | {small} |",
-        f"| the paper's tables, `--scale cpu`, without Table 8 | {device('ablation/table15')} "
-        f"| {sweep_minutes():.0f} minutes | not measured |",
+        f"| the paper's Tables 4, 11, 12, 15, `--scale cpu` | {device('ablation/table15')} "
+        f"| {sweep_minutes(BY_TWO):.0f} minutes | not measured |",
         f"| `cifar10` | {device('bench')} | {training}, {purifying}; a whole run not measured | not measured |",
         f"| `cifar10_short` | {device('cifar10_short/report')} | {minutes('cifar10_short')} "
         f"| {memory('cifar10_short', '32 × 32')} |",

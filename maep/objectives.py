@@ -5,6 +5,7 @@ Every objective calls the model once, on a batch that holds all the images it ne
 model sees one forward a step.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from maep.config.implementations import OBJECTIVES, implementation
 from maep.config.schema import ObjectiveSettings
 from maep.models.noise_schedule import diffused
+from maep.models.pixel_cnn import log_likelihood
 from maep.runtime.keyed_noise import normal_of, uniform_of
 
 Model = Callable[..., Any]
@@ -27,11 +29,13 @@ STRONGEST = 0.05 / (8 / 255)  # the authors' flow is trained up to 0.05 and judg
 @dataclass(frozen=True)
 class Judge:
     """What an objective that classifies asks. classify: purified images, not clipped, to logits in fp32 by the frozen
-    classifier. labels: int64 [N].
+    classifier. labels: int64 [N]. features: the same images to its feature map in fp32, which sees them as they are
+    (`maep.models.feature_maps`).
     """
 
     classify: Callable[[Tensor], Tensor]
     labels: Tensor
+    features: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -235,6 +239,24 @@ def stability(
     return Losses(parts["l_stability"] + settings.pixel_weight * parts["l_pixel"], parts)
 
 
+def feature(
+    model: Model, clean: Tensor, adversarial: Tensor, visible: Tensor | None, settings: ObjectiveSettings, judge: Judge
+) -> Losses:
+    """d(φ(P(x_a)), φ(x)) + λ_p·d(P(x_a), x), φ a feature map of the frozen classifier: NRP (Naseer et al., CVPR 2020).
+
+    Their φ is VGG-16's, and they add a discriminator's term, which is not here. Arguments as `maep`'s, x_a being
+    moved farthest in φ (`attack.method=ssp`); λ_p: settings.pixel_weight.
+    """
+    purified = model(adversarial, visible)
+    with torch.no_grad():
+        wanted = judge.features(clean)
+    parts = {
+        "l_feature": distance(judge.features(purified), wanted, settings),
+        "l_pixel": distance(purified, clean, settings),
+    }
+    return Losses(parts["l_feature"] + settings.pixel_weight * parts["l_pixel"], parts)
+
+
 def _divergence(a: Tensor, b: Tensor) -> Tensor:
     """KL(softmax(a) ‖ softmax(b)) of logits [N, classes], [N]."""
     return F.kl_div(b.log_softmax(1), a.log_softmax(1), log_target=True, reduction="none").sum(1)
@@ -272,6 +294,36 @@ def flow(
     predicted = model(start + times * way, times.flatten())
     l_flow = (predicted - way).square().flatten(1).mean(1)
     return Losses(l_flow, {"l_flow": l_flow})
+
+
+def code(
+    model: Model, clean: Tensor, adversarial: Tensor, visible: Tensor | None, settings: ObjectiveSettings, seeds: Tensor
+) -> Losses:
+    """d(D(c), x) + λ·mean c², c = sigmoid(E(x) - σn): noise leaves of a code what is nearly bits (ComDefend).
+
+    model: (images, σn [N, bits, H, W], soft=True) -> (decoded images, c), with `bits` and the deviation σ of its
+    `noise`. Arguments otherwise as `maep`'s, visible None; λ: settings.code_weight. seeds: int64 [N],
+    of which n depends.
+    """
+    _require_no_mask("code", visible)
+    shift = model.noise * normal_of(seeds, NOISE_STREAM, (model.bits, *clean.shape[2:]))  # type: ignore[attr-defined]
+    decoded, bits = model(clean, shift, soft=True)
+    parts = {"l_decoded": distance(decoded, clean, settings), "l_code": bits.square().flatten(1).mean(1)}
+    return Losses(parts["l_decoded"] + settings.code_weight * parts["l_code"], parts)
+
+
+def likelihood(
+    model: Model, clean: Tensor, adversarial: Tensor, visible: Tensor | None, settings: ObjectiveSettings
+) -> Losses:
+    """-log₂ p(x) over the number of values: bits that a value of a clean image takes (van den Oord et al. 2016).
+
+    model: images to the mixtures of their pixels (`maep.models.pixel_cnn`). Arguments otherwise as `maep`'s, visible
+    None; clean: of 8 bits.
+    """
+    _require_no_mask("likelihood", visible)
+    mixtures = model(clean).to(clean.dtype)  # of bf16 the levels would have no more than eight bits
+    bits = -log_likelihood(mixtures, clean).flatten(1).mean(1) / (3 * math.log(2))
+    return Losses(bits, {"l_bits": bits})
 
 
 Objective = Callable[..., Losses]

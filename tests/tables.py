@@ -41,6 +41,7 @@ LINES: dict[str, Callable[[dict[str, Any]], str]] = {  # by name of the report a
     "bench_h200": bench_line,
     "bench_loader": figure_line,
     "evaluation_bench": evaluation_bench_line,
+    "exact_gradient": evaluation_bench_line,
     "many_workers": figure_line,
 }
 HEADS = {line: f"| {head} |\n|{'---|' * (head.count('|') + 1)}\n" for line, head in (

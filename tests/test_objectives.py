@@ -162,7 +162,13 @@ def numpy_objective(name: str, n: int, visible: np.ndarray | None, settings: Obj
         "trades_latent": lambda: d(p(x), x) + beta * d(e(x_a), e(x), np.ones(8)),
         "denoise": lambda: numpy_denoise(n, x, p),
         "flow": lambda: numpy_flow(n, x, x_a, p),
+        "likelihood": lambda: numpy_likelihood(x, p),
+        "code": lambda: numpy_code(n, x, model, d) + settings.code_weight * numpy_code(n, x, model, None),
         "robust": lambda: numpy_robust(n, p(x_a * shown), p(x * shown), d(p(x_a * shown), x), settings),
+        "feature": lambda: (
+            d(numpy_features(p(x_a * shown)), numpy_features(x), np.ones(7))
+            + settings.pixel_weight * d(p(x_a * shown), x)
+        ),
         "stability": lambda: numpy_stability(p(x_a * shown), x, d(p(x_a * shown), x), settings),
     }
     return formulas[name]()
@@ -200,6 +206,51 @@ def numpy_flow(n: int, x: np.ndarray, a: np.ndarray, p: Callable[[np.ndarray], n
     return float(((p((1 - t) * start + t * end) * (1 + t) - (end - start)) ** 2).mean())
 
 
+class CodingLinear:
+    """c = sigmoid(B·x - noise), two bits a pixel of which 8 count, and D(c) = A·(c, c, …)."""
+
+    noise, bits = 3.0, 2
+
+    def __init__(self, model: Linear) -> None:
+        self.model = model
+
+    def __call__(self, images: Tensor, shift: Tensor, *, soft: bool) -> tuple[Tensor, Tensor]:
+        assert soft
+        code = (self.model(images, latent=True)[1] - shift.double().flatten(1)[:, :8]).sigmoid()
+        return (code.repeat(1, 6) @ torch.as_tensor(self.model.a).T).reshape(images.shape), code
+
+
+def numpy_code(n: int, x: np.ndarray, model: Linear, d: Callable[[np.ndarray, np.ndarray], float] | None) -> float:
+    """d(D(c), x), or the mean square of c, at c = 1 / (1 + e^(σn - E(x)))."""
+    noise = normal_of(SEEDS, 1, (2, 4, 4))[n].double().numpy().ravel()[:8]
+    code = 1 / (1 + np.exp(3 * noise - model.b @ x.ravel()))
+    return d((model.a @ np.tile(code, 6)).reshape(x.shape), x) if d else float((code**2).mean())
+
+
+class MixingLinear:
+    """Mixtures of two components: the 48 numbers of A·x, again and again."""
+
+    def __init__(self, model: Linear) -> None:
+        self.model = model
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.model(images).flatten(1).repeat(1, 7)[:, :320].reshape(-1, 20, 4, 4)
+
+
+def numpy_likelihood(x: np.ndarray, p: Callable[[np.ndarray], np.ndarray]) -> float:
+    """-log₂ of the mixture's probability of each pixel, over its three values, by plain loops."""
+    numbers, v = np.tile(p(x).ravel(), 7)[:320].reshape(10, 2, 16), (2 * x - 1).reshape(3, 16)
+    bits = []
+    for pixel in range(16):
+        weight, mean, scale, tie = np.split(numbers[:, :, pixel], [1, 4, 7])
+        shift = np.tanh(tie) * v[[0, 0, 1], pixel][:, None]
+        mean = mean + np.stack([0 * shift[0], shift[0], shift[1] + shift[2]])
+        ends = [1 / (1 + np.exp((mean - v[:, pixel][:, None] - side / 255) / np.exp(scale))) for side in (1, -1)]
+        shares = np.exp(weight[0]) / np.exp(weight[0]).sum()
+        bits.append(-np.log2((shares * (ends[0] - ends[1]).prod(0)).sum()) / 3)
+    return float(np.mean(bits))
+
+
 CLASSES = np.random.default_rng(12).standard_normal((5, 48))  # a linear classifier f
 LABELS = np.array([3, 0])
 
@@ -219,15 +270,30 @@ def numpy_robust(n: int, attacked: np.ndarray, kept: np.ndarray, pixels: float, 
     return float(entropies + settings.kl_weight * (k * np.log(k / a)).sum() + settings.pixel_weight * pixels)
 
 
-JUDGE = Judge(lambda images: images.flatten(1) @ torch.tensor(CLASSES).T, torch.tensor(LABELS))
-ROBUST = {"clean_weight": 0.6, "kl_weight": 2.0, "pixel_weight": 0.4}
+FEATURES = np.random.default_rng(13).standard_normal((7, 48)) / 7  # a linear feature map φ
+JUDGE = Judge(
+    lambda images: images.flatten(1) @ torch.tensor(CLASSES).T, torch.tensor(LABELS),
+    lambda images: images.flatten(1) @ torch.tensor(FEATURES).T,
+)  # fmt: skip
+
+
+def numpy_features(image: np.ndarray) -> np.ndarray:
+    """φ of one image."""
+    return FEATURES @ image.ravel()
+
+
+WEIGHTS = {"clean_weight": 0.6, "kl_weight": 2.0, "pixel_weight": 0.4, "code_weight": 0.2}
+NETWORKS: dict[str, Callable[[Linear], Any]] = {
+    "images": lambda model: model, "denoiser": TimedLinear, "velocity": TimedLinear, "code": CodingLinear,
+    "likelihood": MixingLinear,
+}  # fmt: skip
 
 
 CASES = [
     ("mae", VISIBLE), ("purification", None), ("mlm", VISIBLE), ("mlm", None), ("maep", VISIBLE),
     ("reconstruction", None), ("trades_pixel", None), ("trades_latent", None), ("robust", None), ("robust", VISIBLE),
     ("nim", None), ("stability", None), ("stability", VISIBLE), ("denoise", None),
-    ("flow", None),
+    ("flow", None), ("code", None), ("likelihood", None), ("feature", None), ("feature", VISIBLE),
 ]  # fmt: skip
 
 
@@ -237,7 +303,7 @@ def total_of(name: str, model: Linear, visible: np.ndarray | None, settings: Obj
     mask = None if visible is None else torch.tensor(visible)
     asked: list[Judge | Tensor] = [JUDGE] if OBJECTIVES[name].classifies else []
     asked += [SEEDS] if OBJECTIVES[name].draws else []
-    network = TimedLinear(model) if OBJECTIVES[name].network != "images" else model
+    network = NETWORKS[OBJECTIVES[name].network](model)
     return objective(name)(network, clean, adversarial, mask, settings, *asked).total
 
 
@@ -250,7 +316,7 @@ def test_every_objective_has_a_case() -> None:
 @pytest.mark.parametrize(("name", "visible"), CASES)
 def test_every_objective_equals_its_formula(name: str, visible: np.ndarray | None, distance: str) -> None:
     """Each image's loss, at λ = 0.7 and β = 3, in every distance; the model is called once (Eq. 1, 2, 9-16)."""
-    settings = ObjectiveSettings(distance=distance, rec_weight=0.7, trades_weight=3.0, smoothing=0.3, **ROBUST)
+    settings = ObjectiveSettings(distance=distance, rec_weight=0.7, trades_weight=3.0, smoothing=0.3, **WEIGHTS)
     model = Linear()
     found = total_of(name, model, visible, settings)
     expected = [numpy_objective(name, n, visible, settings) for n in range(2)]
@@ -262,7 +328,7 @@ def test_every_objective_equals_its_formula(name: str, visible: np.ndarray | Non
 @pytest.mark.parametrize(("name", "visible"), CASES)
 def test_every_gradient_equals_finite_differences(name: str, visible: np.ndarray | None, distance: str) -> None:
     """Along a random direction of the model's weights, encoder and decoder, in float64."""
-    settings = ObjectiveSettings(distance=distance, rec_weight=0.7, trades_weight=3.0, smoothing=0.3, **ROBUST)
+    settings = ObjectiveSettings(distance=distance, rec_weight=0.7, trades_weight=3.0, smoothing=0.3, **WEIGHTS)
     model, step = Linear(), 1e-6
     along = [np.random.default_rng(20 + k).standard_normal(m.shape) for k, m in enumerate((model.a, model.b))]
 
@@ -282,7 +348,7 @@ def test_masks_that_do_not_fit_are_refused() -> None:
     """Whole-image objectives take no mask, and mae needs one."""
     for name, visible in (("trades_pixel", VISIBLE), ("trades_latent", VISIBLE), ("reconstruction", VISIBLE),
                           ("purification", VISIBLE), ("nim", VISIBLE), ("denoise", VISIBLE), ("flow", VISIBLE),
-                          ("mae", None)):  # fmt: skip
+                          ("code", VISIBLE), ("likelihood", VISIBLE), ("mae", None)):  # fmt: skip
         with pytest.raises(ValueError, match=name):
             total_of(name, Linear(), visible, ObjectiveSettings())
 

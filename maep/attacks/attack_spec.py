@@ -12,8 +12,9 @@ class AttackSpec:
     """One attack, completely.
 
     method: `fgsm` (one step of eps from the image), `nfgsm` (one step of eps from the image with noise of up to 2 eps,
-    not cut to eps afterwards: for training alone), `bim` (steps from the image) or `pgd` (steps from a random
-    point of the ball if random_start). norm: `Linf` or `L2`. eps, step: [0,1] pixels, in that norm.
+    not cut to eps afterwards: for training alone), `bim` (steps from the image), `pgd` (steps from a random
+    point of the ball if random_start) or `ssp` (steps from noise that move a feature map of the classifier, for
+    training alone). norm: `Linf` or `L2`. eps, step: [0,1] pixels, in that norm.
     targeted: towards a random other class instead of away from the label.
     """
 
@@ -28,7 +29,9 @@ class AttackSpec:
     def __post_init__(self) -> None:
         if self.method not in GRADIENT_ATTACKS or self.norm not in NORMS or self.eps < 0:
             raise ValueError(f"not an attack: {self}")
-        if self.method == "nfgsm" and self.norm != "Linf":
+        if self.method in ("nfgsm", "ssp") and self.norm != "Linf":
+            raise ValueError(f"not an attack: {self}")
+        if self.method == "ssp" and self.targeted:
             raise ValueError(f"not an attack: {self}")
 
     @classmethod
@@ -37,7 +40,7 @@ class AttackSpec:
         if settings.method in ("fgsm", "nfgsm"):
             starts = settings.method == "nfgsm"
             return cls(settings.method, settings.norm, settings.eps, settings.eps, 1, starts, settings.targeted)
-        start = settings.random_start and settings.method == "pgd"
+        start = (settings.random_start and settings.method == "pgd") or settings.method == "ssp"
         budget = (settings.eps, settings.step, settings.steps)
         return cls(settings.method, settings.norm, *budget, start, settings.targeted)
 

@@ -1,4 +1,4 @@
-"""Gradient attacks: FGSM, N-FGSM, BIM and PGD, in the L∞ and L2 norms, targeted or not."""
+"""Gradient attacks: FGSM, N-FGSM, BIM and PGD, in the L∞ and L2 norms, targeted or not; SSP, which asks no label."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maep.attacks.attack_spec import AttackSpec
+from maep.models.feature_maps import FeatureMap
 from maep.runtime.device import upload
 from maep.runtime.randomness import keyed_rng
 
@@ -32,29 +33,51 @@ def attack(
     if len(keys) != len(images):
         raise ValueError(f"attack: {len(keys)} keys for {len(images)} images")
     images = images.detach()
+    if spec.method == "ssp":
+        return _self_supervised(FeatureMap(model), images, spec, keys, seed)
     goal = _goal(model, images, labels, spec, keys, seed)
     start = _start(images, spec, keys, seed) if spec.random_start else images
     return ascend(model, images, goal, spec, start)
 
 
-def ascend(model: Callable[[Tensor], Tensor], images: Tensor, goal: Tensor, spec: AttackSpec, start: Tensor) -> Tensor:
+def _self_supervised(features: FeatureMap, images: Tensor, spec: AttackSpec, keys: Sequence[int], seed: int) -> Tensor:
+    """Images whose features are as far from their own as can be (SSP, Naseer et al. 2020, NRP)."""
+    with torch.no_grad():
+        goal = features(images)
+    return ascend(features, images, goal, spec, _start(images, spec, keys, seed), _square)
+
+
+def _entropy(logits: Tensor, classes: Tensor) -> Tensor:
+    """Cross-entropy, summed over images, so that each has its own gradient."""
+    return F.cross_entropy(logits.float(), classes, reduction="sum")
+
+
+def _square(features: Tensor, others: Tensor) -> Tensor:
+    """Squared distance, summed over images."""
+    return (features - others).square().sum()
+
+
+def ascend(
+    model: Callable[[Tensor], Tensor], images: Tensor, goal: Tensor, spec: AttackSpec, start: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor] = _entropy,
+) -> Tensor:  # fmt: skip
     """The steps of an attack from `start` [N, 3, H, W]; the last iterate, detached. Nothing is read back from a device.
 
-    model, images: as `attack`'s. goal: classes int64 [N] whose loss is raised, or with a target lowered.
+    model, images: as `attack`'s. goal: classes int64 [N] whose loss is raised, or with a target lowered; or, for
+    another loss of the model's output, what that compares it with.
     """
     sign, adversarial = -1.0 if spec.targeted else 1.0, start
     for _ in range(spec.steps):
-        gradient = _loss_gradient(model, adversarial, goal)
+        gradient = _gradient(lambda moved: loss(model(moved), goal), adversarial)
         adversarial = _project(adversarial + sign * spec.step * _direction(gradient, spec.norm), images, spec)
     return adversarial
 
 
-def _loss_gradient(model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:
-    """Gradient of each image's own cross-entropy with respect to it."""
+def _gradient(loss: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Gradient of each image's own loss, a sum over images, with respect to it."""
     with torch.enable_grad():
         images = images.detach().requires_grad_(True)
-        loss = F.cross_entropy(model(images).float(), labels, reduction="sum")
-        return finite(torch.autograd.grad(loss, images)[0])
+        return finite(torch.autograd.grad(loss(images), images)[0])
 
 
 def finite(gradient: Tensor) -> Tensor:
@@ -85,9 +108,9 @@ def _project(moved: Tensor, images: Tensor, spec: AttackSpec) -> Tensor:
 
 
 def _start(images: Tensor, spec: AttackSpec, keys: Sequence[int], seed: int) -> Tensor:
-    """A point drawn uniformly from each image's ball, clipped to [0, 1]."""
+    """A point drawn uniformly from each image's ball, clipped to [0, 1]; SSP's is noise of deviation 1, cut to it."""
     shape = tuple(images.shape[1:])
-    noise = np.stack([_noise(spec.norm, shape, seed, key) for key in keys])
+    noise = np.stack([_noise(spec, shape, seed, key) for key in keys])
     return moved_by(images, upload(torch.from_numpy(noise), images.device).to(images.dtype), spec)
 
 
@@ -97,10 +120,12 @@ def moved_by(images: Tensor, noise: Tensor, spec: AttackSpec) -> Tensor:
     return (images + radius * noise).clamp(0, 1)
 
 
-def _noise(norm: str, shape: tuple[int, ...], seed: int, key: int) -> np.ndarray:
+def _noise(spec: AttackSpec, shape: tuple[int, ...], seed: int, key: int) -> np.ndarray:
     """One point of the unit ball, float32."""
     rng = keyed_rng("attack", seed, key)
-    if norm == "Linf":
+    if spec.method == "ssp":
+        return (rng.standard_normal(shape, dtype=np.float32) / np.float32(max(spec.eps, TINY))).clip(-1, 1)
+    if spec.norm == "Linf":
         return rng.random(shape, dtype=np.float32) * 2 - 1
     direction = rng.standard_normal(shape, dtype=np.float32)
     radius = np.float32(rng.random() ** (1 / direction.size))

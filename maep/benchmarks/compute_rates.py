@@ -166,12 +166,12 @@ class ComputeBench:
     def _judge(self) -> Adversary:
         """Noise, or a classifier of random weights, for an objective that asks it; pairs are read, not attacked."""
         settings, asked = self.settings, OBJECTIVES[self.settings.objective.name]
-        judge = load_classifier(settings.classifier, CLASSES, None).to(self.device) if asked.classifies else None
+        judges = (load_classifier(settings.classifier, CLASSES, None).to(self.device),) if asked.classifies else ()
         if asked.noises:
             return Adversary(
-                lambda images, _labels, keys: noisy(images, keys, settings.run.seed, settings.objective), None, judge
+                lambda images, _labels, keys: noisy(images, keys, settings.run.seed, settings.objective), None, judges
             )
-        return Adversary(classifier=judge)
+        return Adversary(classifiers=judges)
 
     def train_settings(self) -> TrainSettings:
         """As configured, but for its size; all at one masking ratio."""

@@ -154,11 +154,15 @@ def _check_attack(settings: Settings) -> None:
     attack, trainings = settings.attack, {"pretrain": settings.pretrain, "finetune": settings.finetune}
     if attack.method == "nfgsm" and (attack.norm != "Linf" or not attack.online):
         fail("attack.method=nfgsm: leaves the budget, in Linf, for training alone; set attack.norm=Linf, attack.online")
+    if attack.method == "ssp" and (attack.norm != "Linf" or attack.targeted):
+        fail("attack.method=ssp: moves features, within Linf; set attack.norm=Linf and attack.targeted=false")
     if settings.finetune.method == "none":
         del trainings["finetune"]
     for section in (name for name, train in trainings.items() if train.attacked == "whole"):
         if not attack.online:
             fail(f"{section}.attacked=whole: changes with every step; set attack.online=true with it")
+        if attack.method == "ssp":
+            fail(f"attack.method=ssp: attacks the classifier's features; set {section}.attacked=classifier")
         if attack.norm != "Linf" or attack.targeted:
             fail(f"{section}.attacked=whole: is untargeted, in Linf; set attack.norm=Linf and attack.targeted=false")
         if settings.compute.zero_stage == 3:
@@ -166,6 +170,18 @@ def _check_attack(settings: Settings) -> None:
         if settings.model.image_size != settings.data.image_size:
             sizes = f"model.image_size={settings.model.image_size}, data.image_size={settings.data.image_size}"
             fail(f"{section}.attacked=whole: the classifier takes whole images, not crops; make {sizes} equal")
+    _check_classifiers(settings.robust.classifiers, any(train.attacked == "whole" for train in trainings.values()))
+
+
+def _check_classifiers(words: list[str], is_whole: bool) -> None:
+    """Further classifiers are named, and there is a training that meets them."""
+    if words and not is_whole:
+        named = ", ".join(words)
+        fail(f"robust.classifiers=[{named}]: only a training against the whole meets them; set pretrain.attacked=whole")
+    for word in words:
+        arch, given, path = word.partition("=")
+        if not arch or (given and not path):
+            fail(f"robust.classifiers: {word!r} names none; give an architecture, or ARCH=PATH of its weights")
 
 
 def _check_published(settings: Settings) -> None:

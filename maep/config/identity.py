@@ -20,7 +20,7 @@ PAIRS = ("data", "classifier", "attack")  # sections that make the pairs of a tr
 # `records` is a chunk's record within `evaluate`, `point` a finished run within a sweep.
 READS = {
     "shards": ("data",),
-    "classifier": ("classifier", "run.seed", "compute.precision", "compute.tf32"),
+    "classifier": ("classifier", "robust.classifiers", "run.seed", "compute.precision", "compute.tf32"),
     "attack": ("attack", "run.seed"),
     "pretrain": ("purifier", "model", "objective", "pretrain", "robust", "compute", "run.seed"),
     "finetune": ("finetune", "objective", "robust", "compute", "run.seed"),

@@ -44,10 +44,13 @@ OBJECTIVES = {
     "trades_latent": Objective("maep.objectives:trades_latent", whole_images=True),
     "robust": Objective("maep.objectives:robust", classifies=True),
     "nim": Objective("maep.objectives:nim", whole_images=True, noises=True),
+    "feature": Objective("maep.objectives:feature", classifies=True),
     "stability": Objective("maep.objectives:stability", classifies=True, noises=True),
     "denoise": Objective(
         "maep.objectives:denoise", whole_images=True, draws=True, clean_images=True, network="denoiser"
     ),
+    "code": Objective("maep.objectives:code", whole_images=True, draws=True, clean_images=True, network="code"),
+    "likelihood": Objective("maep.objectives:likelihood", whole_images=True, clean_images=True, network="likelihood"),
     "flow": Objective("maep.objectives:flow", whole_images=True, draws=True, network="velocity"),
 }
 NOISES = ("gamma", "fixed", "uniform")  # how an objective that noises draws each image's deviation
@@ -59,7 +62,7 @@ THREAT_MODELS = {
     "blackbox": "maep.attacks.threat_models:BlackBox",
 }
 # Of the training pairs; maep.attacks.gradient takes them by these names.
-GRADIENT_ATTACKS = ("fgsm", "nfgsm", "bim", "pgd")
+GRADIENT_ATTACKS = ("fgsm", "nfgsm", "bim", "pgd", "ssp")
 ATTACKED = ("classifier", "whole")  # what the attack of a training sees
 NORMS = ("Linf", "L2")
 _ADAPTER = "adapter/adapter_model.safetensors"

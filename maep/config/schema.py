@@ -201,7 +201,9 @@ class ClassifierSettings:
 
 @dataclass
 class AttackSettings:
-    method: str = setting("pgd", "attack of the training pairs", choices=GRADIENT_ATTACKS)
+    method: str = setting(
+        "pgd", "attack of the training pairs; ssp: NRP's, on a feature map of the classifier", choices=GRADIENT_ATTACKS
+    )
     norm: str = setting("Linf", "norm of the budget", choices=NORMS)
     eps: float = setting(8 / 255, "budget; a fraction such as 8/255 may be written", unit="[0,1] pixels", low=0.0)
     step: float = setting(2 / 255, "step size", unit="[0,1] pixels", above=0.0)
@@ -253,8 +255,8 @@ class ModelSettings:
 class ObjectiveSettings:
     name: str = setting(
         "maep",
-        "training objective (Eq. 1, 2, 9-16; denoise: of diffusion purifiers; flow: of flowpure); mlm changes its "
-        "stage at pretrain.mask_until",
+        "training objective (Eq. 1, 2, 9-16; denoise: of diffusion purifiers; flow: of flowpure; code: of comdefend; "
+        "likelihood: of pixeldefend; feature: NRP's); mlm changes its stage at pretrain.mask_until",
         choices=OBJECTIVES,
     )
     rec_weight: float = setting(1.0, "lambda, weight of the hidden patches' term (maep)", low=0.0)
@@ -271,8 +273,9 @@ class ObjectiveSettings:
         0.0, "beta of TRADES, weight of KL(f(P(x)) || f(P(x_a))) (robust); 0: none", low=0.0, added=True
     )
     pixel_weight: float = setting(
-        1.0, "weight of d(P(x_a), x) beside the cross-entropies (robust, stability)", low=0.0, added=True
+        1.0, "weight of d(P(x_a), x) beside the other terms (robust, stability, feature)", low=0.0, added=True
     )
+    code_weight: float = setting(1e-4, "weight of the code's mean square (code)", low=0.0, added=True)
     noise: str = setting(
         "gamma",
         "how each image's deviation of noise is drawn (nim, stability): of shape 25, always the mean, up to twice it",
@@ -362,6 +365,10 @@ class FinetuneSettings(TrainSettings):
 class RobustSettings:
     """Of trainings whose attack sees the whole (pretrain.attacked or finetune.attacked=whole)."""
 
+    classifiers: list[str] = setting(
+        [], "further frozen classifiers, of which each step draws one or the run's own: architectures, which the "
+        "classifier stage trains too, or ARCH=PATH of their weights", added=True,
+    )  # fmt: skip
     clean_until: float = setting(
         0.0, "share of the training that has no attack, so that the purifier first learns images", low=0.0, high=1.0,
         added=True,

@@ -1,6 +1,7 @@
-"""Where the classifier's weights are: a file that is given, or the one that its stage trains on the clean shards."""
+"""Where a classifier's weights are: a file that is given, or the one that its stage trains on the clean shards."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from maep.config.identity import decisive_fields
@@ -34,3 +35,13 @@ def classifier_weights(settings: Settings) -> Path:
             fail(f"classifier.weights={path}: {what}; unset it to train a classifier")
         return path
     return classifier_directory(settings, clean_split(settings, "train")) / WEIGHTS
+
+
+def further_classifiers(settings: Settings) -> list[Settings]:
+    """The settings once for each of robust.classifiers, with that classifier in the place of the run's own.
+
+    It is trained, or its images are normalised, as the run's own.
+    """
+    own = replace(settings.classifier, timm_args={}, robustbench=None)
+    words = [word.partition("=") for word in settings.robust.classifiers]
+    return [replace(settings, classifier=replace(own, arch=arch, weights=path or None)) for arch, _, path in words]

@@ -15,7 +15,7 @@ from maep.config.implementations import FINETUNING, OBJECTIVES
 from maep.config.pair_source import source_settings
 from maep.config.schema import Settings, TrainSettings
 from maep.data.adversarial_set import adversarial_path
-from maep.data.classifier_weights import classifier_weights
+from maep.data.classifier_weights import classifier_weights, further_classifiers
 from maep.data.images.build import SPLITS, build_shards, check_source, clean_shards, clean_split, shards_are_outdated
 from maep.data.shards import ShardSet
 from maep.evaluation.scoring.tasks import check_attacks
@@ -82,8 +82,12 @@ def _check_shards(settings: Settings) -> None:
 
 
 def _check_weights(settings: Settings) -> None:
-    if settings.classifier.weights:
-        check_weights(classifier_weights(settings))
+    for each in _classifiers(settings):
+        path = each.classifier.weights
+        if path and each is not settings and not Path(path).exists():
+            fail(f"robust.classifiers={each.classifier.arch}={path}: no such file; leave the path out to train it")
+        if path:
+            check_weights(classifier_weights(each))
 
 
 def _check_pretrain(settings: Settings) -> None:
@@ -100,15 +104,29 @@ def _classifier(settings: Settings, _launch: Launcher) -> None:
     from maep.training.classifier import train_classifier
 
     train, test = (clean_split(settings, split) for split in SPLITS)
-    train_classifier(settings, train, test)
+    for each in _classifiers(settings):
+        if not each.classifier.weights:
+            train_classifier(each, train, test)
+
+
+def _classifiers(settings: Settings) -> list[Settings]:
+    """The settings, and again with each further classifier of a training against several."""
+    return [settings, *further_classifiers(settings)]
 
 
 def _classifier_idle(settings: Settings) -> str:
-    return "its weights are given (classifier.weights)" if settings.classifier.weights else ""
+    is_given = all(each.classifier.weights for each in _classifiers(settings))
+    return "its weights are given (classifier.weights)" if is_given else ""
 
 
 def _classifier_identity(settings: Settings) -> str:
     return classifier_identity(settings.classifier, classifier_weights(settings))
+
+
+def _classifiers_identity(settings: Settings) -> str:
+    """Of the run's own classifier, and of further ones where there are any."""
+    own, *further = (_classifier_identity(each) for each in _classifiers(settings))
+    return digest([own, *further]) if further else own
 
 
 def _to_the_end(share: Share, settings: Settings) -> None:
@@ -142,7 +160,7 @@ def _attack_identity(settings: Settings) -> str:
     if not objective.attacks:
         return digest(["noise", _classifier_identity(settings)]) if objective.classifies else "noise"
     if settings.attack.online:
-        return digest(["online", _classifier_identity(settings), decisive_settings(settings, "attack")])
+        return digest(["online", _classifiers_identity(settings), decisive_settings(settings, "attack")])
     clean = clean_split(settings, "train")
     path = adversarial_path(settings, clean, _classifier_identity(settings))
     return ShardSet(path, Reading.of(settings.data)).identity
@@ -241,7 +259,7 @@ STAGES = {
     for stage in (
         Stage("shards", (), (), _shards, _shards_identity, check=_check_shards),
         Stage(
-            "classifier", ("shards",), (), _classifier, _classifier_identity, _classifier_idle,
+            "classifier", ("shards",), (), _classifier, _classifiers_identity, _classifier_idle,
             anew="its learning rate falls over all epochs, and every run with these settings shares its weights",
             check=_check_weights,
         ),

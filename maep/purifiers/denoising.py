@@ -16,7 +16,7 @@ from maep.config.schema import PurifySettings, setting
 from maep.models.denoiser import GROUPS, Denoiser
 from maep.models.weights import load_weights, require_fit
 from maep.purifiers.base import UNNAMED, Source, TrainedPurifier, mapping_of, require_eager, require_images, section_of
-from maep.purifiers.registry import network_entries, purifier_class
+from maep.purifiers.registry import network_entries, purifier_class, use_entries
 from maep.purifiers.stepwise import Step, stepwise, walk
 from maep.runtime.device import upload
 from maep.runtime.errors import fail
@@ -24,7 +24,6 @@ from maep.runtime.randomness import SideBySide, keyed_rng
 
 # What `purify.batch_tiles` counts where there are no tiles: 32 x 32 pixels, an image of CIFAR-10.
 TILE_PIXELS = 32 * 32
-USED = ("evaluate", "records", "certify", "point")  # what depends on a setting that says how a trained network is used
 
 
 @dataclass
@@ -191,7 +190,7 @@ class DenoiserPurifier(TrainedPurifier):
 
     def config(self) -> dict[str, Any]:
         """The network's settings, and below `purify.sampler` how the kind uses it."""
-        sampler = _use_of(self.network)
+        sampler = use_entries(self.network)
         return {"model": network_entries(self.network), "purify": {**asdict(self.settings), "sampler": sampler}}
 
     @classmethod
@@ -217,9 +216,3 @@ class DenoiserPurifier(TrainedPurifier):
 
 def _network(section: Any) -> Denoiser:
     return Denoiser(section.width, section.multipliers, section.blocks, section.unshuffle, section.latest)
-
-
-def _use_of(section: Any) -> dict[str, object]:
-    """`{setting: value}` of what the training of the network does not depend on."""
-    network = network_entries(section)
-    return {name: value for name, value in asdict(section).items() if name not in network}

@@ -19,6 +19,7 @@ DEFAULT = "maep"
 # The stages that must have run before one of that kind is evaluated. Here, and not in its class alone, since a run
 # that is finished says so without importing torch.
 DEFAULT_STAGES = ("shards", "classifier", "attack", "pretrain", "finetune")
+USED = ("evaluate", "records", "certify", "point")  # what depends on a setting that says how a trained network is used
 KINDS = {
     "maep": "maep.purifiers.mae:MAEPurifier",
     "median": "maep.purifiers.median:MedianPurifier",
@@ -37,6 +38,8 @@ KINDS = {
     "soap": "maep.purifiers.soap:SoapPurifier",
     "dram": "maep.purifiers.dram:DramPurifier",
     "nrp": "maep.purifiers.nrp:NrpPurifier",
+    "comdefend": "maep.purifiers.comdefend:ComDefendPurifier",
+    "pixeldefend": "maep.purifiers.pixeldefend:PixelDefendPurifier",
 }
 
 
@@ -68,6 +71,11 @@ def settings_class(kind: str) -> type[Any] | None:
 def network_entries(section: Any) -> dict[str, Any]:
     """`{setting: value}` of a network's section, without those that say how it is used."""
     return {item.name: getattr(section, item.name) for item in fields(section) if decides(item, "pretrain")}
+
+
+def use_entries(section: Any) -> dict[str, Any]:
+    """`{setting: value}` of a network's section, of those that its training does not depend on (`USED`)."""
+    return {item.name: getattr(section, item.name) for item in fields(section) if not decides(item, "pretrain")}
 
 
 def network_section(settings: "Settings") -> tuple[str, Any]:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from maep.config.schema import setting
 from maep.models.noise_schedule import denoised, per_image, time_of
-from maep.purifiers.denoising import USED, DenoiserPurifier, DenoiserSettings
+from maep.purifiers.denoising import DenoiserPurifier, DenoiserSettings
+from maep.purifiers.registry import USED
 from maep.purifiers.stepwise import Step
 from maep.runtime.errors import fail
 from maep.runtime.keyed_noise import normal_of, uniform_of

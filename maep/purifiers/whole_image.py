@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
@@ -12,7 +13,16 @@ from torch.utils.checkpoint import checkpoint
 from maep.config import schema
 from maep.config.schema import PurifySettings
 from maep.models.weights import load_weights, read_weights, require_fit
-from maep.purifiers.base import UNNAMED, Source, TrainedPurifier, is_recorded, require_images, section_of
+from maep.purifiers.base import (
+    UNNAMED,
+    Source,
+    TrainedPurifier,
+    is_recorded,
+    mapping_of,
+    require_images,
+    section_of,
+)
+from maep.purifiers.registry import network_entries, use_entries
 from maep.runtime.errors import fail
 
 # What `purify.batch_tiles` counts where there are no tiles: 32 x 32 pixels, an image of CIFAR-10.
@@ -25,11 +35,13 @@ class WholeImagePurifier(TrainedPurifier):
     """Purifies images of any size whole; `purify.passes` above 1 is a cascade.
 
     model: images [N, 3, H, W] in [0, 1] to the same. settings: images at a time and passes. Its sections are the kind's
-    own, which decides the network, `objective`, `pretrain` and `purify`. A kind gives `build` and `described`.
+    own, which decides the network, `objective`, `pretrain` and `purify`. A kind gives `build` and `widest`, and
+    `described` if weights of its authors are read (`is_published`).
     """
 
+    is_published: ClassVar[bool] = True
     options: ClassVar[tuple[str, ...]] = ("batch_tiles", "passes")
-    stages = ("shards", "classifier", "attack", "pretrain")
+    stages: ClassVar[tuple[str, ...]] = ("shards", "classifier", "attack", "pretrain")
 
     def __init__(self, model: nn.Module, network: Any, settings: PurifySettings) -> None:
         super().__init__(model, network, settings)
@@ -41,9 +53,9 @@ class WholeImagePurifier(TrainedPurifier):
         """The network that a section describes, with random weights."""
 
     @classmethod
-    @abstractmethod
     def described(cls, tensors: Mapping[str, Tensor], path: Path) -> Any:
         """The section of the network whose weights these are; the published one's where they are of something else."""
+        raise NotImplementedError
 
     @classmethod
     def check_settings(cls, settings: schema.Settings) -> None:
@@ -89,19 +101,42 @@ class WholeImagePurifier(TrainedPurifier):
         """The same network in another cascade. Raises UserError for options that it has not."""
         return type(self)(self.model, self.network, options).train(self.training)
 
+    def used_as(self, settings: schema.Settings, source: str | Path = "this purifier") -> Self:
+        """The same network, used as the settings of its kind say. Raises UserError as `with_options`."""
+        if settings.purifier.kind != self.kind:
+            return self.with_options(settings.purify, source)
+        network = replace(getattr(settings, self.kind), **network_entries(self.network))
+        return type(self)(self.model, network, settings.purify).train(self.training)
+
+    @classmethod
+    def use_facts(cls, settings: schema.Settings) -> dict[str, object]:
+        """Those of its settings that its training does not depend on, below its kind."""
+        use = use_entries(getattr(settings, cls.kind))
+        return {cls.kind: use} if use else {}
+
     def compiled(self) -> Self:
         """The network compiled."""
         return type(self)(cast(Any, torch.compile(self.model)), self.network, self.settings).eval()
 
     # on disk
 
+    def config(self) -> dict[str, Any]:
+        """The network's settings and the section `purify`, below whose `use` stands how the kind uses the network."""
+        use = use_entries(self.network)
+        return {
+            "model": network_entries(self.network),
+            "purify": {**asdict(self.settings), **({"use": use} if use else {})},
+        }
+
     @classmethod
     def from_config(cls, config: Mapping[str, object], tensors: Mapping[str, Tensor], source: Source = UNNAMED) -> Self:
         """As `Purifier.from_config`."""
         assert cls.Settings is not None
-        network = section_of(cls.Settings, config.get("model"), source.config)
+        model, purify = config.get("model"), mapping_of(config.get("purify"), "purify", source.config)
+        use = mapping_of(purify.pop("use", None), "purify.use", source.config)
+        network = section_of(cls.Settings, {**model, **use} if isinstance(model, Mapping) else model, source.config)
         cls.check(network)
-        options = section_of(PurifySettings, config.get("purify") or {}, source.config)
+        options = section_of(PurifySettings, purify, source.config)
         return cls(cls._with_weights(network, tensors, source.weights), network, options)
 
     @classmethod
@@ -113,6 +148,8 @@ class WholeImagePurifier(TrainedPurifier):
     @classmethod
     def from_published(cls, path: Path) -> Self:
         """The purifier in a file as its authors publish them, of any depth and width."""
+        if not cls.is_published:
+            return super().from_published(path)
         tensors = cls.used(read_weights(path))
         network = cls.described(tensors, path)
         return cls(cls._with_weights(network, tensors, path), network, PurifySettings())

@@ -8,7 +8,7 @@ from maep.config.implementations import OBJECTIVES
 from maep.config.pair_source import source_settings
 from maep.config.schema import FinetuneSettings, ObjectiveSettings, Settings, TrainSettings
 from maep.data.adversarial_set import adversarial_path, check_adversarial
-from maep.data.classifier_weights import classifier_weights
+from maep.data.classifier_weights import classifier_weights, further_classifiers
 from maep.data.images.build import clean_split
 from maep.data.pairs import PairDataset
 from maep.data.shards import ShardSet
@@ -87,15 +87,18 @@ def adversary(settings: Settings, train: TrainSettings, classes: int) -> Adversa
     if not (classifies or (settings.attack.online and not noises)):
         return noise
     device = prepare_device(settings.compute, trains=True)
-    classifier = load_classifier(settings.classifier, classes, classifier_weights(settings)).to(device)
-    judge = classifier if classifies else None
+    several = [settings, *(further_classifiers(settings) if train.attacked == "whole" else ())]
+    classifiers = tuple(
+        load_classifier(each.classifier, classes, classifier_weights(each)).to(device) for each in several
+    )
+    judges = classifiers if classifies else ()
     if noises:
-        return replace(noise, classifier=judge)
+        return replace(noise, classifiers=judges)
     if not settings.attack.online:
         if train.attacked == "whole":
             fail(f"{train.source}: its attack is not online; add attack.online=true to the source_set of the training")
-        return Adversary(classifier=judge)
+        return Adversary(classifiers=judges)
     if train.attacked == "whole":
-        return Adversary(against=AgainstWhole(classifier, settings.attack, settings.robust, seed), classifier=judge)
-    spec = AttackSpec.of(settings.attack)
-    return Adversary(lambda images, labels, keys: attack(classifier, images, labels, spec, keys, seed), None, judge)
+        return Adversary(against=AgainstWhole(classifiers, settings.attack, settings.robust, seed), classifiers=judges)
+    spec, (own,) = AttackSpec.of(settings.attack), classifiers
+    return Adversary(lambda images, labels, keys: attack(own, images, labels, spec, keys, seed), None, judges)

@@ -119,7 +119,7 @@ class Trainer:
         self.steps = total_steps(job.settings, job.dataset.count)
         self.last = min(self.steps, job.settings.pause_at or self.steps)
         self.parameters = {name: p for name, p in job.model.named_parameters() if p.requires_grad}
-        module = TrainingModule(job.model, job.objective, job.compute.precision, job.adversary.classifier)
+        module = TrainingModule(job.model, job.objective, job.compute.precision, job.adversary.classifiers)
         self.draws = OBJECTIVES[job.objective.name].draws
         self.robust = None
         if job.adversary.against:
@@ -348,6 +348,7 @@ class Trainer:
             "images_per_second": self.settings.batch_size / seconds, "data_seconds": tally.waited,
             "step_seconds": seconds,
             **({"attack_eps": spec.eps, "attack_steps": spec.steps} if spec else {}),
+            **({"classifier": self.robust.drawn(self.step - 1)} if self.robust and self.robust.is_of_several else {}),
             **({UNCOMPILED: 1} if self.compiled and self.compiled.has_failed else {}),
         }  # fmt: skip
         return values, bool(stopping)
@@ -367,10 +368,11 @@ class Trainer:
 
     def _inputs(
         self, batch: PairBatch, ratio: float, spec: AttackSpec | None
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, int]:
         """Images in [0, 1], mask, its index, labels, seeds on the device; adversarial ones made here in online mode.
 
-        spec: of the attack on the whole. There are labels and seeds where the objective wants them.
+        spec: of the attack on the whole. There are labels and seeds where the objective wants them. Last, which of the
+        classifiers this step asks.
         """
         device = self.accelerator.device
         clean, labels = to_float(batch.clean.to(device, non_blocking=True)), batch.labels.to(device, non_blocking=True)
@@ -378,15 +380,16 @@ class Trainer:
         shown = batch.shown.to(device, non_blocking=True) if ratio else None
         count, samples = len(self.job.dataset.clean), zip(batch.epochs.tolist(), batch.indices.tolist(), strict=True)
         keys = [epoch * count + index for epoch, index in samples]
+        which = self.robust.drawn(self.step) if self.robust else 0
         if batch.adversarial is not None:
             adversarial = to_float(batch.adversarial.to(device, non_blocking=True))
         elif self.robust and spec:
-            adversarial = self.robust.attack(dict(self.parameters), clean, labels, visible, spec, keys, shown)
+            adversarial = self.robust.attack(dict(self.parameters), clean, labels, visible, spec, keys, shown, which)
         else:
             assert self.job.adversary.online is not None
             adversarial = self.job.adversary.online(clean, labels, keys)
         seeds = sample_seeds("objective", self.job.dataset.seed, keys, device) if self.draws else None
-        return clean, adversarial, visible, shown, labels if self.job.adversary.classifier else None, seeds
+        return clean, adversarial, visible, shown, labels if self.job.adversary.classifiers else None, seeds, which
 
     def _backward(self, total: Tensor) -> Tensor | float:
         """Backward of this rank's share of the global mean; returns the gradient norm when all is accumulated.

@@ -1,5 +1,6 @@
 """Purifier and objective as one module, so that DDP, ZeRO and torch.compile see a single forward."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from maep.config.schema import ComputeSettings, ObjectiveSettings
+from maep.models.feature_maps import FeatureMap
 from maep.objectives import Judge
 from maep.objectives import objective as objective_named
 from maep.runtime.console import say
@@ -35,17 +37,18 @@ class TrainingModule(nn.Module):
     model: (images [N, 3, H, W] in [0, 1], visible [N, T] or None) -> images, or with latent=True (images, latents);
     it takes `index` as `MaskedAutoencoder.forward` does.
     precision: fp32, bf16 or fp16; the arithmetic of the forward, by autocast, while weights stay fp32.
-    classifier: frozen and in eval mode, for objectives that classify.
+    classifiers: frozen and in eval mode, for objectives that classify.
     """
 
     def __init__(
-        self, model: nn.Module, objective: ObjectiveSettings, precision: str, classifier: nn.Module | None = None
+        self, model: nn.Module, objective: ObjectiveSettings, precision: str, classifiers: Sequence[nn.Module] = ()
     ) -> None:
         super().__init__()
         self.model, self.objective, self.dtype = model, objective, DTYPES[precision]
         self.losses = objective_named(objective.name)
         # In a list it is no part of this module: not put into training mode, not sent to the other ranks, not averaged.
-        self.frozen = [] if classifier is None else [classifier]
+        self.frozen = list(classifiers)
+        self.features = [FeatureMap(each) for each in self.frozen]
 
     def forward(
         self,
@@ -55,16 +58,17 @@ class TrainingModule(nn.Module):
         index: Tensor | None = None,
         labels: Tensor | None = None,
         seeds: Tensor | None = None,
+        which: int = 0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Losses [N], and their parts by name.
 
         clean, adversarial: [N, 3, H, W] in [0, 1]; visible: bool [N, T] or None for all; index: int64 [N, K], of the
         visible patches, in order; by default the model finds it. labels: int64 [N], for objectives that classify.
-        seeds: int64 [N], for those that draw.
+        seeds: int64 [N], for those that draw. which: of the classifiers, the one that is asked.
         """
         model = self.model if index is None else partial(self._shown, index)
         with torch.autocast(clean.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            asked: list[Judge | Tensor] = [] if labels is None else [Judge(self._classify, labels)]
+            asked: list[Judge | Tensor] = [] if labels is None else [self._judge(which, labels)]
             asked += [] if seeds is None else [seeds]
             losses = self.losses(model, clean, adversarial, visible, self.objective, *asked)
         return losses.total.float(), {name: part.float() for name, part in losses.parts.items()}
@@ -73,6 +77,15 @@ class TrainingModule(nn.Module):
         """The model where the index is known; an objective may give it the pairs' images one after the other."""
         return self.model(images, visible, index=index.repeat(len(images) // len(index), 1), **options)
 
-    def _classify(self, purified: Tensor) -> Tensor:
+    def _judge(self, which: int, labels: Tensor) -> Judge:
+        """One of the frozen classifiers, as an objective asks it."""
+        return Judge(partial(self._classify, which), labels, partial(self._features, which))
+
+    def _classify(self, which: int, purified: Tensor) -> Tensor:
         """Logits of purified images as they are used, clipped; losses are taken of them in fp32."""
-        return self.frozen[0](purified.clamp(0, 1)).float()
+        return self.frozen[which](purified.clamp(0, 1)).float()
+
+    def _features(self, which: int, purified: Tensor) -> Tensor:
+        """The feature map of images as the model gives them: clipped, a pixel outside of [0, 1] would not move."""
+        features: Tensor = self.features[which](purified)
+        return features.float()

@@ -21,6 +21,7 @@ from maep.data.pairs import PairDataset
 from maep.data.shards import to_float
 from maep.runtime.errors import fail
 from maep.runtime.keyed_noise import keyed_uniform
+from maep.runtime.randomness import keyed_rng
 from maep.storage.manifests import Retreat, RobustProgress
 from maep.training.distributed.world import agree, world
 
@@ -38,13 +39,13 @@ MOST_RETREATS = 4  # what is lost five times, under ever longer attacks, is not 
 class AttackedWhole(nn.Module):
     """f∘P as the attack of a training sees it: P's own weights, none of which gets a gradient.
 
-    purifier: (images, visible) -> images; classifier: frozen. Call `follow` when the weights may lie elsewhere.
+    purifier: (images, visible) -> images; classifiers: frozen. Call `follow` when the weights may lie elsewhere.
     """
 
-    def __init__(self, purifier: nn.Module, classifier: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, purifier: nn.Module, classifiers: Sequence[nn.Module], dtype: torch.dtype) -> None:
         super().__init__()
         self.purifier = copy.deepcopy(purifier).requires_grad_(False)
-        self.classifier, self.dtype = classifier, dtype
+        self.classifiers, self.dtype = nn.ModuleList(classifiers), dtype
         self.eval()
 
     def follow(self, weights: dict[str, Tensor]) -> None:
@@ -53,11 +54,16 @@ class AttackedWhole(nn.Module):
             if name in weights:
                 parameter.data = weights[name].detach()
 
-    def forward(self, images: Tensor, visible: Tensor | None = None, shown: Tensor | None = None) -> Tensor:
-        """Logits in fp32, differentiable with respect to the images. shown: int64 [N, K], the index of `visible`."""
+    def forward(
+        self, images: Tensor, visible: Tensor | None = None, shown: Tensor | None = None, which: int = 0
+    ) -> Tensor:
+        """Logits in fp32, differentiable with respect to the images.
+
+        shown: int64 [N, K], the index of `visible`. which: of the classifiers, that whose logits they are.
+        """
         index = {} if shown is None else {"index": shown}
         with torch.autocast(images.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            return self.classifier(self.purifier(images, visible, **index).clamp(0, 1)).float()
+            return self.classifiers[which](self.purifier(images, visible, **index).clamp(0, 1)).float()
 
 
 def attack_at(base: AttackSpec, settings: RobustSettings, progress: float, retreats: int) -> AttackSpec:
@@ -75,9 +81,12 @@ def attack_at(base: AttackSpec, settings: RobustSettings, progress: float, retre
 
 @dataclass(frozen=True)
 class AgainstWhole:
-    """What a training against the whole needs besides. attack: its budget is that of the checks."""
+    """What a training against the whole needs besides.
 
-    classifier: nn.Module
+    classifiers: frozen; the first, the run's own, is the one of the checks. attack: its budget is that of the checks.
+    """
+
+    classifiers: tuple[nn.Module, ...]
     attack: AttackSettings
     settings: RobustSettings
     seed: int
@@ -88,12 +97,12 @@ class Adversary:
     """Who makes the adversarial images of a training, where no shards have them, and who judges the purified ones.
 
     online: (images, labels, keys) -> adversarial images, or noisy ones. against: the attack on the whole, in its place.
-    classifier: frozen, in eval mode, for objectives that classify.
+    classifiers: frozen, in eval mode, for objectives that classify, of which each step asks one; none for others.
     """
 
     online: OnlineAttack | None = None
     against: AgainstWhole | None = None
-    classifier: nn.Module | None = None
+    classifiers: tuple[nn.Module, ...] = ()
 
 
 class RobustTraining:
@@ -104,8 +113,8 @@ class RobustTraining:
     ) -> None:
         """model: P as it is trained, which is copied once. dtype: of the attack's arithmetic; checks are in fp32."""
         self.against, self.spec, self.device = against, AttackSpec.of(against.attack), device
-        self.whole = AttackedWhole(model, against.classifier, dtype).to(device)
-        self.exact = AttackedWhole(model, against.classifier, torch.float32).to(device)
+        self.whole = AttackedWhole(model, against.classifiers, dtype).to(device)
+        self.exact = AttackedWhole(model, against.classifiers[:1], torch.float32).to(device)
         self.follows: Callable[..., Tensor] = torch.compile(self.whole) if compiled else self.whole
         self.progress = RobustProgress()
 
@@ -113,18 +122,29 @@ class RobustTraining:
         """The attack of a step; see `attack_at`."""
         return attack_at(self.spec, self.against.settings, progress, len(self.progress.retreats))
 
+    @property
+    def is_of_several(self) -> bool:
+        """Whether there are several classifiers to draw from."""
+        return len(self.against.classifiers) > 1
+
+    def drawn(self, step: int) -> int:
+        """Which of the classifiers a 0-based step attacks and asks: the same on every rank, and after a resume."""
+        rng = keyed_rng("classifier-drawn", self.against.seed, step)
+        return int(rng.integers(len(self.against.classifiers))) if self.is_of_several else 0
+
     def attack(
         self, weights: dict[str, Tensor], images: Tensor, labels: Tensor, visible: Tensor | None, spec: AttackSpec,
-        keys: Sequence[int], shown: Tensor | None = None,
+        keys: Sequence[int], shown: Tensor | None = None, which: int = 0,
     ) -> Tensor:  # fmt: skip
         """Adversarial images of f∘P with these weights of P; arguments otherwise as `maep.attacks.gradient.attack`'s.
 
-        visible: what P sees of them, the same for the attack as for the losses. shown: int64 [N, K], its index.
+        visible: what P sees of them, the same for the attack as for the losses. shown: int64 [N, K], its index. which:
+        of the classifiers, the attacked one.
         """
         self.whole.follow(weights)
         noise = keyed_uniform("whole", self.against.seed, keys, tuple(images.shape[1:]), images.device)
         start = moved_by(images, noise, spec) if spec.random_start else images
-        return ascend(lambda moved: self.follows(moved, visible, shown), images, labels, spec, start)
+        return ascend(lambda moved: self.follows(moved, visible, shown, which), images, labels, spec, start)
 
     def is_due(self, step: int, steps: int) -> bool:
         """Whether held-out images are attacked after a step."""

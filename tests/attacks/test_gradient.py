@@ -217,3 +217,25 @@ def test_nfgsm_steps_by_eps_from_noise_of_twice_eps(model: nn.Module, batch: tup
     assert (found - images).abs().max() > 0.2
     with pytest.raises(ValueError, match="not an attack"):
         replace(spec, norm="L2")
+
+
+def test_ssp_moves_features_without_a_label(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+    """From noise of deviation 1 cut to eps, up the squared distance of a feature map; no label counts (NRP)."""
+    images, labels = batch
+    spec = AttackSpec.of(AttackSettings(method="ssp", eps=0.1, step=0.02, steps=5))
+    start = attack(model, images, labels, replace(spec, step=0.0), range(COUNT), 0)
+    inside = (start > 0) & (start < 1)
+    assert (start - images).abs()[inside].gt(0.1 - 1e-6).float().mean() == pytest.approx(0.92, abs=0.01)
+    moved, features = start.clone().requires_grad_(), model[:4](images)
+    (model[:4](moved) - features).square().sum().backward()
+    first = attack(model, images, labels, replace(spec, steps=1), range(COUNT), 0)
+    steps = (start + 0.02 * moved.grad.sign() - images).clamp(-0.1, 0.1)
+    torch.testing.assert_close(first, (images + steps).clamp(0, 1))
+    last = attack(model, images, labels.flip(0), spec, range(COUNT), 0)
+    assert torch.equal(last, attack(model, images, labels, spec, range(COUNT), 0))
+    distance = [(model[:4](each) - features).square().sum() for each in (start, first, last)]
+    assert distance[0] < distance[1] < distance[2]
+    assert (last - images).abs().max() <= 0.1 + 1e-6
+    for wrong in ({"norm": "L2"}, {"targeted": True}):
+        with pytest.raises(ValueError, match="not an attack"):
+            replace(spec, **wrong)

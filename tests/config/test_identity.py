@@ -25,7 +25,7 @@ EXCEPTIONS: dict[str, set[str]] = {
     "run.seed": {"classifier", "attack", "pretrain", "finetune", "evaluate", "records", "certify", "point"},
     **{f"compute.{name}": {"classifier", "pretrain", "finetune", "point"} for name in ("precision", "tf32")},
     "data.on_error": {"shards"}, "data.max_pixels": {"shards"}, "data.background": {"shards"},
-    "purify.batch_tiles": {"evaluate", "point"},
+    "purify.batch_tiles": {"evaluate", "point"}, "robust.classifiers": {"classifier", "pretrain", "finetune", "point"},
     "evaluation.figure_images": {"evaluate", "report", "point"},
     **{
         f"evaluation.{name}": {"evaluate", "point"}

@@ -158,11 +158,17 @@ WHOLE = ["attack.online=true", "pretrain.attacked=whole"]
         (["pretrain.attacked=whole"], "set attack.online=true"),
         (["finetune.attacked=whole"], "finetune.attacked=whole"),
         (["attack.method=nfgsm"], "attack.online"),
+        (["attack.method=ssp", "attack.norm=L2"], "attack.method=ssp: moves features, within Linf"),
+        (["attack.method=ssp", "attack.targeted=true"], "attack.targeted=false"),
+        ([*WHOLE, "attack.method=ssp"], "set pretrain.attacked=classifier"),
         ([*WHOLE, "attack.norm=L2", "evaluation.norm=L2"], "set attack.norm=Linf"),
         ([*WHOLE, "attack.targeted=true"], "attack.targeted=false"),
         ([*WHOLE, "compute.zero_stage=3"], "set compute.zero_stage up to 2"),
         ([*WHOLE, "model.image_size=16"], "model.image_size=16, data.image_size=32 equal"),
         (["pretrain.attacked=purifier"], "choose one of classifier, whole"),
+        (["robust.classifiers=[cifar_resnet14]"], "set pretrain.attacked=whole"),
+        ([*WHOLE, "robust.classifiers=[=weights.pt]"], "'=weights.pt' names none"),
+        ([*WHOLE, "robust.classifiers=[cifar_resnet14=]"], "give an architecture, or ARCH=PATH"),
     ],
 )
 def test_an_attack_on_the_whole_must_be_possible(overrides: list[str], words: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from maep.cli.compare import main as compare
 from maep.config.load import load_settings
+from maep.config.schema import Settings
 from maep.pipeline.execution import run_pipeline
 from maep.pipeline.stages import STAGES, needs_of
 from maep.runtime.errors import UserError
@@ -249,6 +250,26 @@ def test_a_training_that_attacks_as_it_goes_depends_on_the_attack(tmp_path: Path
     assert identity(*ONLINE) == online != identity(*ONLINE, changed)
     (tmp_path / "weights.pt").write_bytes(b"of another one")
     assert identity(*ONLINE) != online
+
+
+def test_a_training_against_several_classifiers_depends_on_each(tmp_path: Path) -> None:
+    """On what their files hold. The classifier stage says which file is missing, and works where one has none."""
+    own, further = tmp_path / "own.safetensors", tmp_path / "further.safetensors"
+    several = [*ONLINE, f"classifier.weights={own}", f"robust.classifiers=[cifar_resnet14={further}]"]
+
+    def settings(*overrides: str) -> Settings:
+        return load_settings("digits", [*several, *overrides])
+
+    own.write_bytes(b"of a classifier")
+    with pytest.raises(UserError, match=r"robust\.classifiers=cifar_resnet14=.*further\.safetensors: no such file"):
+        STAGES["classifier"].check(settings())
+    further.write_bytes(b"of a further one")
+    before = STAGES["attack"].identity(settings())
+    assert before != STAGES["attack"].identity(settings("robust.classifiers=[]"))
+    further.write_bytes(b"of another one")
+    assert before != STAGES["attack"].identity(settings())
+    assert STAGES["classifier"].idle(settings())
+    assert not STAGES["classifier"].idle(settings("robust.classifiers=[cifar_resnet14]"))
 
 
 def test_a_finetuning_by_the_classifier_needs_it() -> None:

@@ -1,5 +1,6 @@
-"""NRP: the published networks by name, size and cost, what their file becomes, the noise of the dynamic variant."""
+"""NRP: the published networks by name, size and cost, what their file becomes, the dynamic variant, its training."""
 
+import json
 import math
 from pathlib import Path
 
@@ -13,10 +14,15 @@ from maep import load_purifier
 from maep.cli.checkpoint import main as checkpoint_command
 from maep.config.load import load_settings
 from maep.config.schema import PurifySettings
+from maep.data.shards import to_float
 from maep.models.nrp_networks import DenseNetwork, PlainNetwork
+from maep.pipeline.execution import run_pipeline
 from maep.purifiers import save_purifier
 from maep.purifiers.nrp import NrpPurifier, NrpSettings
 from maep.runtime.errors import UserError
+from maep.training.inputs import own_pairs
+from maep.training.pretrain import pretrain
+from tests.tiny import Problem
 
 TINY = {"plain": NrpSettings("plain", 2, 6), "dense": NrpSettings("dense", 2, 6, 4)}
 
@@ -126,3 +132,21 @@ def test_settings_that_do_not_fit_are_refused() -> None:
         load_settings(None, ["purifier.kind=nrp", "pretrain.mask_ratio=0", "nrp.network=deep"])
     with pytest.raises(UserError, match=r"pretrain\.mask_ratio=0\.5: nrp sees whole images"):
         load_settings(None, ["purifier.kind=nrp", "pretrain.mask_ratio=0.5"])
+
+
+def test_it_is_trained_on_moved_features(problem: Problem, run_dir: Path) -> None:
+    """Images are moved in the classifier's features, the loss in those falls, and they are what it is trained on."""
+    words = ["purifier.kind=nrp", "nrp.blocks=1", "nrp.features=8", "pretrain.mask_ratio=0", "attack.method=ssp",
+             "objective.name=feature", "objective.pixel_weight=0.01", "pretrain.steps=12", "pretrain.lr=0.01",
+             "pretrain.log_every=1"]  # fmt: skip
+    settings = load_settings("digits", problem.arguments(run_dir, *words)[1:])
+    for stage in ("attack", "pretrain"):
+        run_pipeline(settings, stage, lambda _, given: pretrain(given))
+    losses = [json.loads(line)["l_feature"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert sum(losses[-3:]) < 0.95 * sum(losses[:3])
+    pairs = own_pairs(settings, settings.pretrain)
+    assert pairs.adversarial is not None
+    images = [to_float(each.batch(range(20))[0]) for each in (pairs.clean, pairs.adversarial)]
+    distance = (images[0] - images[1]).abs()
+    assert distance.amax((1, 2, 3)).max() <= settings.attack.eps + 1e-6
+    assert distance.amax((1, 2, 3)).min() > 0

@@ -34,6 +34,8 @@ SMALLER = {
     "diffpure": DENOISER,
     "gdmp": (*DENOISER, "rounds=2"),
     "flowpure": DENOISER,
+    "pixeldefend": ("features=4", "layers=1", "components=2"),
+    "comdefend": ("widths=[8]", "bits=4"),
     "scoreopt": (*DENOISER, "lr=0.001"),  # where a gradient is near 0, Adam makes its rounding, in fp32, a share of lr
 }
 

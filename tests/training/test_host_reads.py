@@ -228,8 +228,8 @@ def test_a_step_is_one_graph(name: str, adapted: bool) -> None:
     model: nn.Module = with_adapter(network, FinetuneSettings(), 0) if adapted else network
     if OBJECTIVES[name].network != "images":
         model = Denoiser(width=8, multipliers=[1, 2], blocks=1, unshuffle=1, latest=0.2)
-    classifier = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16**2, 5)).eval() if OBJECTIVES[name].classifies else None
-    module = TrainingModule(model, ObjectiveSettings(name=name), "fp32", classifier)
+    judges = [nn.Sequential(nn.Flatten(), nn.Linear(3 * 16**2, 5)).eval()] if OBJECTIVES[name].classifies else []
+    module = TrainingModule(model, ObjectiveSettings(name=name), "fp32", judges)
     clean, visible = torch.rand(3, 3, 16, 16), torch.rand(3, 16).argsort(1) < 8
     shown = visible.nonzero()[:, 1].reshape(3, 8)
     masks = [] if OBJECTIVES[name].whole_images else [(visible, shown)]

@@ -34,7 +34,7 @@ def test_every_objective_trains_an_adapted_model(name: str) -> None:
     adapted = with_adapter(MaskedAutoencoder(SMALL), FinetuneSettings(), 0)
     model: nn.Module = adapted if OBJECTIVES[name].network == "images" else denoiser()
     classifier = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16**2, 5)).eval().requires_grad_(False)
-    judged = (classifier, torch.tensor([0, 4, 2])) if OBJECTIVES[name].classifies else (None, None)
+    judged = ([classifier], torch.tensor([0, 4, 2])) if OBJECTIVES[name].classifies else ([], None)
     seeds = torch.tensor([3, 4, 5]) if OBJECTIVES[name].draws else None
     module = TrainingModule(model, ObjectiveSettings(name=name), "bf16", judged[0])
     clean = torch.rand(3, 3, 16, 16)
@@ -50,13 +50,26 @@ def test_the_classifier_of_an_objective_stays_as_it_is() -> None:
     """It is no part of the module: not in training mode, not among the parameters, without gradients."""
     classifier = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(3 * 16**2), nn.Linear(3 * 16**2, 5))
     classifier.eval().requires_grad_(False)
-    module = TrainingModule(MaskedAutoencoder(SMALL), ObjectiveSettings(name="robust"), "fp32", classifier).train()
+    module = TrainingModule(MaskedAutoencoder(SMALL), ObjectiveSettings(name="robust"), "fp32", [classifier]).train()
     total, _parts = module(torch.rand(3, 3, 16, 16), torch.rand(3, 3, 16, 16), None, labels=torch.tensor([0, 4, 2]))
     total.sum().backward()
     assert not any(part.training for part in classifier.modules())
     assert not classifier[1].running_mean.any()
     assert all(parameter.grad is None for parameter in classifier.parameters())
     assert {id(p) for p in module.parameters()}.isdisjoint(id(p) for p in classifier.parameters())
+
+
+def test_of_several_classifiers_the_named_one_is_asked() -> None:
+    """The losses are those of a module that has this one alone."""
+    torch.manual_seed(0)
+    model, settings = MaskedAutoencoder(SMALL), ObjectiveSettings(name="robust")
+    several = [nn.Sequential(nn.Flatten(), nn.Linear(3 * 16**2, 5)).eval().requires_grad_(False) for _ in range(2)]
+    pair, labels = (torch.rand(3, 3, 16, 16), torch.rand(3, 3, 16, 16)), torch.tensor([0, 4, 2])
+    both = TrainingModule(model, settings, "fp32", several)
+    for which, one in enumerate(several):
+        alone, _parts = TrainingModule(model, settings, "fp32", [one])(*pair, None, labels=labels)
+        assert torch.equal(both(*pair, None, labels=labels, which=which)[0], alone)
+    assert not torch.equal(both(*pair, None, labels=labels)[0], alone)
 
 
 def test_cuda_graphs_are_asked_for_where_there_are_any(capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,7 +71,7 @@ def whole_training(compiled: bool = False) -> tuple[RobustTraining, MaskedAutoen
     """A random purifier before a trained classifier of the digits."""
     torch.manual_seed(0)
     model, classifier = MaskedAutoencoder(SMALL), train_small()
-    against = AgainstWhole(classifier, AttackSettings(eps=0.2, step=0.05, steps=5), RobustSettings(), 0)
+    against = AgainstWhole((classifier,), AttackSettings(eps=0.2, step=0.05, steps=5), RobustSettings(), 0)
     return RobustTraining(against, model, torch.device("cpu"), torch.float32, compiled=compiled), model, classifier
 
 
@@ -117,6 +117,26 @@ def test_a_compiled_attack_is_the_attack() -> None:
     args = (dict(model.named_parameters()), images, labels, None, plain.at(1.0), range(4))
     difference = (plain.attack(*args) - compiled.attack(*args)).abs()
     assert (difference > 1e-5).float().mean() < 0.02
+
+
+def test_each_step_draws_a_classifier_and_attacks_that_one() -> None:
+    """Of two about as often, by the step alone; attacked is the one that was drawn: its loss rises more than by an
+    attack on the other.
+    """
+    torch.manual_seed(0)
+    model, both = MaskedAutoencoder(SMALL), (train_small(), train_small(kind="perceptron"))
+    against = AgainstWhole(both, AttackSettings(eps=0.2, step=0.05, steps=5), RobustSettings(), 0)
+    robust = RobustTraining(against, model, torch.device("cpu"), torch.float32, compiled=False)
+    drawn = [robust.drawn(step) for step in range(200)]
+    assert 70 < sum(drawn) < 130
+    assert drawn == [robust.drawn(step) for step in range(200)]
+    assert not any(whole_training()[0].drawn(step) for step in range(20))
+    images, labels = (part[:32] for part in digits())
+    args = (dict(model.named_parameters()), images, labels, None, robust.at(1.0), range(32))
+    attacked = [robust.attack(*args, which=which) for which in (0, 1)]
+    for which, classifier in enumerate(both):
+        own, other = (losses(model, classifier, attacked[each], labels).mean() for each in (which, 1 - which))
+        assert own > other + 0.1
 
 
 def test_a_drop_between_checks_is_a_collapse_and_lengthens_the_attack() -> None:
@@ -199,14 +219,7 @@ def damaged_once(problem: Problem, run: Path, *more: str, step: int = 7) -> Trai
         *WHOLE, "model.prediction=residual", "attack.eps=1/255", "attack.step=1/255", "pretrain.lr=1e-5",
         "robust.eps_ramp=0", "robust.overfit_drop=10", "pretrain.ema=0", "classifier.epochs=25", *more,
     ]  # fmt: skip
-    settings = load_settings("digits", problem.arguments(run, *words)[1:])
-    run_pipeline(settings, "classifier", lambda name, _: pytest.fail(f"{name} was launched"))
-    job = TrainingJob(
-        "pretrain", seeded_purifier(settings).model, own_pairs(settings, settings.pretrain), settings.pretrain,
-        settings.objective, settings.compute, run / "checkpoints", run / "metrics.jsonl", run / "samples",
-        CheckpointManifest(step=0), adversary=adversary(settings, settings.pretrain, 10),
-    )  # fmt: skip
-    trainer, remaining = Trainer(job), [None]
+    trainer, remaining = trainer_of(problem, run, *words), [None]
     update = trainer._update
 
     def spoil() -> None:
@@ -219,6 +232,18 @@ def damaged_once(problem: Problem, run: Path, *more: str, step: int = 7) -> Trai
 
     trainer._update = spoil  # type: ignore[method-assign]
     return trainer
+
+
+def trainer_of(problem: Problem, run: Path, *words: str) -> Trainer:
+    """The trainer of the pretraining in this process, its classifiers trained by their stage."""
+    settings = load_settings("digits", problem.arguments(run, *words)[1:])
+    run_pipeline(settings, "classifier", lambda name, _: pytest.fail(f"{name} was launched"))
+    job = TrainingJob(
+        "pretrain", seeded_purifier(settings).model, own_pairs(settings, settings.pretrain), settings.pretrain,
+        settings.objective, settings.compute, run / "checkpoints", run / "metrics.jsonl", run / "samples",
+        CheckpointManifest(step=0), adversary=adversary(settings, settings.pretrain, 10),
+    )  # fmt: skip
+    return Trainer(job)
 
 
 def test_lost_robustness_is_noticed_and_taken_back(
@@ -260,3 +285,34 @@ def test_the_weights_that_did_best_are_kept(
     assert best < checkpoint_path(run_dir / "checkpoints", 20)
     assert f"the weights of step {int(best.name[5:])} are kept" in capsys.readouterr().out
     assert all((last[name] - kept[name]).mean() > 0.9 for name in kept)
+
+
+def test_several_classifiers_are_trained_and_met(problem: Problem, run_dir: Path, tmp_path: Path) -> None:
+    """The classifier stage trains the further one too. Each step attacks and asks the one it drew, and says which;
+    paused and resumed the training ends with the same bits, which are others than those against one alone.
+    """
+    words = [*WHOLE, "robust.classifiers=[cifar_resnet14]", "pretrain.steps=6"]
+    trainer, calls = trainer_of(problem, run_dir, *words), []
+    trainer.module.frozen[1].register_forward_hook(lambda *_: calls.append(1))
+    trainer.run()
+    kinds = [type(each.network.layer1).__name__ + str(len(each.network.layer1)) for each in trainer.module.frozen]
+    assert kinds == ["Sequential1", "Sequential2"]
+    assert trainer.robust is not None
+    drawn = [trainer.robust.drawn(step) for step in range(6)]
+    assert [line["classifier"] for line in metrics(run_dir)] == drawn
+    assert set(drawn) == {0, 1}
+    assert len(calls) == 3 * sum(drawn), "two steps of the attack and the loss, where it was drawn, and no check"
+    ends = [trainer.averaged()]
+    for name, more in {"paused": ["pretrain.pause_at=3"], "alone": ["robust.classifiers=[]"]}.items():
+        run = tmp_path / name
+        shutil.copytree(problem.prepared, run)
+        if name == "paused":
+            with pytest.raises(Paused):
+                trainer_of(problem, run, *words, *more).run()
+            more = []
+        again = trainer_of(problem, run, *words, *more)
+        again.run()
+        ends.append(again.averaged())
+    whole, paused, alone = ends
+    assert all(torch.equal(whole[name], paused[name]) for name in whole)
+    assert not all(torch.equal(whole[name], alone[name]) for name in whole)

@@ -14,7 +14,7 @@ from maep.runtime.digests import digest
 
 TRAININGS = ("pretrain", "finetune")
 DATA = ("data",)
-CLASSIFIER = (*DATA, "classifier", "run.seed")
+CLASSIFIER = (*DATA, "classifier", "robust.classifiers", "run.seed")
 PAIRS = (*CLASSIFIER, "attack")
 # A chunk and its batches are attacked as one: their composition is part of the attacked images.
 IMAGES = ("evaluation.images", "evaluation.chunk_images", "evaluation.batch_size", "evaluation.norm")

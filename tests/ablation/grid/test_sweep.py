@@ -171,6 +171,12 @@ def test_defenses_without_training_ask_for_none() -> None:
     assert work["classifiers trained"] == (4, 1)
 
 
+def test_defenses_side_by_side_are_trained_for_a_number_of_steps() -> None:
+    """In a list `~` unsets a setting: a row would be trained for its epochs, many times as long."""
+    points = expand(read_sweep("ablation/zoo", "cpu"))
+    assert {point.settings.pretrain.steps for point in points} == {300, 400, 800}
+
+
 def test_defenses_on_one_denoiser_train_it_once() -> None:
     """DiffPure, GDMP and ScoreOpt ask the same network; another width, reach or objective is another training."""
     kinds = [load_settings(f"{name}/digits") for name in ("diffpure", "gdmp", "scoreopt")]

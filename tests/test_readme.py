@@ -296,10 +296,40 @@ def test_orderings_are_those_of_the_reports() -> None:
     for eps in ("4/255", "8/255"):
         assert tiles[f"trained on ImageNet · MAEP at {eps}"] > tiles[f"trained on CIFAR-10 · MAEP at {eps}"]
         assert {tiles[f"trained on {data} · MAEP with LoRA at {eps}"] for data in ("CIFAR-10", "ImageNet")} == {0}
-    transfer = measured("table05")
-    for data, other in (("CIFAR-10", "digits"), ("digits", "CIFAR-10")):
-        assert transfer[f"{data} from {other} · MAEP"] < transfer[f"{data} from {data} · MAEP"]
-        assert transfer[f"{data} from {other} · MAEP with LoRA"] < transfer[f"{data} from {other} · MAEP"]
+
+
+def test_transfers_are_those_of_the_reports() -> None:
+    """So are its sentences on CIFAR-100, and on the point that two machines have trained."""
+    robust, clean, text = measured("table05"), measured("table05", "clean_accuracy"), flowing(RESULTS)
+    assert clean["CIFAR-100 from CIFAR-10 · MAEP"] > clean["CIFAR-100 from CIFAR-100 · MAEP"]
+    assert robust["CIFAR-100 from CIFAR-10 · MAEP"] < robust["CIFAR-100 from CIFAR-100 · MAEP"]
+    assert robust["CIFAR-10 from CIFAR-100 · MAEP"] > robust["CIFAR-10 from CIFAR-10 · MAEP"]
+    for data, other in product(("CIFAR-10", "CIFAR-100"), repeat=2):
+        before, after = (f"{data} from {other} · MAEP{end}" for end in ("", " with LoRA"))
+        assert clean[after] > clean[before] + 10
+        assert robust[after] < robust[before] / 2
+    for table, names in (("table02", "CIFAR-10"), ("table03", "CIFAR-100")):
+        other = measured(table)
+        assert {
+            robust[f"{names} from {source} · MAEP"] == other[f"trained on {source}"]
+            for source in ("CIFAR-10", "CIFAR-100")
+        } == {True}
+    for measure in ("clean_accuracy", "robust_accuracy"):
+        both = measured("table14", measure)
+        for name in (f"{data} from {other}" for data, other in product(("CIFAR-10", "CIFAR-100"), repeat=2)):
+            assert abs(both[f"lora · {name}"] - both[f"full · {name}"]) < 1
+    attacks, kept = measured("table07"), measured("table07", "clean_accuracy")
+    assert attacks["AutoAttack, MAEP"] == robust["CIFAR-100 from CIFAR-100 · MAEP"]
+    assert all(attacks[f"PGD, {name}"] < attacks[f"AutoAttack, {name}"] for name in ("MAEP", "MAEP with LoRA"))
+    maep, lora = "AutoAttack, MAEP", "AutoAttack, MAEP with LoRA"
+    sentence = f"MAEP keeps {kept[maep]:.1f} % of clean images, LoRA {kept[lora]:.1f} % with {attacks[lora]:.1f} %"
+    assert f"{sentence} of the attacked" in text
+    here = f"{clean['CIFAR-10 from CIFAR-10 · MAEP']:.1f} / {robust['CIFAR-10 from CIFAR-10 · MAEP']:.1f}"
+    (there,) = {
+        f"{measured(table, 'clean_accuracy')[name]:.1f} / {measured(table)[name]:.1f}"
+        for table, name in (("table04", "MAEP"), ("table11", "L1"), ("table12", "MAEP"), ("table15", "4 · 0.5"))
+    }
+    assert f"MAEP with p = 4 and r = 0.5 has {here} in Table 5, and {there} in Tables 4, 11, 12 and 15" in text
 
 
 def test_sweep_figures_are_those_of_the_reports() -> None:

@@ -1,21 +1,23 @@
-"""The tables of benchmarks in the READMEs: `python -m tests.tables [DIRECTORY]`.
+"""The tables of benchmarks and of the paper's tables in the results page: `python -m tests.tables [DIRECTORY …]`.
 
 DIRECTORY: a run directory with reports of `maep bench`, `bench-evaluation` and `bench-loader` (all write into
-`run.dir`); those that are there become the committed ones in `tests/reports` first. Tables are written as a test asks
-for them, so after it only the sentences around a table are left to people.
+`run.dir`), or that of a sweep; what is there becomes the committed one in `tests/reports` first. Tables are written as
+a test asks for them, so after it only the sentences around a table are left to people.
 """
 
 import json
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORTS = ROOT / "tests" / "reports"
 PAGE = REPORTS / "README.md"
+SWEEPS = REPORTS / "ablation"
+SHOWN = ("04", "05", "07", "08", "11", "12", "15")  # tables of the paper whose points are their own
 
 
 def bench_line(row: dict[str, Any]) -> str:
@@ -48,6 +50,7 @@ HEADS = {line: f"| {head} |\n|{'---|' * (head.count('|') + 1)}\n" for line, head
     (evaluation_bench_line, "what | figures | ratio | wanted"),
 )}  # fmt: skip
 NONE = "Not recorded yet.\n"
+SWEEP_HEAD = "| table | point | what | ours | paper |\n|---|---|---|---|---|\n"
 
 
 def rows_of(name: str) -> list[dict[str, Any]]:
@@ -67,16 +70,48 @@ def table_of(name: str) -> str:
     return HEADS[LINES[name]] + "".join(f"{line}\n" for line in lines) if lines else NONE
 
 
-def main(directory: Path | None) -> None:
-    """Take the reports of a run over, if one is given, and write all tables."""
-    text = PAGE.read_text()
+def sweep_lines(path: Path) -> list[str]:
+    """The rows of one table of the paper: a line a cell, accuracies with their intervals."""
+    report, lines = json.loads(path.read_text()), []
+    for cell in report["cells"]:
+        names = " · ".join([*cell["names"], *([cell["reading"]] if cell["reading"] else [])])
+        ours, papers = [], []
+        for measure in cell["measures"]:
+            mean, interval = measure["mean"], measure["interval"]
+            ours.append(f"{mean:.1f} [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else f"{mean:.3g}")
+            papers.append("–" if measure["paper"] is None else f"{measure['paper']:.4g}")
+        columns = " | ".join(" / ".join(words) for words in (report["values"], ours, papers))
+        lines.append(f"| {report['table'].removeprefix('Table ')} | {names} | {columns.replace('_', ' ')} |")
+    return lines
+
+
+def sweep_table() -> str:
+    """What stands between the markers of the paper's tables."""
+    paths = [SWEEPS / f"table{number}.json" for number in SHOWN]
+    return SWEEP_HEAD + "".join(f"{line}\n" for path in paths for line in sweep_lines(path))
+
+
+def take_over(directory: Path) -> None:
+    """Make what a run left the committed report: benchmarks, or a sweep's result under the sweep's name."""
     for name in LINES:
-        if directory is not None and (directory / f"{name}.json").is_file():
+        if (directory / f"{name}.json").is_file():
             shutil.copyfile(directory / f"{name}.json", REPORTS / f"{name}.json")
+    sweep = directory / "ablation.json"
+    if sweep.is_file():
+        shutil.copyfile(sweep, SWEEPS / f"{json.loads(sweep.read_text())['name']}.json")
+
+
+def main(directories: Sequence[Path]) -> None:
+    """Take the reports of runs over, if some are given, and write all tables."""
+    for directory in directories:
+        take_over(directory)
+    text = PAGE.read_text()
+    tables = {**{name: table_of(name) for name in LINES}, "ablation": sweep_table()}
+    for name, table in tables.items():
         between = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
-        text = between.sub(lambda _, name=name: table_of(name), text)  # type: ignore[misc]
+        text = between.sub(lambda _, table=table: table, text)  # type: ignore[misc]
     PAGE.write_text(text)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+    main([Path(word) for word in sys.argv[1:]])

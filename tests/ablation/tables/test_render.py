@@ -12,8 +12,11 @@ from maep.ablation.running.reuse import reuse_between
 from maep.config.load import CONFIGS, config_names, sweep_names
 
 OWN = ("ablation/robust", "ablation/same_budget", "ablation/zoo", "ablation/zoo_generative")
+SMALL_ALONE = ("ablation/zoo_generative",)  # whose large scale is a part of another sweep's
 OF_PAPER = [name for name in sweep_names() if name not in OWN]
-CASES = [(name, scale) for name in sweep_names() for scale in ("paper", "cpu")]
+CASES = [
+    (name, scale) for name in sweep_names() for scale in ("paper", "cpu") if scale == "cpu" or name not in SMALL_ALONE
+]
 TABLES = {2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18}
 
 

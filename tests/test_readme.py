@@ -223,13 +223,17 @@ def test_the_table_of_defenses_is_the_committed_one() -> None:
     assert table("zoo") == zoo_lines()
     rows = {line.split(" | ")[0].removeprefix("| "): line.split(" | ")[1:] for line in zoo_lines()}
     robust = {name: [float(cell.split()[0]) for cell in row[1:5]] for name, row in rows.items()}
-    assert {name for name, row in robust.items() if row[0] > 10} == {"MAEP", "DISCO", "NIM-MAE"}
-    assert all(min(row) == 0 for row in robust.values())
+    assert {name for name, row in robust.items() if row[0] > 10} == {"MAEP", "DISCO", "NIM-MAE", "NRP", "ComDefend"}
+    assert {name for name, row in robust.items() if min(row)} == {"ComDefend"}
+    assert robust["ComDefend"][3] == 31.2
+    assert robust["NRP"][0] == max(row[0] for row in robust.values()) == 97.2
+    assert robust["NRP"][1:] == [93.8, 0, 0]
     assert robust["DISCO"][0] > robust["DISCO"][1] == 89.1 > robust["DISCO"][2] == 0
     assert robust["Anti-Adv"] == [0, 23.4, 23.4, 23.4]
     assert all(len(set(robust[name][1:])) == 1 for name in ("bit depth", "JPEG", "SOAP"))
     command = json.loads((ROOT / "tests/reports/ablation/zoo.json").read_text())["command"]
-    for word in ("soap/digits:evaluation.images=120", "soap/digits:soap.radii=4", "tvm/digits:tvm.iterations=25"):
+    for word in ("soap/digits:evaluation.images=120", "soap/digits:soap.radii=4", "tvm/digits:tvm.iterations=25",
+                 "nrp/digits:nrp.blocks=2", "nrp/digits:nrp.features=16", "nrp/digits:attack.steps=10"):  # fmt: skip
         assert word in command
         assert word.partition(":")[2] in RESULTS
 

@@ -59,7 +59,7 @@ def render_paper(summaries: Sequence[Path]) -> str:
     """
     measured = [table_of_summary(SweepSummary.read(path), path.parent / "figures") for path in summaries]
     names = {table.table for table in measured}
-    sweeps = (read_sweep(name, "paper") for name in sweep_names())
+    sweeps = (read_sweep(name) for name in sweep_names())  # at full scale, where there is one
     tables = [*measured, *(table_without_run(sweep) for sweep in sweeps if sweep.table and sweep.table not in names)]
     environment = Environment(
         loader=PackageLoader("maep.ablation.tables", "."),

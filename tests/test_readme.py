@@ -563,6 +563,19 @@ def test_finetuning_through_the_classifier_is_as_told() -> None:
     assert not any(row["robust_accuracy"] for row in results if row["threat_model"] == "adaptive")
 
 
+def test_plain_adversarial_training_stands_beside_the_purifier() -> None:
+    """The page says which of the two withstands more, on the same images, and by how much."""
+    report = json.loads((ROOT / "tests/reports/robust_digits_plain/report.json").read_text())
+    assert "classifier.epochs=16" in report["environment"]["command"]
+    plain = next(row for row in report["results"] if row["attack"] == "autoattack-custom:apgd-ce+apgd-t")
+    purified = json.loads((ROOT / "tests/reports/robust_digits/report.json").read_text())["results"]
+    row = next(r for r in purified if r["attack"] == "autoattack-standard" and r["threat_model"] == "adaptive")
+    assert (plain["n"], plain["eps"], plain["classifier"]) == (row["n"], row["eps"], row["classifier"])
+    kept, clean = plain["undefended_robust_accuracy"], plain["undefended_clean_accuracy"]
+    assert kept > row["robust_accuracy"]
+    assert f"keeps {kept:.1f} % of the same {plain['n']} images, {clean:.1f} % of them clean" in flowing(RESULTS)
+
+
 def test_papers_number_is_that_of_its_table() -> None:
     """The paper's own result, which the front page sets beside ours."""
     cells = json.loads((ROOT / "tests/reports/ablation/table06.json").read_text())["cells"]

@@ -576,6 +576,17 @@ def test_plain_adversarial_training_stands_beside_the_purifier() -> None:
     assert f"keeps {kept:.1f} % of the same {plain['n']} images, {clean:.1f} % of them clean" in flowing(RESULTS)
 
 
+def test_the_robust_purifier_before_an_unseen_classifier() -> None:
+    """Attacked end to end before another classifier than in its training: the page has the number and the attack."""
+    report = json.loads((ROOT / "tests/reports/robust_digits_transfer/report.json").read_text())
+    (row,) = report["results"]
+    assert (row["classifier"], row["threat_model"], row["attack"]) == ("cifar_resnet14", "adaptive", "pgd-20")
+    assert row["alarms"] == []
+    low, high = row["robust_ci95"]
+    kept = f"{row['robust_accuracy']:.1f} % [{low:.1f}, {high:.1f}]"
+    assert f"keeps {kept} under PGD-20, {row['clean_accuracy']:.1f} % clean" in flowing(RESULTS)
+
+
 def test_papers_number_is_that_of_its_table() -> None:
     """The paper's own result, which the front page sets beside ours."""
     cells = json.loads((ROOT / "tests/reports/ablation/table06.json").read_text())["cells"]

@@ -595,6 +595,7 @@ def test_plain_adversarial_training_stands_beside_the_purifier() -> None:
     kept, clean = plain["undefended_robust_accuracy"], plain["undefended_clean_accuracy"]
     assert kept > row["robust_accuracy"]
     assert f"keeps {kept:.1f} % of the same {plain['n']} images, {clean:.1f} % of them clean" in flowing(RESULTS)
+    assert f"A classifier trained so itself keeps {kept:.1f} %." in flowing(README)
 
 
 def test_the_robust_purifier_before_an_unseen_classifier() -> None:

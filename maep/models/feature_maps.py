@@ -4,6 +4,7 @@ That of VGG-16 is its relu3_3, the last at a quarter of the image's resolution. 
 map at that resolution or a finer one: the end of layer3 of a ResNet for CIFAR, that of layer1 of one for ImageNet.
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -15,23 +16,31 @@ SHARE = 4  # of the image's side
 
 
 class FeatureMap(nn.Module):
-    """Images [N, 3, H, W] in [0, 1] to the features [N, C, h, w] of a classifier, frozen and in eval mode."""
+    """Images [N, 3, H, W] in [0, 1] to the features [N, C, h, w] of a classifier, frozen and in eval mode.
+
+    Which map it is, the first images show; after them a compiled training is one graph.
+    """
 
     def __init__(self, classifier: nn.Module) -> None:
         super().__init__()
-        self.classifier, self._name = classifier, ""
+        # A copy that shares the tensors: its hook is nobody else's.
+        tensors = [*classifier.parameters(), *classifier.buffers()]
+        self.classifier = copy.deepcopy(classifier, {id(tensor): tensor for tensor in tensors})
+        self._found, self._seen = False, list[Tensor]()
         self.train(classifier.training)
 
     def forward(self, images: Tensor) -> Tensor:
         """Differentiable with respect to the images. Raises UserError for a classifier that has no such map."""
-        self._name = self._name or _last_map(self.classifier, images[:1])
-        seen: list[Tensor] = []
-        handle = self.classifier.get_submodule(self._name).register_forward_hook(lambda *call: seen.append(call[2]))
-        try:
-            self.classifier(images)
-        finally:
-            handle.remove()
-        return seen[-1]
+        if not self._found:
+            self._find(images[:1])
+        self.classifier(images)
+        return self._seen.pop()
+
+    @torch.compiler.disable
+    def _find(self, image: Tensor) -> None:
+        module = self.classifier.get_submodule(_last_map(self.classifier, image))
+        module.register_forward_hook(lambda *call: self._seen.append(call[2]))
+        self._found = True
 
 
 @torch.no_grad()

@@ -5,36 +5,23 @@ import torch
 from torch import nn
 
 from maep.config.implementations import OBJECTIVES
-from maep.config.schema import ComputeSettings, FinetuneSettings, ModelSettings, ObjectiveSettings
-from maep.models.denoiser import Denoiser
+from maep.config.schema import ComputeSettings, FinetuneSettings, ObjectiveSettings
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.runtime.errors import UserError
 from maep.training.finetune import with_adapter
 from maep.training.module import TrainingModule, compile_options
-
-SMALL = ModelSettings(
-    image_size=16, patch_size=4, encoder_width=32, encoder_depth=1, encoder_heads=2, decoder_width=32,
-    decoder_depth=1, decoder_heads=2,
-)  # fmt: skip
-
-
-def denoiser() -> Denoiser:
-    """One that does not predict 0, as it does at first."""
-    network = Denoiser(width=8, multipliers=[1, 2], blocks=1, unshuffle=1, latest=0.2)
-    nn.init.normal_(network.tail.weight, std=0.1)
-    return network
+from tests.training.networks import SMALL, classifier, network_of
 
 
 @pytest.mark.parametrize("name", list(OBJECTIVES))
 def test_every_objective_trains_an_adapted_model(name: str) -> None:
     """Finite losses, one an image, and a gradient for the adapter's weights, through peft's wrapper in bf16; for the
-    denoiser's own where the objective trains one.
+    network's own where the objective trains another than a purifier.
     """
     torch.manual_seed(0)
-    adapted = with_adapter(MaskedAutoencoder(SMALL), FinetuneSettings(), 0)
-    model: nn.Module = adapted if OBJECTIVES[name].network == "images" else denoiser()
-    classifier = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16**2, 5)).eval().requires_grad_(False)
-    judged = ([classifier], torch.tensor([0, 4, 2])) if OBJECTIVES[name].classifies else ([], None)
+    network = network_of(name)
+    model: nn.Module = with_adapter(network, FinetuneSettings(), 0) if OBJECTIVES[name].network == "images" else network
+    judged = ([classifier()], torch.tensor([0, 4, 2])) if OBJECTIVES[name].classifies else ([], None)
     seeds = torch.tensor([3, 4, 5]) if OBJECTIVES[name].draws else None
     module = TrainingModule(model, ObjectiveSettings(name=name), "bf16", judged[0])
     clean = torch.rand(3, 3, 16, 16)

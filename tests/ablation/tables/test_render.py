@@ -11,8 +11,8 @@ from maep.ablation.grid.sweep import Sweep, read_sweep
 from maep.ablation.running.reuse import reuse_between
 from maep.config.load import CONFIGS, config_names, sweep_names
 
-OWN = ("ablation/robust", "ablation/same_budget", "ablation/zoo", "ablation/zoo_generative")
-SMALL_ALONE = ("ablation/zoo_generative",)  # whose large scale is a part of another sweep's
+OWN = ("ablation/robust", "ablation/same_budget", "ablation/zoo", "ablation/zoo_cifar10", "ablation/zoo_generative")
+SMALL_ALONE = ("ablation/zoo_cifar10", "ablation/zoo_generative")  # whose large scale is ablation/zoo's
 OF_PAPER = [name for name in sweep_names() if name not in OWN]
 CASES = [
     (name, scale) for name in sweep_names() for scale in ("paper", "cpu") if scale == "cpu" or name not in SMALL_ALONE

@@ -59,6 +59,9 @@ def check_model(model: ModelSettings, source: str = "") -> None:
             fail(f"{where}model.{part}_width={width}: must be a multiple of 4 and of model.{part}_heads={heads}")
     if model.image_size % model.refine_scale:
         fail(f"{where}model.refine_scale={model.refine_scale}: does not divide model.image_size={model.image_size}")
+    if model.stem_scale > 1 and (not model.stem_width or model.patch_size % model.stem_scale):
+        fail(f"{where}model.stem_scale={model.stem_scale}: wants a stem (stem_width, stem_depth), and has to divide "
+             f"model.patch_size={model.patch_size}")  # fmt: skip
     if bool(model.stem_width) != bool(model.stem_depth):
         fail(f"{where}model.stem_width and model.stem_depth: set both or neither")
 

@@ -237,6 +237,7 @@ class ModelSettings:
     )
     stem_width: int = setting(0, "channels of a convolutional stem on the masked pixels; 0: none", low=0, high=2**16)
     stem_depth: int = setting(0, "3x3 convolutions in the stem", low=0, high=256)
+    stem_scale: int = setting(1, "they work on pixels unshuffled by this factor", choices=(1, 2, 4), added=True)
     refine_width: int = setting(0, "channels of residual convolutions after the decoder; 0: none", low=0, high=2**16)
     refine_depth: int = setting(0, "residual blocks after the decoder", low=0, high=256)
     refine_scale: int = setting(1, "those blocks work on pixels unshuffled by this factor", choices=(1, 2, 4))

@@ -6,17 +6,25 @@ from torch import Tensor, nn
 
 
 class ConvStem(nn.Sequential):
-    """`depth` 3x3 convolutions with GELU: masked pixels [N, 3, H, W] to features [N, width, H, W]."""
+    """`depth` 3x3 convolutions with GELU: masked pixels [N, 3, H, W] to features [N, width, H/scale, W/scale].
 
-    def __init__(self, width: int, depth: int) -> None:
+    scale: they work on pixels unshuffled by this factor, at a `scale²`-th of the cost.
+    """
+
+    def __init__(self, width: int, depth: int, scale: int) -> None:
         layers: list[nn.Module] = []
         for i in range(depth):
-            layers += [nn.Conv2d(width if i else 3, width, 3, padding=1), nn.GELU()]
+            conv = nn.Conv2d(width if i else 3 * scale**2, width, 3, padding=1)
+            nn.init.kaiming_normal_(conv.weight)  # torch's own initialisation would halve what passes each of them
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+            layers += [conv, nn.GELU()]
         super().__init__(*layers)
+        self.scale = scale
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """pixels: [N, 3, H, W]. Returns [N, width, H, W]."""
-        return super().forward(pixels.contiguous(memory_format=torch.channels_last))
+        """pixels: [N, 3, H, W], `scale` dividing H and W. Returns [N, width, H/scale, W/scale]."""
+        unshuffled = F.pixel_unshuffle(pixels, self.scale) if self.scale > 1 else pixels
+        return super().forward(unshuffled.contiguous(memory_format=torch.channels_last))
 
 
 class ResidualBlock(nn.Module):

@@ -87,10 +87,10 @@ class MaskedAutoencoder(nn.Module):
     def _make_encoder(self, settings: ModelSettings, side: int) -> None:
         width = settings.encoder_width
         if settings.stem_width:
-            self.stem = ConvStem(settings.stem_width, settings.stem_depth)
+            self.stem = ConvStem(settings.stem_width, settings.stem_depth, settings.stem_scale)
         if settings.class_token:
             self.cls_token = nn.Parameter(torch.empty(1, 1, width))
-        self.patch_embed = PatchEmbed(settings.stem_width or 3, width, self.patch)
+        self.patch_embed = PatchEmbed(settings.stem_width or 3, width, self.patch // settings.stem_scale)
         self.blocks = _blocks(width, settings.encoder_heads, settings.mlp_ratio, settings.encoder_depth)
         self.norm = LayerNorm(width)
         self.register_buffer("pos_embed", sincos_positions(side, side, width), persistent=False)
@@ -213,15 +213,15 @@ class MaskedAutoencoder(nn.Module):
         patches = (image_size // self.patch) ** 2
         token = int(c.class_token)
         visible = patches - round(mask_ratio * patches) + token
-        channels = c.stem_width or 3
-        total = 2.0 * pixels * channels * c.encoder_width
+        channels, cells = c.stem_width or 3, pixels / c.stem_scale**2
+        total = 2.0 * cells * channels * c.encoder_width
         total += c.encoder_depth * _block_flops(visible, c.encoder_width, c.mlp_ratio)
         total += 2 * visible * c.encoder_width * c.decoder_width
         total += c.decoder_depth * _block_flops(patches + token, c.decoder_width, c.mlp_ratio)
         total += 2 * pixels * c.decoder_width * 3
         # 18: a multiplication and an addition for each of the nine taps of a 3x3 convolution.
         if c.stem_width:
-            total += 18 * pixels * c.stem_width * (3 + (c.stem_depth - 1) * c.stem_width)
+            total += 18 * cells * c.stem_width * (3 * c.stem_scale**2 + (c.stem_depth - 1) * c.stem_width)
         if c.refine_width:
             area = c.refine_scale**2
             total += 18 * pixels / area * c.refine_width * (9 * area + 2 * c.refine_depth * c.refine_width)

@@ -19,6 +19,7 @@ SMALL: dict[str, Any] = {
     "decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2,
 }  # fmt: skip
 STEM = {"stem_width": 6, "stem_depth": 2}
+COARSE_STEM = {**STEM, "stem_scale": 2}
 REFINE = {"refine_width": 8, "refine_depth": 1, "refine_scale": 2}
 
 
@@ -65,7 +66,7 @@ def test_patches_are_in_maes_order() -> None:
     assert torch.equal(unpatchify(patches, 4, (2, 3)), images)
 
 
-@pytest.mark.parametrize("parts", [{}, STEM, REFINE, {**STEM, **REFINE, "prediction": "residual"}])
+@pytest.mark.parametrize("parts", [{}, STEM, COARSE_STEM, REFINE, {**STEM, **REFINE, "prediction": "residual"}])
 @pytest.mark.parametrize("token", [True, False])
 def test_hidden_pixels_have_no_influence(parts: dict[str, Any], token: bool) -> None:
     """Whatever the hidden patches hold, latent and prediction are the same to the last bit."""
@@ -163,7 +164,7 @@ def test_attention_is_fused() -> None:
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.5])
-@pytest.mark.parametrize("parts", [{}, {**STEM, **REFINE, "class_token": False}])
+@pytest.mark.parametrize("parts", [{}, {**STEM, **REFINE, "class_token": False}, {**COARSE_STEM, "stem_depth": 3}])
 def test_flops_agree_with_torchs_counter(parts: dict[str, Any], ratio: float) -> None:
     """`flops` is within 2 % of torch's own count of a forward pass."""
     net = model(**parts, patch_size=2)

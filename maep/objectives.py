@@ -22,6 +22,7 @@ from maep.runtime.keyed_noise import normal_of, uniform_of
 
 Model = Callable[..., Any]
 EARLIEST = 1e-5  # the time that denoisers are trained from, as Song et al.: at 0 there is no noise to tell
+SMALLEST = 0.01  # deviation that score networks are trained from, in [0, 1] pixels, as Yoon et al.'s
 TIME_STREAM, NOISE_STREAM, STRENGTH_STREAM = 0, 1, 2  # of a sample's random numbers
 STRONGEST = 0.05 / (8 / 255)  # the authors' flow is trained up to 0.05 and judged at 8/255
 
@@ -276,6 +277,23 @@ def denoise(
     predicted = model(diffused(2 * clean - 1, times, noise), times)
     l_noise = (predicted - noise).square().flatten(1).mean(1)
     return Losses(l_noise, {"l_noise": l_noise})
+
+
+def score(
+    model: Model, clean: Tensor, adversarial: Tensor, visible: Tensor | None, settings: ObjectiveSettings, seeds: Tensor
+) -> Losses:
+    """Mean of (f(x + σN) + N)² over an image's pixels, f = -model: a score that is not told σ (Yoon et al. 2021, ADP).
+
+    model: as `denoise`'s, in [-1, 1] and told the time 0 always; `latest`: the largest σ in [0, 1] pixels. Arguments
+    otherwise as `maep`'s, visible None. seeds: int64 [N], of which N and σ depend, log-uniform from SMALLEST on.
+    """
+    _require_no_mask("score", visible)
+    share = uniform_of(seeds, TIME_STREAM).to(clean)
+    sigma = SMALLEST * (model.latest / SMALLEST) ** share  # type: ignore[attr-defined]
+    noise = normal_of(seeds, NOISE_STREAM, clean.shape[1:]).to(clean)
+    found = model(2 * (clean + sigma[:, None, None, None] * noise) - 1, torch.zeros_like(share))
+    l_score = (found - noise).square().flatten(1).mean(1)
+    return Losses(l_score, {"l_score": l_score})
 
 
 def flow(

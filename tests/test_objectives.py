@@ -161,6 +161,7 @@ def numpy_objective(name: str, n: int, visible: np.ndarray | None, settings: Obj
         "trades_pixel": lambda: d(p(x), x) + beta * d(p(x_a), p(x)),
         "trades_latent": lambda: d(p(x), x) + beta * d(e(x_a), e(x), np.ones(8)),
         "denoise": lambda: numpy_denoise(n, x, p),
+        "score": lambda: numpy_score(n, x, p),
         "flow": lambda: numpy_flow(n, x, x_a, p),
         "likelihood": lambda: numpy_likelihood(x, p),
         "code": lambda: numpy_code(n, x, model, d) + settings.code_weight * numpy_code(n, x, model, None),
@@ -196,6 +197,13 @@ def numpy_denoise(n: int, x: np.ndarray, p: Callable[[np.ndarray], np.ndarray]) 
     left = np.exp(-t * (0.1 + 0.1 + 19.9 * t) / 2)
     u = np.sqrt(left) * (2 * x - 1) + np.sqrt(1 - left) * noise
     return float(((p(u) * (1 + t) - noise) ** 2).mean())
+
+
+def numpy_score(n: int, x: np.ndarray, p: Callable[[np.ndarray], np.ndarray]) -> float:
+    """mean (ε̂(2(x + σN) - 1) - N)², σ log-uniform from 0.01 to 0.2, whatever the time: it is always 0."""
+    sigma = 0.01 * 20 ** float(uniform_of(SEEDS, 0)[n])
+    noise = normal_of(SEEDS, 1, x.shape)[n].double().numpy()
+    return float(((p(2 * (x + sigma * noise) - 1) - noise) ** 2).mean())
 
 
 def numpy_flow(n: int, x: np.ndarray, a: np.ndarray, p: Callable[[np.ndarray], np.ndarray]) -> float:
@@ -284,8 +292,8 @@ def numpy_features(image: np.ndarray) -> np.ndarray:
 
 WEIGHTS = {"clean_weight": 0.6, "kl_weight": 2.0, "pixel_weight": 0.4, "code_weight": 0.2}
 NETWORKS: dict[str, Callable[[Linear], Any]] = {
-    "images": lambda model: model, "denoiser": TimedLinear, "velocity": TimedLinear, "code": CodingLinear,
-    "likelihood": MixingLinear,
+    "images": lambda model: model, "denoiser": TimedLinear, "score": TimedLinear, "velocity": TimedLinear,
+    "code": CodingLinear, "likelihood": MixingLinear,
 }  # fmt: skip
 
 
@@ -293,7 +301,7 @@ CASES = [
     ("mae", VISIBLE), ("purification", None), ("mlm", VISIBLE), ("mlm", None), ("maep", VISIBLE),
     ("reconstruction", None), ("trades_pixel", None), ("trades_latent", None), ("robust", None), ("robust", VISIBLE),
     ("nim", None), ("stability", None), ("stability", VISIBLE), ("denoise", None),
-    ("flow", None), ("code", None), ("likelihood", None), ("feature", None), ("feature", VISIBLE),
+    ("score", None), ("flow", None), ("code", None), ("likelihood", None), ("feature", None), ("feature", VISIBLE),
 ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyautoattack
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from maep.attacks.attack_state import AttackState, OnState
 from maep.attacks.reseeding import reseeded
 from maep.attacks.surrogate import perturb_batch, with_surrogate
+from maep.attacks.threat_models import Expectation
 from maep.runtime.errors import fail
 
 LOGGER = logging.getLogger("auto-attack")
@@ -52,7 +54,24 @@ class AttackSuite:
         if self.single:
             attacker.attacks_to_run = [self.single]
             attacker.square.n_queries = self.queries
+        if isinstance(model, Expectation) and model.is_asked_draw_by_draw:
+            attacker.square.margin_and_loss = partial(margin_and_mean_margin, model)
         return attacker
+
+
+def margin_and_mean_margin(model: Expectation, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Square's two questions to a random model: the margin of the mean logits, which decides whether an image has
+    fallen, and the mean of the draws' margins, which is lowered; each [N], the label's logit over the highest other.
+
+    images: [N, 3, H, W]; labels: int64 [N]. The second is never above the first: a few draws whose logits are large do
+    not hide what the others answer.
+    """
+    logits = model.each(images)
+    own = labels.expand(len(logits), -1)[..., None]
+    margins = logits.gather(2, own)[..., 0] - logits.scatter(2, own, -torch.inf).amax(2)
+    mean = logits.mean(0)
+    label = labels[:, None]
+    return mean.gather(1, label)[:, 0] - mean.scatter(1, label, -torch.inf).amax(1), margins.mean(0)
 
 
 STANDARD = AttackSuite()

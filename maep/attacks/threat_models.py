@@ -76,6 +76,22 @@ class Adaptive:
         return nn.Sequential(purifier, classifier).eval()
 
 
+class Surrogate:
+    """The attacker knows everything, but follows a purifier of fewer steps than the one that purifies.
+
+    So published attacks on purifiers of many steps save time and memory, and so their numbers come out too good
+    (Lee and Kim 2023; Kassis et al. 2025). What fools the short one is then purified by the whole. A purifier without
+    steps to leave out is its own surrogate: then this is the adaptive attacker.
+    """
+
+    name = "surrogate"
+    uses_purifier = knows_purifier = True
+
+    def target(self, purifier: nn.Module, classifier: nn.Module, draws: int) -> nn.Module:
+        """f∘P, of a P that is handed over with its steps left out (`maep.purifiers.base.Purifier.shortened`)."""
+        return Adaptive().target(purifier, classifier, draws)
+
+
 class AdaptiveEot:
     """The attacker knows everything, and averages over the purifier's random masks or noise.
 
@@ -97,15 +113,16 @@ class BlackBox:
 
     The attack is Square (Andriushchenko et al. 2020), a random search that needs no gradients. If it does better
     than the adaptive attacker, the purifier's gradients are masked and the adaptive numbers are too good. Of a random
-    purifier it may average the logits over draws (evaluation.blackbox_draws), each of which is a question more.
+    purifier it may ask for several draws (evaluation.blackbox_draws), each a question more, and lower the mean of
+    their margins.
     """
 
     name = "blackbox"
     uses_purifier, knows_purifier = True, False
 
     def target(self, purifier: nn.Module, classifier: nn.Module, draws: int) -> nn.Module:
-        """f∘P, or E[f∘P] over `draws` draws, which Square only asks for logits."""
-        return AdaptiveEot().target(purifier, classifier, draws)
+        """f∘P, or E[f∘P] over `draws` draws, which Square only asks for logits: those of each draw."""
+        return asked_draw_by_draw(AdaptiveEot().target(purifier, classifier, draws))
 
 
 class StraightThrough(nn.Module):
@@ -159,6 +176,7 @@ class Expectation(nn.Module):
     def __init__(self, model: nn.Module, draws: int, at_once: int = 1) -> None:
         super().__init__()
         self.model, self.draws, self.at_once = model, draws, at_once
+        self.is_asked_draw_by_draw = False  # of an attack with a loss of its own for each draw, as Square has
         self._key: tuple[int, ...] = (0,)
         self._calls = 0
         self._is_checked = False
@@ -169,12 +187,16 @@ class Expectation(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N, C]."""
+        return self.each(images).mean(0)
+
+    def each(self, images: Tensor) -> Tensor:
+        """Logits [draws, N, C]."""
         self._calls += 1
         keys = [(*self._key, self._calls, number) for number in range(self.draws)]
         if self.at_once > 1 and not self._is_checked:
             self._check(images.detach(), keys[: self.at_once])
         groups = [keys[first : first + self.at_once] for first in range(0, self.draws, self.at_once)]
-        return torch.cat([self._answers(images, group) for group in groups]).mean(0)
+        return torch.cat([self._answers(images, group) for group in groups])
 
     def _answers(self, images: Tensor, keys: Sequence[tuple[int, ...]]) -> Tensor:
         """Logits [K, N, C] of K draws."""
@@ -203,6 +225,13 @@ class Expectation(nn.Module):
             say("evaluation.draws_at_once: this defense draws in a way of its own; its draws are computed one by one")
 
 
+def asked_draw_by_draw(model: nn.Module) -> nn.Module:
+    """The same model; if it averages over draws, an attack that takes a loss of logits takes the mean of the draws'."""
+    if isinstance(model, Expectation):
+        model.is_asked_draw_by_draw = True
+    return model
+
+
 def target_of_defended(attacker: ThreatModel, defended: DefendedClassifier, draws: int) -> nn.Module:
     """What an attacker is given of a defense that is no purifier: what the defense says of itself.
 
@@ -210,7 +239,10 @@ def target_of_defended(attacker: ThreatModel, defended: DefendedClassifier, draw
     """
     target = defended.target(attacker.name)
     averages = attacker.name in (AdaptiveEot.name, BlackBox.name) and draws > 1
-    return Expectation(target, draws).eval() if averages else target
+    if not averages:
+        return target
+    expectation = Expectation(target, draws).eval()
+    return asked_draw_by_draw(expectation) if attacker.name == BlackBox.name else expectation
 
 
 def threat_model(name: str) -> ThreatModel:

@@ -49,6 +49,7 @@ OBJECTIVES = {
     "denoise": Objective(
         "maep.objectives:denoise", whole_images=True, draws=True, clean_images=True, network="denoiser"
     ),
+    "score": Objective("maep.objectives:score", whole_images=True, draws=True, clean_images=True, network="score"),
     "code": Objective("maep.objectives:code", whole_images=True, draws=True, clean_images=True, network="code"),
     "likelihood": Objective("maep.objectives:likelihood", whole_images=True, clean_images=True, network="likelihood"),
     "flow": Objective("maep.objectives:flow", whole_images=True, draws=True, network="velocity"),
@@ -57,6 +58,7 @@ NOISES = ("gamma", "fixed", "uniform")  # how an objective that noises draws eac
 THREAT_MODELS = {
     "oblivious": "maep.attacks.threat_models:Oblivious",
     "bpda": "maep.attacks.threat_models:Bpda",
+    "surrogate": "maep.attacks.threat_models:Surrogate",
     "adaptive": "maep.attacks.threat_models:Adaptive",
     "adaptive-eot": "maep.attacks.threat_models:AdaptiveEot",
     "blackbox": "maep.attacks.threat_models:BlackBox",

@@ -256,8 +256,8 @@ class ModelSettings:
 class ObjectiveSettings:
     name: str = setting(
         "maep",
-        "training objective (Eq. 1, 2, 9-16; denoise: of diffusion purifiers; flow: of flowpure; code: of comdefend; "
-        "likelihood: of pixeldefend; feature: NRP's); mlm changes its stage at pretrain.mask_until",
+        "training objective (Eq. 1, 2, 9-16; denoise: of diffusion purifiers; score: of adp; flow: of flowpure; code: "
+        "of comdefend; likelihood: of pixeldefend; feature: NRP's); mlm changes its stage at pretrain.mask_until",
         choices=OBJECTIVES,
     )
     rec_weight: float = setting(1.0, "lambda, weight of the hidden patches' term (maep)", low=0.0)
@@ -511,12 +511,22 @@ class EvaluationSettings:
         "attacks: fgsm, bim-K, pgd-K, autoattack-standard, -plus, -rand, autoattack-custom:apgd-ce+square, or one "
         "of apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square",
     )
+    adaptive_attacks: list[str] = setting(
+        [], "attacks of who attacks the purifier with gradients, all but oblivious and blackbox; empty: attacks",
+        added=True,
+    )  # fmt: skip
+    surrogate_share: float = setting(
+        0.2, "share of a purifier's steps that the surrogate attacker follows, one at least (Lee and Kim 2023 attack "
+        "DiffPure's 100 through 20)", above=0.0, high=1.0, added=True,
+    )  # fmt: skip
     blackbox_attacks: list[str] = setting(
         ["square"], "attacks of the black-box threat model: square, or square-K with K queries instead of 5000"
     )
     norm: str = setting("Linf", "norm of the budget", choices=NORMS)
     eps: list[float] = setting([8 / 255], "budgets; fractions may be written", unit="[0,1] pixels", low=0.0)
-    threat_models: list[str] = setting(list(THREAT_MODELS), "what the attacker knows", choices=THREAT_MODELS)
+    threat_models: list[str] = setting(
+        ["oblivious", "bpda", "adaptive", "adaptive-eot", "blackbox"], "what the attacker knows", choices=THREAT_MODELS
+    )
     precision: str = setting(
         "fp32",
         "arithmetic of the model that attacks follow; verdicts are taken in fp32",

@@ -191,6 +191,12 @@ class Purifier(nn.Module):
         """The purifier with an adapter in peft's format merged. Raises UserError for a kind that takes none."""
         fail(f"{directory}: is an adapter; a purifier of kind {self.kind} takes none")
 
+    def shortened(self, share: float) -> "Purifier":
+        """The same with that share of its steps, one at least, as an attacker may follow it; itself, if there are none
+        to leave out.
+        """
+        return self
+
     def compiled(self) -> "Purifier":
         """A copy with the same weights whose networks are compiled, for attacks to follow; by default itself.
 

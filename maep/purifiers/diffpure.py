@@ -63,8 +63,11 @@ def ddpm_step(
     picture. clip: that to [-1, 1].
     """
     x = clean_estimate(u, t, predict(u, t))
-    if clip:
-        x = x.clamp(-1, 1)
+    return step_towards(x.clamp(-1, 1) if clip else x, u, t, until, noise, eta)
+
+
+def step_towards(x: Tensor, u: Tensor, t: Tensor, until: Tensor, noise: Tensor, eta: float = 1.0) -> Tensor:
+    """The same where x [N, 3, H, W] is what the picture is taken for, clipped or not."""
     before, after = per_image(alpha_bar(t)), per_image(alpha_bar(until))
     told = (u - before.sqrt() * x) / (1 - before).sqrt()
     drawn = eta * ((1 - before / after) * (1 - after) / (1 - before)).sqrt()

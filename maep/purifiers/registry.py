@@ -35,6 +35,8 @@ KINDS = {
     "gdmp": "maep.purifiers.gdmp:GdmpPurifier",
     "flowpure": "maep.purifiers.flowpure:FlowPurePurifier",
     "scoreopt": "maep.purifiers.scoreopt:ScoreOptPurifier",
+    "freqpure": "maep.purifiers.freqpure:FreqPurePurifier",
+    "adp": "maep.purifiers.adp:AdpPurifier",
     "anti_adversary": "maep.purifiers.anti_adversary:AntiAdversaryPurifier",
     "soap": "maep.purifiers.soap:SoapPurifier",
     "dram": "maep.purifiers.dram:DramPurifier",

@@ -235,14 +235,43 @@ def test_square_needs_no_gradient() -> None:
     assert state.survivors["square"] < state.survivors["clean"]
 
 
+class Wavering(nn.Module):
+    """Answers by turns: 0 with a small margin, twice, then 1 with a large one, whatever it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn = 0
+
+    def reseed(self, *key: int) -> None:
+        self.turn = key[-1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        answer = [[1.0, 0.0, 0.5], [1.0, 0.0, 0.5], [0.0, 9.0, 0.0]][self.turn % 3]
+        return torch.tensor([answer]).repeat(len(images), 1)
+
+
+def test_square_lowers_the_mean_of_the_draws_margins() -> None:
+    """Of a random model that is asked draw by draw: not the margin of mean logits, which says alone who has fallen."""
+    target = threat_model("blackbox").target(nn.Identity(), Wavering(), 3)
+    square = AttackSuite(single="square").attacker(target, norm="Linf", eps=0.1, seed=0, device="cpu").square
+    labels = torch.tensor([0, 1])
+    margin, loss = square.margin_and_loss(torch.zeros(2, 3, 4, 4), labels)
+    torch.testing.assert_close(margin, torch.tensor([2 / 3 - 3, 3 - 2 / 3]))
+    torch.testing.assert_close(loss, torch.tensor([(0.5 + 0.5 - 9) / 3, (-1 - 1 + 9) / 3]))
+    averaged = threat_model("adaptive-eot").target(nn.Identity(), Wavering(), 3)
+    square = AttackSuite(single="square").attacker(averaged, norm="Linf", eps=0.1, seed=0, device="cpu").square
+    margin, loss = square.margin_and_loss(torch.zeros(2, 3, 4, 4), labels)
+    assert torch.equal(margin, loss), "what AutoAttack was before it stays"
+
+
 def test_unknown_threat_model() -> None:
     """An unknown threat model ends in one line with the valid ones."""
-    with pytest.raises(UserError, match="choose one of oblivious, bpda, adaptive, adaptive-eot, blackbox"):
+    with pytest.raises(UserError, match="choose one of oblivious, bpda, surrogate, adaptive, adaptive-eot, blackbox"):
         threat_model("whitebox")
 
 
 def test_the_registry_names_each_by_its_own_name() -> None:
     """Settings choose from the registry's names, in the order of reports; a threat model calls itself by its own."""
-    assert list(THREAT_MODELS) == ["oblivious", "bpda", "adaptive", "adaptive-eot", "blackbox"]
+    assert list(THREAT_MODELS) == ["oblivious", "bpda", "surrogate", "adaptive", "adaptive-eot", "blackbox"]
     for name in THREAT_MODELS:
         assert threat_model(name).name == name

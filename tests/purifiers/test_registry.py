@@ -33,6 +33,8 @@ DENOISER = ("width=16", "unshuffle=2", "multipliers=[1]", "steps=2")
 SMALLER = {
     "diffpure": DENOISER,
     "gdmp": (*DENOISER, "rounds=2"),
+    "freqpure": (*DENOISER, "rounds=[0.05]"),
+    "adp": DENOISER,
     "flowpure": DENOISER,
     "pixeldefend": ("features=4", "layers=1", "components=2"),
     "comdefend": ("widths=[8]", "bits=4"),

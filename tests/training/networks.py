@@ -28,6 +28,7 @@ def network_of(objective: str) -> nn.Module:
     return {
         "images": lambda: MaskedAutoencoder(SMALL),
         "denoiser": denoiser,
+        "score": denoiser,
         "velocity": denoiser,
         "code": lambda: CodeNetwork([4, 4], bits=2, noise=1.0),
         "likelihood": lambda: PixelCnn(features=4, layers=1, components=2),

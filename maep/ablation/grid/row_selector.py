@@ -12,11 +12,15 @@ from maep.storage.documents import read_fields
 
 # Budgets are written as fractions of 255, whose distance is 4e-3: this tolerates rounding and nothing else.
 EPS_TOLERANCE = 1e-6
+# As a threat model: not one row, but what stood against every attack of every attacker, image by image.
+WORST_CASE = "worst-case"
 
 
 @dataclass(frozen=True)
 class RowSelector:
-    """What a row must have. purifier: before or after its finetuning. eps: a budget as written, 8/255 or a number."""
+    """What a row must have. purifier: before or after its finetuning. eps: a budget as written, 8/255 or a number.
+    threat_model: one, or `worst-case`, for which the attack does not matter.
+    """
 
     purifier: Literal["pretrained", "finetuned"] = "pretrained"
     attack: str = "autoattack-standard"
@@ -32,11 +36,14 @@ class RowSelector:
     def matches(self, row: Mapping[str, Any]) -> bool:
         """Whether a row of a report.json is one of those meant. A finetuned purifier is called OBJECTIVE+METHOD."""
         return (
-            ("+" in row["purifier"]) == (self.purifier == "finetuned")
+            self.means(row["purifier"], row["eps"])
             and row["attack"] == self.attack
             and row["threat_model"] == self.threat_model
-            and abs(row["eps"] - self.budget) < EPS_TOLERANCE
         )
+
+    def means(self, purifier: str, eps: float) -> bool:
+        """Whether what is of this purifier, as reports call it, at this budget may be meant."""
+        return ("+" in purifier) == (self.purifier == "finetuned") and abs(eps - self.budget) < EPS_TOLERANCE
 
 
 def read_row_selector(entries: Mapping[str, Any], source: str) -> RowSelector:
@@ -53,4 +60,22 @@ def read_row_selector(entries: Mapping[str, Any], source: str) -> RowSelector:
 
 def row_of(report: Path, selector: RowSelector) -> Mapping[str, Any] | None:
     """The first row of a report.json that the selector means; None if it has none."""
-    return next((row for row in read_json(report)["results"] if selector.matches(row)), None)
+    content = read_json(report)
+    if selector.threat_model == WORST_CASE:
+        return _worst_case(content, selector)
+    return next((row for row in content["results"] if selector.matches(row)), None)
+
+
+def _worst_case(content: Mapping[str, Any], selector: RowSelector) -> Mapping[str, Any] | None:
+    """As a row: clean accuracy where the fewest images were attacked, which are those that all attackers had."""
+    from maep.evaluation.scoring.metrics import wilson_interval
+
+    rows = [row for row in content["results"] if selector.means(row["purifier"], row["eps"])]
+    if not rows:
+        return None
+    fewest = min(rows, key=lambda row: row["n"])
+    cases = content["honesty"][fewest["purifier"]]["worst_case"]
+    case = next(case for case in cases if selector.means(fewest["purifier"], case["eps"]))
+    low, high = wilson_interval(round(case["robust_accuracy"] * case["n"] / 100), case["n"])
+    robust = {"robust_accuracy": case["robust_accuracy"], "robust_ci95": [round(100 * low, 4), round(100 * high, 4)]}
+    return {**{key: fewest[key] for key in ("clean_accuracy", "clean_ci95")}, **robust, "n": case["n"]}

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from maep.attacks.threat_models import Adaptive, AdaptiveEot, BlackBox, Bpda, Oblivious, threat_model
+from maep.attacks.threat_models import Adaptive, AdaptiveEot, BlackBox, Bpda, Oblivious, Surrogate, threat_model
 from maep.evaluation.audit.finding import ALARM, PASSED, WARNING, Finding, Level
 from maep.evaluation.audit.first_minute import accuracy_finding
 from maep.evaluation.audit.gradient_masking import CheckAnswers, CurvePoint, median_error
@@ -104,6 +104,7 @@ def findings(
         *_planted(checks),
         *_stronger(rows, Oblivious.name, "transfer", "attacks that know only the classifier"),
         *_stronger(rows, Bpda.name, "bpda", f"attacks that {follow}"),
+        *_stronger(rows, Surrogate.name, "surrogate", "attacks that follow a purifier of fewer steps"),
         *_stronger(rows, BlackBox.name, "square", "Square, which needs no gradient,"),
         *_square_inside(rows),
         *_rounding(rows),

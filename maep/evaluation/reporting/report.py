@@ -8,11 +8,12 @@ from typing import Any
 from rich.text import Text
 
 from maep.attacks.catalog import is_autoattack
-from maep.attacks.threat_models import AdaptiveEot, threat_model
+from maep.attacks.threat_models import AdaptiveEot, Surrogate, threat_model
 from maep.config.load import to_yaml
 from maep.config.schema import Settings
-from maep.evaluation.audit.findings import ALARM, PASSED, WARNING, PurifierResult, side_by_side
+from maep.evaluation.audit.findings import ALARM, PASSED, WARNING, PurifierResult, side_by_side, worst_case
 from maep.evaluation.audit.gradient_masking import read_checks
+from maep.evaluation.audit.orderings import broken_orders
 from maep.evaluation.audit.purification_cost import read_cost
 from maep.evaluation.reporting.certificates import (
     certificate_figure,
@@ -83,6 +84,7 @@ def build_report(
         console.print(terminal_table([row for row in rows if row.result.threat_model == threat]))
     if report.certificates:
         console.print(certificate_table(report.certificates))
+    _say_worst_cases(results)
     _say_findings(results)
     for note in notes:
         say(f"note: {note}")
@@ -97,6 +99,15 @@ def _certificates(settings: Settings) -> tuple[CertificateRow, ...]:
     return tuple(
         certificate_rows(settings, {label: purifier_name(settings, label) for label in purifiers_of(settings)})
     )
+
+
+def _say_worst_cases(results: Sequence[PurifierResult]) -> None:
+    """What stood against every attack: of a defense that several attackers were set on, the number that counts."""
+    for result in results:
+        if len({row.result.threat_model for row in result.rows}) > 1:
+            for case in worst_case(result.rows):
+                share = f"{case.robust_accuracy:.1f} % of {case.n} images stood against every attack"
+                say(f"{result.name}: worst case within ε = {eps_text(case.eps)}: {share}")
 
 
 def _say_findings(results: Sequence[PurifierResult]) -> None:
@@ -194,6 +205,8 @@ def honest_notes(settings: Settings, results: Sequence[PurifierResult]) -> list[
     if fixed:
         notes.append(f"{', '.join(fixed)} draws nothing at random: adaptive-eot is the adaptive attacker there")
     notes += _notes_on_draws(results)
+    notes += _notes_on_surrogates(settings, results)
+    notes += [f"{result.name}: {text}" for result in results for text in broken_orders(result.rows)]
     for row in rows:
         result = row.result
         attack = f"{result.attack} {result.norm} {eps_text(result.eps)}"
@@ -213,6 +226,16 @@ def _notes_on_draws(results: Sequence[PurifierResult]) -> Iterator[str]:
             )
 
 
+def _notes_on_surrogates(settings: Settings, results: Sequence[PurifierResult]) -> Iterator[str]:
+    names = [result.name for result in results if _has(result.rows, Surrogate.name)]
+    if names:
+        share = 100 * settings.evaluation.surrogate_share
+        yield (
+            f"{', '.join(names)}: surrogate is an attacker who follows {share:.3g} % of the steps, as published "
+            "attacks do; a purifier without steps is attacked as it is"
+        )
+
+
 def _notes_on_compiling(curves: Mapping[str, Curve]) -> Iterator[str]:
     for name, lines in curves.items():
         if any(line.get(UNCOMPILED) for line in lines):
@@ -225,10 +248,14 @@ def _notes_on_attacks(settings: Settings) -> list[str]:
         notes.append(
             f"attacks followed a fast surrogate of the model ({surrogate}); every verdict is the model's own, in fp32"
         )
-    if any(name.startswith(("pgd", "bim")) for name in settings.evaluation.attacks):
+    names = (*settings.evaluation.attacks, *settings.evaluation.adaptive_attacks)
+    if any(name.startswith(("pgd", "bim")) for name in names):
         notes.append("PGD and BIM step by eps/4 (2/255 at eps = 8/255); one try, the last iterate counts")
-    if not any(is_autoattack(name) for name in settings.evaluation.attacks):
+    attacks = settings.evaluation.attacks
+    if not any(map(is_autoattack, attacks)):
         notes.append("AutoAttack was not run; single gradient attacks overestimate robustness")
+    elif not any(map(is_autoattack, settings.evaluation.adaptive_attacks or attacks)):
+        notes.append("AutoAttack was run on the classifier alone; single gradient attacks overestimate robustness")
     return notes
 
 

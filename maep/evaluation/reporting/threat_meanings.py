@@ -15,6 +15,10 @@ WITHOUT_PURIFIER: Texts = {
         "The attacker knows everything: the {it}, its weights and gradients.",
         "The attack follows all of it with exact gradients, at the same budget. A defense is worth what is left here.",
     ),
+    "surrogate": (
+        "The attacker knows everything, but follows fewer steps than are taken, where there are steps.",
+        "The {it} has no steps that could be left out: then this is the adaptive attacker.",
+    ),
     "adaptive-eot": (
         "The attacker knows everything, and averages over what the {it} draws at random.",
         "EOT (Athalye et al. 2018): the attack follows the expected logits of the {it} over several draws, and their "

@@ -13,6 +13,7 @@ from maep.attacks.threat_models import (
     BlackBox,
     Expectation,
     StraightThrough,
+    Surrogate,
     ThreatModel,
     ZeroGradient,
     target_of_defended,
@@ -93,13 +94,21 @@ class Targets:
         """examples: one or two images [K, 3, H, W] in [0,1], to ask the defense what it is like."""
         self.defense, self.examples = defense, examples
         self.draws, self.blackbox_draws = settings.draws, settings.blackbox_draws
-        self.draws_at_once = settings.draws_at_once
+        self.draws_at_once, self.surrogate_share = settings.draws_at_once, settings.surrogate_share
         self.surrogate_settings = SurrogateSettings.of(settings)
 
     @cached_property
     def is_random(self) -> bool:
         """Whether the purified classifier draws random numbers."""
         return is_random(self.defense.purified_classifier, self.examples)
+
+    @property
+    def has_surrogate(self) -> bool:
+        """Whether the purifier has steps that the surrogate attacker leaves out."""
+        return self._shortened(self.defense.purifier) is not self.defense.purifier
+
+    def _shortened(self, purifier: nn.Module) -> nn.Module:
+        return purifier.shortened(self.surrogate_share) if isinstance(purifier, Purifier) else purifier
 
     @cached_property
     def has_gradient(self) -> bool:
@@ -140,6 +149,8 @@ class Targets:
         draws: int | None,
     ) -> nn.Module:
         draws = self._draws_of(attacker) if draws is None else draws
+        if attacker.name == Surrogate.name:
+            purifier = self._shortened(purifier)
         if self.defense.is_approximated:
             purifier = StraightThrough(purifier)
         if defended is None or not attacker.uses_purifier:

@@ -80,7 +80,7 @@ class Evaluation:
         return EvaluationIdentity(
             self.settings.evaluation, self.settings.run.seed, self.defense.classifier_identity,
             self.defense.purifier_identity, self.test.identity, len(self.test), self.targets.is_random,
-            self.defense.is_undefended, self.defense.is_approximated,
+            self.defense.is_undefended, self.defense.is_approximated, self.targets.has_surrogate,
         )  # fmt: skip
 
     @cached_property

@@ -7,7 +7,7 @@ finished. What is in the dictionaries here must not change, or everything that w
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
-from maep.attacks.threat_models import Adaptive, AdaptiveEot, BlackBox, Bpda, Oblivious, threat_model
+from maep.attacks.threat_models import Adaptive, AdaptiveEot, BlackBox, Bpda, Oblivious, Surrogate, threat_model
 from maep.config.schema import EvaluationSettings
 from maep.evaluation.scoring.chunk_record import CONTENT
 from maep.evaluation.scoring.reduced_model import SurrogateSettings
@@ -22,7 +22,8 @@ ATTACK_CONTENT = 1
 class EvaluationIdentity:
     """All that decides what an evaluation makes. classifier, purifier, images: identities; available: how many images
     the set has. is_random: the purified classifier draws random numbers. is_undefended: there is no purifier.
-    is_approximated: adaptive attackers take the purifier for the identity backward.
+    is_approximated: adaptive attackers take the purifier for the identity backward. has_surrogate: the purifier has
+    steps that the surrogate attacker leaves out.
     """
 
     settings: EvaluationSettings
@@ -34,14 +35,17 @@ class EvaluationIdentity:
     is_random: bool
     is_undefended: bool
     is_approximated: bool = False
+    has_surrogate: bool = False
 
     def attack_task(self, task: Task) -> Task:
         """The task whose adversarial images a task uses: without randomness, EOT's are the adaptive ones; of a purifier
         that is the identity backward the adaptive ones are BPDA's; without a purifier, what attacks the purified
-        classifier attacks the classifier.
+        classifier attacks the classifier. A purifier without steps to leave out is its own surrogate.
         """
         threat = task.threat_model
         if threat == AdaptiveEot.name and not self.is_random:
+            threat = Adaptive.name
+        if threat == Surrogate.name and (self.is_approximated or not self.has_surrogate):
             threat = Adaptive.name
         if threat == Adaptive.name and self.is_approximated:
             threat = Bpda.name
@@ -62,9 +66,13 @@ class EvaluationIdentity:
         }
         if threat_model(task.threat_model).uses_purifier:
             facts |= {"threat_model": task.threat_model, "purifier": self.purifier}
+        if task.threat_model == Surrogate.name:
+            facts["surrogate_share"] = self.settings.surrogate_share
         draws = self._draws_averaged(task.threat_model)
         if draws is not None:
             facts["draws"] = draws
+            if task.threat_model == BlackBox.name:  # before, the logits' mean was asked for its margin
+                facts["loss"] = "mean margin"
             if self.settings.draws_at_once > 1:  # sums of another order: the last bits may differ
                 facts["draws_at_once"] = self.settings.draws_at_once
         return facts | SurrogateSettings.of(self.settings).facts()

@@ -83,10 +83,14 @@ def _uses_purifier(threat: str) -> bool:
 
 
 def attacks_of(settings: EvaluationSettings, threat: str) -> list[str]:
-    """Names of the attacks of a threat model: the one that has no gradients has its own."""
+    """Names of the attacks of a threat model: the one that has no gradients has its own, and those that depend on the
+    purifier may have theirs.
+    """
     from maep.attacks.threat_models import BlackBox
 
-    return settings.blackbox_attacks if threat == BlackBox.name else settings.attacks
+    if threat == BlackBox.name:
+        return settings.blackbox_attacks
+    return settings.adaptive_attacks or settings.attacks if _uses_purifier(threat) else settings.attacks
 
 
 def chunk_size(settings: EvaluationSettings, available: int) -> int:
@@ -119,7 +123,7 @@ def check_attacks(settings: EvaluationSettings) -> None:
     """Raise UserError for an attack that there is not, or that the black-box threat model cannot run."""
     from maep.attacks.catalog import SQUARE, NamedAttack
 
-    for attack in settings.attacks:
+    for attack in (*settings.attacks, *settings.adaptive_attacks):
         NamedAttack(attack, settings.norm, 0.0)
     for attack in settings.blackbox_attacks:
         if not SQUARE.fullmatch(attack):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from maep.attacks.attack_state import AttackState
 from maep.attacks.catalog import NamedAttack, gradient_spec
 from maep.attacks.threat_models import AdaptiveEot, Expectation, threat_model
+from maep.config.load import load_settings
 from maep.data.shards import ShardSet
 from maep.evaluation.audit.gradient_masking import MaskingCheck
 from maep.evaluation.scoring.defense import Defense
@@ -25,6 +26,8 @@ from maep.evaluation.scoring.evaluation import Evaluation
 from maep.evaluation.scoring.metrics import distances
 from maep.evaluation.scoring.tasks import plan_tasks
 from maep.evaluation.workers import ProgressNote, evaluate_all
+from maep.purifiers.denoising import DenoiserPurifier
+from maep.purifiers.registry import purifier_class
 from maep.runtime.errors import UserError
 from maep.storage import documents
 from tests.attacks.test_threat_models import random_purifier
@@ -38,9 +41,11 @@ from tests.evaluation.small_evaluation import (
     settings_for,
     tasks_of,
 )
+from tests.purifiers.test_registry import words_of
 from tests.small import Blur, digits, train_small, write_shards
 
 REPOSITORY = Path(__file__).resolve().parents[3]
+TEN_STEPS = ["diffpure.steps=10"]
 
 
 @pytest.fixture(scope="module")
@@ -344,6 +349,26 @@ def test_draws_at_once_are_part_of_the_identity_of_who_averages(
     alone = settings_for(tmp_path, draws=6, threat_models=["adaptive", "adaptive-eot"])
     by_one = MaskingCheck(Evaluation(alone, defense, test_set, directory_of(alone)))
     assert (MaskingCheck(evaluation).identity == by_one.identity) == (at_once == 1)
+
+
+def test_the_surrogate_attacker_follows_fewer_steps(tmp_path: Path, test_set: ShardSet) -> None:
+    """A fifth of ten, with the same weights, and what fools that is purified by all; it is part of what attacks are. Of
+    a purifier without steps, and of one with too few, the attacks are the adaptive ones.
+    """
+    settings = settings_for(tmp_path, threat_models=["surrogate"])
+    iterated = purifier_class("diffpure").from_settings(load_settings(None, [*words_of("diffpure"), *TEN_STEPS]))
+    assert isinstance(iterated, DenoiserPurifier)
+    found = {}
+    for name, purifier in (("ten", iterated), ("one", iterated.shortened(0.1)), ("blur", Blur())):
+        evaluation = Evaluation(settings, Defense(purifier, train_small(), name, "small"), test_set, tmp_path)
+        task = evaluation.identity.attack_task(plan_tasks(settings.evaluation, len(test_set))[0])
+        target = evaluation.targets.exact(threat_model("surrogate"))
+        assert isinstance(target, nn.Sequential)
+        followed = getattr(getattr(target[0], "network", None), "steps", None)
+        found[name] = followed, task.threat_model, evaluation.identity.attack_facts(task).get("surrogate_share")
+    assert found == {"ten": (2, "surrogate", 0.2), "one": (1, "adaptive", None), "blur": (None, "adaptive", None)}
+    assert iterated.network.steps == 10
+    assert iterated.shortened(0.2).model is iterated.model
 
 
 @pytest.mark.parametrize("is_defended", [True, False])

@@ -50,6 +50,18 @@ def test_seeds() -> None:
     assert len(seeds) == 100
 
 
+def test_attackers_of_the_purifier_may_have_attacks_of_their_own() -> None:
+    """What takes long through a purifier is left to the oblivious; Square stays the black box's. Names are checked."""
+    threats = ["oblivious", "bpda", "surrogate", "adaptive", "adaptive-eot", "blackbox"]
+    how = {"attacks": ["autoattack-standard"], "adaptive_attacks": ["pgd-2"], "threat_models": threats}
+    tasks = plan_tasks(_settings(**how), 10)
+    attacks = {task.threat_model: task.attack for task in tasks}
+    alone = {"oblivious": "autoattack-standard", "blackbox": "square"}
+    assert attacks == dict.fromkeys(threats, "pgd-2") | alone
+    with pytest.raises(UserError, match="bmi-3: unknown attack"):
+        plan_tasks(_settings(adaptive_attacks=["bmi-3"]), 10)
+
+
 def test_empty_test_set() -> None:
     """No test images: one line that says what to do."""
     with pytest.raises(UserError, match="the test set is empty: set data.test_fraction"):

@@ -91,6 +91,69 @@ def sweep_table() -> str:
     return SWEEP_HEAD + "".join(f"{line}\n" for path in paths for line in sweep_lines(path))
 
 
+def readings_of(table: str) -> dict[str, dict[str, Any]]:
+    """`{defense: {reading: {measure: …}}}` of a table of defenses, those that were run."""
+    rows: dict[str, dict[str, Any]] = {}
+    for cell in json.loads((SWEEPS / f"{table}.json").read_text())["cells"]:
+        if cell["state"] == "finished":
+            rows.setdefault(cell["names"][0], {})[cell["reading"]] = {each["name"]: each for each in cell["measures"]}
+    return rows
+
+
+def zoo_columns(readings: dict[str, Any]) -> list[str]:
+    """Clean accuracy, the accuracies under attack, and the published pair against the oblivious attacker."""
+    attackers = ("oblivious", "bpda", "adaptive", "adaptive-eot")
+    measures = [readings["oblivious"]["clean_accuracy"]] + [readings[name]["robust_accuracy"] for name in attackers]
+    ours = [f"{each['mean']:.1f} [{each['interval'][0]:.1f}, {each['interval'][1]:.1f}]" for each in measures]
+    paper = [each["paper"] for each in readings["oblivious"].values()]
+    return [*ours, "–" if None in paper else " / ".join(f"{number:.4g}" for number in paper)]
+
+
+def zoo_lines() -> list[str]:
+    """A row for each defense: clean images as the oblivious row has them, then one attacker after another."""
+    return [f"| {name} | {' | '.join(zoo_columns(readings))} |" for name, readings in readings_of("zoo").items()]
+
+
+def generative_lines() -> list[str]:
+    """The same of the generative ones, and the published pair under exact gradients."""
+    lines = []
+    for name, readings in readings_of("zoo_generative").items():
+        exact = [each["paper"] for each in readings["adaptive"].values()]
+        pair = "–" if None in exact else " / ".join(f"{number:.4g}" for number in exact)
+        lines.append(f"| {name} | {' | '.join(zoo_columns(readings))} | {pair} |")
+    return lines
+
+
+def detail_lines(table: str) -> list[str]:
+    """A row for each defense: parameters, seconds an image, and what was claimed and found of it beside our lowest."""
+    lines = []
+    for detail in json.loads((SWEEPS / f"{table}.json").read_text())["details"]:
+        costs = {each["name"]: each["mean"] for each in detail["costs"]}
+        claim = detail["claim"] or {"claimed": None, "found": None, "by": "–"}
+        accuracies = (claim["claimed"], claim["found"], detail["lowest"])
+        columns = [f"{costs['parameters']:,.0f}", f"{costs['seconds_per_image']:.2g}"]
+        columns += ["–" if number is None else f"{number:.4g}" for number in accuracies]
+        lines.append(f"| {detail['names'][0]} | {' | '.join([*columns, claim['by']])} |")
+    return lines
+
+
+ATTACKERS = "defense | clean | oblivious | BPDA | adaptive | adaptive, EOT | published, clean / oblivious"
+DETAILS = "defense | parameters | seconds an image | claimed | found by others | ours, lowest | who found it, and how"
+# Tables of defenses by name: what stands above them, and their rows.
+DEFENSES: dict[str, tuple[str, Callable[[], list[str]]]] = {
+    "zoo": (ATTACKERS, zoo_lines),
+    "zoo_details": (DETAILS, lambda: detail_lines("zoo")),
+    "generative": (f"{ATTACKERS} | published, clean / exact", generative_lines),
+    "generative_details": (DETAILS, lambda: detail_lines("zoo_generative")),
+}
+
+
+def defense_table(name: str) -> str:
+    """What stands between the markers of a table of defenses."""
+    head, lines = DEFENSES[name]
+    return f"| {head} |\n|{'---|' * (head.count('|') + 1)}\n" + "".join(f"{line}\n" for line in lines())
+
+
 def take_over(directory: Path) -> None:
     """Make what a run left the committed report: benchmarks, or a sweep's result under the sweep's name."""
     for name in LINES:
@@ -106,7 +169,8 @@ def main(directories: Sequence[Path]) -> None:
     for directory in directories:
         take_over(directory)
     text = PAGE.read_text()
-    tables = {**{name: table_of(name) for name in LINES}, "ablation": sweep_table()}
+    tables = {name: table_of(name) for name in LINES} | {name: defense_table(name) for name in DEFENSES}
+    tables["ablation"] = sweep_table()
     for name, table in tables.items():
         between = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
         text = between.sub(lambda _, table=table: table, text)  # type: ignore[misc]

@@ -17,7 +17,7 @@ from maep.ablation.grid.sweep import read_sweep
 from maep.config.load import sweep_names
 from maep.evaluation.scoring.tasks import eps_text
 from tests.suites import suite_line
-from tests.tables import LINES, SHOWN, sweep_table, table_of
+from tests.tables import DEFENSES, LINES, SHOWN, defense_table, readings_of, sweep_table, table_of, zoo_lines
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORTS = sorted((ROOT / "tests" / "reports").glob("*/report.json"))
@@ -32,12 +32,10 @@ PAGES = {  # table: the page that holds it
     "costs": "README.md",
     "results": "tests/reports/README.md",
     "ablation": "tests/reports/README.md",
-    "zoo": "tests/reports/README.md",
     "same_budget": "tests/reports/README.md",
-    "generative": "tests/reports/README.md",
     "draws": "tests/reports/README.md",
     "certified": "tests/reports/README.md",
-    **dict.fromkeys(LINES, "tests/reports/README.md"),
+    **dict.fromkeys([*LINES, *DEFENSES], "tests/reports/README.md"),
     "recovery": "launch/README.md",
     "scaling": "launch/README.md",
     "suites": "tests/README.md",
@@ -83,15 +81,6 @@ def scaling_line(row: dict[str, Any]) -> str:
     return f"| {row['processes']} | {row['images_per_second']:.0f} | {share:.0f} % |"
 
 
-def readings_of(table: str) -> dict[str, dict[str, Any]]:
-    """`{defense: {reading: {measure: …}}}` of a table of defenses, those that were run."""
-    rows: dict[str, dict[str, Any]] = {}
-    for cell in json.loads((ROOT / f"tests/reports/ablation/{table}.json").read_text())["cells"]:
-        if cell["state"] == "finished":
-            rows.setdefault(cell["names"][0], {})[cell["reading"]] = {each["name"]: each for each in cell["measures"]}
-    return rows
-
-
 def same_budget_lines() -> list[str]:
     """A row for each system at its training's cost, clean and attacked."""
     lines = []
@@ -100,21 +89,6 @@ def same_budget_lines() -> list[str]:
         values = (measures[name] for name in ("clean_accuracy", "robust_accuracy"))
         columns = [f"{each['mean']:.1f} [{each['interval'][0]:.1f}, {each['interval'][1]:.1f}]" for each in values]
         lines.append(f"| {cell['names'][0].replace(', ', ' | ')} | {' | '.join(columns)} |")
-    return lines
-
-
-def zoo_lines() -> list[str]:
-    """A row for each defense: clean images as the oblivious row has them, then one attacker after another."""
-    return [f"| {name} | {' | '.join(zoo_columns(readings))} |" for name, readings in readings_of("zoo").items()]
-
-
-def generative_lines() -> list[str]:
-    """The same of the generative ones, and the published pair under exact gradients."""
-    lines = []
-    for name, readings in readings_of("zoo_generative").items():
-        exact = [each["paper"] for each in readings["adaptive"].values()]
-        pair = "–" if None in exact else " / ".join(f"{number:.4g}" for number in exact)
-        lines.append(f"| {name} | {' | '.join(zoo_columns(readings))} | {pair} |")
     return lines
 
 
@@ -130,15 +104,6 @@ def rows_with_draws() -> list[dict[str, Any]]:
     """Those of the committed reports that say what several draws of clean images gave."""
     rows = [row for path in REPORTS for row in json.loads(path.read_text())["results"]]
     return [row for row in rows if "clean_average" in row]
-
-
-def zoo_columns(readings: dict[str, Any]) -> list[str]:
-    """Clean accuracy, the accuracies under attack, and the published pair against the oblivious attacker."""
-    attackers = ("oblivious", "bpda", "adaptive", "adaptive-eot")
-    measures = [readings["oblivious"]["clean_accuracy"]] + [readings[name]["robust_accuracy"] for name in attackers]
-    ours = [f"{each['mean']:.1f} [{each['interval'][0]:.1f}, {each['interval'][1]:.1f}]" for each in measures]
-    paper = [each["paper"] for each in readings["oblivious"].values()]
-    return [*ours, "–" if None in paper else " / ".join(f"{number:.4g}" for number in paper)]
 
 
 def flowing(text: str) -> str:
@@ -239,9 +204,14 @@ def test_the_table_at_the_same_cost_is_the_committed_one() -> None:
     assert robust["plain CNN"]["interval"][0] > max(others)
 
 
-def test_the_table_of_defenses_is_the_committed_one() -> None:
-    """So does the table of all defenses; the text says how some were made cheaper, and orders those that it names."""
-    assert table("zoo") == zoo_lines()
+@pytest.mark.parametrize("name", DEFENSES)
+def test_tables_of_defenses_are_the_committed_ones(name: str) -> None:
+    """So do the tables of defenses and of what they cost, as `python -m tests.tables` writes them."""
+    assert f"<!-- {name} -->\n{defense_table(name)}<!-- /{name} -->\n" in RESULTS
+
+
+def test_what_is_said_of_the_defenses_is_so() -> None:
+    """The text says how some were made cheaper, and orders those that it names."""
     rows = {line.split(" | ")[0].removeprefix("| "): line.split(" | ")[1:] for line in zoo_lines()}
     robust = {name: [float(cell.split()[0]) for cell in row[1:5]] for name, row in rows.items()}
     assert {name for name, row in robust.items() if row[0] > 10} == {"MAEP", "DISCO", "NIM-MAE", "NRP", "ComDefend"}
@@ -259,9 +229,8 @@ def test_the_table_of_defenses_is_the_committed_one() -> None:
         assert word.partition(":")[2] in RESULTS
 
 
-def test_the_table_of_generative_defenses_is_the_committed_one() -> None:
-    """So does theirs, with the orders that re-evaluations found: exact gradients below BPDA, BPDA below oblivious."""
-    assert table("generative") == generative_lines()
+def test_generative_defenses_are_in_the_known_order() -> None:
+    """The one that re-evaluations found: exact gradients below BPDA, BPDA below oblivious."""
     for name, readings in readings_of("zoo_generative").items():
         robust = {each: readings[each]["robust_accuracy"]["mean"] for each in readings}
         assert robust["adaptive"] < robust["bpda"] < robust["oblivious"], name

@@ -138,7 +138,8 @@ class ClassifierSettings:
     arch: str = setting(
         "cifar_resnet20",
         "cifar_resnet20…56, cifar_resnet32w, wrn28_1, wrn28_10, …, dm_wrn28_10, dm_preact18, soap_resnet, any timm "
-        "model name; cifar_resnetN_rotation, soap_resnet_rotation: with SOAP's head for turns",
+        "model name; cifar_resnetN_rotation, soap_resnet_rotation: with SOAP's head for turns; …_autoencoder: with a "
+        "decoder",
     )
     weights: str | None = setting(
         None, "safetensors or torch file; unset: the classifier stage trains one", unit="path", stands_in=True
@@ -168,7 +169,17 @@ class ClassifierSettings:
         "standard",
         "what the classifier stage minimises: cross-entropy, an adversarial training (awp: pgd_at with AWP), or one of "
         "SOAP's joint losses",
-        choices=("standard", "pgd_at", "trades", "awp", "trades_awp", "dkl", "soap", "soap_rotation"),
+        choices=(
+            "standard",
+            "pgd_at",
+            "trades",
+            "awp",
+            "trades_awp",
+            "dkl",
+            "soap",
+            "soap_rotation",
+            "soap_reconstruction",
+        ),
         added=True,
     )
     train_eps: float = setting(8 / 255, "L∞ budget of adversarial training", unit="[0,1] pixels", above=0.0, added=True)
@@ -192,7 +203,10 @@ class ClassifierSettings:
     dkl_beta: float = setting(20.0, "weight of DKL's distances between the pair's logits", low=0.0, added=True)
     dkl_temperature: float = setting(4.0, "temperature of DKL's means of classes", above=0.0, added=True)
     soap_weight: float = setting(
-        1.0, "weight of what is not the classes' cross-entropy (soap, soap_rotation)", low=0.0, added=True
+        1.0,
+        "weight of what is not the classes' cross-entropy (soap, soap_rotation, soap_reconstruction)",
+        low=0.0,
+        added=True,
     )
     save_every: int = setting(
         1, "epochs between checkpoints of its training", unit="epochs", low=1, affects_result=False

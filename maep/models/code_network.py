@@ -19,12 +19,13 @@ class CodeNetwork(nn.Module):
     """ComCNN (`encoder`, images to the logits of bits) and RecCNN (`decoder`, bits to images).
 
     widths: channels of the encoder's layers before the code; the decoder has the same, in the other order.
-    bits: of the code, a pixel. noise: deviation of the noise on the logits that a training adds.
+    bits: of the code, a pixel. noise: deviation of the noise on the logits that a training adds. offset: what is taken
+    from every pixel before it is encoded.
     """
 
-    def __init__(self, widths: Sequence[int], bits: int, noise: float) -> None:
+    def __init__(self, widths: Sequence[int], bits: int, noise: float, offset: float = 0.0) -> None:
         super().__init__()
-        self.bits, self.noise = bits, noise
+        self.bits, self.noise, self.offset = bits, noise, offset
         self.encoder = _convolutions([3, *widths, bits])
         self.decoder = nn.Sequential(_convolutions([bits, *reversed(widths), 3]), nn.Sigmoid())
 
@@ -36,7 +37,7 @@ class CodeNetwork(nn.Module):
         shift: [N, bits, H, W], is taken from the logits. soft: the code is their sigmoid, and is returned beside the
         images, for a training; otherwise it is 1 where they are above 0, and there is no gradient.
         """
-        logits = self.encoder(images)
+        logits = self.encoder(images - self.offset)
         if shift is not None:
             logits = logits - shift
         code = logits.sigmoid() if soft else (logits > 0).to(logits.dtype)

@@ -274,6 +274,13 @@ class TrainedPurifier(Purifier):
         """As training starts from it: drawn from torch's generator, or from weights that the settings name."""
         return cls.from_settings(settings)
 
+    def prepare(self, clean: Callable[[int], Tensor], classifiers: Sequence[nn.Module]) -> None:
+        """Learn what it has to know of clean images before its network is trained, and after; by default nothing.
+
+        clean: as `calibrated` takes it. classifiers: frozen, of an objective that classifies; else none. Every process
+        calls it, also of a training that goes on: the same images must give the same bits.
+        """
+
     def calibrated(self, clean: Callable[[int], Tensor]) -> "TrainedPurifier":
         """Itself, once trained, with what it has to measure of clean images before use; by default nothing.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from maep.config.identity import decides
 from maep.config.implementations import implementation
+from maep.config.load import default_of
 from maep.runtime.errors import fail, nearest
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ KINDS = {
     "freqpure": "maep.purifiers.freqpure:FreqPurePurifier",
     "adp": "maep.purifiers.adp:AdpPurifier",
     "anti_adversary": "maep.purifiers.anti_adversary:AntiAdversaryPurifier",
+    "frequency_prompts": "maep.purifiers.frequency_prompts:FrequencyPromptsPurifier",
     "soap": "maep.purifiers.soap:SoapPurifier",
     "dram": "maep.purifiers.dram:DramPurifier",
     "nrp": "maep.purifiers.nrp:NrpPurifier",
@@ -74,6 +76,13 @@ def settings_class(kind: str) -> type[Any] | None:
 def network_entries(section: Any) -> dict[str, Any]:
     """`{setting: value}` of a network's section, without those that say how it is used."""
     return {item.name: getattr(section, item.name) for item in fields(section) if decides(item, "pretrain")}
+
+
+def saved_entries(section: Any) -> dict[str, Any]:
+    """As `network_entries`, without settings that came later and have their default: a checkpoint of before fits."""
+    later = {item.name: default_of(item) for item in fields(section) if item.metadata.get("added")}
+    entries = network_entries(section).items()
+    return {name: value for name, value in entries if name not in later or value != later[name]}
 
 
 def use_entries(section: Any) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from maep.purifiers.base import (
     require_images,
     section_of,
 )
-from maep.purifiers.registry import network_entries, use_entries
+from maep.purifiers.registry import network_entries, saved_entries, use_entries
 from maep.runtime.errors import fail
 
 # What `purify.batch_tiles` counts where there are no tiles: 32 x 32 pixels, an image of CIFAR-10.
@@ -124,7 +124,7 @@ class WholeImagePurifier(TrainedPurifier):
         """The network's settings and the section `purify`, below whose `use` stands how the kind uses the network."""
         use = use_entries(self.network)
         return {
-            "model": network_entries(self.network),
+            "model": saved_entries(self.network),
             "purify": {**asdict(self.settings), **({"use": use} if use else {})},
         }
 

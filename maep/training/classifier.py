@@ -42,11 +42,12 @@ from maep.training.adversarial_training import AdversarialTraining, Progress
 from maep.training.checkpointing.directory import Retention, checkpoint_path, newest_whole, prune
 from maep.training.distributed.world import DTYPES
 from maep.training.label_consistency import LabelConsistency
+from maep.training.reconstruction_training import ReconstructionTraining
 from maep.training.rotation_training import RotationTraining
 from maep.training.signals import StopFlag
 
 STATE = "state.safetensors"
-SOAP, SOAP_ROTATION = "soap", "soap_rotation"  # of classifier.training
+SOAP, SOAP_ROTATION, SOAP_RECONSTRUCTION = "soap", "soap_rotation", "soap_reconstruction"  # of classifier.training
 IN_MEMORY = 8 * 2**30  # bytes; CIFAR's images, 0.2 GB, are decoded once onto the device, ImageNet's 190 GB never
 RETENTION = Retention(last=2)  # the fewest: one that is whole while the next is written
 TEST_BATCH = 250  # images; a forward without gradients holds one layer at a time, less than a training step does
@@ -200,7 +201,7 @@ class _Training:
             Compiled(network, "compute.compile")
         return network
 
-    def _method(self) -> AdversarialTraining | LabelConsistency | RotationTraining | None:
+    def _method(self) -> AdversarialTraining | LabelConsistency | RotationTraining | ReconstructionTraining | None:
         """What makes the loss of a batch; None: cross-entropy."""
         mode = self.classifier.training
         if mode == "standard":
@@ -209,6 +210,8 @@ class _Training:
             return LabelConsistency(self.network, self.classifier)
         if mode == SOAP_ROTATION:
             return RotationTraining(self.network, self.classifier)
+        if mode == SOAP_RECONSTRUCTION:
+            return ReconstructionTraining(self.network, self.classifier)
         if self.settings.compute.precision == "fp16":
             fail(f"classifier.training={mode}: needs gradients that fp16 loses; choose compute.precision=bf16 or fp32")
         return AdversarialTraining(self.network, self.classifier, len(self.train_set.classes), self.device)

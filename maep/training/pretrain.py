@@ -13,6 +13,7 @@ from maep.purifiers import save_purifier
 from maep.purifiers.base import TrainedPurifier
 from maep.purifiers.registry import purifier_class
 from maep.runtime.cores import worker_count
+from maep.runtime.device import prepare_device
 from maep.storage.manifests import CheckpointManifest
 from maep.training.inputs import adversary, own_pairs
 from maep.training.loop import TrainingJob, train
@@ -34,17 +35,24 @@ def pretrain(settings: Settings, on_stall: Callable[[str], object] | None = None
     """Train the purifier into run.dir/purifier, going on from run.dir/checkpoints. Every rank calls it."""
     directory, purifier = Path(settings.run.dir), seeded_purifier(settings)
     pairs, config = own_pairs(settings, settings.pretrain), purifier.config()
+    attacker = adversary(settings, settings.pretrain, len(pairs.clean.classes))
+    device = prepare_device(settings.compute, trains=True)
+
+    def clean(count: int) -> Tensor:
+        return _clean_images(pairs, count).to(device)
+
+    purifier.prepare(clean, attacker.classifiers)
     job = TrainingJob(
         label="pretrain", model=purifier.model, dataset=pairs, settings=settings.pretrain,
         objective=settings.objective, compute=settings.compute, directory=directory / "checkpoints",
         metrics=directory / "metrics.jsonl", samples=directory / "samples", workers=worker_count(settings.data.workers),
         manifest=CheckpointManifest(step=0, purifier=purifier.kind, model=config["model"], purify=config["purify"]),
-        adversary=adversary(settings, settings.pretrain, len(pairs.clean.classes)),
+        adversary=attacker,
         on_stall=on_stall,
     )  # fmt: skip
     weights, accelerator = train(job)
     if accelerator.is_main_process:
         trained = type(purifier).from_config(config, weights).to(accelerator.device).eval().requires_grad_(False)
-        trained = trained.calibrated(lambda count: _clean_images(pairs, count).to(accelerator.device))
-        save_purifier(trained, directory / "purifier")
+        trained.prepare(clean, attacker.classifiers)
+        save_purifier(trained.calibrated(clean), directory / "purifier")
     accelerator.wait_for_everyone()

@@ -3,9 +3,12 @@
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +16,7 @@ from torch.nn.functional import conv2d, elu
 from torch.utils.flop_counter import FlopCounterMode
 
 from maep import load_purifier
+from maep.cli.checkpoint import main
 from maep.config.load import load_settings
 from maep.config.schema import PurifySettings
 from maep.models.code_network import CodeNetwork
@@ -20,6 +24,7 @@ from maep.pipeline.execution import run_pipeline
 from maep.purifiers import save_purifier
 from maep.purifiers.comdefend import ComDefendPurifier, ComDefendSettings
 from maep.runtime.errors import Paused, UserError
+from maep.storage.array_pickles import read_array_list
 from maep.storage.atomic import read_json, sha256_file
 from maep.training.pretrain import pretrain
 from tests.tiny import Problem
@@ -110,16 +115,104 @@ def test_what_is_saved_is_used_otherwise_without_a_training(tmp_path: Path) -> N
     assert ComDefendPurifier.use_facts(plain) != ComDefendPurifier.use_facts(noisy)
 
 
+WIDTHS = [16, 32, 64, 128, 256, 128, 64, 32]
+
+
+def published(directory: Path, widths: Sequence[int] = WIDTHS, bits: int = 12, *, grouped: bool = False) -> Path:
+    """Lists of the names, shapes and layout of its authors' files, with random numbers."""
+    rng = np.random.default_rng(0)
+    directory.mkdir(parents=True)
+    for name, channels in (("enc", [3, *widths, bits]), ("dec", [bits, *reversed(widths), 3])):
+        kernels = [rng.normal(0, 0.1, (3, 3, *pair)).astype("f4") for pair in pairwise(channels)]
+        biases = [rng.normal(0, 0.1, width).astype("f4") for width in channels[1:]]
+        arrays = (
+            [*kernels, *biases] if grouped else [each for pair in zip(kernels, biases, strict=True) for each in pair]
+        )
+        objects = np.empty(len(arrays), object)
+        objects[:] = arrays
+        np.save(directory / f"{name}20_0.0001.npy", objects, allow_pickle=True)
+    return directory
+
+
+def correlated(arrays: Sequence[np.ndarray], x: np.ndarray) -> np.ndarray:
+    """TensorFlow's convolutions of one image [H, W, channels] with ELU between them, sum by sum."""
+    for number in range(0, len(arrays), 2):
+        kernel, (height, width, _) = arrays[number].astype(float), x.shape
+        padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
+        x = sum(
+            padded[row : row + height, column : column + width] @ kernel[row, column]
+            for row in range(3)
+            for column in range(3)
+        ) + arrays[number + 1]  # fmt: skip
+        x = np.where(x > 0, x, np.expm1(x)) if number + 2 < len(arrays) else x
+    return x
+
+
+def test_the_published_lists_are_read_as_their_authors_use_them(tmp_path: Path) -> None:
+    """Names, shapes and layout of the files; pixels less a half, bits without noise, both written out in NumPy."""
+    read = ComDefendPurifier.from_published(published(tmp_path / "whole"))
+    assert read.network == ComDefendSettings(offset=0.5, test_noise=0.0)
+    assert (read.network.widths, read.network.bits) == (WIDTHS, 12)
+    assert sum(tensor.numel() for tensor in read.weights().values()) == 783_372 + 783_363
+    small = published(tmp_path / "small", [4, 6], 5)
+    read = ComDefendPurifier.from_published(small).eval()
+    image = pictures(1)
+    encoder, decoder = (read_array_list(small / f"{name}20_0.0001.npy") for name in ("enc", "dec"))
+    bits = correlated(encoder, image[0].permute(1, 2, 0).numpy() - 0.5) > 0
+    expected = 1 / (1 + np.exp(-correlated(decoder, bits.astype(float))))
+    assert 0.1 < bits.mean() < 0.9
+    torch.testing.assert_close(read(image)[0].permute(1, 2, 0).double(), torch.from_numpy(expected), atol=1e-5, rtol=0)
+    grouped = ComDefendPurifier.from_published(published(tmp_path / "grouped", [4, 6], 5, grouped=True)).eval()
+    assert grouped.weights().keys() == read.weights().keys()
+    assert main(["import", str(small), "--kind", "comdefend", "--to", str(tmp_path / "out")]) == 0
+    assert torch.equal(load_purifier(tmp_path / "out")(image), read(image))
+    used = load_purifier(tmp_path / "out").used_as(load_settings(None, [*WORDS, "comdefend.test_noise=0"]))
+    assert torch.equal(used(image), read(image))  # the offset is the network's, whatever a run's settings say
+
+
+def test_what_is_no_such_pair_of_lists_is_refused(tmp_path: Path) -> None:
+    """No directory, a file too few, other shapes, other arrays: by name, with the first that differ."""
+    with pytest.raises(UserError, match=r"expected a directory with ComDefend's enc\*\.npy and dec\*\.npy"):
+        ComDefendPurifier.from_published(tmp_path / "enc.npy")
+    directory = published(tmp_path / "weights", [4], 5)
+    decoder = directory / "dec20_0.0001.npy"
+    arrays = read_array_list(decoder)
+    for changed, message in (
+        (
+            arrays[:-1],
+            r"dec20_0\.0001\.npy: expected a bias \[out\] for every kernel .*it has 3 arrays: \(3, 3, 5, 4\)",
+        ),
+        ([arrays[0][:2], *arrays[1:]], r"decoder\.0\.0\.weight \(is \(4, 5, 2, 3\), expected \(4, 5, 3, 3\)\)"),
+        ([arrays[0] * np.nan, *arrays[1:]], r"decoder\.0\.0\.weight \(holds NaN"),
+    ):
+        objects = np.empty(len(changed), object)
+        objects[:] = changed
+        np.save(decoder, objects, allow_pickle=True)
+        with pytest.raises(UserError, match=message):
+            ComDefendPurifier.from_published(directory)
+    decoder.unlink()
+    with pytest.raises(UserError, match=r"weights: expected one dec\*\.npy; it has none"):
+        ComDefendPurifier.from_published(directory)
+
+
+def test_a_checkpoint_of_before_there_was_an_offset_is_gone_on_with() -> None:
+    """The architecture that is compared says nothing of an offset of 0, and that of another is another's."""
+    plain, moved = (
+        ComDefendPurifier.from_settings(load_settings(None, [*WORDS, f"comdefend.offset={value}"]))
+        for value in (0, 0.5)
+    )
+    assert "offset" not in plain.config()["model"]
+    assert moved.config()["model"]["offset"] == 0.5
+
+
 def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    """By name; nor are weights of elsewhere read."""
+    """By name."""
     with pytest.raises(UserError, match=r"comdefend\.widths=\[\]: expected at least one width"):
         load_settings(None, [*WORDS, "comdefend.widths=[]"])
     with pytest.raises(UserError, match=r"objective\.name=purification: trains no network .*choose one of code"):
         load_settings(None, [*WORDS, "objective.name=purification"])
     with pytest.raises(UserError, match=r"purify\.passes=2: comdefend has no such option; it has purify\.batch_tiles"):
         load_settings(None, [*WORDS, "purify.passes=2"])
-    with pytest.raises(UserError, match=r"enc\.npy: there are no published weights of a purifier of kind comdefend"):
-        ComDefendPurifier.from_published(tmp_path / "enc.npy")
 
 
 def test_it_is_trained_on_clean_images(problem: Problem, run_dir: Path, tmp_path: Path) -> None:

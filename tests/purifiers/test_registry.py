@@ -37,6 +37,7 @@ SMALLER = {
     "adp": DENOISER,
     "flowpure": DENOISER,
     "pixeldefend": ("features=4", "layers=1", "components=2"),
+    "frequency_prompts": ("clusters=1",),  # more are found by a training
     "comdefend": ("widths=[8]", "bits=4"),
     "scoreopt": (*DENOISER, "lr=0.001"),  # where a gradient is near 0, Adam makes its rounding, in fp32, a share of lr
 }

@@ -4,8 +4,9 @@ table: Table 15                                  its number in the paper; left o
 title: Patch size and mask ratio
 scales:
   paper: {base: cifar10, set: {finetune: {method: none}}}
-  cpu:   {base: ablation/small, note: what a reader must know}  may also replace grid, zip, names, readings, halving;
-                                                                 a key of theirs that is ~ there is left out
+  cpu:   {base: ablation/small, note: what a reader must know}  may also replace grid, zip, names, readings, halving,
+                                                                 and add claims; a key of an axis that is ~ there is
+                                                                 left out
 grid:                                            the product of lists of values, one axis a key
   model.patch_size: [2, 4, 8]
   pretrain.mask_ratio: [0, 0.25, 0.5, 0.75]
@@ -15,12 +16,14 @@ seeds: [0, 1, 2]
 readings: {MAEP: {purifier: pretrained}}         rows of each point's report: purifier, attack, eps, threat_model
 values: [clean_accuracy, robust_accuracy]        what is read there
 paper: {2: {0: [90.49, 86.80], …}, …}            by the names of the axes, then of the readings if there are several
+costs: [parameters, seconds_per_image]           of each point's first row; in a table of their own
+claims: {2: {0: {claimed: 85.5, found: 1.0, by: who}, …}, …}   robust accuracies of elsewhere, by the names of the axes
 errata: [a sentence]
 halving: {keep: 0.5, at: [300, 600], by: robust_accuracy}   stops hopeless points (maep.ablation.grid.halving)
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +34,33 @@ from maep.ablation.grid.row_selector import RowSelector, read_row_selector
 from maep.config.load import config_file, settled_settings
 from maep.config.values import parse_yaml, read_yaml
 from maep.runtime.errors import UserError, fail, nearest
+from maep.storage.documents import read_fields
 
 ZIP = "zip"
 AXIS_FIELDS = ("grid", ZIP, "names")
-FIELDS = ("table", "title", "scales", *AXIS_FIELDS, "seeds", "readings", "values", "paper", "errata", "halving")
-SCALE_FIELDS = ("base", "set", "note", *AXIS_FIELDS, "readings", "halving")
-TEXTS = ("table", "title", "note", "names", "errata")  # keys below which everything is text
+FIELDS = (
+    "table", "title", "scales", *AXIS_FIELDS, "seeds", "readings", "values", "paper", "costs", "claims", "errata",
+    "halving",
+)  # fmt: skip
+SCALE_FIELDS = ("base", "set", "note", *AXIS_FIELDS, "readings", "halving", "claims")
+TEXTS = ("table", "title", "note", "names", "errata", "by")  # keys below which everything is text
 ACCURACIES = ("clean_accuracy", "robust_accuracy")
 DEFAULT_SCALE = "paper"
 
 # `{names along the axes and of the row selector: one number a value}`, None where none is published.
 PaperNumbers = Mapping[tuple[str, ...], tuple[float | None, ...]]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Robust accuracies of a system elsewhere, in percent. claimed: by its authors; found: by whom `by` names, and how.
+
+    Either is None where there is no number.
+    """
+
+    by: str
+    claimed: float | None = None
+    found: float | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +77,8 @@ class Sweep:
     """A sweep at one scale.
 
     name: of its file. base: a configuration; fixed: settings on top of it. row_selectors: what its file calls
-    `readings`, by name. values: what is read from those rows. paper: what was published of them.
+    `readings`, by name. values: what is read from those rows. paper: what was published of them. costs: what is read
+    of the first row for a table of its own. claims: by the names along the axes.
     """
 
     name: str
@@ -76,6 +96,8 @@ class Sweep:
     paper: PaperNumbers
     errata: tuple[str, ...]
     halving: Halving | None = None
+    costs: tuple[str, ...] = ()
+    claims: Mapping[tuple[str, ...], Claim] = field(default_factory=dict)
 
     @property
     def directory(self) -> Path:
@@ -107,16 +129,20 @@ def read_sweep(name: str, scale: str | None = None, overrides: Sequence[str] = (
     values = tuple(_list(file, "values", tree.get("values", list(ACCURACIES))))
     selectors = _row_selectors(file, tree.get("readings") or {"": {}})
     paper = _paper(file, tree.get("paper"), _axes(file, tree), selectors, values)
+    claims = _claims(file, tree.get("claims"), _axes(file, tree))
     if "readings" in part:
         _check_keys(f"{file}: scales.{scale}.readings", part["readings"], list(selectors))
         selectors = {**selectors, **_row_selectors(file, part["readings"])}
-    tree = _overridden(file, _at_scale(tree, part), overrides)
+    at_scale = _at_scale(tree, part)
+    claims |= _claims(file, part.get("claims"), _axes(file, at_scale))
+    tree = _overridden(file, at_scale, overrides)
     return Sweep(
         name=file.stem, file=file, table=str(tree.get("table", "")), title=str(tree.get("title", file.stem)),
         scale=scale, note=str(part.get("note", "")), base=str(part["base"]), fixed=part.get("set") or {},
         axes=_axes(file, tree), seeds=tuple(_list(file, "seeds", tree.get("seeds", [0]))), row_selectors=selectors,
         values=values, paper=paper, errata=tuple(tree.get("errata", ())),
         halving=read_halving(file, part.get("halving", tree.get("halving"))),
+        costs=tuple(_list(file, "costs", tree["costs"])) if "costs" in tree else (), claims=claims,
     )  # fmt: skip
 
 
@@ -251,28 +277,35 @@ def _paper(
     several = len(selectors) > 1
     levels = [axis.names for axis in axes] + ([tuple(selectors)] if several else [])
     return {
-        names if several else (*names, *selectors): _numbers(_paper_key(file, names), part, values)
+        names if several else (*names, *selectors): _numbers(_key(file, "paper", names), part, values)
         for names, part in _leaves(file, tree, levels)
     }
 
 
+def _claims(file: Path, tree: Any, axes: Sequence[Axis]) -> dict[tuple[str, ...], Claim]:
+    """What was claimed and found of systems elsewhere; each must be on the axes."""
+    levels = [axis.names for axis in axes]
+    parts = {} if tree is None else dict(_leaves(file, tree, levels, key="claims"))
+    return {names: read_fields(Claim, part, _key(file, "claims", names)) for names, part in parts.items()}
+
+
 def _leaves(
-    file: Path, tree: Any, levels: Sequence[Sequence[str]], names: tuple[str, ...] = ()
+    file: Path, tree: Any, levels: Sequence[Sequence[str]], names: tuple[str, ...] = (), key: str = "paper"
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """What is below a name of each level, with those names."""
+    """What is below a name of each level, with those names. key: of the tree in the file."""
     if not levels:
         yield names, tree
         return
     if not isinstance(tree, dict):
-        fail(f"{_paper_key(file, names)}: expected numbers under {', '.join(levels[0])}")
+        fail(f"{_key(file, key, names)}: expected numbers under {', '.join(levels[0])}")
     for name, part in tree.items():
         if str(name) not in levels[0]:
-            fail(f"{_paper_key(file, names)}: {name}: not in the grid, which has {', '.join(levels[0])}")
-        yield from _leaves(file, part, levels[1:], (*names, str(name)))
+            fail(f"{_key(file, key, names)}: {name}: not in the grid, which has {', '.join(levels[0])}")
+        yield from _leaves(file, part, levels[1:], (*names, str(name)), key)
 
 
-def _paper_key(file: Path, names: Sequence[str]) -> str:
-    return f"{file}: {'.'.join(('paper', *names))}"
+def _key(file: Path, key: str, names: Sequence[str]) -> str:
+    return f"{file}: {'.'.join((key, *names))}"
 
 
 def _numbers(source: str, part: Any, values: Sequence[str]) -> tuple[float | None, ...]:

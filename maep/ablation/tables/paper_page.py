@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from maep.ablation.grid.sweep import Sweep, read_sweep
 from maep.ablation.running.point_records import PointState
 from maep.ablation.tables.cells import Measure
+from maep.ablation.tables.details import Detail, cost
 from maep.ablation.tables.render import EMPTY, number
 from maep.ablation.tables.summary_document import SweepSummary
 from maep.config.load import sweep_names
@@ -79,6 +80,7 @@ def table_of_summary(summary: SweepSummary, figures: Path) -> PageTable:
         for cell in summary.cells
         for measure in cell.measures
     ]
+    lines += [line for detail in summary.details for line in _lines_of_detail(detail)]
     images = {path.stem.replace("_", " "): _data_uri(path) for path in sorted(figures.glob("*.png"))}
     return PageTable(
         summary.table, summary.title, summary.scale, shlex.join(summary.command), lines, summary.note, summary.errata,
@@ -100,6 +102,22 @@ def table_without_run(sweep: Sweep) -> PageTable:
     ]
     command = f"python launch/local.py cfg=ablation/{sweep.name} --scale paper"
     return PageTable(sweep.table, sweep.title, "not run", command, lines, errata=sweep.errata)
+
+
+def _lines_of_detail(detail: Detail) -> list[PageLine]:
+    """Its costs, and the robust accuracies of elsewhere: as claimed beside ours, and as others found it."""
+    costs = [
+        PageLine(" · ".join(detail.names), measure.name.replace("_", " "), cost(measure), measure.mean is None, "",
+                 EMPTY, EMPTY)
+        for measure in detail.costs
+    ]  # fmt: skip
+    if detail.claim is None:
+        return costs
+    found = PageLine(
+        " · ".join(detail.names), f"lowest robust accuracy; found by {detail.claim.by}", number(detail.lowest),
+        detail.lowest is None, "", f"{number(detail.claim.claimed)} claimed, {number(detail.claim.found)} found", EMPTY,
+    )  # fmt: skip
+    return [*costs, found]
 
 
 def _line(names: Sequence[str], measure: Measure, state: str) -> PageLine:

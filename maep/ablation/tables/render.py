@@ -83,12 +83,12 @@ def markdown_table(sweep: Sweep, cells: Sequence[Cell]) -> str:
     heads, columns, rows = layout(sweep, cells)
     several = len(columns) > 1
     top = [*heads, *(["", *columns] if several else ["ours", "paper", "difference"])]
-    lines = [f"**{markdown(caption(sweep))}**", "", _line(top), _line(["---"] * len(top))]
+    lines = [f"**{markdown(caption(sweep))}**", "", line_of_markdown(top), line_of_markdown(["---"] * len(top))]
     for row in rows:
         if several:
-            lines += [_line(line) for line in _pair_of_lines(sweep, row)]
+            lines += [line_of_markdown(line) for line in _pair_of_lines(sweep, row)]
         else:
-            lines.append(_line([*labels(sweep, row), ours(row[0]), papers(row[0]), differences(row[0])]))
+            lines.append(line_of_markdown([*labels(sweep, row), ours(row[0]), papers(row[0]), differences(row[0])]))
     lines += ["", *([markdown(sweep.note), ""] if sweep.note else [])]
     lines += [f"Erratum: {markdown(text)}" for text in sweep.errata]
     return "\n".join(lines).rstrip() + "\n"
@@ -99,7 +99,8 @@ def _pair_of_lines(sweep: Sweep, row: Sequence[Cell]) -> tuple[list[str], list[s
     return [*names, "ours", *map(ours, row)], [*("" for _ in names), "paper", *map(papers, row)]
 
 
-def _line(parts: Sequence[str]) -> str:
+def line_of_markdown(parts: Sequence[str]) -> str:
+    """A row of a table."""
     return "| " + " | ".join(map(markdown, parts)) + " |"
 
 

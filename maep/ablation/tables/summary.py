@@ -13,6 +13,7 @@ from maep.ablation.running.point_records import read_record, stage_seconds
 from maep.ablation.running.pretrained import pretrained_by
 from maep.ablation.running.rungs import Stop, halving_state, status_of
 from maep.ablation.tables.cells import Cell, read_cells
+from maep.ablation.tables.details import Detail, latex_details, markdown_details, read_details
 from maep.ablation.tables.render import latex_table, markdown_table
 from maep.ablation.tables.summary_document import (
     SUMMARY,
@@ -53,8 +54,13 @@ def write_summary(sweep: Sweep, points: Sequence[Point], directory: Path, comman
 
     with one_at_a_time(directory):
         cells = read_cells(sweep, points)
-        summary = _summary(sweep, points, directory, command, cells)
-        for name, text in (("table.md", markdown_table(sweep, cells)), ("table.tex", latex_table(sweep, cells))):
+        details = read_details(sweep, points, cells)
+        summary = _summary(sweep, points, directory, command, cells, details)
+        texts = {
+            "table.md": markdown_table(sweep, cells) + markdown_details(sweep, details),
+            "table.tex": latex_table(sweep, cells) + latex_details(sweep, details),
+        }
+        for name, text in texts.items():
             with atomic_file(directory / name) as temporary:
                 temporary.write_text(text)
         draw_figures(sweep, cells, directory / "figures")
@@ -64,7 +70,12 @@ def write_summary(sweep: Sweep, points: Sequence[Point], directory: Path, comman
 
 
 def _summary(
-    sweep: Sweep, points: Sequence[Point], directory: Path, command: Sequence[str], cells: Sequence[Cell]
+    sweep: Sweep,
+    points: Sequence[Point],
+    directory: Path,
+    command: Sequence[str],
+    cells: Sequence[Cell],
+    details: Sequence[Detail],
 ) -> SweepSummary:
     stopped = halving_state(sweep, points).stopped
     entries = tuple(_point_entry(point, stopped) for point in points)
@@ -75,7 +86,7 @@ def _summary(
         readings=sweep.row_selectors, values=sweep.values, halving=sweep.halving,
         attacked=attack_counts(points), pretrainings=pretraining_count(points),
         seconds=sweep_time(directory, sum(entry.seconds for entry in entries)),
-        points=entries, cells=tuple(cells),
+        points=entries, cells=tuple(cells), details=tuple(details),
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from maep.ablation.running.overhead import SweepTime
 from maep.ablation.running.point_records import PointState
 from maep.ablation.running.rungs import Stop
 from maep.ablation.tables.cells import Cell
+from maep.ablation.tables.details import Detail
 from maep.storage.documents import Document
 
 SUMMARY = "ablation.json"
@@ -73,7 +74,10 @@ class PointEntry:
 
 @dataclass(frozen=True)
 class SweepSummary(Document):
-    """The file's entries, in order. readings: the row selectors by name; command: how to make it again."""
+    """The file's entries, in order. readings: the row selectors by name; command: how to make it again.
+
+    details: of sweeps that read costs or name claims; of others the file has no such entry.
+    """
 
     VERSION_KEY: ClassVar[str] = "schema"
 
@@ -94,6 +98,7 @@ class SweepSummary(Document):
     seconds: SweepTime
     points: tuple[PointEntry, ...]
     cells: tuple[Cell, ...]
+    details: tuple[Detail, ...] = ()
 
     @property
     def finished(self) -> int:
@@ -103,6 +108,8 @@ class SweepSummary(Document):
     def to_json(self) -> dict[str, Any]:
         """As a JSON object; measures have their difference from the paper beside them."""
         entries = super().to_json()
+        if not self.details:
+            del entries["details"]
         for cell, cell_entry in zip(self.cells, entries["cells"], strict=True):
             for measure, entry in zip(cell.measures, cell_entry["measures"], strict=True):
                 entry["difference"] = measure.difference

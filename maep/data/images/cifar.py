@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from maep.data.images.archives import Archive, open_archive
-from maep.data.images.array_pickles import load_arrays
 from maep.runtime.errors import fail
+from maep.storage.array_pickles import load_arrays
 
 MAX_BATCHES = 256 * 2**20  # bytes of all files together; CIFAR-10's and CIFAR-100's have 186 million
 

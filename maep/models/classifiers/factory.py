@@ -10,6 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from maep.config.schema import ClassifierSettings
 from maep.models.classifiers.deepmind import DeepMindPreActResNet18, DeepMindWideResNet
 from maep.models.classifiers.normalized import Normalized
+from maep.models.classifiers.reconstruction import ReconstructionClassifier
 from maep.models.classifiers.resnet import CifarResNet
 from maep.models.classifiers.rotation import RotationClassifier
 from maep.models.classifiers.wide_resnet import WideResNet
@@ -24,7 +25,11 @@ COUNTER = "num_batches_tracked"
 WIDE_RESNET = re.compile(r"(dm_)?wrn(\d+)_(\d+)")
 PREACT18 = "dm_preact18"
 SOAP_RESNET, SOAP_DEPTH = "soap_resnet", 14
-ROTATION = "_rotation"  # after the name of a ResNet: with SOAP's second head
+# After the name of a ResNet: with what SOAP adds to it, a second head or a decoder.
+SOAP_PARTS: dict[str, type[RotationClassifier] | type[ReconstructionClassifier]] = {
+    "_rotation": RotationClassifier,
+    "_autoencoder": ReconstructionClassifier,
+}
 EXAMPLES = ("cifar_resnet20", "cifar_resnet32", "cifar_resnet44", "cifar_resnet56", "cifar_resnet32w")
 WIDE_EXAMPLES = ("wrn28_1", "wrn28_10", "wrn34_10", "wrn70_16", "dm_wrn28_10", PREACT18, SOAP_RESNET)
 
@@ -47,11 +52,12 @@ def _network(settings: ClassifierSettings, num_classes: int) -> nn.Module:
 
 
 def _own_network(arch: str, num_classes: int) -> nn.Module | None:
-    if arch.endswith(ROTATION):
-        network = _own_network(arch.removesuffix(ROTATION), num_classes)
-        if not isinstance(network, CifarResNet):
-            fail(f"classifier.arch={arch}: only cifar_resnetN and {SOAP_RESNET} can have a head for turns")
-        return RotationClassifier(network)
+    for suffix, whole in SOAP_PARTS.items():
+        if arch.endswith(suffix):
+            network = _own_network(arch.removesuffix(suffix), num_classes)
+            if not isinstance(network, CifarResNet):
+                fail(f"classifier.arch={arch}: only cifar_resnetN and {SOAP_RESNET} can have what {suffix} adds")
+            return whole(network)
     if match := CIFAR_RESNET.fullmatch(arch):
         depth = int(match[1])
         if depth < 8 or (depth - 2) % 6:

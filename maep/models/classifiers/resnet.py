@@ -94,14 +94,21 @@ class CifarResNet(nn.Module):
         )
         return nn.Sequential(block(inputs, outputs, stride), *(block(outputs, outputs, 1) for _ in range(blocks - 1)))
 
-    def features(self, x: Tensor) -> Tensor:
-        """Normalised images [N, 3, H, W] → what the last layer sees, [N, features]; the wide stem wants H = W = 32."""
+    def maps(self, x: Tensor) -> Tensor:
+        """Normalised images [N, 3, H, W] → the last map of features, [N, 64, ⌈H / 4⌉, ⌈W / 4⌉]."""
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         for stage in (self.layer1, self.layer2, self.layer3):
             x = stage(x)
             x = F.relu(x) if self.wide_stem else x
-        x = F.avg_pool2d(x, 4) if self.wide_stem else x.mean((2, 3))
-        return torch.flatten(x, 1)
+        return x
+
+    def pooled(self, maps: Tensor) -> Tensor:
+        """What the last layer sees of the last map, before it is flattened."""
+        return F.avg_pool2d(maps, 4) if self.wide_stem else maps.mean((2, 3))
+
+    def features(self, x: Tensor) -> Tensor:
+        """Normalised images [N, 3, H, W] → what the last layer sees, [N, features]; the wide stem wants H = W = 32."""
+        return torch.flatten(self.pooled(self.maps(x)), 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images [N, 3, H, W] → logits [N, classes]."""

@@ -1,14 +1,15 @@
-"""CIFAR's pickles: arrays are made from a shape and as many bytes, and from nothing else."""
+"""CIFAR's pickles and NumPy's lists: arrays are made from a shape and as many bytes, and from nothing else."""
 
 import pickle
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from maep.data.images.array_pickles import load_arrays
 from maep.data.images.cifar import read_pickle
 from maep.runtime.errors import UserError
+from maep.storage.array_pickles import NUMBERS, load_arrays, read_array_list
 from tests.data.images.test_sources import python2_pickle
 
 BATCH = {"data": np.arange(12, dtype=np.uint8).reshape(3, 4), "labels": [0, 1, 255, 256, -1], "names": ["a", "é"]}
@@ -78,6 +79,72 @@ def test_forged_pickles_are_refused(content: bytes) -> None:
 def test_the_forged_ones_differ_from_a_good_one() -> None:
     """Else they would prove nothing."""
     assert np.array_equal(load_arrays(array()), np.frombuffer(b"abcd", np.uint8))
+
+
+def numbers(dtype: str = "float32") -> list[np.ndarray]:
+    """Arrays of different shapes, one in Fortran's order."""
+    rng = np.random.default_rng(0)
+    shapes = ((3, 3, 2, 4), (4,), (2, 3))
+    arrays = [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+    return [*arrays, np.asfortranarray(arrays[2])]
+
+
+def as_objects(arrays: list[np.ndarray]) -> np.ndarray:
+    """As `numpy.save` makes of a list of arrays."""
+    objects = np.empty(len(arrays), object)
+    objects[:] = arrays
+    return objects
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_lists_of_arrays_of_numbers_are_read(dtype: str, tmp_path: Path) -> None:
+    """As NumPy saves them today, and as Python 2 pickled them."""
+    arrays = numbers(dtype)
+    np.save(tmp_path / "list.npy", as_objects(arrays), allow_pickle=True)
+    for content in ((tmp_path / "list.npy").read_bytes(), older_file(python2_pickle(as_objects(arrays)))):
+        (tmp_path / "list.npy").write_bytes(content)
+        read = read_array_list(tmp_path / "list.npy")
+        assert [each.dtype for each in read] == [np.dtype(dtype)] * 4
+        assert all(np.array_equal(each, array) for each, array in zip(read, arrays, strict=True))
+
+
+def older_file(pickled: bytes) -> bytes:
+    """A .npy file of version 1 around a pickle."""
+    header = b"{'descr': '|O', 'fortran_order': False, 'shape': (4,), }"
+    header += b" " * (118 - len(header) - 1) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + pickled
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"no file of NumPy's",
+        older_file(pickle.dumps(as_objects(["text"]))),  # type: ignore[list-item]
+        older_file(pickle.dumps([np.arange(3)])),  # integers
+        older_file(pickle.dumps(as_objects(numbers()))[:-9]),
+        older_file(pickle.dumps(print)),
+        older_file(pickle.dumps(as_objects([]))),
+    ],
+)
+def test_other_files_are_refused_by_name(content: bytes, tmp_path: Path) -> None:
+    """What is damaged, calls something, or holds no such arrays; and of numbers alone, and none."""
+    path = tmp_path / "list.npy"
+    with pytest.raises(UserError, match=r"list\.npy: no such file"):
+        read_array_list(path)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"list\.npy: (refused: .|expected a list of arrays)"):
+        read_array_list(path)
+    np.save(path, np.zeros((2, 2)))
+    with pytest.raises(UserError, match=r"list\.npy: expected a list of arrays"):
+        read_array_list(path)
+
+
+def test_an_array_of_numbers_is_refused_where_pixels_are_read() -> None:
+    """CIFAR's files may not hold what a list of weights may."""
+    content = pickle.dumps(as_objects(numbers()))
+    assert len(load_arrays(content, NUMBERS)) == 4
+    with pytest.raises(UserError, match="refused: .*only NumPy arrays of u1"):
+        read_pickle(content, "there")
 
 
 def test_lists_of_lists_do_not_grow() -> None:

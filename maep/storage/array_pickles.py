@@ -1,4 +1,6 @@
-"""A reader of the few pickles that CIFAR consists of: containers, numbers, text and arrays of bytes.
+"""A reader of the few pickles that are read: containers, numbers, text, and arrays of bytes or floating-point numbers.
+
+CIFAR consists of such, and so do NumPy's files of a list of arrays.
 
 It runs no pickle machinery and imports nothing: what a pickle calls is compared with the three names that an array
 needs, and an array is made only here, from a shape and exactly as many bytes.
@@ -10,14 +12,22 @@ import pickle
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from maep.runtime.errors import fail
+from maep.runtime.plain_files import read_bytes
+
 MAX_STEPS = 5_000_000  # opcodes: CIFAR-100's largest batch has 300,000
-DTYPES = ("u1", b"u1", "|u1", b"|u1")
-# What follows byte order in the state of a dtype without fields: no subarray, names, fields, size, alignment or flags.
-PLAIN_DTYPE = (None, None, None, -1, -1, 0)
+PIXELS = ("u1",)
+NUMBERS = ("f4", "f8", "O8")  # what a list of arrays of numbers consists of
+SIZES = {"u1": 1, "f4": 4, "f8": 8}  # bytes of a number; little-endian, as every machine's that writes such files
+# What follows byte order in the state of a dtype without fields: no subarray, names, fields, size or alignment; flags.
+PLAIN_DTYPE = (None, None, None, -1, -1)
+FLAGS = {"O8": 63}  # it holds Python objects: here values that were read, and nothing else
+MOST_HEADER, MOST_BYTES = 2**14, 2**28  # of NumPy's files, which are a hundredth as large
 GLOBALS = {
     (module, name): name
     for module, name in (
@@ -40,19 +50,21 @@ class _Global:
 
 @dataclass
 class _Dtype:
+    name: str
     checked: bool = False
 
 
 @dataclass
 class _Array:
-    pixels: np.ndarray | None = None
+    values: Any = None  # an array, or the list of values of one of objects
 
 
 @dataclass
 class _Machine:
-    """The stack of a pickle being read, and what it has put aside."""
+    """The stack of a pickle being read, and what it has put aside. dtypes: of arrays that it may make."""
 
     file: io.BytesIO
+    dtypes: tuple[str, ...] = PIXELS
     stack: list[Any] = field(default_factory=list)
     memo: dict[int, Any] = field(default_factory=dict)
 
@@ -167,7 +179,7 @@ VALUES: dict[bytes, Callable[[_Machine], Any]] = {
     b"\x87": lambda m: (m.pop(), m.pop(), m.pop())[::-1],
     b"c": lambda m: _allowed(_text(m.line()), _text(m.line())),
     b"\x93": _stack_global,
-    b"R": lambda m: _reduce(m.pop(), m.pop()),
+    b"R": lambda m: _reduce(m.pop(), m.pop(), m.dtypes),
 }
 # Opcodes that change what is there.
 CHANGES: dict[bytes, Callable[[_Machine], Any]] = {
@@ -204,45 +216,58 @@ def _pairs(values: list[Any]) -> dict[Any, Any]:
     return dict(zip(keys, values[1::2], strict=True))
 
 
-def _reduce(arguments: Any, function: Any) -> Any:
-    """The only two calls that there are: an empty array, and the dtype of bytes."""
+def _reduce(arguments: Any, function: Any, dtypes: tuple[str, ...]) -> Any:
+    """The only two calls that there are: an empty array, and one of the dtypes."""
     if function == _Global("_reconstruct") and isinstance(arguments, tuple) and arguments[:1] == (_Global("ndarray"),):
         return _Array()
-    if function == _Global("dtype") and isinstance(arguments, tuple) and arguments[:1] and arguments[0] in DTYPES:
-        return _Dtype()
-    raise pickle.UnpicklingError("it calls what makes no array of bytes; only NumPy arrays of uint8 are allowed")
+    if function == _Global("dtype") and isinstance(arguments, tuple) and arguments[:1]:
+        name = _text(arguments[0]) if isinstance(arguments[0], bytes) else str(arguments[0])
+        if name.lstrip("|<") in dtypes:
+            return _Dtype(name.lstrip("|<"))
+    raise pickle.UnpicklingError(f"it calls what makes no array; only NumPy arrays of {', '.join(dtypes)} are allowed")
 
 
 def _build(state: Any, target: Any) -> None:
     if isinstance(target, _Dtype):
-        if not isinstance(state, tuple) or state[1:2] not in (("|",), (b"|",)) or state[2:] != PLAIN_DTYPE:
-            raise pickle.UnpicklingError("its dtype is not plain uint8")
+        order = "<" if target.name.startswith("f") else "|"
+        plain = (*PLAIN_DTYPE, FLAGS.get(target.name, 0))
+        if not isinstance(state, tuple) or state[1:2] not in ((order,), (order.encode(),)) or state[2:] != plain:
+            raise pickle.UnpicklingError(f"its dtype is not plain {target.name}")
         target.checked = True
     elif isinstance(target, _Array):
-        target.pixels = _array(state)
+        target.values = _array(state)
     else:
         raise pickle.UnpicklingError("it sets the state of what is no array")
 
 
-def _array(state: Any) -> np.ndarray:
-    """uint8, of the state (version, shape, dtype, whether in Fortran's order, bytes) of a pickled array."""
+def _array(state: Any) -> Any:
+    """Of the state (version, shape, dtype, whether in Fortran's order, bytes) of a pickled array; of one of objects
+    their list.
+    """
     if not isinstance(state, tuple) or len(state) != 5:
         raise pickle.UnpicklingError("the state of an array has another form")
     _, shape, dtype, fortran, content = state
     sizes = isinstance(shape, tuple) and all(type(side) is int and 0 <= side < 2**40 for side in shape)
     if not sizes or len(shape) > 4 or not (isinstance(dtype, _Dtype) and dtype.checked):
-        raise pickle.UnpicklingError("the shape or the dtype of an array is not that of uint8 images")
-    if not isinstance(content, bytes) or len(content) != math.prod(shape):
+        raise pickle.UnpicklingError("the shape or the dtype of an array is not one that is read")
+    if dtype.name == "O8":
+        if not isinstance(content, list) or len(content) != math.prod(shape):
+            raise pickle.UnpicklingError(f"an array of shape {shape} has other than as many values")
+        return list(content)
+    if not isinstance(content, bytes) or len(content) != math.prod(shape) * SIZES[dtype.name]:
         raise pickle.UnpicklingError(f"an array of shape {shape} has other than as many bytes")
-    return np.frombuffer(content, np.uint8).reshape(shape, order="F" if fortran else "C")
+    numbers = np.frombuffer(content, np.dtype(dtype.name).newbyteorder("<"))
+    return numbers.reshape(shape, order="F" if fortran else "C")
 
 
-def load_arrays(content: bytes) -> Any:
-    """The plain value of a pickle: Python 2's byte strings as text, arrays as uint8 arrays.
+def load_arrays(content: bytes, dtypes: tuple[str, ...] = PIXELS) -> Any:
+    """The plain value of a pickle: Python 2's byte strings as text, arrays as arrays, those of objects as lists.
+
+    dtypes: of arrays that it may hold.
 
     Raises UnpicklingError (or what struct and int raise) for a damaged one, and for one that wants more than arrays.
     """
-    machine = _Machine(io.BytesIO(content))
+    machine = _Machine(io.BytesIO(content), dtypes)
     for _ in range(MAX_STEPS):
         code = machine.take(1)
         if code == b".":
@@ -261,9 +286,9 @@ def _plain(value: Any, converted: dict[int, Any]) -> Any:
     if isinstance(value, bytes):
         return _text(value)
     if isinstance(value, _Array):
-        if value.pixels is None:
+        if value.values is None:
             raise pickle.UnpicklingError("an array in it is empty")
-        return value.pixels
+        return _plain(value.values, converted)
     if not isinstance(value, list | dict | tuple):
         return value
     if id(value) not in converted:
@@ -274,3 +299,21 @@ def _plain(value: Any, converted: dict[int, Any]) -> Any:
             plain = [_plain(item, converted) for item in value]
         converted[id(value)] = plain
     return converted[id(value)]
+
+
+def read_array_list(path: Path) -> list[np.ndarray]:
+    """The arrays of a .npy file that holds a list of them, of floating-point numbers.
+
+    Raises UserError, naming the file, for one that is missing, damaged, or holds anything else.
+    """
+    file = io.BytesIO(read_bytes(path, MOST_BYTES))
+    try:
+        version = np.lib.format.read_magic(file)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        _, _, dtype = header(file, max_header_size=MOST_HEADER)
+        arrays = load_arrays(file.read(), NUMBERS) if dtype.hasobject else None
+    except Exception as error:  # noqa: BLE001  (a damaged pickle raises anything)
+        fail(f"{path}: refused: {error or type(error).__name__}")
+    if not isinstance(arrays, list) or not arrays or not all(isinstance(each, np.ndarray) for each in arrays):
+        fail(f"{path}: expected a list of arrays, as numpy.save writes it")
+    return arrays

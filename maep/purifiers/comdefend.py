@@ -90,7 +90,8 @@ class ComDefendPurifier(WholeImagePurifier):
         widths = [len(bias) for _, bias in encoder]
         network = ComDefendSettings(widths[:-1], widths[-1], offset=0.5, test_noise=0.0)
         cls.check(network)
-        return cls(cls._with_weights(network, tensors, path), network, PurifySettings())
+        model = cast(CodeNetwork, cls._with_weights(network, tensors, path))
+        return cls(model, network, PurifySettings())
 
     @property
     def is_random(self) -> bool:

@@ -42,6 +42,15 @@ class Well(nn.Module):
         return self.slope * u / 2
 
 
+class Steepening(nn.Module):
+    """The noise in u is u + u³: how much it changes along itself depends on where it is asked."""
+
+    factor = 1
+
+    def forward(self, u: Tensor, t: Tensor) -> Tensor:
+        return u + u**3
+
+
 def test_the_step_is_what_the_change_along_the_score_allows() -> None:
     """f' = (1 - c)·f has 1 - ⟨f, f'⟩/⟨f, f⟩ = c: λδ/c between 1e-5 and 0.1; the shortest where f grows."""
     found = pictures(5) - 0.5
@@ -98,9 +107,15 @@ def test_noise_is_drawn_and_clipped() -> None:
     assert float(white.max()) == pytest.approx(1)
 
 
-def test_gradients_are_exact() -> None:
+@pytest.mark.parametrize("model", [None, Steepening()])
+def test_gradients_are_exact(model: nn.Module | None) -> None:
     """Plain autograd's through three steps, and near finite differences, which the way through α belongs to."""
     subject, seeds = purifier("adp.sigma=0.1"), torch.tensor([5, 6])
+    if model is not None:
+        subject.model = model
+        found = subject._score(pictures(2))
+        sizes = adaptive_step(found, subject._score(pictures(2) + 1e-3 * found), 0.05)
+        assert ((sizes > 2e-3) & (sizes < 0.09)).all(), "no bound holds α"
     side = pictures(2).flip(0)
 
     def loss(images: Tensor, follow: object = stepwise) -> Tensor:

@@ -29,6 +29,8 @@ def test_the_worst_case_is_what_stood_against_every_attacker() -> None:
     assert row is not None
     assert row["n"] == min(result["n"] for result in results) == 32
     assert row["robust_accuracy"] <= min(result["robust_accuracy"] for result in results if result["n"] == 32)
+    assert {row["clean_accuracy"]} == {result["clean_accuracy"] for result in results if result["n"] == 32}
+    assert row["clean_accuracy"] not in {result["clean_accuracy"] for result in results if result["n"] > 32}
     assert row["robust_ci95"][0] <= row["robust_accuracy"] <= row["robust_ci95"][1]
     assert row["robust_accuracy"] == pytest.approx(100 * round(row["robust_accuracy"] * 0.32) / 32)
     assert row_of(report, RowSelector(eps="8/255", threat_model=WORST_CASE)) is None

@@ -31,12 +31,13 @@ STRONGEST = 0.05 / (8 / 255)  # the authors' flow is trained up to 0.05 and judg
 class Judge:
     """What an objective that classifies asks. classify: purified images, not clipped, to logits in fp32 by the frozen
     classifier. labels: int64 [N]. features: the same images to its feature map in fp32, which sees them as they are
-    (`maep.models.feature_maps`).
+    (`maep.models.feature_maps`). soft: a teacher's probabilities, float32 [N, classes], where there is one.
     """
 
     classify: Callable[[Tensor], Tensor]
     labels: Tensor
     features: Callable[[Tensor], Tensor]
+    soft: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,8 @@ def robust(
     """CE(f(P(x_a)), y) + λ_c·CE(f(P(x)), y) + β·KL(f(P(x)) ‖ f(P(x_a))) + λ_p·d(P(x_a), x), through a frozen f.
 
     Madry's loss with a purifier before the network, TRADES' regulariser (Zhang et al. 2019) and the paper's pixels.
+    With a robust teacher its answer to the clean image takes the place of y (RSLAD, Zi et al. 2021), or a share of it,
+    settings.soft_weight.
     Arguments as `maep`'s; λ_c, β, λ_p: settings.clean_weight, kl_weight, pixel_weight. Clean images are purified where
     one of the first two is above 0.
     """
@@ -209,17 +212,25 @@ def robust(
     shown = torch.cat([visible, visible]) if paired and visible is not None else visible
     purified = model(images, shown)
     logits = judge.classify(purified)
-    count = len(clean)
+    count, wanted = len(clean), _wanted(judge, settings)
     parts = {
-        "l_adversarial": F.cross_entropy(logits[:count], judge.labels, reduction="none"),
+        "l_adversarial": F.cross_entropy(logits[:count], wanted, reduction="none"),
         "l_pixel": distance(purified[:count], clean, settings),
     }
     total = parts["l_adversarial"] + settings.pixel_weight * parts["l_pixel"]
     if paired:
-        parts["l_clean"] = F.cross_entropy(logits[count:], judge.labels, reduction="none")
+        parts["l_clean"] = F.cross_entropy(logits[count:], wanted, reduction="none")
         parts["l_kl"] = _divergence(logits[count:], logits[:count])
         total = total + settings.clean_weight * parts["l_clean"] + settings.kl_weight * parts["l_kl"]
     return Losses(total, parts)
+
+
+def _wanted(judge: Judge, settings: ObjectiveSettings) -> Tensor:
+    """What a cross-entropy asks for: labels [N], or with a teacher probabilities [N, classes]."""
+    if judge.soft is None:
+        return judge.labels
+    hard = F.one_hot(judge.labels, judge.soft.shape[1]).to(judge.soft.dtype)
+    return settings.soft_weight * judge.soft + (1 - settings.soft_weight) * hard
 
 
 def stability(

@@ -1,5 +1,6 @@
 """Every objective equals its formula in plain NumPy, its gradient finite differences."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -397,3 +398,23 @@ def test_robust_without_clean_terms_purifies_no_clean_image() -> None:
     found = objective("robust")(counted, clean, adversarial, None, settings, JUDGE).total
     np.testing.assert_allclose(found.numpy(), [numpy_objective("robust", n, None, settings) for n in range(2)])
     assert seen == [2]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_a_teachers_answer_takes_the_labels_place(share: float) -> None:
+    """Both cross-entropies ask for the mixture, against NumPy; the rest of the loss is as without a teacher."""
+    soft = np.random.default_rng(5).dirichlet(np.ones(len(CLASSES)), 2)
+    settings = ObjectiveSettings(**{**WEIGHTS, "soft_weight": share})
+    judge = dataclasses.replace(JUDGE, soft=torch.tensor(soft))
+    clean, adversarial = (torch.tensor(images.astype(np.float64)) for images in (CLEAN, ADVERSARIAL))
+    taught, plain = (objective("robust")(Linear(), clean, adversarial, None, settings, each) for each in (judge, JUDGE))
+    for part, images in (("l_adversarial", ADVERSARIAL), ("l_clean", CLEAN)):
+        for n in range(2):
+            logits = CLASSES @ (Linear().a @ images[n].astype(np.float64).ravel())
+            wanted = share * soft[n] + (1 - share) * np.eye(len(CLASSES))[LABELS[n]]
+            expected = -(wanted * (logits - np.log(np.exp(logits).sum()))).sum()
+            assert float(taught.parts[part][n]) == pytest.approx(expected, rel=1e-9)
+    for name in ("l_pixel", "l_kl"):
+        torch.testing.assert_close(taught.parts[name], plain.parts[name])
+    changed = [taught.parts[name] - plain.parts[name] for name in ("l_adversarial", "l_clean")]
+    torch.testing.assert_close(taught.total - plain.total, changed[0] + settings.clean_weight * changed[1])

@@ -1,13 +1,5 @@
-"""Attacks by the names that reports use.
+"""Attacks by the names that reports use (`maep.config.attack_names`)."""
 
-fgsm, bim-K, pgd-K                                 gradient steps, K of them
-autoattack-standard, autoattack-plus, autoattack-rand
-autoattack-custom:apgd-ce+square                   any of pyautoattack's attacks, in that order, as its `custom`
-apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square      one of them, with its parameters in `standard`
-square-K                                           with K queries instead of 5000
-"""
-
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,21 +9,11 @@ from torch import Tensor, nn
 
 from maep.attacks.attack_spec import AttackSpec
 from maep.attacks.attack_state import AttackState, OnState
-from maep.attacks.autoattack import LIBRARY, PARTS, VERSIONS, AttackSuite, autoattack
+from maep.attacks.autoattack import LIBRARY, AttackSuite, autoattack
 from maep.attacks.gradient import attack
 from maep.attacks.reseeding import reseeded
 from maep.attacks.surrogate import perturb_batch, with_surrogate
-from maep.runtime.errors import fail
-
-AUTOATTACK = "autoattack-standard"
-CUSTOM = "autoattack-custom:"
-ITERATED = re.compile(r"(bim|pgd)-([1-9]\d*)")
-SQUARE = re.compile(r"square(?:-([1-9]\d*))?")
-NAMES = (
-    "fgsm, bim-K, pgd-K (K iterations, such as pgd-20), "
-    f"{', '.join(f'autoattack-{version}' for version in VERSIONS)}, {CUSTOM}apgd-ce+square (any of "
-    f"{', '.join(PARTS)}), one of these alone, square-K (K queries)"
-)
+from maep.config.attack_names import AUTOATTACK, ITERATED, PARTS, SQUARE, check_attack, custom_parts, version_of
 
 
 def gradient_spec(name: str, norm: str, eps: float) -> AttackSpec | None:
@@ -58,12 +40,10 @@ def gradient_spec(name: str, norm: str, eps: float) -> AttackSpec | None:
 
 def suite_of(name: str) -> AttackSuite | None:
     """pyautoattack's attacks of that name, or None."""
-    if name.removeprefix("autoattack-") in VERSIONS and name.startswith("autoattack-"):
-        return AttackSuite(name.removeprefix("autoattack-"))
-    if name.startswith(CUSTOM):
-        attacks = tuple(name.removeprefix(CUSTOM).split("+"))
-        is_valid = set(attacks) <= set(PARTS) and len(set(attacks)) == len(attacks)
-        return AttackSuite("custom", attacks) if is_valid else None
+    if version := version_of(name):
+        return AttackSuite(version)
+    if attacks := custom_parts(name):
+        return AttackSuite("custom", attacks)
     if match := SQUARE.fullmatch(name):
         return AttackSuite(single="square", queries=int(match[1] or AttackSuite.queries))
     return AttackSuite(single=name) if name in PARTS else None
@@ -88,8 +68,7 @@ class NamedAttack:
     eps: float
 
     def __post_init__(self) -> None:
-        if gradient_spec(self.name, self.norm, self.eps) is None and suite_of(self.name) is None:
-            fail(f"evaluation.attacks: {self.name}: unknown attack; choose from {NAMES}")
+        check_attack(self.name, "evaluation.attacks")
 
     def facts(self) -> Mapping[str, object]:
         """Everything about the attack that its result depends on, JSON-able."""

@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> int:
         fail("certify.sigma: name the deviations of the noise, such as certify.sigma=[0.25]")
 
     from maep.cli.run import train_here
-    from maep.evaluation.reporting.certificates import certificate_rows, certificate_table
+    from maep.evaluation.reporting.certificates import attacked_table, certificate_rows, certificate_table
     from maep.evaluation.reporting.report import purifier_name
     from maep.evaluation.stage import purifiers_of
     from maep.pipeline.execution import run_pipeline, work_on_stage
@@ -34,6 +34,9 @@ def main(arguments: Sequence[str]) -> int:
     elif not work_on_stage("certify", settings, share):
         return 0
     names = {label: purifier_name(settings, label) for label in purifiers_of(settings)}
-    console.print(certificate_table(certificate_rows(settings, names)))
+    rows = certificate_rows(settings, names)
+    console.print(certificate_table(rows))
+    if any(row.attacked for row in rows):
+        console.print(attacked_table(rows))
     say(f"certificates: {settings.run.dir}/certificates")
     return 0

@@ -3,6 +3,9 @@
 FUNCTION is called without arguments and returns an nn.Module in eval mode, images [N, 3, H, W] in [0, 1] to logits;
 MODULE is looked for in the current directory, too. SHARDS is a shard set (shards/build.py makes them). The report goes
 to run.dir, default runs/NAME, with robustbench.json beside it; NAME is FUNCTION unless --name says another.
+
+`maep evaluate --robustbench RUN [--to DIRECTORY]` writes what RobustBench asks for of a finished run's purifier: its
+entry, a loader and the weights, default RUN/robustbench.
 """
 
 import argparse
@@ -26,7 +29,11 @@ def main(arguments: Sequence[str]) -> int:
     options.add_argument("--model", metavar="MODULE:FUNCTION", help="what returns the nn.Module to evaluate")
     options.add_argument("--data", metavar="SHARDS", help="shard set with the images")
     options.add_argument("--name", help="name of the model in reports, and of its run (default FUNCTION)")
+    options.add_argument("--robustbench", metavar="RUN", help="write RobustBench's submission of a run's purifier")
+    options.add_argument("--to", metavar="DIRECTORY", help="where to (default RUN/robustbench); must not exist")
     namespace, settings = command_line(__doc__ or "", [*_run_name(arguments), *arguments], options=options)
+    if namespace.robustbench or namespace.to:
+        return _submit(namespace)
     if not namespace.model or not namespace.data:
         fail("evaluate: give --model MODULE:FUNCTION and --data SHARDS")
 
@@ -43,6 +50,19 @@ def main(arguments: Sequence[str]) -> int:
     device = prepare_device(settings.compute)
     model = model.to(device) if isinstance(model, nn.Module) else model
     evaluate(model, namespace.data, name=settings.run.name, settings=settings)
+    return 0
+
+
+def _submit(namespace: argparse.Namespace) -> int:
+    """Write the submission of a run."""
+    if not namespace.robustbench or namespace.model or namespace.data or namespace.name:
+        fail("evaluate: --robustbench RUN and --to DIRECTORY go together, without --model, --data and --name")
+    from maep.evaluation.reporting.robustbench_submission import write_submission
+    from maep.runtime.console import say
+
+    run = Path(namespace.robustbench)
+    target = write_submission(run, Path(namespace.to) if namespace.to else run / "robustbench")
+    say(f"robustbench: {target} (the authors' fields of its model_info are to be filled in)")
     return 0
 
 

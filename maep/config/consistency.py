@@ -2,6 +2,8 @@
 
 import math
 
+from maep.config.architectures import is_own
+from maep.config.attack_names import check_attack, check_attacks
 from maep.config.implementations import OBJECTIVES
 from maep.config.published_classifiers import PUBLISHED
 from maep.config.schema import (
@@ -95,12 +97,14 @@ def check_consistency(settings: Settings) -> None:
         fail("finetune.clean_shards and finetune.adversarial_shards: set both or neither")
     if settings.finetune.clean_shards and settings.finetune.source:
         fail("finetune.source and finetune.clean_shards: both name other images; set one")
+    is_own(settings.classifier.arch)
     _check_evaluation(settings.evaluation)
     _check_published(settings)
     _check_names(settings)
     _check_masks(settings)
     _check_noise(settings)
     _check_attack(settings)
+    _check_teacher(settings)
     _check_cuda_graphs(settings)
     _check_certificates(settings.certify)
     if settings.purifier.kind == PurifierSettings().kind:  # other kinds say themselves what their networks are
@@ -119,6 +123,7 @@ def check_objective(settings: Settings, kind: str, network: str) -> None:
 
 def _check_certificates(certify: CertifySettings) -> None:
     """There must be draws enough to certify an image whose draws all agree."""
+    check_attack(certify.attack, "certify.attack")
     if not certify.sigma:
         return
     if certify.draws < certify.first_draws:
@@ -126,6 +131,12 @@ def _check_certificates(certify: CertifySettings) -> None:
     if certify.alpha ** (1 / certify.draws) <= 0.5:
         fewest = math.floor(math.log2(1 / certify.alpha)) + 1
         fail(f"certify.draws={certify.draws}: certifies nothing at certify.alpha={certify.alpha:g}; at least {fewest}")
+    if certify.attack_radii and 2 ** (1 - certify.attack_draws) > certify.alpha:
+        fewest = math.floor(math.log2(2 / certify.alpha)) + 1
+        fail(
+            f"certify.attack_draws={certify.attack_draws}: no image could be shown to have fallen at "
+            f"certify.alpha={certify.alpha:g}; at least {fewest}"
+        )
 
 
 def _check_evaluation(evaluation: EvaluationSettings) -> None:
@@ -136,6 +147,7 @@ def _check_evaluation(evaluation: EvaluationSettings) -> None:
     for name, is_needed in needed.items():
         if is_needed and not getattr(evaluation, name):
             fail(f"evaluation.{name}=[]: is empty; name one at least")
+    check_attacks([*evaluation.attacks, *evaluation.adaptive_attacks], evaluation.blackbox_attacks)
 
 
 def _check_noise(settings: Settings) -> None:
@@ -185,6 +197,23 @@ def _check_classifiers(words: list[str], is_whole: bool) -> None:
         arch, given, path = word.partition("=")
         if not arch or (given and not path):
             fail(f"robust.classifiers: {word!r} names none; give an architecture, or ARCH=PATH of its weights")
+        is_own(arch, "robust.classifiers")
+
+
+def _check_teacher(settings: Settings) -> None:
+    """A teacher is named with its weights, and there is a training that learns from it."""
+    word, finetune = settings.robust.teacher, settings.finetune
+    if word is None:
+        return
+    arch, _, path = word.partition("=")
+    if not (arch and path):
+        fail(f"robust.teacher={word}: expected ARCH=PATH, an architecture and the file of its weights")
+    is_own(arch, "robust.teacher")
+    tuned = finetune.method != "none"
+    if "robust" not in (settings.objective.name, finetune.objective if tuned else None):
+        fail(f"robust.teacher={word}: only objective.name=robust asks for its answers; leave it out")
+    if tuned and finetune.clean_shards and (finetune.objective or settings.objective.name) == "robust":
+        fail("robust.teacher: answers for the run's own images; leave out finetune.clean_shards")
 
 
 def _check_published(settings: Settings) -> None:

@@ -20,14 +20,21 @@ PAIRS = ("data", "classifier", "attack")  # sections that make the pairs of a tr
 # `records` is a chunk's record within `evaluate`, `point` a finished run within a sweep.
 READS = {
     "shards": ("data",),
-    "classifier": ("classifier", "robust.classifiers", "run.seed", "compute.precision", "compute.tf32"),
+    "classifier": (
+        "classifier",
+        "robust.classifiers",
+        "robust.teacher",
+        "run.seed",
+        "compute.precision",
+        "compute.tf32",
+    ),
     "attack": ("attack", "run.seed"),
     "pretrain": ("purifier", "model", "objective", "pretrain", "robust", "compute", "run.seed"),
     "finetune": ("finetune", "objective", "robust", "compute", "run.seed"),
     "evaluate": ("purifier", "evaluation", "purify", "run.seed"),
     "records": ("purifier", "evaluation", "purify", "run.seed"),
     "certify": ("purifier", "certify", "purify", "run.seed"),
-    "report": ("run.name", "evaluation.figure_images"),
+    "report": ("run.name", "evaluation.figure_images", "evaluation.baseline"),
     "point": tuple(item.name for item in fields(Settings)),
 }
 

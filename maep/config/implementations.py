@@ -55,6 +55,7 @@ OBJECTIVES = {
     "flow": Objective("maep.objectives:flow", whole_images=True, draws=True, network="velocity"),
 }
 NOISES = ("gamma", "fixed", "uniform")  # how an objective that noises draws each image's deviation
+SAMPLINGS = ("float", "integer")  # how the noise of certificates is drawn
 THREAT_MODELS = {
     "oblivious": "maep.attacks.threat_models:Oblivious",
     "bpda": "maep.attacks.threat_models:Bpda",

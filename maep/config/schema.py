@@ -7,7 +7,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from maep.config.implementations import ATTACKED, FINETUNING, GRADIENT_ATTACKS, NOISES, NORMS, OBJECTIVES, THREAT_MODELS
+from maep.config.implementations import (
+    ATTACKED,
+    FINETUNING,
+    GRADIENT_ATTACKS,
+    NOISES,
+    NORMS,
+    OBJECTIVES,
+    SAMPLINGS,
+    THREAT_MODELS,
+)
 from maep.config.published_classifiers import PUBLISHED
 
 
@@ -290,6 +299,10 @@ class ObjectiveSettings:
     pixel_weight: float = setting(
         1.0, "weight of d(P(x_a), x) beside the other terms (robust, stability, feature)", low=0.0, added=True
     )
+    soft_weight: float = setting(
+        1.0, "share of robust.teacher's answer in what both cross-entropies ask for; the rest is the label (robust)",
+        low=0.0, high=1.0, added=True,
+    )  # fmt: skip
     code_weight: float = setting(1e-4, "weight of the code's mean square (code)", low=0.0, added=True)
     noise: str = setting(
         "gamma",
@@ -383,6 +396,10 @@ class RobustSettings:
     classifiers: list[str] = setting(
         [], "further frozen classifiers, of which each step draws one or the run's own: architectures, which the "
         "classifier stage trains too, or ARCH=PATH of their weights", added=True,
+    )  # fmt: skip
+    teacher: str | None = setting(
+        None, "robust classifier, ARCH=PATH of its weights, whose answers to the clean training images take their "
+        "labels' place in the losses (robust); made once, by the classifier stage", added=True,
     )  # fmt: skip
     clean_until: float = setting(
         0.0, "share of the training that has no attack, so that the purifier first learns images", low=0.0, high=1.0,
@@ -589,6 +606,14 @@ class EvaluationSettings:
         low=1,
         affects_result=("evaluate", "point"),
     )
+    baseline: str | None = setting(
+        None,
+        "run, or report.json, whose classifier was adversarially trained and stands without a purifier, which the "
+        "report sets beside the purifiers",
+        unit="path",
+        affects_result=("report",),
+        added=True,
+    )
     figure_images: int = setting(
         8, "images in the report's figure", unit="images", low=1, affects_result=("evaluate", "report", "point")
     )
@@ -609,11 +634,32 @@ class CertifySettings:
     first_draws: int = setting(100, "draws that choose an image's class, N₀", low=1, added=True)
     draws: int = setting(1000, "draws that certify it, N", low=1, high=10**9, added=True)
     alpha: float = setting(0.001, "probability, at most, that a certificate is wrong", above=0.0, high=0.5, added=True)
+    sampling: str = setting(
+        "float",
+        "how the noise is drawn: in floating point, or as whole levels of 1/255 in integer arithmetic, for which the "
+        "guarantee is exact (of the classifier of images rounded to levels)",
+        choices=SAMPLINGS,
+        added=True,
+    )
     chunk_images: int = setting(
         10, "images a chunk: the unit of work and of resume", unit="images", low=1, added=True,
     )  # fmt: skip
     batch_size: int = setting(
         250, "draws a forward pass; part of the certificate's identity", unit="images", low=1, added=True
+    )
+    attack_radii: list[float] = setting(
+        [], "L2 radii within which the same images are attacked, beside their certificates; empty: none are",
+        unit="[0,1] pixels", above=0.0, added=True,
+    )  # fmt: skip
+    attack_images: int = setting(64, "images that are attacked, the first ones", unit="images", low=1, added=True)
+    attack: str = setting(
+        "autoattack-standard",
+        "attack on purifier and classifier without noise, as in evaluation.attacks; the majority under noise is "
+        "attacked by PGD, whatever this says",
+        added=True,
+    )
+    attack_draws: int = setting(
+        200, "draws that decide whether the majority under noise has fallen", low=1, high=10**9, added=True
     )
 
 

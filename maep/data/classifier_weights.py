@@ -37,6 +37,18 @@ def classifier_weights(settings: Settings) -> Path:
     return classifier_directory(settings, clean_split(settings, "train")) / WEIGHTS
 
 
+def teacher(settings: Settings) -> Settings | None:
+    """The settings with robust.teacher in the place of the run's own classifier; None without one.
+
+    Its images are normalised as the run's own are.
+    """
+    if settings.robust.teacher is None:
+        return None
+    arch, _, path = settings.robust.teacher.partition("=")
+    own = replace(settings.classifier, timm_args={}, robustbench=None)
+    return replace(settings, classifier=replace(own, arch=arch, weights=path))
+
+
 def further_classifiers(settings: Settings) -> list[Settings]:
     """The settings once for each of robust.classifiers, with that classifier in the place of the run's own.
 

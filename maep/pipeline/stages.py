@@ -10,15 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from maep.config.architectures import is_own
 from maep.config.identity import decisive_settings
 from maep.config.implementations import FINETUNING, OBJECTIVES
 from maep.config.pair_source import source_settings
 from maep.config.schema import Settings, TrainSettings
 from maep.data.adversarial_set import adversarial_path
-from maep.data.classifier_weights import classifier_weights, further_classifiers
+from maep.data.classifier_weights import classifier_weights, further_classifiers, teacher
 from maep.data.images.build import SPLITS, build_shards, check_source, clean_shards, clean_split, shards_are_outdated
 from maep.data.shards import ShardSet
-from maep.evaluation.scoring.tasks import check_attacks
 from maep.models.classifiers import classifier_identity
 from maep.models.weight_files import check_weights
 from maep.pipeline.stage_records import digests_of, read_stage_record
@@ -26,7 +26,7 @@ from maep.purifiers.registry import stages_before
 from maep.runtime.digests import digest
 from maep.runtime.errors import fail
 from maep.storage.atomic import require_writable, sha256_file
-from maep.storage.remote import Reading, open_storage
+from maep.storage.remote import Reading, location, open_storage
 from maep.storage.sealed import MANIFEST
 
 Launcher = Callable[[str, Settings], None]
@@ -82,22 +82,41 @@ def _check_shards(settings: Settings) -> None:
 
 
 def _check_weights(settings: Settings) -> None:
-    for each in _classifiers(settings):
+    for key, each in _named_classifiers(settings):
         path = each.classifier.weights
         if path and each is not settings and not Path(path).exists():
-            fail(f"robust.classifiers={each.classifier.arch}={path}: no such file; leave the path out to train it")
+            remedy = "; leave the path out to train it" if key == "robust.classifiers" else ""
+            fail(f"{key}={each.classifier.arch}={path}: no such file{remedy}")
         if path:
             check_weights(classifier_weights(each))
+        if not is_own(each.classifier.arch):
+            from maep.models.classifiers.factory import require_architecture
+
+            require_architecture(each.classifier.arch, key)
+
+
+def _check_attack(settings: Settings) -> None:
+    _check_weights(settings)
+    _check_set("attack.shards", settings.attack.shards)
+
+
+def _check_set(key: str, address: str | None) -> None:
+    """A shard set that a setting names on this machine; one elsewhere is asked for when it is read."""
+    path = location(address) if address else None
+    if isinstance(path, Path) and not (path / MANIFEST).is_file():
+        fail(f"{key}={address}: no shard set ({MANIFEST} is missing)")
+
+
+def _check_finetune(settings: Settings) -> None:
+    source_settings(settings, settings.finetune)
+    for name in ("clean_shards", "adversarial_shards"):
+        _check_set(f"finetune.{name}", getattr(settings.finetune, name))
 
 
 def _check_pretrain(settings: Settings) -> None:
+    source_settings(settings, settings.pretrain)
     if settings.model.init and not Path(settings.model.init).exists():
         fail(f"model.init={settings.model.init}: no such file or directory")
-
-
-def _check_evaluate(settings: Settings) -> None:
-    _check_weights(settings)
-    check_attacks(settings.evaluation)
 
 
 def _classifier(settings: Settings, _launch: Launcher) -> None:
@@ -107,6 +126,10 @@ def _classifier(settings: Settings, _launch: Launcher) -> None:
     for each in _classifiers(settings):
         if not each.classifier.weights:
             train_classifier(each, train, test)
+    if settings.robust.teacher:
+        from maep.data.soft_labels import make_soft_labels
+
+        make_soft_labels(settings)
 
 
 def _classifiers(settings: Settings) -> list[Settings]:
@@ -114,7 +137,17 @@ def _classifiers(settings: Settings) -> list[Settings]:
     return [settings, *further_classifiers(settings)]
 
 
+def _named_classifiers(settings: Settings) -> list[tuple[str, Settings]]:
+    """Each of them with the setting that names it, and the teacher."""
+    own, *further = _classifiers(settings)
+    taught = teacher(settings)
+    named = [("classifier.arch", own), *(("robust.classifiers", each) for each in further)]
+    return [*named, *([("robust.teacher", taught)] if taught else [])]
+
+
 def _classifier_idle(settings: Settings) -> str:
+    if settings.robust.teacher:
+        return ""  # its answers are to be written down
     is_given = all(each.classifier.weights for each in _classifiers(settings))
     return "its weights are given (classifier.weights)" if is_given else ""
 
@@ -124,8 +157,12 @@ def _classifier_identity(settings: Settings) -> str:
 
 
 def _classifiers_identity(settings: Settings) -> str:
-    """Of the run's own classifier, and of further ones where there are any."""
+    """Of the run's own classifier, of further ones where there are any, and of a teacher's answers."""
     own, *further = (_classifier_identity(each) for each in _classifiers(settings))
+    if settings.robust.teacher:
+        from maep.data.soft_labels import SoftLabels
+
+        further.append(SoftLabels.of(settings).manifest.identity)
     return digest([own, *further]) if further else own
 
 
@@ -155,7 +192,16 @@ def _attack_idle(settings: Settings) -> str:
 
 
 def _attack_identity(settings: Settings) -> str:
-    """Of what a training gets beside clean images: attacked ones, or what it makes such ones with as it goes."""
+    """Of what a training gets beside clean images: attacked ones, or what it makes such ones with as it goes.
+
+    With a teacher its answers too, whoever else is asked.
+    """
+    if settings.robust.teacher:
+        return digest([_pairs_identity(settings), _classifiers_identity(settings)])
+    return _pairs_identity(settings)
+
+
+def _pairs_identity(settings: Settings) -> str:
     objective = OBJECTIVES[settings.objective.name]
     if not objective.attacks:
         return digest(["noise", _classifier_identity(settings)]) if objective.classifies else "noise"
@@ -176,18 +222,20 @@ def _make_source(settings: Settings, launch: Launcher, train: TrainSettings) -> 
 
 
 def _pretrain(settings: Settings, launch: Launcher) -> None:
-    from maep.training.inputs import own_pairs, verify_pairs
+    from maep.training.inputs import own_pairs, verify_pairs, verify_soft_labels
 
     _make_source(settings, launch, settings.pretrain)
     verify_pairs(own_pairs(settings, settings.pretrain))
+    verify_soft_labels(settings, settings.pretrain)
     launch("pretrain", settings)
 
 
 def _finetune(settings: Settings, launch: Launcher) -> None:
-    from maep.training.inputs import finetuning_pairs, verify_pairs
+    from maep.training.inputs import finetuning_pairs, verify_pairs, verify_soft_labels
 
     _make_source(settings, launch, settings.finetune)
     verify_pairs(finetuning_pairs(settings))
+    verify_soft_labels(settings, settings.finetune)
     launch("finetune", settings)
 
 
@@ -265,7 +313,7 @@ STAGES = {
         ),
         Stage(
             "attack", ("shards", "classifier"), (), _attack, _attack_identity, _attack_idle, _attack_share,
-            check=_check_weights,
+            check=_check_attack,
         ),
         Stage(
             "pretrain", ("shards", "attack"),
@@ -280,12 +328,12 @@ STAGES = {
                 "adapter", "finetuned",
             ),
             _finetune, _weights_identity(*dict.fromkeys(filter(None, FINETUNING.values()))),
-            _finetune_idle, files=("adapter/*.json", "finetuned/*.json"),
+            _finetune_idle, files=("adapter/*.json", "finetuned/*.json"), check=_check_finetune,
         ),
         Stage(
             "evaluate", ("shards", "classifier", "pretrain", "finetune"), (), _evaluate, _records_identity,
             share=_evaluate_share, files=("evaluation/**/samples.safetensors",), kept=("evaluation/**/*.json",),
-            check=_check_evaluate,
+            check=_check_weights,
         ),
         Stage(
             "certify", ("shards", "classifier", "pretrain", "finetune"), (), _certify, _certificates_identity,

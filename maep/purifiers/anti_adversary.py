@@ -76,6 +76,7 @@ class AntiAdversaryPurifier(Filter):
     """The kind `anti_adversary` of the pipeline: judged as the `AntiAdversary` before the run's classifier."""
 
     kind = "anti_adversary"
+    is_iterative = True
     Settings = AntiAdversarySettings
     settings: AntiAdversarySettings
     needs_classifier = True

@@ -55,6 +55,7 @@ class Purifier(nn.Module):
     network_name: the section that decides its network, where that is not its own.
     needs_classifier: whether purifying asks the classifier that it stands before; then `attach` hands that over.
     is_differentiable: whether autograd sees through `purify`.
+    is_iterative: whether `purify` is a loop: an optimisation, or one network asked again and again.
     """
 
     kind: ClassVar[str]
@@ -64,6 +65,7 @@ class Purifier(nn.Module):
     network_name: ClassVar[str] = ""
     needs_classifier: ClassVar[bool] = False
     is_differentiable: bool = True
+    is_iterative: bool = False
 
     @classmethod
     def is_trained(cls) -> bool:

@@ -57,6 +57,8 @@ class DenoiserPurifier(TrainedPurifier):
     Every image has a seed, drawn when it is purified, of which all its noise is a function.
     """
 
+    is_iterative = True
+
     Settings: ClassVar[type[Any]]
     stages: ClassVar[tuple[str, ...]] = ("shards", "classifier", "pretrain")
     network_kind = "denoiser"

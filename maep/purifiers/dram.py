@@ -76,6 +76,7 @@ class DramPurifier(TrainedPurifier):
     options = ("batch_tiles",)
     stages = ("shards", "classifier", "attack", "pretrain")
     is_differentiable = False
+    is_iterative = True
 
     model: MaskedAutoencoder
     threshold: Tensor

@@ -41,6 +41,7 @@ class PixelDefendPurifier(WholeImagePurifier):
     network_kind = "likelihood"
     is_published = False
     is_differentiable = False
+    is_iterative = True
 
     model: PixelCnn
     network: PixelDefendSettings

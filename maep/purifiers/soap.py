@@ -59,6 +59,7 @@ class SoapPurifier(Filter):
     settings: SoapSettings
     needs_classifier = True
     is_differentiable = False
+    is_iterative = True
 
     def __init__(self, settings: SoapSettings) -> None:
         super().__init__(settings)

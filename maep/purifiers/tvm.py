@@ -39,6 +39,7 @@ class TotalVariationPurifier(RandomFilter):
     """
 
     kind = "tvm"
+    is_iterative = True
     Settings = TotalVariationSettings
     settings: TotalVariationSettings
 

@@ -45,6 +45,17 @@ def _keyed_bits(purpose: str, seed: int, keys: Sequence[int], count: int, device
     return _words(sample_seeds(purpose, seed, keys, device), count)
 
 
+def keyed_integers(
+    purpose: str, seed: int, keys: Sequence[int], shape: tuple[int, ...], device: torch.device
+) -> Tensor:
+    """Uniform whole numbers of [0, 2⁶³), int64 [N, *shape]: row i depends on (purpose, seed, keys[i]) alone.
+
+    The same on every device.
+    """
+    bits = _keyed_bits(purpose, seed, keys, torch.Size(shape).numel(), device)
+    return _shifted(bits, 1).reshape(len(keys), *shape)
+
+
 def keyed_uniform(purpose: str, seed: int, keys: Sequence[int], shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Uniform numbers of [-1, 1), float32 [N, *shape]: row i depends on (purpose, seed, keys[i]) alone.
 

@@ -12,6 +12,7 @@ from maep.data.classifier_weights import classifier_weights, further_classifiers
 from maep.data.images.build import clean_split
 from maep.data.pairs import PairDataset
 from maep.data.shards import ShardSet
+from maep.data.soft_labels import SoftLabels
 from maep.models.classifiers import classifier_identity, load_classifier
 from maep.runtime.device import prepare_device
 from maep.runtime.errors import fail
@@ -52,6 +53,17 @@ def verify_pairs(pairs: PairDataset) -> None:
         shards.prepare()
 
 
+def verify_soft_labels(settings: Settings, train: TrainSettings) -> None:
+    """The same of a teacher's answers, where a training learns from them."""
+    settings = source_settings(settings, train)
+    if _is_taught(settings, train):
+        SoftLabels.of(settings).check()
+
+
+def _is_taught(settings: Settings, train: TrainSettings) -> bool:
+    return settings.robust.teacher is not None and objective_of(settings, train).name == "robust"
+
+
 def _other_pairs(settings: Settings, train: TrainSettings, clean: str, adversarial: str) -> PairDataset:
     """Pairs of another data set, named by its two shard sets (Sec. 4.4, transfer)."""
     images, attacked = (ShardSet(address, Reading.of(settings.data)) for address in (clean, adversarial))
@@ -77,8 +89,14 @@ def objective_of(settings: Settings, train: TrainSettings) -> ObjectiveSettings:
 
 
 def adversary(settings: Settings, train: TrainSettings, classes: int) -> Adversary:
-    """Who attacks, or adds noise, while a training goes on, and the frozen classifier that its objective asks."""
+    """Who attacks, or adds noise, while a training goes on, and whom its objective asks: classifiers, and a teacher."""
     settings = source_settings(settings, train)
+    soft = SoftLabels.of(settings) if _is_taught(settings, train) else None
+    return replace(_untaught(settings, train, classes), soft=soft)
+
+
+def _untaught(settings: Settings, train: TrainSettings, classes: int) -> Adversary:
+    """The same without a teacher. settings: of the pairs' source."""
     objective, seed = objective_of(settings, train), settings.run.seed
     classifies, noises = OBJECTIVES[objective.name].classifies, OBJECTIVES[objective.name].noises
     if OBJECTIVES[objective.name].clean_images:

@@ -22,6 +22,7 @@ from maep.data.pairs import PairBatch, PairDataset, mask_ratio_at, pair_loader
 from maep.data.shards import to_float
 from maep.runtime.compiling import Compiled
 from maep.runtime.console import progress_bar, say
+from maep.runtime.device import upload
 from maep.runtime.errors import NonFiniteLoss, Paused, Stopped, fail
 from maep.runtime.keyed_noise import sample_seeds
 from maep.storage.manifests import CheckpointManifest, RobustProgress
@@ -368,11 +369,11 @@ class Trainer:
 
     def _inputs(
         self, batch: PairBatch, ratio: float, spec: AttackSpec | None
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, int]:
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, int, Tensor | None]:
         """Images in [0, 1], mask, its index, labels, seeds on the device; adversarial ones made here in online mode.
 
         spec: of the attack on the whole. There are labels and seeds where the objective wants them. Last, which of the
-        classifiers this step asks.
+        classifiers this step asks, and the probabilities of a teacher.
         """
         device = self.accelerator.device
         clean, labels = to_float(batch.clean.to(device, non_blocking=True)), batch.labels.to(device, non_blocking=True)
@@ -389,7 +390,10 @@ class Trainer:
             assert self.job.adversary.online is not None
             adversarial = self.job.adversary.online(clean, labels, keys)
         seeds = sample_seeds("objective", self.job.dataset.seed, keys, device) if self.draws else None
-        return clean, adversarial, visible, shown, labels if self.job.adversary.classifiers else None, seeds, which
+        soft = self.job.adversary.soft
+        taught = None if soft is None else upload(soft.rows(batch.indices.tolist()), device)
+        asked = labels if self.job.adversary.classifiers else None
+        return clean, adversarial, visible, shown, asked, seeds, which, taught
 
     def _backward(self, total: Tensor) -> Tensor | float:
         """Backward of this rank's share of the global mean; returns the gradient norm when all is accumulated.

@@ -59,16 +59,18 @@ class TrainingModule(nn.Module):
         labels: Tensor | None = None,
         seeds: Tensor | None = None,
         which: int = 0,
+        soft: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Losses [N], and their parts by name.
 
         clean, adversarial: [N, 3, H, W] in [0, 1]; visible: bool [N, T] or None for all; index: int64 [N, K], of the
         visible patches, in order; by default the model finds it. labels: int64 [N], for objectives that classify.
         seeds: int64 [N], for those that draw. which: of the classifiers, the one that is asked.
+        soft: float32 [N, classes], a teacher's probabilities.
         """
         model = self.model if index is None else partial(self._shown, index)
         with torch.autocast(clean.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            asked: list[Judge | Tensor] = [] if labels is None else [self._judge(which, labels)]
+            asked: list[Judge | Tensor] = [] if labels is None else [self._judge(which, labels, soft)]
             asked += [] if seeds is None else [seeds]
             losses = self.losses(model, clean, adversarial, visible, self.objective, *asked)
         return losses.total.float(), {name: part.float() for name, part in losses.parts.items()}
@@ -77,9 +79,9 @@ class TrainingModule(nn.Module):
         """The model where the index is known; an objective may give it the pairs' images one after the other."""
         return self.model(images, visible, index=index.repeat(len(images) // len(index), 1), **options)
 
-    def _judge(self, which: int, labels: Tensor) -> Judge:
+    def _judge(self, which: int, labels: Tensor, soft: Tensor | None) -> Judge:
         """One of the frozen classifiers, as an objective asks it."""
-        return Judge(partial(self._classify, which), labels, partial(self._features, which))
+        return Judge(partial(self._classify, which), labels, partial(self._features, which), soft)
 
     def _classify(self, which: int, purified: Tensor) -> Tensor:
         """Logits of purified images as they are used, clipped; losses are taken of them in fp32."""

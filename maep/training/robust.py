@@ -19,6 +19,7 @@ from maep.config.schema import AttackSettings, RobustSettings
 from maep.data.order import slice_of
 from maep.data.pairs import PairDataset
 from maep.data.shards import to_float
+from maep.data.soft_labels import SoftLabels
 from maep.runtime.errors import fail
 from maep.runtime.keyed_noise import keyed_uniform
 from maep.runtime.randomness import keyed_rng
@@ -98,11 +99,13 @@ class Adversary:
 
     online: (images, labels, keys) -> adversarial images, or noisy ones. against: the attack on the whole, in its place.
     classifiers: frozen, in eval mode, for objectives that classify, of which each step asks one; none for others.
+    soft: a teacher's answers, in the labels' place.
     """
 
     online: OnlineAttack | None = None
     against: AgainstWhole | None = None
     classifiers: tuple[nn.Module, ...] = ()
+    soft: SoftLabels | None = None
 
 
 class RobustTraining:

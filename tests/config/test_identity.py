@@ -26,6 +26,8 @@ EXCEPTIONS: dict[str, set[str]] = {
     **{f"compute.{name}": {"classifier", "pretrain", "finetune", "point"} for name in ("precision", "tf32")},
     "data.on_error": {"shards"}, "data.max_pixels": {"shards"}, "data.background": {"shards"},
     "purify.batch_tiles": {"evaluate", "point"}, "robust.classifiers": {"classifier", "pretrain", "finetune", "point"},
+    "robust.teacher": {"classifier", "pretrain", "finetune", "point"},
+    "evaluation.baseline": {"report"},
     "evaluation.figure_images": {"evaluate", "report", "point"},
     **{
         f"evaluation.{name}": {"evaluate", "point"}

@@ -81,7 +81,7 @@ def test_mistake_in_a_file_names_the_file(tmp_path: Path) -> None:
         ("pretrain.mask_ratio=true", ("wrong type",)),
         ("data=1", ("section",)),
         ("run.seed", ("key=value",)),
-        ("evaluation.threat_models=[oblivius]", ("oblivious, bpda, adaptive, adaptive-eot, blackbox",)),
+        ("evaluation.threat_models=[oblivius]", ("oblivious, bpda, surrogate, adaptive, adaptive-eot, blackbox",)),
         ("model.encoder_width=190", ("multiple",)),
     ],
 )
@@ -149,6 +149,24 @@ def test_settings_survive_their_yaml(tmp_path: Path) -> None:
     assert load_settings(str(path)) == settings
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("classifier.arch=cifar_resnet21", "classifier.arch=cifar_resnet21: depth must be 6n + 2, such as"),
+        ("classifier.arch=wrn10_1_rotation", "only cifar_resnetN and soap_resnet can have what _rotation adds"),
+        ("evaluation.attacks=[fgsm, pgd]", "evaluation.attacks: pgd: unknown attack; choose from fgsm, bim-K"),
+        ("evaluation.attacks=[autoattack-custom:square+sqare]", "autoattack-custom:square+sqare: unknown attack"),
+        ("evaluation.attacks=[autoattack-custom:square+square]", "unknown attack"),
+        ("evaluation.attacks=[standard]", "standard: unknown attack"),
+        ("evaluation.blackbox_attacks=[pgd-20]", "evaluation.blackbox_attacks: pgd-20: needs gradients"),
+        ("certify.attack=aa", "certify.attack: aa: unknown attack"),
+    ],
+)
+def test_names_are_refused_before_anything_is_done(override: str, words: str) -> None:
+    """Also those that no stage would ask about for hours."""
+    assert words in refusal(override)
+
+
 WHOLE = ["attack.online=true", "pretrain.attacked=whole"]
 
 
@@ -169,6 +187,8 @@ WHOLE = ["attack.online=true", "pretrain.attacked=whole"]
         (["robust.classifiers=[cifar_resnet14]"], "set pretrain.attacked=whole"),
         ([*WHOLE, "robust.classifiers=[=weights.pt]"], "'=weights.pt' names none"),
         ([*WHOLE, "robust.classifiers=[cifar_resnet14=]"], "give an architecture, or ARCH=PATH"),
+        ([*WHOLE, "robust.classifiers=[cifar_resnet15]"], "robust.classifiers=cifar_resnet15: depth must be 6n + 2"),
+        ([*WHOLE, "robust.classifiers=[wrn29_1=w.pt]"], "robust.classifiers=wrn29_1: depth must be 6n + 4"),
     ],
 )
 def test_an_attack_on_the_whole_must_be_possible(overrides: list[str], words: str) -> None:

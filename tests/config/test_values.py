@@ -55,18 +55,18 @@ def test_a_path_is_its_letters(path: str, tmp_path: Path) -> None:
 def test_a_file_is_read_like_an_argument(name: str, tmp_path: Path) -> None:
     """YAML has parsed these already as something else; their letters count."""
     path = tmp_path / "mine.yaml"
-    path.write_text(f"run:\n  name: {name}\nevaluation: {{attacks: [fgsm, {name}]}}\nclassifier: {{arch: {name}}}\n")
+    path.write_text(f"run:\n  name: {name}\npretrain: {{source_set: [fgsm, {name}]}}\nclassifier: {{arch: {name}}}\n")
     settings = load_settings(str(path))
     assert settings.run.name == name
-    assert settings.evaluation.attacks == ["fgsm", name]
+    assert settings.pretrain.source_set == ["fgsm", name]
     assert settings.classifier.arch == name
 
 
 def test_lists_hold_letters_too() -> None:
     """Words of another configuration among them."""
-    settings = load_settings(None, ["pretrain.source_set=[run.name=2024_11_05, 1e3]", "evaluation.attacks=[no, 010]"])
+    settings = load_settings(None, ["pretrain.source_set=[run.name=2024_11_05, 1e3]", "finetune.source_set=[no, 010]"])
     assert settings.pretrain.source_set == ["run.name=2024_11_05", "1e3"]
-    assert settings.evaluation.attacks == ["no", "010"]
+    assert settings.finetune.source_set == ["no", "010"]
 
 
 def test_quotes_say_what_would_be_nothing(tmp_path: Path) -> None:

@@ -279,3 +279,26 @@ def test_a_finetuning_by_the_classifier_needs_it() -> None:
     assert "classifier" not in needs_of(STAGES["pretrain"], settings)
     assert STAGES["attack"].identity(settings) == "noise"
     assert "classifier" not in needs_of(STAGES["finetune"], load_settings("digits", []))
+
+
+ATTACKED_WHOLE = ["attack.online=true", "pretrain.attacked=whole", "objective.name=robust", "pretrain.mask_ratio=0"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["classifier.arch=resnt18"], "classifier.arch=resnt18: unknown; .*did you mean resnet18"),
+        ([*ATTACKED_WHOLE, "robust.classifiers=[resnt18]"], "robust.classifiers=resnt18: unknown"),
+        ([*ATTACKED_WHOLE, "robust.teacher=resnt18=nowhere.pt"], "robust.teacher=resnt18=nowhere.pt: no such file"),
+        (["pretrain.source=nonsense"], "nonsense"),
+        (["pretrain.source=digits", "pretrain.source_set=[data.foo=1]"], "data.foo"),
+        (["finetune.clean_shards=nowhere", "finetune.adversarial_shards=nowhere"], "finetune.clean_shards=nowhere: no"),
+        (["attack.shards=nowhere"], "attack.shards=nowhere: no shard set"),
+    ],
+)
+def test_what_a_later_stage_could_not_use_is_said_first(tmp_path: Path, words: list[str], message: str) -> None:
+    """Names and places that no stage asks about before training: one line, and nothing is written."""
+    settings = load_settings("digits", [f"run.dir={tmp_path}/run", f"run.cache={tmp_path}/cache", *words])
+    with pytest.raises(UserError, match=message):
+        run_pipeline(settings, "all", lambda name, _: pytest.fail(f"{name} was launched"))
+    assert not list(tmp_path.rglob("*.*"))

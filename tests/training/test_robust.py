@@ -316,3 +316,50 @@ def test_several_classifiers_are_trained_and_met(problem: Problem, run_dir: Path
     whole, paused, alone = ends
     assert all(torch.equal(whole[name], paused[name]) for name in whole)
     assert not all(torch.equal(whole[name], alone[name]) for name in whole)
+
+
+def test_a_teachers_labels_are_learnt_from(problem: Problem, run_dir: Path, tmp_path: Path) -> None:
+    """A real training: its loss asks for the teacher's answers to the very samples of each batch, flips or not; paused
+    and resumed it ends with the same bits, which are others than those of the labels, or of half of each.
+    """
+    weights_of_teacher = next((problem.cache / "classifiers").glob("*/model.safetensors"))
+    words = [*WHOLE, f"robust.teacher=cifar_resnet8={weights_of_teacher}", "pretrain.steps=6", "pretrain.flip=true"]
+    trainer, asked = trainer_of(problem, run_dir, *words), []
+    soft = trainer.job.adversary.soft
+    assert soft is not None
+    losses_of, rows = trainer.module.losses, soft.rows
+
+    def recorded(*args: object) -> object:
+        asked.append(args[-1].soft)  # type: ignore[attr-defined]
+        return losses_of(*args)
+
+    indices: list[list[int]] = []
+    trainer.module.losses = recorded
+    soft.rows = lambda samples: indices.append(list(samples)) or rows(samples)  # type: ignore[method-assign,func-returns-value]
+    trainer.run()
+    assert len(asked) == len(indices) == 6
+    assert all(torch.equal(given, rows(samples)) for given, samples in zip(asked, indices, strict=True))
+    assert indices[0] != indices[1]
+    ends = [trainer.averaged()]
+    for name, more in {"paused": ["pretrain.pause_at=3"], "half": ["objective.soft_weight=0.5"],
+                       "labels": ["objective.soft_weight=0"], "none": ["robust.teacher=null"]}.items():  # fmt: skip
+        run = tmp_path / name
+        shutil.copytree(problem.prepared, run)
+        if name == "paused":
+            with pytest.raises(Paused):
+                trainer_of(problem, run, *words, *more).run()
+            more = []
+        again = trainer_of(problem, run, *words, *more)
+        again.run()
+        ends.append(again.averaged())
+
+    def equal(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
+        return all(torch.equal(one[name], two[name]) for name in one)
+
+    whole, paused, half, _, none = ends
+    assert equal(whole, paused)
+    assert not equal(whole, none)
+    assert not equal(whole, half)
+    first = {name: metrics(tmp_path / name)[0]["loss"] for name in ("half", "labels", "none")}
+    assert first["labels"] == pytest.approx(first["none"], rel=1e-5)
+    assert first["half"] == pytest.approx((first["none"] + metrics(run_dir)[0]["loss"]) / 2, rel=1e-5)

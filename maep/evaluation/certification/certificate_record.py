@@ -79,6 +79,12 @@ class CertificateRecord(Document):
     certificates: tuple[Certificate, ...]
     seconds: float
 
+    def in_words(self) -> str:
+        """How many are right and how many abstained."""
+        right = sum(each.holds_at(0.0) for each in self.certificates)
+        abstained = sum(each.abstains for each in self.certificates)
+        return f"{right} of {len(self.certificates)} right, {abstained} abstained ({self.seconds:.1f} s)"
+
 
 @dataclass(frozen=True)
 class CertifyIdentity:
@@ -93,11 +99,13 @@ class CertifyIdentity:
     def facts(self, task: CertifyTask) -> Mapping[str, object]:
         """All that the record of a task depends on."""
         settings = self.settings
-        return {
+        facts = {
             "record": CONTENT, "classifier": self.classifier, "purifier": self.purifier, "images": self.images,
             "seed": self.seed, "sigma": task.sigma, "first": task.first, "count": task.count, "draws": settings.draws,
             "first_draws": settings.first_draws, "alpha": settings.alpha, "batch_size": settings.batch_size,
         }  # fmt: skip
+        # Where it is as it always was, older records stay valid.
+        return facts if settings.sampling == "float" else {**facts, "sampling": settings.sampling}
 
     def record(self, task: CertifyTask) -> str:
         """The identity of a task's record."""

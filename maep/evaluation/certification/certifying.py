@@ -7,12 +7,15 @@ alone, since every draw has a key of its own: so it is the same however the work
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
 from maep.config.schema import Settings
 from maep.data.shards import to_float
+from maep.evaluation.certification.attacked_record import plan_attacks
+from maep.evaluation.certification.attacking import AttackUnit
 from maep.evaluation.certification.certificate_record import (
     CERTIFICATES,
     CertificateRecord,
@@ -62,7 +65,7 @@ class CertifyUnit:
     def make(self) -> CertificateRecord:
         """Certify the chunk's images, and write that down."""
         started, settings = time.perf_counter(), self.identity.settings
-        images, labels = self._images()
+        images, labels = images_of(self.defense, self.test, self.task.ids)
         smoothed = Smoothed(
             self.defense.purified_classifier, self.defense.protection, settings, self.task.sigma, self.identity.seed
         )
@@ -76,16 +79,21 @@ class CertifyUnit:
         record.write(self.path)
         return record
 
-    def _images(self) -> tuple[Tensor, Tensor]:
-        images, labels = self.test.batch(self.task.ids)
-        images = images if images.is_floating_point() else to_float(images)
-        return images.to(self.defense.device), labels
+
+Unit = CertifyUnit | AttackUnit
+
+
+def images_of(defense: Defense, test: Images, ids: range) -> tuple[Tensor, Tensor]:
+    """Test images [N, 3, H, W] in [0,1] on the defense's device, and labels [N]."""
+    images, labels = test.batch(ids)
+    images = images if images.is_floating_point() else to_float(images)
+    return images.to(defense.device), labels
 
 
 def certify_run(settings: Settings, worker: tuple[int, int] = (0, 1)) -> bool:
     """Certify the run's purifiers on the test images, or a worker's share of that; no finished chunk is done again.
 
-    With certify.undefended the classifier alone too.
+    With certify.undefended the classifier alone too; within certify.attack_radii images are attacked besides.
 
     worker: (i, n), one of n that share the chunks out as they go; any number more may join and any may die.
     Returns whether all chunks are finished now; the rest, if not, is in the hands of living workers.
@@ -96,11 +104,22 @@ def certify_run(settings: Settings, worker: tuple[int, int] = (0, 1)) -> bool:
     test, defenses = subjects_of(settings)
     directory = Path(settings.run.dir) / CERTIFICATES
     units = [
-        CertifyUnit(defense, test, certify_identity(settings, defense, test), directory / label, task)
+        unit
         for label, defense in certified_defenses(settings, defenses).items()
-        for task in plan_chunks(settings.certify, len(test))
+        for unit in units_of(settings, defense, test, directory / label)
     ]
     return certify_all(units, settings, worker)
+
+
+def units_of(settings: Settings, defense: Defense, test: Images, directory: Path) -> list[Unit]:
+    """All records of a defense: its certificates, then the attacks beside them. directory: of the records."""
+    identity, certify = certify_identity(settings, defense, test), settings.certify
+    certified = [CertifyUnit(defense, test, identity, directory, task) for task in plan_chunks(certify, len(test))]
+    attacked = [
+        AttackUnit(defense, identity, directory, task, partial(images_of, defense, test))
+        for task in plan_attacks(certify, len(test))
+    ]
+    return [*certified, *attacked]
 
 
 def certify_identity(settings: Settings, defense: Defense, test: Images) -> CertifyIdentity:
@@ -110,7 +129,7 @@ def certify_identity(settings: Settings, defense: Defense, test: Images) -> Cert
     )
 
 
-def certify_all(units: Sequence[CertifyUnit], settings: Settings, worker: tuple[int, int] = (0, 1)) -> bool:
+def certify_all(units: Sequence[Unit], settings: Settings, worker: tuple[int, int] = (0, 1)) -> bool:
     """Make the records that are missing, as far as no living worker has them. Arguments as `certify_run`'s."""
     pending = {unit.name: unit for unit in units if not unit.is_done()}
     if len(units) > len(pending):
@@ -126,11 +145,5 @@ def certify_all(units: Sequence[CertifyUnit], settings: Settings, worker: tuple[
             unit = pending[name]
             record = unit.make()
             bar.update(note, advance=unit.task.count, note=str(unit.task))
-            say(f"{unit.directory.name} · {unit.task}: chunk {unit.task.chunk}: {_in_words(record)}")
+            say(f"{unit.directory.name} · {unit.task}: chunk {unit.task.chunk}: {record.in_words()}")
     return all(unit.is_done() for unit in pending.values())
-
-
-def _in_words(record: CertificateRecord) -> str:
-    right = sum(each.holds_at(0.0) for each in record.certificates)
-    abstained = sum(each.abstains for each in record.certificates)
-    return f"{right} of {len(record.certificates)} right, {abstained} abstained ({record.seconds:.1f} s)"

@@ -3,10 +3,11 @@
     g(x) = argmax over classes c of Pr[f(P(x + n)) = c],  n ~ N(0, σ²I)
 
 is constant within σ·Φ⁻¹(p) of x in L2, p being a lower bound of the probability of its class. The images with noise
-are not clipped: the guarantee is of g as it is written here.
+are not clipped: the guarantee is of g as it is written here. Under certify.sampling=integer f is the classifier of
+images rounded to levels of 1/255, and the noise is drawn as whole levels (`integer_noise`).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,12 +17,14 @@ from torch import Tensor, nn
 from maep.attacks.reseeding import reseeded
 from maep.config.schema import CertifySettings
 from maep.evaluation.certification.certificate_record import Certificate
+from maep.evaluation.certification.integer_noise import LEVELS, level_noise
 from maep.runtime.errors import fail
 from maep.runtime.keyed_noise import keyed_gaussian
 
 CHOOSING, CERTIFYING = "certify-choose", "certify"  # purposes of the keyed noise: the two sets of draws share none
 DRAWS = 2**32  # more than certify.draws allows, so that (image, draw) has a key of its own
 HALF = 0.5  # a class that has more of the probability is the most probable one, whatever the others have
+WHOLE = 1e-3  # of a level: what fp32 makes of k/255, times 255
 
 
 def lower_bound(count: int, draws: int, alpha: float) -> float:
@@ -34,9 +37,12 @@ def lower_bound(count: int, draws: int, alpha: float) -> float:
     return float(stats.beta.ppf(alpha, count, draws - count + 1)) if count else 0.0
 
 
-def certified_radius(count: int, draws: int, sigma: float, alpha: float) -> float | None:
-    """L2 radius, in [0,1] pixels, within which the class holds that was drawn `count` times; None: none can be said."""
-    bound = lower_bound(count, draws, alpha)
+def certified_radius(count: int, draws: int, sigma: float, alpha: float, error: float = 0.0) -> float | None:
+    """L2 radius, in [0,1] pixels, within which the class holds that was drawn `count` times; None: none can be said.
+
+    error: total variation, at most, between the noise of a draw and Gaussian noise.
+    """
+    bound = lower_bound(count, draws, alpha) - error
     return sigma * float(stats.norm.ppf(bound)) if bound > HALF else None
 
 
@@ -61,13 +67,19 @@ class Smoothed:
         """The certificate of an image [3, H, W] in [0, 1], whose number in the image set is `sample`.
 
         All draws are keyed by (seed, sample, draw). key: what tells the image apart, for the record. Raises UserError
-        for logits that are not finite.
+        for logits that are not finite, and for an image that has no whole levels where they are asked for.
         """
         settings = self.settings
         prediction = int(self.votes(image, sample, CHOOSING, settings.first_draws).argmax())
         count = int(self.votes(image, sample, CERTIFYING, settings.draws)[prediction])
-        radius = certified_radius(count, settings.draws, self.sigma, settings.alpha)
+        error = level_noise(self.sigma).error * image.numel() if self.is_integer else 0.0
+        radius = certified_radius(count, settings.draws, self.sigma, settings.alpha, error)
         return Certificate(sample, label, prediction, count, radius or 0.0, radius is None, key)
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether the noise is drawn as whole levels."""
+        return self.settings.sampling == "integer"
 
     @torch.no_grad()
     def votes(self, image: Tensor, sample: int, purpose: str, draws: int) -> Tensor:
@@ -76,16 +88,26 @@ class Smoothed:
         return torch.stack(answers).sum(0).cpu()
 
     def _answers(self, image: Tensor, sample: int, purpose: str, draws: range) -> Tensor:
-        keys = [sample * DRAWS + draw for draw in draws]
-        noise = keyed_gaussian(purpose, self.seed, keys, tuple(image.shape), image.device)
+        noisy = self.noisy(image, purpose, [sample * DRAWS + draw for draw in draws])
         with reseeded(self.protection, self.seed, sample, draws.start, purpose == CHOOSING):
-            logits = self.classify(image + self.sigma * noise)
+            logits = self.classify(noisy)
         if not bool(logits.isfinite().all()):  # argmax would answer all the same, and certify it
             fail(
                 f"image {sample}: its logits under noise of {self.sigma:g} are not finite; lower certify.sigma, or "
                 "load other weights"
             )
         return torch.bincount(logits.argmax(1), minlength=logits.shape[1])
+
+    def noisy(self, image: Tensor, purpose: str, keys: Sequence[int]) -> Tensor:
+        """The image under noise, float32 [N, 3, H, W], not clipped; row i depends on (purpose, seed, keys[i])."""
+        shape = tuple(image.shape)
+        if not self.is_integer:
+            return image + self.sigma * keyed_gaussian(purpose, self.seed, keys, shape, image.device)
+        levels = (image * LEVELS).round()
+        if float((image * LEVELS - levels).abs().max()) > WHOLE:
+            fail("certify.sampling=integer: the images are not of 8 bits; use certify.sampling=float")
+        noise = level_noise(self.sigma).draw(purpose, self.seed, keys, shape, image.device)
+        return (levels.long() + noise).to(torch.float32) / LEVELS
 
 
 def _batches(draws: int, size: int) -> Iterator[range]:

@@ -1,6 +1,7 @@
 """Certificates in a report: certified accuracy against the radius, for every purifier and noise."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -8,9 +9,15 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from maep.config.identity import configuration_digest
-from maep.config.schema import Settings
+from maep.config.schema import CertifySettings, Settings
 from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import clean_split
+from maep.evaluation.certification.attacked_record import (
+    GRADIENT_DRAWS,
+    plan_attacks,
+    radii_of,
+    require_attacked,
+)
 from maep.evaluation.certification.certificate_record import (
     CERTIFICATES,
     Certificate,
@@ -23,7 +30,7 @@ from maep.evaluation.certification.smoothing import largest_radius
 from maep.evaluation.certification.subjects import certified_identities
 from maep.evaluation.certification.trained_noise import TrainedNoise, trained_noise, untrained_note
 from maep.evaluation.reporting.figures import COLOURS, INK, drawn, style_axes
-from maep.evaluation.reporting.report_certificate import CertificateRow
+from maep.evaluation.reporting.report_certificate import BesideCertificate, CertificateRow
 from maep.evaluation.reporting.rows import percent_with_interval
 from maep.evaluation.scoring.defense import UNDEFENDED
 from maep.models.classifiers import classifier_identity
@@ -52,8 +59,35 @@ def certificate_rows(settings: Settings, names: dict[str, str]) -> list[Certific
             records = [
                 require_certificates(folder / task.path, identity.record(task)) for task in tasks if task.sigma == sigma
             ]
-            rows.append(_row(settings, label, names.get(label, label), test.identity, records))
+            row = _row(settings, label, names.get(label, label), test.identity, records)
+            certificates = [each for record in records for each in record.certificates]
+            beside = _beside(settings.certify, identity, folder, sigma, certificates, len(test))
+            rows.append(replace(row, attacked=tuple(beside)))
     return rows
+
+
+def _beside(
+    certify: CertifySettings, identity: CertifyIdentity, folder: Path, sigma: float,
+    certificates: Sequence[Certificate], available: int,
+) -> Iterator[BesideCertificate]:  # fmt: skip
+    """What became of the images under attack, radius by radius, beside the certificates of the same images."""
+    tasks = plan_attacks(certify, available)
+    if not tasks:
+        return
+    records = {task: require_attacked(folder / task.path, identity, task) for task in tasks}
+    smoothed, plain = ([record for task, record in records.items() if task.sigma == which] for which in (sigma, None))
+    of_smoothed, of_plain = ([each for record in part for each in record.attacked] for part in (smoothed, plain))
+    n = len(of_plain)
+    for radius in radii_of(certify):
+        holds = [each.holds_at(radius) for each in certificates[:n]]
+        stands, stands_plain = ([each.stands_at(radius) for each in part] for part in (of_smoothed, of_plain))
+        points = [percent_with_interval(sum(part), n) for part in (holds, stands, stands_plain)]
+        yield BesideCertificate(
+            radius=radius, n=n, certified=points[0][0], certified_ci95=points[0][1], smoothed=points[1][0],
+            smoothed_ci95=points[1][1], smoothed_attack=f"{smoothed[0].attack}, EOT over {GRADIENT_DRAWS} draws",
+            without_noise=points[2][0], without_noise_ci95=points[2][1], without_noise_attack=plain[0].attack,
+            broken=sum(held and not stood for held, stood in zip(holds, stands, strict=True)),
+        )  # fmt: skip
 
 
 def _row(
@@ -84,6 +118,7 @@ def _row(
         config_hash=configuration_digest(settings)[:16],
         image_set=images[:16],
         records=f"{label}/sigma-{first.sigma:g}",
+        sampling=settings.certify.sampling,
     )
 
 
@@ -106,6 +141,19 @@ def certificate_notes(settings: Settings, rows: Sequence[CertificateRow]) -> lis
             "certified: the smoothed classifier, which takes the majority under noise, is what is certified, in L2; "
             f"each certificate is wrong with a probability of {settings.certify.alpha:g} at most"
         )
+    if any(row.attacked for row in rows):
+        notes.append(
+            "beside the certificates the same images are attacked: the smoothed classifier, of which no attacker "
+            "leaves less than is certified; and purifier and classifier without noise, another classifier, which "
+            "certificates say nothing of"
+        )
+    notes += [
+        f"ALARM: {row.purifier}, σ = {row.sigma:g}: an attack refutes {each.broken} of {each.n} certificates at radius "
+        f"{each.radius:g}: they are wrong"
+        for row in rows
+        for each in row.attacked
+        if each.broken
+    ]
     return list(dict.fromkeys(notes))
 
 
@@ -128,6 +176,21 @@ def certificate_table(rows: Sequence[CertificateRow]) -> Table:
     return table
 
 
+def attacked_table(rows: Sequence[CertificateRow]) -> Table:
+    """Certificates and attacks on the same images, one line a purifier, noise and radius, for the terminal."""
+    title = "the same images: certified, and what attacks left of them; accuracy in % within an L2 radius r"
+    table = Table(title=title, title_style="bold", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("purifier", "σ"):
+        table.add_column(name, no_wrap=True, vertical="bottom")
+    for name in ("r", "n", "certified", "smoothed,\nattacked", "without noise,\nattacked"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        for each in row.attacked:
+            values = [f"{value:.1f}" for value in (each.certified, each.smoothed, each.without_noise)]
+            table.add_row(row.purifier, f"{row.sigma:g}", f"{each.radius:g}", str(each.n), *values)
+    return table
+
+
 def certificate_figure(rows: Sequence[CertificateRow], ink: str = INK) -> Figure:
     """Certified accuracy with its interval against the radius."""
     figure = Figure(figsize=(5.6, 3.6), layout="constrained")
@@ -138,7 +201,13 @@ def certificate_figure(rows: Sequence[CertificateRow], ink: str = INK) -> Figure
         colour, label = COLOURS[number % len(COLOURS)], drawn(f"{row.purifier}, σ = {row.sigma:g}")
         axes.plot(radii, values, color=colour, label=label)
         axes.fill_between(radii, low, high, color=colour, alpha=0.12, linewidth=0)
-    axes.set(ylim=(0, 100), xlim=(0, None), xlabel="L2 radius, [0,1] pixels", ylabel="certified accuracy in %")
+        for mark, name in (("v", "smoothed"), ("x", "without_noise")):
+            at = [each.radius for each in row.attacked]
+            axes.plot(at, [getattr(each, name) for each in row.attacked], mark, color=colour)
+    if any(row.attacked for row in rows):
+        for mark, text in (("v", "the same, attacked"), ("x", "without noise, attacked")):
+            axes.plot([], [], mark, color=ink, label=text)
+    axes.set(ylim=(0, 102), xlim=(0, None), xlabel="L2 radius, [0,1] pixels", ylabel="certified accuracy in %")
     style_axes(axes, ink)
     figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=8, labelcolor=ink)
     return figure

@@ -15,7 +15,16 @@ from maep.evaluation.audit.findings import ALARM, PASSED, WARNING, PurifierResul
 from maep.evaluation.audit.gradient_masking import read_checks
 from maep.evaluation.audit.orderings import broken_orders
 from maep.evaluation.audit.purification_cost import read_cost
+from maep.evaluation.reporting.bounds import (
+    baseline_bounds,
+    baseline_notes,
+    bounds_figure,
+    bounds_of,
+    is_shown,
+    read_baseline,
+)
 from maep.evaluation.reporting.certificates import (
+    attacked_table,
     certificate_figure,
     certificate_notes,
     certificate_rows,
@@ -69,10 +78,16 @@ def build_report(
         honesty={result.name: result.honesty() for result in results},
         purifying={result.name: result.cost for result in results},
         certificates=_certificates(settings) if names is None else (),
+        baseline=read_baseline(settings),
     )
     curves = read_curves(directory)
     notes = [*honest_notes(settings, results), *_notes_on_compiling(curves)]
     notes += certificate_notes(settings, report.certificates)
+    bounds = bounds_of(results, report.certificates)
+    notes += baseline_notes(bounds, report.baseline)
+    if is_shown(bounds):
+        beside = [baseline_bounds(report.baseline)] if report.baseline else []
+        save_figure(bounds_figure([*bounds, *beside]), directory / "figures" / "bounds.png")
     _write_figures(directory / "figures", rows, curves, results)
     if report.certificates:
         save_figure(certificate_figure(report.certificates), directory / "figures" / "certificates.png")
@@ -84,6 +99,8 @@ def build_report(
         console.print(terminal_table([row for row in rows if row.result.threat_model == threat]))
     if report.certificates:
         console.print(certificate_table(report.certificates))
+        if any(row.attacked for row in report.certificates):
+            console.print(attacked_table(report.certificates))
     _say_worst_cases(results)
     _say_findings(results)
     for note in notes:

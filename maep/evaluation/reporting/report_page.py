@@ -15,6 +15,7 @@ from PIL import Image
 from maep.attacks.threat_models import threat_model
 from maep.config.schema import Settings
 from maep.evaluation.audit.findings import ALARM, Finding, PurifierResult, WorstCase, worst_case
+from maep.evaluation.reporting.bounds import baseline_bounds, bounds_figure, bounds_of, is_shown
 from maep.evaluation.reporting.certificates import SHOWN, certificate_figure
 from maep.evaluation.reporting.curves import Curve
 from maep.evaluation.reporting.figures import (
@@ -202,6 +203,8 @@ def render_page(
         curves={name: _curve(name, lines) for name, lines in curves.items()},
         notes=[_sentence(note, [result.name for result in results]) for note in notes],
         environment=report.environment,
+        bounds=_bounds(results, report),
+        baseline=report.baseline,
         certificates=report.certificates,
         certificate_picture=_picture(
             lambda ink: certificate_figure(report.certificates, ink), "certified accuracy against the radius"
@@ -214,6 +217,15 @@ def render_page(
         seed=settings.run.seed,
         config_hash=rows[0].result.config_hash,
     )
+
+
+def _bounds(results: Sequence[PurifierResult], report: Report) -> Markup | None:
+    """The picture of what each purifier is worth, where more than an oblivious attacker was asked."""
+    bounds = bounds_of(results, report.certificates)
+    if not is_shown(bounds):
+        return None
+    shown = [*bounds, *([baseline_bounds(report.baseline)] if report.baseline else [])]
+    return _picture(lambda ink: bounds_figure(shown, ink), "clean, oblivious, every attacker, certified")
 
 
 def _sentence(note: str, names: Sequence[str]) -> str:

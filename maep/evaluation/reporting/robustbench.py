@@ -4,11 +4,12 @@ The fields are those that its robustbench/leaderboard/template.py asks for and i
 authors know (link, name of the paper, authors, venue, what they reported, additional data) is left null for them.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from maep.attacks.catalog import AUTOATTACK
 from maep.attacks.threat_models import Adaptive
+from maep.config.attack_names import AUTOATTACK
 from maep.evaluation.audit.findings import ALARM
 from maep.evaluation.reporting.report_document import Report
 from maep.evaluation.scoring.tasks import eps_text
@@ -18,9 +19,14 @@ from maep.storage.atomic import write_json
 FOR_THE_AUTHORS = ("link", "name", "authors", "additional_data", "venue", "reported")
 
 
-def model_info(report: Report) -> Mapping[str, object] | None:
-    """RobustBench's entry of a report: AutoAttack on all of the model at its first budget; None if that was not run."""
+def model_info(report: Report, purifier: str = "", norm: str = "", eps: float = 0.0) -> Mapping[str, object] | None:
+    """RobustBench's entry of a report: AutoAttack on all of the model at its first budget; None if that was not run.
+
+    purifier: its name in the report; norm, eps: the budget; default: the first.
+    """
     rows = [row for row in report.results if row.threat_model == Adaptive.name and row.attack == AUTOATTACK]
+    rows = [row for row in rows if purifier in ("", row.purifier) and norm in ("", row.norm)]
+    rows = [row for row in rows if not eps or math.isclose(row.eps, eps, rel_tol=1e-6)]
     if not rows:
         return None
     row = rows[0]

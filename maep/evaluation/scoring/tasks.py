@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from maep.config.attack_names import check_attacks
 from maep.config.schema import EvaluationSettings
 from maep.runtime.errors import fail
 from maep.runtime.randomness import keyed_rng
@@ -105,7 +106,7 @@ def plan_tasks(settings: EvaluationSettings, available: int) -> list[Task]:
     """
     if not available:
         fail("the test set is empty: set data.test_fraction above 0, or name a source with test images")
-    check_attacks(settings)
+    check_attacks([*settings.attacks, *settings.adaptive_attacks], settings.blackbox_attacks)
     size = chunk_size(settings, available)
     threats = sorted(settings.threat_models, key=_uses_purifier)
     tasks = [
@@ -117,14 +118,3 @@ def plan_tasks(settings: EvaluationSettings, available: int) -> list[Task]:
         for first in range(0, total, size)
     ]
     return list(dict.fromkeys(tasks))
-
-
-def check_attacks(settings: EvaluationSettings) -> None:
-    """Raise UserError for an attack that there is not, or that the black-box threat model cannot run."""
-    from maep.attacks.catalog import SQUARE, NamedAttack
-
-    for attack in (*settings.attacks, *settings.adaptive_attacks):
-        NamedAttack(attack, settings.norm, 0.0)
-    for attack in settings.blackbox_attacks:
-        if not SQUARE.fullmatch(attack):
-            fail(f"evaluation.blackbox_attacks: {attack}: needs gradients; choose square or square-K")

@@ -9,7 +9,8 @@ from maep.data.adversarial_set import adversarial_path
 from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import SPLITS, clean_shards, clean_shards_path, clean_split
 from maep.data.shards import ShardSet
-from maep.evaluation.certification.certificate_record import CERTIFICATES, plan_chunks
+from maep.evaluation.certification.attacked_record import AttackTask, plan_attacks
+from maep.evaluation.certification.certificate_record import CERTIFICATES, CertifyTask, plan_chunks
 from maep.evaluation.scoring.chunk_record import record_path
 from maep.evaluation.scoring.plan import PLAN, Plan
 from maep.models.classifiers import classifier_identity
@@ -97,7 +98,8 @@ def _evaluate(_stage: str, settings: Settings) -> Progress:
 def _certify(_stage: str, settings: Settings) -> Progress:
     """Of the purifiers that were begun: their folders are made with their first records."""
     folders = list((Path(settings.run.dir) / CERTIFICATES).glob("*/"))
-    tasks = plan_chunks(settings.certify, len(clean_split(settings, "test")))
+    certify, count = settings.certify, len(clean_split(settings, "test"))
+    tasks: list[CertifyTask | AttackTask] = [*plan_chunks(certify, count), *plan_attacks(certify, count)]
     paths = [folder / task.path for folder in folders for task in tasks]
     return _counted([path for path in paths if path.is_file()], len(paths) or None, "chunks")
 

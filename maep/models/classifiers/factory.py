@@ -7,6 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from maep.config.architectures import (
+    CIFAR_RESNET,
+    EXAMPLES,
+    SOAP_PARTS,
+    SOAP_RESNET,
+    WIDE_EXAMPLES,
+    WIDE_RESNET,
+    is_own,
+)
 from maep.config.schema import ClassifierSettings
 from maep.models.classifiers.deepmind import DeepMindPreActResNet18, DeepMindWideResNet
 from maep.models.classifiers.normalized import Normalized
@@ -17,21 +26,15 @@ from maep.models.classifiers.wide_resnet import WideResNet
 from maep.models.weights import load_weights, read_weights
 from maep.runtime.errors import fail, nearest
 
-CIFAR_RESNET = re.compile(r"cifar_resnet(\d+)(w?)")
 # Of wrappers that normalise inside, with their weights in the same file.
 NORMALIZATION = re.compile(r"(normalize\.)?(mean|std|mu|sigma)")
 NEARLY = 1e-3  # figures of a mean that papers print; another data set's differ by more
 COUNTER = "num_batches_tracked"
-WIDE_RESNET = re.compile(r"(dm_)?wrn(\d+)_(\d+)")
-PREACT18 = "dm_preact18"
-SOAP_RESNET, SOAP_DEPTH = "soap_resnet", 14
-# After the name of a ResNet: with what SOAP adds to it, a second head or a decoder.
-SOAP_PARTS: dict[str, type[RotationClassifier] | type[ReconstructionClassifier]] = {
-    "_rotation": RotationClassifier,
-    "_autoencoder": ReconstructionClassifier,
-}
-EXAMPLES = ("cifar_resnet20", "cifar_resnet32", "cifar_resnet44", "cifar_resnet56", "cifar_resnet32w")
-WIDE_EXAMPLES = ("wrn28_1", "wrn28_10", "wrn34_10", "wrn70_16", "dm_wrn28_10", PREACT18, SOAP_RESNET)
+SOAP_DEPTH = 14
+# After the name of a ResNet, as `SOAP_PARTS` has them: with what SOAP adds to it.
+SOAP_NETWORKS: dict[str, type[RotationClassifier] | type[ReconstructionClassifier]] = dict(
+    zip(SOAP_PARTS, (RotationClassifier, ReconstructionClassifier), strict=True)
+)
 
 
 def build_classifier(settings: ClassifierSettings, num_classes: int) -> Normalized:
@@ -52,35 +55,40 @@ def _network(settings: ClassifierSettings, num_classes: int) -> nn.Module:
 
 
 def _own_network(arch: str, num_classes: int) -> nn.Module | None:
-    for suffix, whole in SOAP_PARTS.items():
+    if not is_own(arch):
+        return None
+    for suffix, whole in SOAP_NETWORKS.items():
         if arch.endswith(suffix):
             network = _own_network(arch.removesuffix(suffix), num_classes)
-            if not isinstance(network, CifarResNet):
-                fail(f"classifier.arch={arch}: only cifar_resnetN and {SOAP_RESNET} can have what {suffix} adds")
+            assert isinstance(network, CifarResNet)
             return whole(network)
     if match := CIFAR_RESNET.fullmatch(arch):
-        depth = int(match[1])
-        if depth < 8 or (depth - 2) % 6:
-            fail(f"classifier.arch={arch}: depth must be 6n + 2, such as {', '.join(EXAMPLES)}")
-        return CifarResNet(depth, num_classes, wide_stem=bool(match[2]))
+        return CifarResNet(int(match[1]), num_classes, wide_stem=bool(match[2]))
     if match := WIDE_RESNET.fullmatch(arch):
-        depth, width = int(match[2]), int(match[3])
-        if depth < 10 or (depth - 4) % 6 or width < 1:
-            fail(f"classifier.arch={arch}: depth must be 6n + 4, such as {', '.join(WIDE_EXAMPLES)}")
-        return (DeepMindWideResNet if match[1] else WideResNet)(depth, width, num_classes)
+        kind = DeepMindWideResNet if match[1] else WideResNet
+        return kind(int(match[2]), int(match[3]), num_classes)
     if arch == SOAP_RESNET:
         return CifarResNet(SOAP_DEPTH, num_classes, biased=True)
-    return DeepMindPreActResNet18(num_classes) if arch == PREACT18 else None
+    return DeepMindPreActResNet18(num_classes)
+
+
+def require_architecture(arch: str, key: str = "classifier.arch") -> None:
+    """Raise UserError, with the nearest names, unless there is such a classifier. key: the setting that names it."""
+    if is_own(arch, key):
+        return
+    # timm takes seconds to import, and our own networks need none of it.
+    from maep.models.timm_blocks import is_model, list_models
+
+    if not is_model(arch):
+        hint = nearest(arch, [*EXAMPLES, *WIDE_EXAMPLES, *list_models()])
+        fail(f"{key}={arch}: unknown; give cifar_resnetN, wrnD_K or a timm model{hint}")
 
 
 def _timm_network(settings: ClassifierSettings, num_classes: int) -> nn.Module:
-    # timm takes seconds to import, and our own networks need none of it.
-    from maep.models.timm_blocks import create_model, is_model, list_models
-
     arch = settings.arch
-    if not is_model(arch):
-        hint = nearest(arch, [*EXAMPLES, *WIDE_EXAMPLES, *list_models()])
-        fail(f"classifier.arch={arch}: unknown; give cifar_resnetN, wrnD_K or a timm model{hint}")
+    require_architecture(arch)
+    from maep.models.timm_blocks import create_model
+
     try:
         return create_model(arch, pretrained=False, num_classes=num_classes, **settings.timm_args)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:

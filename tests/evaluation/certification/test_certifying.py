@@ -115,9 +115,16 @@ def test_what_is_another_is_certified_again(tmp_path: Path, test_set: ShardSet, 
         certify_all([unit], few)
 
 
+ATTACKED = [
+    "certify.attack_radii=[0.25, 1]", "certify.attack_images=2", "certify.attack=pgd-2", "certify.attack_draws=12",
+]  # fmt: skip
+
+
 def test_a_run_trains_on_noise_and_is_certified(problem: Problem, run_dir: Path, capsys: Any) -> None:
-    """MSE on noise, then the stability loss through the classifier, certificates of both, and their report."""
-    words = problem.arguments(run_dir, *NOISY, *QUICK, "evaluation.attacks=[fgsm]", "evaluation.images=4",
+    """MSE on noise, then the stability loss through the classifier, certificates of both, and their report; with the
+    attacks beside them.
+    """
+    words = problem.arguments(run_dir, *NOISY, *QUICK, *ATTACKED, "evaluation.attacks=[fgsm]", "evaluation.images=4",
                               "evaluation.adaptive_images=2", "evaluation.chunk_images=4")  # fmt: skip
     settings = load_settings(words[0].partition("=")[2], words[1:])
     for stage in ("pretrain", "finetune"):
@@ -140,8 +147,12 @@ def test_a_run_trains_on_noise_and_is_certified(problem: Problem, run_dir: Path,
         assert list(radii) == sorted(radii)
         assert list(values) == sorted(values, reverse=True)
         assert (row["trained_on_noise"], row["trained_sigma"]) == (True, 0.25)
+        assert [(each["radius"], each["n"]) for each in row["attacked"]] == [(0.25, 2), (1, 2)]
+        assert all(each["certified"] <= each["smoothed"] and not each["broken"] for each in row["attacked"])
     page = (run_dir / "report.html").read_text()
     assert "Threat model: certified" in page
+    assert "The same images, attacked" in page
+    assert "What it is worth" in page
     assert "certified: the smoothed classifier" in page.replace("Certified", "certified")
     (run_dir / "certificates" / "full" / "sigma-0.25" / "chunk-0001.json").unlink()
     with pytest.raises(UserError, match="chunk-0001.json: has not been certified; run stage=certify"):
@@ -153,13 +164,13 @@ def beside_the_bare_classifier(words: list[str], run_dir: Path, capsys: Any) -> 
     """certify.undefended=true adds its certificates, of the classifier alone, to those of the purifiers, which stay."""
     capsys.readouterr()
     assert certify(words) == 0
-    assert "5 of 9 chunks were done before" in capsys.readouterr().out
+    assert "9 of 15 chunks were done before" in capsys.readouterr().out
     settings = load_settings(words[0].partition("=")[2], words[1:])
     run_pipeline(settings, "report", run_training)
     *_, row = json.loads((run_dir / "report.json").read_text())["certificates"]
     assert (row["purifier"], row["trained_on_noise"], row["n"]) == ("none", False, 6)
     assert "none was not trained" not in (run_dir / "report.html").read_text()
-    (chunk, *_) = sorted((run_dir / "certificates" / "none").rglob("*.json"))
+    (chunk, *_) = sorted((run_dir / "certificates" / "none").glob("sigma-*/*.json"))
     first = json.loads(chunk.read_text())["certificates"][0]
     test, defenses = subjects_of(settings)
     classifier = defenses["pretrained"].classifier

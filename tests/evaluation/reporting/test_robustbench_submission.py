@@ -1,0 +1,194 @@
+"""RobustBench's submission of a run's purifier: what is written, what it gives back, which purifiers are refused."""
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from maep.cli.evaluate import main as evaluate
+from maep.config.load import load_settings
+from maep.config.schema import PurifySettings
+from maep.data.images.build import clean_split
+from maep.data.shards import to_float
+from maep.evaluation.reporting.report_document import REPORT, Report
+from maep.evaluation.reporting.robustbench import FOR_THE_AUTHORS
+from maep.evaluation.reporting.robustbench_submission import BOARDS, RULES, load_submission, require_rules
+from maep.evaluation.stage import subjects_of
+from maep.models.masked_autoencoder import MaskedAutoencoder
+from maep.pipeline.execution import run_pipeline
+from maep.purifiers.base import Purifier
+from maep.purifiers.bit_depth import BitDepthPurifier
+from maep.purifiers.mae import MAEPurifier
+from maep.purifiers.median import MedianPurifier
+from maep.purifiers.registry import KINDS, purifier_class
+from maep.purifiers.tvm import TotalVariationPurifier
+from maep.runtime.errors import UserError
+from tests.small import digits, train_small
+from tests.tiny import Problem
+from tests.training.test_robust import SMALL
+
+ROOT = Path(__file__).resolve().parents[3]
+JUDGED = [
+    "data.name=cifar10", "purifier.kind=gaussian_blur", "finetune.method=none", "evaluation.images=6",
+    "evaluation.adaptive_images=6", "evaluation.chunk_images=6", "evaluation.attacks=[autoattack-standard]",
+    "evaluation.threat_models=[adaptive]", "evaluation.eps=[8/255]", "run.name=blurred",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def judged(problem: Problem, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a purifier that the rules allow, under AutoAttack, called CIFAR-10 for its leaderboard."""
+    run = tmp_path_factory.mktemp("judged") / "run"
+    settings = load_settings("digits", problem.arguments(run, *JUDGED)[1:])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("maep.attacks.catalog.AttackSuite.attacker", shortened)
+        run_pipeline(settings, "all", lambda name, _: pytest.fail(f"{name} was launched"))
+    return run
+
+
+def shortened(suite: Any, model: nn.Module, **how: Any) -> Any:
+    """AutoAttack of a few steps."""
+    from pyautoattack import AutoAttack
+
+    attacker = AutoAttack(model, version="standard", **how)
+    attacker.apgd.n_iter = attacker.apgd_targeted.n_iter = attacker.fab.n_iter = 2
+    attacker.square.n_queries, attacker.apgd_targeted.n_target_classes, attacker.fab.n_target_classes = 10, 2, 2
+    return attacker
+
+
+def loaded(directory: Path) -> nn.Module:
+    """What the loader that was written gives."""
+    spec = importlib.util.spec_from_file_location("model", directory / "model.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    model: nn.Module = module.load_model()
+    return model
+
+
+def test_a_submission_is_whole(judged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its entry has the report's numbers and the leaderboard's fields; moved elsewhere, its loader gives the very model
+    that was judged; an altered weight is named; nothing is written twice.
+    """
+    assert evaluate(["--robustbench", str(judged), "--to", str(tmp_path / "first")]) == 0
+    assert "are to be filled in" in capsys.readouterr().out
+    directory = Path(shutil.move(tmp_path / "first", tmp_path / "moved"))
+    entry = json.loads((directory / "model_info" / "cifar10" / "Linf" / "blurred.json").read_text())
+    [row] = Report.read(judged / REPORT).results
+    assert entry["autoattack_acc"] == f"{row.robust_accuracy:.2f}"
+    assert entry["clean_acc"] == f"{row.clean_accuracy:.2f}"
+    assert (entry["eps"], entry["dataset"]) == ("8/255", "cifar10")
+    assert all(entry[name] is None for name in FOR_THE_AUTHORS)
+    model = loaded(directory)
+    test, defenses = subjects_of(load_settings(str(judged / "config.yaml")))
+    images, [defense] = to_float(test.batch(range(6))[0]), defenses.values()
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    with torch.no_grad():
+        assert torch.equal(model(images), defense.purified_classifier(images))
+    with pytest.raises(UserError, match="exists already"):
+        evaluate(["--robustbench", str(judged), "--to", str(directory)])
+    weights = directory / "classifier.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match="classifier.safetensors: altered"):
+        load_submission(directory)
+
+
+def test_robustbench_itself_takes_it(judged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's own `benchmark` attacks the loaded model on its images, and its leaderboard shows the entry."""
+    reason = "needs robustbench, and the autoattack that it imports"
+    pytest.importorskip("robustbench.eval", reason=reason, exc_type=ImportError)
+    import robustbench.eval as library
+    from robustbench.leaderboard.template import generate_leaderboard
+
+    assert evaluate(["--robustbench", str(judged), "--to", str(tmp_path / "submission")]) == 0
+    images, labels = clean_split(load_settings(str(judged / "config.yaml")), "test").batch(range(6))
+    monkeypatch.setattr(library, "load_clean_dataset", lambda *_args: (to_float(images), labels))
+    monkeypatch.setattr(library, "AutoAttack", lambda model, **how: shortened(None, model, **{
+        key: value for key, value in how.items() if key in ("norm", "eps", "device")}))  # fmt: skip
+    [row] = Report.read(judged / REPORT).results
+    clean, robust = library.benchmark(
+        loaded(tmp_path / "submission"), n_examples=6, dataset="cifar10", threat_model="Linf", eps=8 / 255,
+        batch_size=6,
+    )  # fmt: skip
+    assert 100 * clean == pytest.approx(row.clean_accuracy, abs=1e-3)
+    assert robust <= clean
+    entry = tmp_path / "submission" / "model_info" / "cifar10" / "Linf" / "blurred.json"
+    filled = json.loads(entry.read_text()) | dict.fromkeys(FOR_THE_AUTHORS, "x")
+    entry.write_text(json.dumps(filled))
+    assert f"{row.robust_accuracy:.2f}" in generate_leaderboard("cifar10", "Linf", str(entry.parents[2]))
+
+
+def test_what_is_missing_is_said(judged: Path, tmp_path: Path) -> None:
+    """One line each, nothing written: no report, no leaderboard, no AutoAttack at its budget, options that clash."""
+
+    def refused(*words: str) -> str:
+        with pytest.raises(UserError) as error:
+            evaluate(list(words))
+        assert "\n" not in str(error.value)
+        assert not (judged / "robustbench").exists()
+        return str(error.value)
+
+    assert "no report.json" in refused("--robustbench", str(tmp_path))
+    assert "go together" in refused("--to", str(tmp_path / "x"))
+    assert "go together" in refused("--robustbench", str(judged), "--model", "m:f")
+    other = Path(shutil.copytree(judged, tmp_path / "other"))
+    config = (other / "config.yaml").read_text()
+    assert config.count("  name: cifar10") == 1
+    (other / "config.yaml").write_text(config.replace("  name: cifar10", "  name: digits"))
+    assert "RobustBench has no such leaderboard; it has cifar10 Linf" in refused("--robustbench", str(other))
+    (other / "config.yaml").write_text(config)
+    report = json.loads((other / REPORT).read_text())
+    report["results"][0]["eps"] = 4 / 255
+    (other / REPORT).write_text(json.dumps(report))
+    assert "has no autoattack-standard on gaussian_blur" in refused("--robustbench", str(other))
+    assert BOARDS["cifar10", "Linf"] == 8 / 255
+
+
+def configured(kind: type[Purifier]) -> Purifier:
+    """A filter, as its configuration for the digits has it."""
+    return kind.from_settings(load_settings(f"{kind.kind}/digits"))
+
+
+@pytest.mark.parametrize(
+    ("purifier", "rule"),
+    [
+        (lambda: configured(TotalVariationPurifier), 3), (lambda: configured(BitDepthPurifier), 1),
+        (lambda: MAEPurifier(MaskedAutoencoder(SMALL), PurifySettings(noise=0.1)), 2),
+        (lambda: MAEPurifier(MaskedAutoencoder(SMALL), PurifySettings(mask_ratio=0.5)), 2),
+        (lambda: MAEPurifier(MaskedAutoencoder(SMALL), PurifySettings(passes=2)), 3),
+    ],
+)  # fmt: skip
+def test_purifiers_that_break_a_rule(purifier: Callable[[], Purifier], rule: int) -> None:
+    """By the rule's name and number."""
+    made = purifier()
+    with pytest.raises(UserError, match=RULES[rule].split(",")[0]):
+        require_rules(made.eval(), train_small(), digits()[0][:2])
+
+
+def test_purifiers_that_keep_them() -> None:
+    """A median filter and a masked autoencoder without noise."""
+    trained = MAEPurifier(MaskedAutoencoder(SMALL), PurifySettings())
+    for made in (configured(MedianPurifier), trained):
+        require_rules(made.eval(), train_small(), digits()[0][:2])
+
+
+def test_every_kind_says_whether_it_is_a_loop() -> None:
+    """Written down by hand, so that a new kind is thought about."""
+    loops = {kind for kind in KINDS if purifier_class(kind).is_iterative}
+    assert loops == LOOPS
+
+
+LOOPS = {
+    "adp", "anti_adversary", "diffpure", "dram", "flowpure", "freqpure", "gdmp", "pixeldefend", "scoreopt", "soap",
+    "tvm",
+}  # fmt: skip

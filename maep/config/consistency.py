@@ -8,6 +8,7 @@ from maep.config.implementations import OBJECTIVES
 from maep.config.published_classifiers import PUBLISHED
 from maep.config.schema import (
     CertifySettings,
+    ClassifierSettings,
     EvaluationSettings,
     ModelSettings,
     PurifierSettings,
@@ -19,6 +20,8 @@ from maep.runtime.text import unfit_name
 
 MOST_PATCHES = 2**16  # of a tile: attention takes their square, 16 GB a head in fp32 where it is not fused
 PIXELS = "[0,1] pixels"  # the unit of budgets, steps and whatever else is a difference of pixels
+# How architectures end that have the part which a joint training of SOAP's trains.
+SOAP_PARTS = {"soap_rotation": "_rotation", "soap_reconstruction": "_autoencoder"}
 LEVELS = 255  # of an 8-bit image: whoever writes a budget above 1 most likely counts in these
 # Settings that become the name of a folder below runs/ or the cache.
 NAMES = ("run.name", "data.name", "classifier.arch")
@@ -100,6 +103,7 @@ def check_consistency(settings: Settings) -> None:
     is_own(settings.classifier.arch)
     _check_evaluation(settings.evaluation)
     _check_published(settings)
+    _check_soap(settings.classifier)
     _check_names(settings)
     _check_masks(settings)
     _check_noise(settings)
@@ -214,6 +218,16 @@ def _check_teacher(settings: Settings) -> None:
         fail(f"robust.teacher={word}: only objective.name=robust asks for its answers; leave it out")
     if tuned and finetune.clean_shards and (finetune.objective or settings.objective.name) == "robust":
         fail("robust.teacher: answers for the run's own images; leave out finetune.clean_shards")
+
+
+def _check_soap(classifier: ClassifierSettings) -> None:
+    """A joint training of SOAP's has the part of the classifier that it trains."""
+    suffix = SOAP_PARTS.get(classifier.training, "")
+    if not classifier.arch.endswith(suffix):
+        fail(
+            f"classifier.training={classifier.training}: {classifier.arch} has not what it trains; choose "
+            f"classifier.arch=…{suffix}, such as soap_resnet{suffix}"
+        )
 
 
 def _check_published(settings: Settings) -> None:

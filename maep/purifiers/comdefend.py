@@ -85,7 +85,7 @@ class ComDefendPurifier(WholeImagePurifier):
 
         Raises UserError where there is not one of each, or where kernels and biases are those of other networks.
         """
-        encoder, decoder = (_layers(_only(path, pattern)) for pattern in LISTS)
+        encoder, decoder = map(_layers, [_only(path, pattern) for pattern in LISTS])
         tensors = _named("encoder.", encoder) | _named("decoder.0.", decoder)
         widths = [len(bias) for _, bias in encoder]
         network = ComDefendSettings(widths[:-1], widths[-1], offset=0.5, test_noise=0.0)

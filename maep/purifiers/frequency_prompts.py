@@ -78,12 +78,20 @@ class PromptedImages(nn.Module):
         return torch.cat(parts)
 
     def clusters(self, images: Tensor) -> Tensor:
-        """Number of the nearest prototype of each image, [N]. Raises UserError where there are none to choose among."""
+        """Number of the nearest prototype of each image, [N]. Raises UserError where there are none to choose among, or
+        where they are of another classifier's features.
+        """
         if len(self.prompts) == 1:
             return torch.zeros(len(images), dtype=torch.int64, device=images.device)
         if not self.prototypes.numel():
             fail("frequency_prompts: these prompts have no clusters yet; take those of purifier/")
-        return _distances(self.features(images), self.prototypes).argmin(1)
+        features = self.features(images)
+        if features.shape[1] != self.prototypes.shape[1]:
+            fail(
+                f"frequency_prompts: its clusters are of {self.prototypes.shape[1]} features, and this classifier has "
+                f"{features.shape[1]}; judge it before the classifier that it was trained with"
+            )
+        return _distances(features, self.prototypes).argmin(1)
 
     def patterns(self) -> Tensor:
         """What each prompt adds to an image, [clusters, 3, side, side]."""

@@ -68,12 +68,17 @@ class SoapPurifier(Filter):
 
     @classmethod
     def check_settings(cls, settings: schema.Settings) -> None:
-        """As the base's; and the view that purifying compares with is the one that the classifier was trained with."""
+        """As the base's; and the classifier was trained for what purifying descends, on the same view."""
         super().check_settings(settings)
         section, arch = getattr(settings, cls.kind), settings.classifier.arch
         what, suffix = PARTS.get(section.loss, ("", ""))
         if not arch.endswith(suffix):
             fail(f"soap.loss={section.loss}: {arch} has no {what}; choose classifier.arch=…{suffix}")
+        training, own = settings.classifier.training, f"soap_{section.loss}"
+        if what and settings.classifier.weights is None and training != own:
+            fail(
+                f"soap.loss={section.loss}: classifier.training={training} leaves its {what} untrained; set it to {own}"
+            )
         mirror, flip = section.mirror, settings.classifier.flip
         if settings.classifier.training == "soap" and mirror != flip:
             fail(f"soap.mirror={mirror}: the classifier's training has classifier.flip={flip}; set both alike")

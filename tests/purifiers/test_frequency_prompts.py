@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from maep import load_purifier
 from maep.config.load import load_settings
@@ -115,6 +115,14 @@ def test_it_is_saved_with_its_clusters(tmp_path: Path) -> None:
     for wrong in (weights[PROTOTYPES][:2], weights[PROTOTYPES] * torch.nan):
         with pytest.raises(UserError, match=r"weights: frequency_prompts\.prototypes is \[\d, 24\]; expected finite"):
             FrequencyPromptsPurifier.from_config(instance.config(), {**weights, PROTOTYPES: wrong}, Source())
+
+
+def test_a_classifier_of_other_features_is_refused() -> None:
+    """Its clusters would be none of these."""
+    instance = purifier()
+    instance.attach(nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    with pytest.raises(UserError, match=r"its clusters are of 24 features, and this classifier has 5; judge it before"):
+        instance(images())
 
 
 def test_settings_that_do_not_fit_are_refused() -> None:

@@ -119,7 +119,12 @@ def test_who_has_no_decoder_is_refused() -> None:
         load_settings(None, words)
     with pytest.raises(UserError, match=r"soap\.loss=reconstruction: soap_resnet_rotation has no decoder"):
         load_settings(None, [*words, "classifier.arch=soap_resnet_rotation"])
-    load_settings(None, [*words, "classifier.arch=soap_resnet_autoencoder"])
+    words.append("classifier.arch=soap_resnet_autoencoder")
+    with pytest.raises(UserError, match=r"training=soap leaves its decoder untrained; set it to soap_reconstruction"):
+        load_settings(None, [*words, "classifier.training=soap"])
+    load_settings(None, [*words, "classifier.training=soap_reconstruction"])
+    with pytest.raises(UserError, match=r"training=soap_reconstruction: cifar_resnet20 has not what it trains"):
+        load_settings(None, ["classifier.training=soap_reconstruction"])
     plain = ClassifierSettings(arch="cifar_resnet8")
     with pytest.raises(UserError, match=r"training=soap_reconstruction: cifar_resnet8 has no decoder"):
         ReconstructionTraining(build_classifier(plain, 4), plain)

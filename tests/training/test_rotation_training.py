@@ -125,7 +125,13 @@ def test_who_has_no_such_head_is_refused() -> None:
     words = ["purifier.kind=soap", "soap.loss=rotation"]
     with pytest.raises(UserError, match=r"soap\.loss=rotation: cifar_resnet20 has no head for turns"):
         load_settings(None, words)
-    assert load_settings(None, [*words, "classifier.arch=soap_resnet_rotation"]).classifier.training == "standard"
+    words.append("classifier.arch=soap_resnet_rotation")
+    with pytest.raises(UserError, match=r"training=standard leaves its head for turns untrained; set it to soap_rot"):
+        load_settings(None, words)
+    assert load_settings(None, [*words, "classifier.weights=FILE"]).classifier.training == "standard"
+    assert load_settings(None, [*words, "classifier.training=soap_rotation"]).soap.loss == "rotation"
+    with pytest.raises(UserError, match=r"classifier\.training=soap_rotation: cifar_resnet20 has not what it trains"):
+        load_settings(None, ["classifier.training=soap_rotation"])
     with pytest.raises(UserError, match=r"classifier\.training=soap_rotation: cifar_resnet8 has no head"):
         RotationTraining(
             build_classifier(ClassifierSettings(arch="cifar_resnet8"), 4), replace(OPTIONS, arch="cifar_resnet8")

@@ -18,6 +18,7 @@ values: [clean_accuracy, robust_accuracy]        what is read there
 paper: {2: {0: [90.49, 86.80], …}, …}            by the names of the axes, then of the readings if there are several
 costs: [parameters, seconds_per_image]           of each point's first row; in a table of their own
 claims: {2: {0: {claimed: 85.5, found: 1.0, by: who}, …}, …}   robust accuracies of elsewhere, by the names of the axes
+others: [[DiffPure, how it was attacked, 88.15, 87.29], …]   other defenses as published, no points of this sweep
 errata: [a sentence]
 halving: {keep: 0.5, at: [300, 600], by: robust_accuracy}   stops hopeless points (maep.ablation.grid.halving)
 """
@@ -39,8 +40,8 @@ from maep.storage.documents import read_fields
 ZIP = "zip"
 AXIS_FIELDS = ("grid", ZIP, "names")
 FIELDS = (
-    "table", "title", "scales", *AXIS_FIELDS, "seeds", "readings", "values", "paper", "costs", "claims", "errata",
-    "halving",
+    "table", "title", "scales", *AXIS_FIELDS, "seeds", "readings", "values", "paper", "costs", "claims", "others",
+    "errata", "halving",
 )  # fmt: skip
 SCALE_FIELDS = ("base", "set", "note", *AXIS_FIELDS, "readings", "halving", "claims")
 TEXTS = ("table", "title", "note", "names", "errata", "by")  # keys below which everything is text
@@ -73,6 +74,17 @@ class Axis:
 
 
 @dataclass(frozen=True)
+class OtherDefense:
+    """What was published of a defense that is no point of the sweep. attack: how it was judged; numbers: one a value of
+    the sweep, None where none is published.
+    """
+
+    defense: str
+    attack: str
+    numbers: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
 class Sweep:
     """A sweep at one scale.
 
@@ -95,6 +107,7 @@ class Sweep:
     values: tuple[str, ...]
     paper: PaperNumbers
     errata: tuple[str, ...]
+    others: tuple[OtherDefense, ...] = ()
     halving: Halving | None = None
     costs: tuple[str, ...] = ()
     claims: Mapping[tuple[str, ...], Claim] = field(default_factory=dict)
@@ -141,6 +154,7 @@ def read_sweep(name: str, scale: str | None = None, overrides: Sequence[str] = (
         scale=scale, note=str(part.get("note", "")), base=str(part["base"]), fixed=part.get("set") or {},
         axes=_axes(file, tree), seeds=tuple(_list(file, "seeds", tree.get("seeds", [0]))), row_selectors=selectors,
         values=values, paper=paper, errata=tuple(tree.get("errata", ())),
+        others=_others(file, tree.get("others", []), values),
         halving=read_halving(file, part.get("halving", tree.get("halving"))),
         costs=tuple(_list(file, "costs", tree["costs"])) if "costs" in tree else (), claims=claims,
     )  # fmt: skip
@@ -287,6 +301,16 @@ def _claims(file: Path, tree: Any, axes: Sequence[Axis]) -> dict[tuple[str, ...]
     levels = [axis.names for axis in axes]
     parts = {} if tree is None else dict(_leaves(file, tree, levels, key="claims"))
     return {names: read_fields(Claim, part, _key(file, "claims", names)) for names, part in parts.items()}
+
+
+def _others(file: Path, tree: Any, values: Sequence[str]) -> tuple[OtherDefense, ...]:
+    """Other defenses; each entry names one and its attack, then a number for each value."""
+    others = []
+    for entry in _list(file, "others", tree) if tree else ():
+        if not isinstance(entry, list) or len(entry) < 3 or not all(isinstance(word, str) for word in entry[:2]):
+            fail(f"{file}: others: {entry}: expected [defense, attack, {', '.join(values)}]")
+        others.append(OtherDefense(entry[0], entry[1], _numbers(f"{file}: others: {entry[0]}", entry[2:], values)))
+    return tuple(others)
 
 
 def _leaves(

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from maep.ablation.grid.sweep import Sweep, read_sweep
+from maep.ablation.grid.sweep import OtherDefense, Sweep, read_sweep
 from maep.ablation.running.point_records import PointState
 from maep.ablation.tables.cells import Measure
 from maep.ablation.tables.details import Detail, cost
-from maep.ablation.tables.render import EMPTY, number
+from maep.ablation.tables.render import EMPTY, number, other_numbers
 from maep.ablation.tables.summary_document import SweepSummary
 from maep.config.load import sweep_names
 from maep.runtime.text import shown_in_html
@@ -33,7 +33,9 @@ class PageLine:
 
 @dataclass(frozen=True)
 class PageTable:
-    """A table as the page shows it. progress: how many points are finished; figures: `{title: data URI}`."""
+    """A table as the page shows it. progress: how many points are finished; figures: `{title: data URI}`;
+    others: what was published of other defenses.
+    """
 
     table: str
     title: str
@@ -44,6 +46,7 @@ class PageTable:
     errata: Sequence[str] = ()
     progress: str = ""
     figures: Mapping[str, str] = field(default_factory=dict)
+    others: Sequence[str] = ()
 
     @property
     def order(self) -> tuple[float, str]:
@@ -85,7 +88,12 @@ def table_of_summary(summary: SweepSummary, figures: Path) -> PageTable:
     return PageTable(
         summary.table, summary.title, summary.scale, shlex.join(summary.command), lines, summary.note, summary.errata,
         f"{summary.finished} of {len(summary.points)} points finished", images,
+        _others(summary.others),
     )  # fmt: skip
+
+
+def _others(others: Sequence[OtherDefense]) -> list[str]:
+    return [f"{other.defense}, {other.attack}: {other_numbers(other)}" for other in others]
 
 
 def _data_uri(path: Path) -> str:
@@ -101,7 +109,9 @@ def table_without_run(sweep: Sweep) -> PageTable:
         for value, paper in zip(sweep.values, numbers, strict=True)
     ]
     command = f"python launch/local.py cfg=ablation/{sweep.name} --scale paper"
-    return PageTable(sweep.table, sweep.title, "not run", command, lines, errata=sweep.errata)
+    return PageTable(
+        sweep.table, sweep.title, "not run", command, lines, errata=sweep.errata, others=_others(sweep.others)
+    )
 
 
 def _lines_of_detail(detail: Detail) -> list[PageLine]:

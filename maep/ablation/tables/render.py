@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from maep.ablation.grid.sweep import Sweep
+from maep.ablation.grid.sweep import OtherDefense, Sweep
 from maep.ablation.running.point_records import PointState
 from maep.ablation.tables.cells import Cell, Measure
 from maep.runtime.text import latex, markdown
@@ -79,7 +79,9 @@ def caption(sweep: Sweep) -> str:
 
 
 def markdown_table(sweep: Sweep, cells: Sequence[Cell]) -> str:
-    """A line of ours and one of the paper's a row, or side by side if there is one column; then note and errata."""
+    """A line of ours and one of the paper's a row, or side by side if there is one column; then note, other
+    defenses and errata.
+    """
     heads, columns, rows = layout(sweep, cells)
     several = len(columns) > 1
     top = [*heads, *(["", *columns] if several else ["ours", "paper", "difference"])]
@@ -89,9 +91,22 @@ def markdown_table(sweep: Sweep, cells: Sequence[Cell]) -> str:
             lines += [line_of_markdown(line) for line in _pair_of_lines(sweep, row)]
         else:
             lines.append(line_of_markdown([*labels(sweep, row), ours(row[0]), papers(row[0]), differences(row[0])]))
-    lines += ["", *([markdown(sweep.note), ""] if sweep.note else [])]
+    lines += ["", *([markdown(sweep.note), ""] if sweep.note else []), *_others(sweep)]
     lines += [f"Erratum: {markdown(text)}" for text in sweep.errata]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def other_numbers(other: OtherDefense) -> str:
+    """The published values of another defense."""
+    return " / ".join(map(number, other.numbers))
+
+
+def _others(sweep: Sweep) -> list[str]:
+    """A table of its own, since what attacked them differs."""
+    if not sweep.others:
+        return []
+    lines = [line_of_markdown([other.defense, other.attack, other_numbers(other)]) for other in sweep.others]
+    return [line_of_markdown(["other defenses", "attacked by", "published"]), line_of_markdown(["---"] * 3), *lines, ""]
 
 
 def _pair_of_lines(sweep: Sweep, row: Sequence[Cell]) -> tuple[list[str], list[str]]:

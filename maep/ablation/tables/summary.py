@@ -86,7 +86,7 @@ def _summary(
         readings=sweep.row_selectors, values=sweep.values, halving=sweep.halving,
         attacked=attack_counts(points), pretrainings=pretraining_count(points),
         seconds=sweep_time(directory, sum(entry.seconds for entry in entries)),
-        points=entries, cells=tuple(cells), details=tuple(details),
+        points=entries, cells=tuple(cells), details=tuple(details), others=sweep.others,
     )  # fmt: skip
 
 

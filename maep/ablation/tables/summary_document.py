@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from maep.ablation.grid.halving import Halving
 from maep.ablation.grid.row_selector import RowSelector
+from maep.ablation.grid.sweep import OtherDefense
 from maep.ablation.running.overhead import SweepTime
 from maep.ablation.running.point_records import PointState
 from maep.ablation.running.rungs import Stop
@@ -77,6 +78,7 @@ class SweepSummary(Document):
     """The file's entries, in order. readings: the row selectors by name; command: how to make it again.
 
     details: of sweeps that read costs or name claims; of others the file has no such entry.
+    others: defenses that the table sets beside its points, as published.
     """
 
     VERSION_KEY: ClassVar[str] = "schema"
@@ -99,6 +101,7 @@ class SweepSummary(Document):
     points: tuple[PointEntry, ...]
     cells: tuple[Cell, ...]
     details: tuple[Detail, ...] = ()
+    others: tuple[OtherDefense, ...] = ()
 
     @property
     def finished(self) -> int:
@@ -110,6 +113,8 @@ class SweepSummary(Document):
         entries = super().to_json()
         if not self.details:
             del entries["details"]
+        if not self.others:  # as it was written before tables had any
+            del entries["others"]
         for cell, cell_entry in zip(self.cells, entries["cells"], strict=True):
             for measure, entry in zip(cell.measures, cell_entry["measures"], strict=True):
                 entry["difference"] = measure.difference

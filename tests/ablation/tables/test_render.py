@@ -10,8 +10,12 @@ from maep.ablation.grid.points import Point, expand
 from maep.ablation.grid.row_selector import WORST_CASE
 from maep.ablation.grid.sweep import Sweep, read_sweep
 from maep.ablation.running.reuse import reuse_between
+from maep.ablation.tables.cells import read_cells
+from maep.ablation.tables.paper_page import render_paper
+from maep.ablation.tables.render import markdown_table
 from maep.config.load import CONFIGS, config_names, sweep_names
 from maep.evaluation.scoring.tasks import attacks_of
+from maep.runtime.errors import UserError
 
 OWN = ("ablation/robust", "ablation/same_budget", "ablation/zoo", "ablation/zoo_cifar10", "ablation/zoo_generative")
 SMALL_ALONE = ("ablation/zoo_cifar10", "ablation/zoo_generative")  # whose large scale is ablation/zoo's
@@ -104,3 +108,21 @@ def test_published_numbers_are_the_papers(name: str) -> None:
         width = len(known)
         assert width
         assert any(row[i : i + width] == known for row in rows for i in range(len(row))), (names, numbers)
+
+
+def test_other_defenses_stand_below_the_table_as_published(tmp_path: Path) -> None:
+    """Table 6 has the generative ones under each attack; they are no points, and a malformed entry is named."""
+    sweep, points = resolved("ablation/table06", "cpu", tmp_path)
+    assert {other.defense for other in sweep.others} >= {"DiffPure", "GDMP", "ScoreOpt-O", "ADP", "Hill et al.", "ADBM"}
+    assert len(points) == 1
+    text = markdown_table(sweep, read_cells(sweep, points))
+    assert "| DiffPure | exact gradients (DiffGrad) | 89.46 / 48.05 |" in text
+    assert "Published of ScoreOpt-N, seconds an image: 1.17" in render_paper([])
+    file = tmp_path / "mine.yaml"
+    for entry, message in (
+        ("[DiffPure, 1, 2]", "expected .defense, attack, clean_accuracy"),
+        ("[A, b, 1]", "expected 2"),
+    ):
+        file.write_text(f"scales: {{paper: {{base: digits}}}}\nothers: [{entry}]\n")
+        with pytest.raises(UserError, match=rf"mine\.yaml: others: .*{message}"):
+            read_sweep(str(file))

@@ -307,6 +307,23 @@ def score(
     return Losses(l_score, {"l_score": l_score})
 
 
+def energy(
+    model: Model, clean: Tensor, adversarial: Tensor, visible: Tensor | None, settings: ObjectiveSettings, seeds: Tensor
+) -> Losses:
+    """(U(x + σn) - U(u)) / (ε²/2): energies of images fall, those of its own chains rise (Hill et al., ICLR 2021).
+
+    Its mean over a batch swings around 0 while chains and images are alike; its gradient is the likelihood's.
+    model: pictures of [-1, 1] → U, [N], with ε, `noise`, and σ, `data_noise` (`maep.models.energy_network`).
+    adversarial: u, the chains' states in [-1, 1] units, not clipped (`maep.training.chains`). Arguments otherwise as
+    `maep`'s, visible None. seeds: int64 [N], of which n depends.
+    """
+    _require_no_mask("energy", visible)
+    shift = model.data_noise * normal_of(seeds, NOISE_STREAM, clean.shape[1:])  # type: ignore[attr-defined]
+    of_images, of_chains = model(torch.cat([2 * clean - 1 + shift, adversarial])).chunk(2)
+    difference = (of_images - of_chains) / (model.noise**2 / 2)  # type: ignore[attr-defined]
+    return Losses(difference, {"l_energy": difference})
+
+
 def flow(
     model: Model, clean: Tensor, adversarial: Tensor, visible: Tensor | None, settings: ObjectiveSettings, seeds: Tensor
 ) -> Losses:

@@ -163,6 +163,7 @@ def numpy_objective(name: str, n: int, visible: np.ndarray | None, settings: Obj
         "trades_latent": lambda: d(p(x), x) + beta * d(e(x_a), e(x), np.ones(8)),
         "denoise": lambda: numpy_denoise(n, x, p),
         "score": lambda: numpy_score(n, x, p),
+        "energy": lambda: numpy_energy(n, x, x_a, p),
         "flow": lambda: numpy_flow(n, x, x_a, p),
         "likelihood": lambda: numpy_likelihood(x, p),
         "code": lambda: numpy_code(n, x, model, d) + settings.code_weight * numpy_code(n, x, model, None),
@@ -205,6 +206,25 @@ def numpy_score(n: int, x: np.ndarray, p: Callable[[np.ndarray], np.ndarray]) ->
     sigma = 0.01 * 20 ** float(uniform_of(SEEDS, 0)[n])
     noise = normal_of(SEEDS, 1, x.shape)[n].double().numpy()
     return float(((p(2 * (x + sigma * noise) - 1) - noise) ** 2).mean())
+
+
+class QuadraticEnergy:
+    """U = mean of (A·u)² over 100, told of noise of 0.1 and 0.3 of the chains' and the images'."""
+
+    noise, data_noise = 0.1, 0.3
+
+    def __init__(self, model: Linear) -> None:
+        self.model = model
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return self.model(u).flatten(1).square().mean(1) / 100
+
+
+def numpy_energy(n: int, x: np.ndarray, a: np.ndarray, p: Callable[[np.ndarray], np.ndarray]) -> float:
+    """(U(2x - 1 + 0.3·n) - U(u)) / (0.1²/2), u as it is given."""
+    noise = normal_of(SEEDS, 1, x.shape)[n].double().numpy()
+    image, chain = (float((p(u) ** 2).mean()) / 100 for u in (2 * x - 1 + 0.3 * noise, a))
+    return (image - chain) / 0.005
 
 
 def numpy_flow(n: int, x: np.ndarray, a: np.ndarray, p: Callable[[np.ndarray], np.ndarray]) -> float:
@@ -294,6 +314,7 @@ def numpy_features(image: np.ndarray) -> np.ndarray:
 WEIGHTS = {"clean_weight": 0.6, "kl_weight": 2.0, "pixel_weight": 0.4, "code_weight": 0.2}
 NETWORKS: dict[str, Callable[[Linear], Any]] = {
     "images": lambda model: model, "denoiser": TimedLinear, "score": TimedLinear, "velocity": TimedLinear,
+    "energy": QuadraticEnergy,
     "code": CodingLinear, "likelihood": MixingLinear,
 }  # fmt: skip
 
@@ -302,7 +323,8 @@ CASES = [
     ("mae", VISIBLE), ("purification", None), ("mlm", VISIBLE), ("mlm", None), ("maep", VISIBLE),
     ("reconstruction", None), ("trades_pixel", None), ("trades_latent", None), ("robust", None), ("robust", VISIBLE),
     ("nim", None), ("stability", None), ("stability", VISIBLE), ("denoise", None),
-    ("score", None), ("flow", None), ("code", None), ("likelihood", None), ("feature", None), ("feature", VISIBLE),
+    ("score", None), ("energy", None), ("flow", None), ("code", None), ("likelihood", None), ("feature", None),
+    ("feature", VISIBLE),
 ]  # fmt: skip
 
 
@@ -357,6 +379,7 @@ def test_masks_that_do_not_fit_are_refused() -> None:
     """Whole-image objectives take no mask, and mae needs one."""
     for name, visible in (("trades_pixel", VISIBLE), ("trades_latent", VISIBLE), ("reconstruction", VISIBLE),
                           ("purification", VISIBLE), ("nim", VISIBLE), ("denoise", VISIBLE), ("flow", VISIBLE),
+                          ("energy", VISIBLE),
                           ("code", VISIBLE), ("likelihood", VISIBLE), ("mae", None)):  # fmt: skip
         with pytest.raises(ValueError, match=name):
             total_of(name, Linear(), visible, ObjectiveSettings())

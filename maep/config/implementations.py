@@ -16,7 +16,8 @@ class Objective:
 
     classifies: it judges purified images by the frozen classifier, too. noises: its second image of a pair is the clean
     one with noise, made as the training goes (`maep.training.noise`). draws: it draws random numbers, by a seed of each
-    sample. clean_images: it has no second image. network: what it trains: a map of `images`, which the kinds of
+    sample. clean_images: it has no second image. chains: in its place it has the states of chains that go on from epoch
+    to epoch (`maep.training.chains`). network: what it trains: a map of `images`, which the kinds of
     purifiers have unless they say otherwise (`maep.purifiers.base.TrainedPurifier.network_kind`), or another.
     """
 
@@ -26,6 +27,7 @@ class Objective:
     noises: bool = False
     draws: bool = False
     clean_images: bool = False
+    chains: bool = False
     network: str = "images"
 
     @property
@@ -52,6 +54,9 @@ OBJECTIVES = {
     "score": Objective("maep.objectives:score", whole_images=True, draws=True, clean_images=True, network="score"),
     "code": Objective("maep.objectives:code", whole_images=True, draws=True, clean_images=True, network="code"),
     "likelihood": Objective("maep.objectives:likelihood", whole_images=True, clean_images=True, network="likelihood"),
+    "energy": Objective(
+        "maep.objectives:energy", whole_images=True, draws=True, clean_images=True, chains=True, network="energy"
+    ),
     "flow": Objective("maep.objectives:flow", whole_images=True, draws=True, network="velocity"),
 }
 NOISES = ("gamma", "fixed", "uniform")  # how an objective that noises draws each image's deviation

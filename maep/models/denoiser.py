@@ -12,11 +12,14 @@ TIME_SCALE = 999.0  # from times of [0, 1] to Ho et al.'s step numbers, for whic
 LONGEST = 10_000  # wavelength of the embedding, in steps
 
 
-def embedding(times: Tensor, width: int) -> Tensor:
-    """Sines and cosines of times [N], wavelengths in a geometric series: [N, width], width even."""
+def sinusoids(steps: Tensor, width: int, last: int = 1) -> Tensor:
+    """Sines, then cosines of step numbers [N], wavelengths in a geometric series: [N, width], width even.
+
+    last: by how many terms the series ends before it comes to LONGEST; Ho et al.'s has 1, guided diffusion's 0.
+    """
     half = width // 2
-    rates = torch.exp(torch.arange(half, device=times.device) * (-math.log(LONGEST) / (half - 1)))
-    angles = TIME_SCALE * times[:, None] * rates.to(times.dtype)
+    rates = torch.exp(torch.arange(half, device=steps.device) * (-math.log(LONGEST) / (half - last)))
+    angles = steps[:, None] * rates.to(steps.dtype)
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 
@@ -61,13 +64,16 @@ class Denoiser(nn.Module):
 
     width: channels of the finest level; multipliers: of each level, each half as fine as the one before; blocks: a
     level; unshuffle: pixels become channels by this factor first; latest: the time up to which it is trained. `factor`
-    divides H and W. Predicts 0 at first: its last convolution starts at zero.
+    divides H and W. Predicts 0 at first: its last convolution starts at zero. `attended`, `heads`: where it has
+    attention, an image is so many times smaller, and of each pair of pixels there are so many numbers.
     """
+
+    heads = 1
 
     def __init__(self, width: int, multipliers: Sequence[int], blocks: int, unshuffle: int, latest: float) -> None:
         super().__init__()
         self.width, self.unshuffle, self.latest = width, unshuffle, latest
-        self.factor = unshuffle * 2 ** (len(multipliers) - 1)
+        self.factor = self.attended = unshuffle * 2 ** (len(multipliers) - 1)
         widths, timed, channels = [width * each for each in multipliers], 4 * width, 3 * unshuffle**2
         self.time = nn.Sequential(nn.Linear(width, timed), nn.SiLU(), nn.Linear(timed, timed), nn.SiLU())
         self.head = nn.Conv2d(channels, width, 3, padding=1)
@@ -94,7 +100,7 @@ class Denoiser(nn.Module):
 
     def forward(self, u: Tensor, times: Tensor) -> Tensor:
         """u: [N, 3, H, W], about [-1, 1]; times: [N]. Returns u's shape."""
-        time = self.time(embedding(times, self.width))
+        time = self.time(sinusoids(TIME_SCALE * times, self.width))
         x = self.head(F.pixel_unshuffle(u, self.unshuffle))
         skips = [x]
         for part in self.down:

@@ -18,9 +18,14 @@ def beta(t: Tensor) -> Tensor:
     return BETA_MIN + (BETA_MAX - BETA_MIN) * t
 
 
+def growth(t: Tensor) -> Tensor:
+    """-ln ᾱ, the integral of the rate up to times of [0, 1]; same shape."""
+    return 0.5 * (BETA_MAX - BETA_MIN) * t.square() + BETA_MIN * t
+
+
 def alpha_bar(t: Tensor) -> Tensor:
     """ᾱ, the share of the picture's variance that is left at times of [0, 1]; same shape."""
-    return torch.exp(-0.5 * (BETA_MAX - BETA_MIN) * t.square() - BETA_MIN * t)
+    return torch.exp(-growth(t))
 
 
 def sigma_of(t: Tensor) -> Tensor:

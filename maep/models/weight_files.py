@@ -21,7 +21,7 @@ TORCH = (b"PK", b"\x80")  # how torch's files begin: a zip of pickles, and befor
 # Looked for in a directory, in this order: Hugging Face's names and DeepSpeed's.
 IN_DIRECTORY = (
     "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin",
-    "mp_rank_00_model_states.pt",
+    "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "mp_rank_00_model_states.pt",
 )  # fmt: skip
 
 

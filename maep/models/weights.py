@@ -70,7 +70,11 @@ def read_weights(path: str | Path, expected: Mapping[str, Tensor] | None = None)
     Raises UserError, naming the file and listing what is in it, when it is missing, cannot be read, holds no tensors,
     or several networks that fit.
     """
-    content = read_content(Path(path))
+    return weights_in(read_content(Path(path)), path, expected)
+
+
+def weights_in(content: Any, path: str | Path, expected: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """`read_weights` of what was read already. content: as `read_content` gives it; path: where, for messages."""
     branches = list(_branches(content))
     if not branches:
         fail(f"{path}: holds no state dict; expected named tensors, alone or in {', '.join(WRAPPERS[1:4])}, …; "

@@ -8,12 +8,13 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from maep.config import schema
 from maep.config.identity import decisive_fields
 from maep.config.schema import PurifySettings, setting
 from maep.models.denoiser import GROUPS, Denoiser
+from maep.models.published_denoisers import WIDTHS, Sizes, build_published, read_published
 from maep.models.weights import load_weights, require_fit
 from maep.purifiers.base import UNNAMED, Source, TrainedPurifier, mapping_of, require_eager, require_images, section_of
 from maep.purifiers.registry import network_entries, purifier_class, use_entries
@@ -22,6 +23,8 @@ from maep.runtime.device import upload
 from maep.runtime.errors import fail
 from maep.runtime.randomness import SideBySide, keyed_rng
 
+OWN = "own"
+LAYOUTS = ("score_sde", "ddpm", "improved", "guided")
 # What `purify.batch_tiles` counts where there are no tiles: 32 x 32 pixels, an image of CIFAR-10.
 TILE_PIXELS = 32 * 32
 
@@ -43,10 +46,19 @@ class TimedNetworkSettings:
 
 @dataclass
 class DenoiserSettings(TimedNetworkSettings):
-    """The same of a network that predicts noise."""
+    """The same of a network that predicts noise. The layouts of published files are in
+    `maep.models.published_denoisers`; DiffPure's on CIFAR-10 is score_sde, 128, [1, 2, 2, 2], 8 blocks, attention [1].
+    """
 
     latest: float = setting(
         0.2, "time of the diffusion up to which it is trained (published networks: 1)", above=0.0, high=1.0
+    )
+    layout: str = setting(
+        OWN, "whose network it is: the project's own, or one with the names and sizes of published files",
+        choices=(OWN, *LAYOUTS), added=True,
+    )  # fmt: skip
+    attention: list[int] = setting(
+        [], "levels with attention, counted from 0, beside the middle; of published layouts", low=0, high=64, added=True
     )
 
 
@@ -63,7 +75,7 @@ class DenoiserPurifier(TrainedPurifier):
     stages: ClassVar[tuple[str, ...]] = ("shards", "classifier", "pretrain")
     network_kind = "denoiser"
 
-    def __init__(self, model: Denoiser, network: Any, settings: PurifySettings) -> None:
+    def __init__(self, model: nn.Module, network: Any, settings: PurifySettings) -> None:
         """Raises UserError where the section does not fit together, and for options that it has not."""
         self.check(network)
         self.check_options(settings)
@@ -90,6 +102,10 @@ class DenoiserPurifier(TrainedPurifier):
             fail(f"{cls.kind}.multipliers=[]: expected at least one, such as 1")
         if section.width % GROUPS:
             fail(f"{cls.kind}.width={section.width}: must be a multiple of {GROUPS}")
+        if getattr(section, "layout", OWN) != OWN:
+            return _check_published(cls.kind, section)
+        if getattr(section, "attention", []):
+            fail(f"{cls.kind}.attention={section.attention}: is of published layouts; {OWN} has it in the middle alone")
         channels = 3 * section.unshuffle**2
         if section.width < channels:  # or the noise, which it must tell, would not pass
             fail(f"{cls.kind}.width={section.width}: must be at least {channels} with unshuffle={section.unshuffle}")
@@ -111,6 +127,23 @@ class DenoiserPurifier(TrainedPurifier):
         factor = section.unshuffle * 2 ** (len(section.multipliers) - 1)
         if size % factor:
             fail(f"model.image_size={size}: is halved by the levels of {cls.kind}; choose a multiple of {factor}")
+
+    @classmethod
+    def build(cls, section: Any) -> nn.Module:
+        """The network that a section describes, with random weights."""
+        if getattr(section, "layout", OWN) == OWN:
+            return Denoiser(section.width, section.multipliers, section.blocks, section.unshuffle, section.latest)
+        sizes = Sizes(section.width, section.multipliers, section.blocks, section.attention)
+        return build_published(section.layout, sizes, section.latest)
+
+    @classmethod
+    def loaded(cls, section: Any, tensors: Mapping[str, Tensor], source: str | Path) -> nn.Module:
+        """The network of a section with these weights. Raises UserError, naming `source`, unless each name fits."""
+        with torch.device("meta"):  # names and shapes alone: nothing is allocated for what the file does not hold
+            require_fit(cls.build(section).state_dict(), tensors, source)
+        network = cls.build(section)
+        load_weights(network, tensors, source)
+        return network
 
     # purifying
 
@@ -154,8 +187,9 @@ class DenoiserPurifier(TrainedPurifier):
         return max(1, self.settings.batch_tiles * TILE_PIXELS // (height * width))
 
     def bytes_taken(self, height: int, width: int) -> int:
-        """As `Purifier.bytes_taken`: 50 a channel of the finest level, and two maps of the coarsest's attention."""
-        return 50 * self.network.width * height * width + 8 * (height * width // self.model.factor**2) ** 2
+        """As `Purifier.bytes_taken`: 50 a channel of the finest level, and two maps of the largest attention."""
+        pixels = height * width // self.model.attended**2
+        return 50 * self.network.width * height * width + 8 * self.model.heads * pixels**2
 
     # variants of it
 
@@ -181,7 +215,7 @@ class DenoiserPurifier(TrainedPurifier):
     @classmethod
     def shared_network(cls, settings: schema.Settings) -> dict[str, object]:
         """What the network is, whichever kind asks it."""
-        return {"network": cls.network_kind, **network_entries(getattr(settings, cls.kind))}
+        return {"network": cls.network_kind, **decisive_fields(getattr(settings, cls.kind), "pretrain")}
 
     @classmethod
     def use_facts(cls, settings: schema.Settings) -> dict[str, object]:
@@ -198,9 +232,14 @@ class DenoiserPurifier(TrainedPurifier):
     # on disk
 
     def config(self) -> dict[str, Any]:
-        """The network's settings, and below `purify.sampler` how the kind uses it."""
+        """The network's settings, without the defaults of those that were added later, and below `purify.sampler` how
+        the kind uses it.
+        """
         sampler = use_entries(self.network)
-        return {"model": network_entries(self.network), "purify": {**asdict(self.settings), "sampler": sampler}}
+        return {
+            "model": decisive_fields(self.network, "pretrain"),
+            "purify": {**asdict(self.settings), "sampler": sampler},
+        }
 
     @classmethod
     def from_config(cls, config: Mapping[str, object], tensors: Mapping[str, Tensor], source: Source = UNNAMED) -> Self:
@@ -209,19 +248,37 @@ class DenoiserPurifier(TrainedPurifier):
         sampler = mapping_of(purify.pop("sampler", None), "purify.sampler", source.config)
         section = section_of(cls.Settings, {**model, **sampler}, source.config)
         cls.check(section)
-        with torch.device("meta"):  # names and shapes alone: nothing is allocated for what the file does not hold
-            require_fit(_network(section).state_dict(), tensors, source.weights)
-        network = _network(section)
-        load_weights(network, tensors, source.weights)
+        network = cls.loaded(section, tensors, source.weights)
         return cls(network, section, section_of(PurifySettings, purify, source.config))
+
+    @classmethod
+    def from_published(cls, path: Path) -> Self:
+        """The purifier as its defaults use a published network, of any of the layouts that are read.
+
+        Raises UserError where the file is of none, or does not fit.
+        """
+        if cls.network_kind != DenoiserPurifier.network_kind:
+            return super().from_published(path)
+        published = read_published(path)
+        sizes = {**asdict(published.sizes), "layout": published.layout, "latest": 1.0}
+        section = section_of(cls.Settings, sizes, str(path))
+        cls.check(section)
+        return cls(cls.loaded(section, published.tensors, path), section, PurifySettings())
 
     @classmethod
     def from_settings(cls, settings: schema.Settings) -> Self:
         """With random weights from torch's generator."""
         section = cls.network_settings(settings)
         cls.check(section)
-        return cls(_network(section), section, settings.purify)
+        return cls(cls.build(section), section, settings.purify)
 
 
-def _network(section: Any) -> Denoiser:
-    return Denoiser(section.width, section.multipliers, section.blocks, section.unshuffle, section.latest)
+def _check_published(kind: str, section: Any) -> None:
+    """Raise UserError where the sizes are none that a network of a published layout has."""
+    if section.width % WIDTHS:
+        fail(f"{kind}.width={section.width}: must be a multiple of {WIDTHS} with layout={section.layout}")
+    if section.unshuffle != 1:
+        fail(f"{kind}.unshuffle={section.unshuffle}: is of layout={OWN}; set it to 1")
+    levels = len(section.multipliers)
+    if any(level >= levels for level in section.attention):
+        fail(f"{kind}.attention={section.attention}: there are {levels} levels, counted from 0")

@@ -38,6 +38,7 @@ KINDS = {
     "scoreopt": "maep.purifiers.scoreopt:ScoreOptPurifier",
     "freqpure": "maep.purifiers.freqpure:FreqPurePurifier",
     "adp": "maep.purifiers.adp:AdpPurifier",
+    "ebm": "maep.purifiers.ebm:EbmPurifier",
     "anti_adversary": "maep.purifiers.anti_adversary:AntiAdversaryPurifier",
     "frequency_prompts": "maep.purifiers.frequency_prompts:FrequencyPromptsPurifier",
     "soap": "maep.purifiers.soap:SoapPurifier",

@@ -20,7 +20,7 @@ from maep.config.schema import setting
 from maep.models.noise_schedule import denoised, per_image, time_of
 from maep.purifiers.denoising import DenoiserPurifier, DenoiserSettings
 from maep.purifiers.registry import USED
-from maep.purifiers.stepwise import Step
+from maep.purifiers.stepwise import Step, gradient_within
 from maep.runtime.errors import fail
 from maep.runtime.keyed_noise import normal_of, uniform_of
 
@@ -132,11 +132,4 @@ class ScoreOptPurifier(DenoiserPurifier):
 
     def _gradient(self, v: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
         """Of the loss with respect to v, wherever it stands in it; with a graph where v has one."""
-        # Not of v alone: in the forward pass of `stepwise` a view of what has a gradient has one by name only.
-        tracked = torch.is_grad_enabled() and v.requires_grad
-        with torch.enable_grad():
-            at = v if tracked else v.detach().requires_grad_()
-            # Always with a graph: without one the same derivative may be computed in another order, to other bits.
-            (gradient,) = torch.autograd.grad(loss(at), at, create_graph=True)
-        trained = torch.is_grad_enabled() and any(weight.requires_grad for weight in self.model.parameters())
-        return gradient if tracked or trained else gradient.detach()
+        return gradient_within(loss, v, self.model)

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Step = Callable[[Tensor, Tensor], Tensor]  # (state, pictures) -> state
 
@@ -36,6 +36,21 @@ def stepwise(start: Tensor, pictures: Tensor, steps: Sequence[Step]) -> Tensor:
         return walk(start, pictures, steps)
     result: Tensor = _Stepwise.apply(start, pictures, tuple(steps))
     return result
+
+
+def gradient_within(loss: Callable[[Tensor], Tensor], v: Tensor, network: nn.Module) -> Tensor:
+    """Of a step that follows one: the gradient of `loss` at v, wherever v stands in it, with a graph where v has one.
+
+    v: [N, …]; loss: v → one number, by `network`, whose weights get a gradient if they are trained.
+    """
+    # Not of v alone: in the forward pass of `stepwise` a view of what has a gradient has one by name only.
+    tracked = torch.is_grad_enabled() and v.requires_grad
+    with torch.enable_grad():
+        at = v if tracked else v.detach().requires_grad_()
+        # Always with a graph: without one the same derivative may be computed in another order, to other bits.
+        (gradient,) = torch.autograd.grad(loss(at), at, create_graph=True)
+    trained = torch.is_grad_enabled() and any(weight.requires_grad for weight in network.parameters())
+    return gradient if tracked or trained else gradient.detach()
 
 
 class _Stepwise(torch.autograd.Function):

@@ -26,6 +26,7 @@ from maep.runtime.device import upload
 from maep.runtime.errors import NonFiniteLoss, Paused, Stopped, fail
 from maep.runtime.keyed_noise import sample_seeds
 from maep.storage.manifests import CheckpointManifest, RobustProgress
+from maep.training.chains import Chains
 from maep.training.checkpointing.async_saver import Saver
 from maep.training.checkpointing.directory import (
     Retention,
@@ -138,7 +139,12 @@ class Trainer:
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
         average = Average(self.parameters, self.settings.ema) if self.settings.ema else None
         self.engine = self.module if job.compute.zero_stage is not None else None
-        self.state = TrainingState(self.parameters, self.optimizer.optimizer, average)
+        self.chains = None
+        if OBJECTIVES[job.objective.name].chains:
+            shape = (3, job.dataset.size, job.dataset.size)
+            self.chains = Chains(job.model, len(job.dataset.clean), shape, job.dataset.seed, self.accelerator.device)
+        extra = {"chains": self.chains.states} if self.chains else {}
+        self.state = TrainingState(self.parameters, self.optimizer.optimizer, average, extra)
         self.saver = Saver(job.directory, self.state, Retention.of(job.settings), job.compute.stall_timeout)
         self.pulse = Heartbeat(job.metrics.parent, job.compute.stall_timeout, job.on_stall)
         self.step = 0
@@ -335,6 +341,8 @@ class Trainer:
                     if bad:
                         self._refuse(tally.bad())
                 self._update()
+        if self.chains:
+            self.chains.commit()
         if self.state.average:
             self.state.average.update(self.step)
         self.step += 1
@@ -379,11 +387,14 @@ class Trainer:
         clean, labels = to_float(batch.clean.to(device, non_blocking=True)), batch.labels.to(device, non_blocking=True)
         visible = batch.visible.to(device, non_blocking=True) if ratio else None
         shown = batch.shown.to(device, non_blocking=True) if ratio else None
-        count, samples = len(self.job.dataset.clean), zip(batch.epochs.tolist(), batch.indices.tolist(), strict=True)
+        count = len(self.job.dataset.clean)
+        samples = list(zip(batch.epochs.tolist(), batch.indices.tolist(), strict=True))
         keys = [epoch * count + index for epoch, index in samples]
         which = self.robust.drawn(self.step) if self.robust else 0
         if batch.adversarial is not None:
             adversarial = to_float(batch.adversarial.to(device, non_blocking=True))
+        elif self.chains:
+            adversarial = self.chains.advance([index for _, index in samples], keys, clean)
         elif self.robust and spec:
             adversarial = self.robust.attack(dict(self.parameters), clean, labels, visible, spec, keys, shown, which)
         else:

@@ -28,6 +28,7 @@ FAST = {
     "tvm": ["tvm.iterations=3"], "dram": ["dram.steps=2"], "diffpure": ["diffpure.steps=1"],
     "gdmp": ["gdmp.steps=1", "gdmp.rounds=1"], "freqpure": ["freqpure.steps=1"], "adp": ["adp.steps=2"],
     "flowpure": ["flowpure.steps=1"], "scoreopt": ["scoreopt.steps=1"],
+    "ebm": ["ebm.steps=1", "ebm.activation=silu"],
     "pixeldefend": ["pixeldefend.layers=0", "pixeldefend.components=1", "pixeldefend.eps=1/255"],
 }  # fmt: skip
 

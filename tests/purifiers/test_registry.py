@@ -14,6 +14,7 @@ from maep.attacks.reseeding import is_random
 from maep.config.implementations import OBJECTIVES
 from maep.config.load import load_settings
 from maep.config.schema import PurifySettings, Settings
+from maep.models.denoiser import Denoiser
 from maep.pipeline.stages import STAGES
 from maep.purifiers import Purifier, save_purifier
 from maep.purifiers.denoising import DenoiserPurifier
@@ -36,6 +37,7 @@ SMALLER = {
     "freqpure": (*DENOISER, "rounds=[0.05]"),
     "adp": DENOISER,
     "flowpure": DENOISER,
+    "ebm": ("width=8", "steps=2"),
     "pixeldefend": ("features=4", "layers=1", "components=2"),
     "frequency_prompts": ("clusters=1",),  # more are found by a training
     "comdefend": ("widths=[8]", "bits=4"),
@@ -66,7 +68,7 @@ def purifier(request: pytest.FixtureRequest) -> Purifier:
 
 def woken(purifier: Purifier) -> Purifier:
     """With a network that predicts something: one around a denoiser starts at 0, and a kind may then move nothing."""
-    if isinstance(purifier, DenoiserPurifier):
+    if isinstance(purifier, DenoiserPurifier) and isinstance(purifier.model, Denoiser):
         nn.init.normal_(purifier.model.tail.weight, std=0.05)
     return purifier
 

@@ -6,6 +6,7 @@ from maep.config.implementations import OBJECTIVES
 from maep.config.schema import ModelSettings
 from maep.models.code_network import CodeNetwork
 from maep.models.denoiser import Denoiser
+from maep.models.energy_network import EnergyNetwork
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.models.pixel_cnn import PixelCnn
 
@@ -30,6 +31,7 @@ def network_of(objective: str) -> nn.Module:
         "denoiser": denoiser,
         "score": denoiser,
         "velocity": denoiser,
+        "energy": lambda: EnergyNetwork(4, "leaky_relu", noise=0.02, chain_steps=2, data_noise=0.02),
         "code": lambda: CodeNetwork([4, 4], bits=2, noise=1.0),
         "likelihood": lambda: PixelCnn(features=4, layers=1, components=2),
     }[OBJECTIVES[objective].network]()

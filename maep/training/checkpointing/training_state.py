@@ -1,13 +1,13 @@
 """What a training has to remember, as named tensors that do not depend on how many processes hold them.
 
-    model/NAME, ema/NAME, optimizer/{exp_avg,exp_avg_sq,step}/NAME
+    model/NAME, ema/NAME, optimizer/{exp_avg,exp_avg_sq,step}/NAME, extra/NAME
 
 for plain training, DDP and ZeRO 0 to 3 alike. What all ranks hold is shared out among them by size; what ZeRO has
 partitioned every rank writes as the piece that it holds, so nothing is sent between ranks to save.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,11 +23,15 @@ from maep.training.ema import Average
 
 @dataclass
 class TrainingState:
-    """Named trainable parameters, their average, and their optimizer: torch's own, or one of ZeRO."""
+    """Named trainable parameters, their average, and their optimizer: torch's own, or one of ZeRO.
+
+    extra: tensors by name that a training changes itself, the same on every rank.
+    """
 
     parameters: dict[str, nn.Parameter]
     optimizer: Any
     average: Average | None
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
     def pieces(self, rank: int, world: int) -> list[Piece]:
         """What `rank` of `world` has to write. The tensors are the training's own, not copies."""
@@ -45,6 +49,8 @@ class TrainingState:
     def _local_pieces(self) -> Iterator[tuple[Piece, bool]]:
         """Everything that this rank holds, and whether all others hold the same; in the same order on every rank."""
         partitions = zero_partitions(self.optimizer)
+        for name, tensor in self.extra.items():
+            yield Piece(f"extra/{name}", tensor, tuple(tensor.shape)), True
         for name, parameter in self.parameters.items():
             start, count = owned(parameter)
             shape, shared = whole_shape(parameter), not hasattr(parameter, "ds_tensor")
@@ -84,6 +90,10 @@ class TrainingState:
             if self.average:
                 put_part(parameter, self.average.parts[name], saved.tensor(f"ema/{name}"))
         self._load_optimizer(saved, partitions)
+        for name, tensor in self.extra.items():
+            if f"extra/{name}" not in saved or saved.shape(f"extra/{name}") != tuple(tensor.shape):
+                fail(f"{saved.directory}: does not hold the {name} of this training; is it of other images?")
+            tensor.copy_(saved.tensor(f"extra/{name}"))
         if hasattr(self.optimizer, "checkpoint_event_epilogue"):
             self.optimizer.checkpoint_event_epilogue()
 

@@ -35,6 +35,7 @@ PAGES = {  # table: the page that holds it
     "same_budget": "tests/reports/README.md",
     "draws": "tests/reports/README.md",
     "certified": "tests/reports/README.md",
+    "attacked": "tests/reports/README.md",
     **dict.fromkeys([*LINES, *DEFENSES], "tests/reports/README.md"),
     "recovery": "launch/README.md",
     "scaling": "launch/README.md",
@@ -64,6 +65,20 @@ def certified_line(row: dict[str, Any]) -> str:
         f"| {row['dataset']} | {row['classifier']} | {name} | {row['sigma']:g} | {row['samples']} | {row['n']} "
         f"| {cells} | {row['abstained']:.1f} |"
     )
+
+
+def attacked_lines(row: dict[str, Any]) -> list[str]:
+    """The rows of the table of certificates with attacks on the same images beside them."""
+    name = "no purifier" if row["purifier"] == "none" else row["purifier"]
+    return [
+        f"| {row['dataset']} | {name} | {row['sigma']:g} | {each['radius']:g} | {each['n']} | "
+        + " | ".join(
+            "{:.1f} [{:.1f}, {:.1f}]".format(each[kind], *each[f"{kind}_ci95"])
+            for kind in ("certified", "smoothed", "without_noise")
+        )
+        + f" | {each['smoothed_attack']}; {each['without_noise_attack']} |"
+        for each in row.get("attacked", ())
+    ]
 
 
 def recovery_line(row: dict[str, Any]) -> str:
@@ -157,6 +172,14 @@ def test_certificates_are_the_committed_reports() -> None:
     assert low > most
     sentence = f"{value:.1f} % [{low:.1f}, {high:.1f}] of {purified['n']} images within an L2 radius of 1"
     assert f"{sentence}; without the purifier it is {other:.1f} % [{least:.1f}, {most:.1f}]" in flowing(RESULTS)
+
+
+def test_attacks_beside_certificates_are_the_committed_reports() -> None:
+    """And no attack on what is certified has left less than that."""
+    rows = certified_rows()
+    assert table("attacked") == [line for row in rows for line in attacked_lines(row)]
+    beside = [each for row in rows for each in row.get("attacked", ())]
+    assert all(each["certified"] <= each["smoothed"] and not each["broken"] for each in beside)
 
 
 @pytest.mark.parametrize("name", LINES)

@@ -9,7 +9,13 @@ from torch import nn
 
 from maep.config.schema import CertifySettings
 from maep.data.shards import ShardSet
-from maep.evaluation.certification.attacked_record import AttackTask, plan_attacks, radii_of, read_attacked
+from maep.evaluation.certification.attacked_record import (
+    AttackedImage,
+    AttackTask,
+    plan_attacks,
+    radii_of,
+    read_attacked,
+)
 from maep.evaluation.certification.attacking import AttackUnit, PlainAttack, SmoothedAttack, falls
 from maep.evaluation.certification.certificate_record import CERTIFICATES, CertificateRecord, CertifyIdentity
 from maep.evaluation.certification.certifying import CertifyUnit, certify_all, units_of
@@ -127,6 +133,13 @@ def test_a_run_attacks_what_it_certifies(
     units[-1].path.unlink()
     with pytest.raises(UserError, match="chunk-0001.json: has not been attacked; run stage=certify"):
         list(_beside(settings.certify, identity, folder, 0.25, certificates, len(test_set)))
+
+
+def test_stands_at() -> None:
+    """What fell within a radius has fallen there; a smaller one it withstood."""
+    fell = AttackedImage(0, 3, 0.5)
+    assert [fell.stands_at(radius) for radius in (0.25, 0.5, 1.0)] == [True, False, False]
+    assert AttackedImage(0, 3, None).stands_at(1.0)
 
 
 def test_plan(tmp_path: Path) -> None:

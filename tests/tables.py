@@ -109,9 +109,9 @@ def zoo_columns(readings: dict[str, Any]) -> list[str]:
     return [*ours, "–" if None in paper else " / ".join(f"{number:.4g}" for number in paper)]
 
 
-def zoo_lines() -> list[str]:
+def zoo_lines(table: str = "zoo") -> list[str]:
     """A row for each defense: clean images as the oblivious row has them, then one attacker after another."""
-    return [f"| {name} | {' | '.join(zoo_columns(readings))} |" for name, readings in readings_of("zoo").items()]
+    return [f"| {name} | {' | '.join(zoo_columns(readings))} |" for name, readings in readings_of(table).items()]
 
 
 def generative_lines() -> list[str]:
@@ -142,6 +142,7 @@ DETAILS = "defense | parameters | seconds an image | claimed | found by others |
 # Tables of defenses by name: what stands above them, and their rows.
 DEFENSES: dict[str, tuple[str, Callable[[], list[str]]]] = {
     "zoo": (ATTACKERS, zoo_lines),
+    "zoo_cifar10": (ATTACKERS, lambda: zoo_lines("zoo_cifar10")),
     "zoo_details": (DETAILS, lambda: detail_lines("zoo")),
     "generative": (f"{ATTACKERS} | published, clean / exact", generative_lines),
     "generative_details": (DETAILS, lambda: detail_lines("zoo_generative")),

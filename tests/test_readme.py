@@ -27,6 +27,7 @@ SUITES = ROOT / "tests" / "reports" / "suites.json"
 PAPERS = {name.removeprefix("ablation/") for name in sweep_names() if read_sweep(name, "cpu").table}
 README = (ROOT / "README.md").read_text()
 RESULTS = (ROOT / "tests" / "reports" / "README.md").read_text()
+DISCO_UNDEFENDED = 94.78  # clean accuracy of WRN-28-10 without a defense, in DISCO's own logs
 PAGES = {  # table: the page that holds it
     "summary": "README.md",
     "costs": "README.md",
@@ -257,6 +258,55 @@ def test_what_is_said_of_the_defenses_is_so() -> None:
                  "dram/digits:evaluation.adaptive_images=32"):  # fmt: skip
         assert word in command
         assert word.partition(":")[2] in RESULTS
+
+
+def test_what_is_said_of_the_transforms_on_cifar10_is_so() -> None:
+    """Which keep what DISCO's log has, that none withstands who knows it, and what the untrained ones are ahead of."""
+    rows, text = readings_of("zoo_cifar10"), flowing(RESULTS)
+    kept = {name: row["oblivious"]["robust_accuracy"] for name, row in rows.items()}
+    published = {name: each for name, each in kept.items() if each["paper"] is not None}
+    assert {name for name, each in published.items() if abs(each["difference"]) <= 5} == {"bit depth", "resize-pad"}
+    for name, each in published.items():
+        assert f"{name} {each['mean']:.1f} ({each['paper']:.4g})" in text
+    before = (robust(f"cifar10_{name}", "oblivious") for name in ("resnet20", "wrn28_1"))
+    assert "keeps {:.1f} % before ResNet-20 and {:.1f} % before WRN-28-1".format(*before) in text
+    (alone,) = {row["undefended_clean_accuracy"] for row in cifar10_rows() if row["n"] == 1000}
+    for name, words in (("JPEG", "JPEG takes {:.1f} points"), ("median", "median {:.1f}")):
+        clean = rows[name]["oblivious"]["clean_accuracy"]
+        costs = (alone - clean["mean"], DISCO_UNDEFENDED - clean["paper"])
+        assert f"{words} ({{:.1f}} there)".format(*costs) in text
+    knowing = ("bpda", "adaptive", "adaptive-eot")
+    ends = {name: [row[each]["robust_accuracy"]["mean"] for each in knowing] for name, row in rows.items()}
+    assert {name for name, each in ends.items() if any(each)} == {"Gaussian noise", "resize-pad"}
+    assert "EOT leaves {:.1f} % to resize-pad and {:.1f} % to Gaussian noise".format(
+        *(ends[name][2] for name in ("resize-pad", "Gaussian noise"))
+    ) in text  # fmt: skip
+    trained = json.loads((ROOT / "tests/reports/ablation/same_budget.json").read_text())["cells"]
+    small = max(cell["measures"][1]["interval"][1] for cell in trained)
+    assert kept["JPEG"]["interval"][0] > kept["median"]["interval"][0] > small
+    pretrained = next(r for r in cifar10_rows() if (r["purifier"], r["attack"]) == ("maep", "autoattack-standard"))
+    assert kept["JPEG"]["interval"][0] < pretrained["robust_accuracy"] < kept["JPEG"]["interval"][1]
+    assert f"JPEG alone keeps {kept['JPEG']['mean']:.1f} % before ResNet-20" in flowing(README)
+
+
+def test_the_anti_adversary_layer_is_worth_its_classifier_to_who_ignores_it() -> None:
+    """It ends within a point of the classifier alone; moved in pixels, farther than by its authors, it does not."""
+    normalized, pixels = (
+        json.loads((ROOT / f"tests/reports/anti_adversary_cifar10{name}/report.json").read_text())
+        for name in ("", "_pixels")
+    )
+    assert "anti_adversary.scale=normalized" in normalized["environment"]["command"]
+    (row,), (far,) = normalized["results"], pixels["results"]
+    assert row["undefended_robust_accuracy"] <= row["robust_accuracy"] < row["undefended_robust_accuracy"] + 1
+    assert (row["threat_model"], row["attack"], row["n"]) == ("oblivious", "autoattack-standard", 1000)
+    text = flowing(RESULTS)
+    assert f"keeps {row['clean_accuracy']:.1f} % of clean images and {row['robust_accuracy']:.1f} % of attacked" in text
+    assert f"keep {far['clean_accuracy']:.1f} % and {far['robust_accuracy']:.1f} %" in text
+
+
+def cifar10_rows() -> list[dict[str, Any]]:
+    """The rows of cfg=cifar10_cpu's report."""
+    return list(json.loads((ROOT / "tests/reports/cifar10_cpu/report.json").read_text())["results"])
 
 
 def test_generative_defenses_are_in_the_known_order() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from maep.config.schema import Settings
 from maep.pipeline.execution import run_pipeline
+from maep.storage.documents import CONTENT
 from maep.storage.sealed import file_entries
 from maep.training.worker import run_training
 from tests.cluster.cluster import Cluster
@@ -81,15 +82,16 @@ def no_launch(name: str, _settings: Settings) -> None:
     pytest.fail(f"{name} was launched")
 
 
-def records(run: ClusterRun) -> dict[str, Any]:
-    """The records of the evaluation by file, without how long they took."""
-    folder = run.directory / "evaluation"
+def records(run: ClusterRun, kind: str = "evaluation") -> dict[str, Any]:
+    """The records of an evaluation, or of `certificates`, by file, without how long they took."""
+    folder = run.directory / kind
     found = {path: json.loads(path.read_text()) for path in sorted(folder.rglob("chunk-*.json"))}
     return {str(path.relative_to(folder)): without_time(record) for path, record in found.items()}
 
 
 def without_time(record: Any) -> Any:
-    """A record without its seconds."""
+    """A record without its seconds, and the digest that covers them."""
     if isinstance(record, dict):
-        return {key: without_time(value) for key, value in record.items() if "seconds" not in key}
+        timeless = {key: value for key, value in record.items() if "seconds" not in key and key != CONTENT}
+        return {key: without_time(value) for key, value in timeless.items()}
     return record

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from maep.attacks.attack_spec import AttackSpec
 from maep.config.load import load_settings
 from maep.config.schema import AttackSettings, ModelSettings, RobustSettings
+from maep.data.pairs import PairBatch
 from maep.models.masked_autoencoder import MaskedAutoencoder, visible_index
 from maep.pipeline.execution import run_pipeline
 from maep.runtime.errors import Paused, UserError
@@ -327,19 +328,25 @@ def test_a_teachers_labels_are_learnt_from(problem: Problem, run_dir: Path, tmp_
     trainer, asked = trainer_of(problem, run_dir, *words), []
     soft = trainer.job.adversary.soft
     assert soft is not None
-    losses_of, rows = trainer.module.losses, soft.rows
+    inputs, losses_of = trainer._inputs, trainer.module.losses
+    given: list[tuple[list[int], Tensor | None]] = []
 
-    def recorded(*args: object) -> object:
+    def recorded_inputs(batch: PairBatch, *rest: object) -> object:
+        made = inputs(batch, *rest)  # type: ignore[arg-type]
+        given.append((batch.indices.tolist(), made[-1]))
+        return made
+
+    def recorded_losses(*args: object) -> object:
         asked.append(args[-1].soft)  # type: ignore[attr-defined]
         return losses_of(*args)
 
-    indices: list[list[int]] = []
-    trainer.module.losses = recorded
-    soft.rows = lambda samples: indices.append(list(samples)) or rows(samples)  # type: ignore[method-assign,func-returns-value]
+    trainer._inputs, trainer.module.losses = recorded_inputs, recorded_losses  # type: ignore[method-assign,assignment]
     trainer.run()
-    assert len(asked) == len(indices) == 6
-    assert all(torch.equal(given, rows(samples)) for given, samples in zip(asked, indices, strict=True))
-    assert indices[0] != indices[1]
+    assert len(asked) == len(given) == 6
+    for (samples, taught), labels in zip(given, asked, strict=True):
+        assert taught is labels
+        assert torch.equal(labels, soft.rows(samples))
+    assert len({tuple(samples) for samples, _ in given}) == 6
     ends = [trainer.averaged()]
     for name, more in {"paused": ["pretrain.pause_at=3"], "half": ["objective.soft_weight=0.5"],
                        "labels": ["objective.soft_weight=0"], "none": ["robust.teacher=null"]}.items():  # fmt: skip

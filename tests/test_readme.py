@@ -281,6 +281,7 @@ def test_what_is_said_of_the_transforms_on_cifar10_is_so() -> None:
     knowing = ("bpda", "adaptive", "adaptive-eot")
     ends = {name: [row[each]["robust_accuracy"]["mean"] for each in knowing] for name, row in rows.items()}
     assert {name for name, each in ends.items() if any(each)} == {"Gaussian noise", "resize-pad"}
+    assert f"and MAEP**, whose {kept['MAEP, finetuned']['mean']:.1f} % become 0.0" in text
     assert "EOT leaves {:.1f} % to resize-pad and {:.1f} % to Gaussian noise".format(
         *(ends[name][2] for name in ("resize-pad", "Gaussian noise"))
     ) in text  # fmt: skip

@@ -131,7 +131,7 @@ def is_sweep(name: str) -> bool:
 def read_sweep(name: str, scale: str | None = None, overrides: Sequence[str] = ()) -> Sweep:
     """Read `cfg=NAME` at one of its scales.
 
-    scale: `paper` if unset, or the only one there is. overrides: `grid.KEY=[…]`, `zip.KEY=[…]` and `seeds=[…]`.
+    scale: if unset `paper`, or where there is none the first. overrides: `grid.KEY=[…]`, `zip.KEY=[…]` and `seeds=[…]`.
     Raises UserError, naming the file, for an unknown key, an empty list, zipped lists of different lengths, a
     scale that does not exist, or paper values that do not match the axes.
     """
@@ -189,7 +189,7 @@ def _scale(file: Path, tree: Mapping[str, Any], name: str | None) -> tuple[str, 
     scales = tree.get("scales")
     if not isinstance(scales, dict) or not scales:
         fail(f"{file}: scales: name at least one, such as {{{DEFAULT_SCALE}: {{base: cifar10}}}}")
-    name = name or (next(iter(scales)) if len(scales) == 1 else DEFAULT_SCALE)
+    name = name or (DEFAULT_SCALE if DEFAULT_SCALE in scales else next(iter(scales)))
     if name not in scales:
         fail(f"--scale {name}: {file} has {', '.join(scales)}")
     part = scales[name]

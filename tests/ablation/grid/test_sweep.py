@@ -119,6 +119,13 @@ def test_identity_is_of_results_alone() -> None:
         assert settings_identity(load_settings("digits", [word])) != plain
 
 
+def test_the_scale_of_a_sweep_that_names_none(tmp_path: Path) -> None:
+    """`paper`, wherever it stands in the file; without one the first."""
+    for names, chosen in ((("cpu", "paper"), "paper"), (("cpu", "other"), "cpu"), (("other",), "other")):
+        scales = {name: {"base": "digits"} for name in names}
+        assert read_sweep(str(write(tmp_path / f"{len(names)}{chosen}.yaml", scales=scales, paper=None))).scale == chosen
+
+
 def test_a_scale_replaces_values(tmp_path: Path) -> None:
     """A scale's own grid, of the same keys; other keys are refused."""
     own = {"cpu": {"base": "digits", "grid": {"objective.distance": ["mse"]}}}

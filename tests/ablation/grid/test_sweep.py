@@ -123,7 +123,9 @@ def test_the_scale_of_a_sweep_that_names_none(tmp_path: Path) -> None:
     """`paper`, wherever it stands in the file; without one the first."""
     for names, chosen in ((("cpu", "paper"), "paper"), (("cpu", "other"), "cpu"), (("other",), "other")):
         scales = {name: {"base": "digits"} for name in names}
-        assert read_sweep(str(write(tmp_path / f"{len(names)}{chosen}.yaml", scales=scales, paper=None))).scale == chosen
+        assert (
+            read_sweep(str(write(tmp_path / f"{len(names)}{chosen}.yaml", scales=scales, paper=None))).scale == chosen
+        )
 
 
 def test_a_scale_replaces_values(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def findings(
         *_planted(checks),
         *_stronger(rows, Oblivious.name, "transfer", "attacks that know only the classifier"),
         *_stronger(rows, Bpda.name, "bpda", f"attacks that {follow}"),
-        *_stronger(rows, Surrogate.name, "surrogate", "attacks that follow a purifier of fewer steps"),
+        *_stronger(rows, Surrogate.name, "surrogate", "attacks that follow fewer steps than are taken"),
         *_stronger(rows, BlackBox.name, "square", "Square, which needs no gradient,"),
         *_square_inside(rows),
         *_rounding(rows),

@@ -249,7 +249,7 @@ def _notes_on_surrogates(settings: Settings, results: Sequence[PurifierResult]) 
         share = 100 * settings.evaluation.surrogate_share
         yield (
             f"{', '.join(names)}: surrogate is an attacker who follows {share:.3g} % of the steps, as published "
-            "attacks do; a purifier without steps is attacked as it is"
+            "attacks do; a defense without steps is attacked as it is"
         )
 
 

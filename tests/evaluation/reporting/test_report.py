@@ -283,12 +283,12 @@ def test_per_class_adds_up(reported: dict[str, Any]) -> None:
 
 
 def test_figures(settings: Settings, reported: dict[str, Any]) -> None:
-    """Figures are PNG files: accuracies, curves, and images of each purifier and threat model."""
+    """Figures are PNG files: accuracies, bounds, curves, and images of each purifier and threat model."""
     names = {path.name for path in (Path(settings.run.dir) / "figures").iterdir()}
-    assert {"accuracy.png", "pretraining.png", "finetuning.png"} < names
+    assert {"accuracy.png", "bounds.png", "pretraining.png", "finetuning.png"} < names
     assert "samples-maep+lora-adaptive-pgd-3-Linf-0.0313725.png" in names
     assert {"checks-maep.png", "checks-maep+lora.png"} < names
-    assert len(names) == 3 + 2 + 4
+    assert len(names) == 4 + 2 + 4
     for path in (Path(settings.run.dir) / "figures").iterdir():
         assert path.read_bytes().startswith(b"\x89PNG")
 

@@ -5,10 +5,10 @@ its branches, and the prefixes of the names in them, that is taken under which t
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from maep.models.weight_files import read_content
 from maep.runtime.console import say
 from maep.runtime.errors import fail
+
+M = TypeVar("M", bound=nn.Module)
 
 # Added to names by torch.compile, FSDP and activation checkpointing, wherever the module that they wrap stands.
 WRAPPED = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -212,3 +214,15 @@ def load_weights(
     require_fit(expected, update, source)
     require_values(update, source, expected)
     module.load_state_dict(update, strict=False)
+
+
+def build_with_weights(build: Callable[[], M], state: Mapping[str, Tensor], source: str | Path) -> M:
+    """What `build` makes, holding `state`, as `load_weights` puts it there.
+
+    Names and shapes are compared before anything is allocated: a file may describe a network that it does not hold.
+    """
+    with torch.device("meta"):
+        require_fit(build().state_dict(), state, source)
+    module = build()
+    load_weights(module, state, source)
+    return module

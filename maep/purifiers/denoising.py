@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -15,7 +16,7 @@ from maep.config.identity import decisive_fields
 from maep.config.schema import PurifySettings, setting
 from maep.models.denoiser import GROUPS, Denoiser
 from maep.models.published_denoisers import WIDTHS, Sizes, build_published, read_published
-from maep.models.weights import load_weights, require_fit
+from maep.models.weights import build_with_weights
 from maep.purifiers.base import UNNAMED, Source, TrainedPurifier, mapping_of, require_eager, require_images, section_of
 from maep.purifiers.registry import network_entries, purifier_class, use_entries
 from maep.purifiers.stepwise import Step, stepwise, walk
@@ -139,11 +140,7 @@ class DenoiserPurifier(TrainedPurifier):
     @classmethod
     def loaded(cls, section: Any, tensors: Mapping[str, Tensor], source: str | Path) -> nn.Module:
         """The network of a section with these weights. Raises UserError, naming `source`, unless each name fits."""
-        with torch.device("meta"):  # names and shapes alone: nothing is allocated for what the file does not hold
-            require_fit(cls.build(section).state_dict(), tensors, source)
-        network = cls.build(section)
-        load_weights(network, tensors, source)
-        return network
+        return build_with_weights(partial(cls.build, section), tensors, source)
 
     # purifying
 

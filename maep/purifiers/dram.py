@@ -9,6 +9,7 @@ the loss above which it counts as attacked is the one that a given share of clea
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
 
@@ -20,7 +21,7 @@ from maep.config import schema
 from maep.config.consistency import check_model
 from maep.config.schema import ModelSettings, PurifySettings, setting
 from maep.models.masked_autoencoder import MaskedAutoencoder, visible_pixels
-from maep.models.weights import load_weights, require_fit
+from maep.models.weights import build_with_weights
 from maep.purifiers.base import UNNAMED, Source, TrainedPurifier, mapping_of, require_eager, require_images, section_of
 from maep.purifiers.tiling import Tiling
 from maep.runtime.errors import fail
@@ -222,13 +223,10 @@ class DramPurifier(TrainedPurifier):
         check_model(network, source.config)
         tensors = dict(tensors)
         threshold = tensors.pop(THRESHOLD, None)
-        with torch.device("meta"):  # names and shapes alone: nothing is allocated for what the file does not hold
-            require_fit(MaskedAutoencoder(network).state_dict(), tensors, source.weights)
+        model = build_with_weights(partial(MaskedAutoencoder, network), tensors, source.weights)
         purify = mapping_of(config.get("purify"), "purify", source.config)
         repair = section_of(DramSettings, purify.pop("repair", None), source.config)
         options = section_of(PurifySettings, purify, source.config)
-        model = MaskedAutoencoder(network)
-        load_weights(model, tensors, source.weights)
         purifier = cls(model, options, repair)
         if threshold is not None:
             if threshold.shape != () or not threshold.is_floating_point():

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -15,7 +16,7 @@ from maep.config.consistency import check_model
 from maep.config.schema import ModelSettings, PurifySettings, Settings
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.models.official import load_initial
-from maep.models.weights import load_weights, require_fit
+from maep.models.weights import build_with_weights
 from maep.purifiers.adapter import merge_adapter
 from maep.purifiers.base import UNNAMED, Source, TileLayout, TrainedPurifier, is_recorded, require_images, section_of
 from maep.purifiers.parts import Part, Read, regrouped
@@ -229,11 +230,8 @@ class MAEPurifier(TrainedPurifier):
         """As `Purifier.from_config`."""
         settings = section_of(ModelSettings, config.get("model"), source.config)
         check_model(settings, source.config)
-        with torch.device("meta"):  # names and shapes alone: nothing is allocated for what the file does not hold
-            require_fit(MaskedAutoencoder(settings).state_dict(), tensors, source.weights)
+        model = build_with_weights(partial(MaskedAutoencoder, settings), tensors, source.weights)
         options = section_of(PurifySettings, config.get("purify") or {}, source.config)
-        model = MaskedAutoencoder(settings)
-        load_weights(model, tensors, source.weights)
         purifier = cls(model, options)
         purifier.with_options(options, source.config)
         return purifier

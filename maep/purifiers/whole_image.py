@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
@@ -12,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from maep.config import schema
 from maep.config.schema import PurifySettings
-from maep.models.weights import load_weights, read_weights, require_fit
+from maep.models.weights import build_with_weights, read_weights
 from maep.purifiers.base import (
     UNNAMED,
     Source,
@@ -161,8 +162,4 @@ class WholeImagePurifier(TrainedPurifier):
 
     @classmethod
     def _with_weights(cls, network: Any, tensors: Mapping[str, Tensor], source: str | Path) -> nn.Module:
-        with torch.device("meta"):  # names and shapes alone: nothing is allocated for what the file does not hold
-            require_fit(cls.build(network).state_dict(), tensors, source)
-        model = cls.build(network)
-        load_weights(model, tensors, source)
-        return model
+        return build_with_weights(partial(cls.build, network), tensors, source)

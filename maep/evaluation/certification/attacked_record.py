@@ -10,11 +10,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from maep.config.schema import CertifySettings
-from maep.evaluation.certification.certificate_record import CertifyIdentity
-from maep.evaluation.scoring.chunk_record import RecordHead
+from maep.evaluation.certification.certificate_record import CertifyIdentity, read_record, require_record
 from maep.runtime.digests import digest
-from maep.runtime.errors import fail
-from maep.storage.atomic import read_json
 from maep.storage.documents import Document
 
 CONTENT = 1  # what a record says, as part of its identity: raising it makes all of them again
@@ -119,22 +116,10 @@ def plan_attacks(settings: CertifySettings, available: int) -> list[AttackTask]:
 
 
 def read_attacked(path: Path, identity: str) -> AttackedRecord | None:
-    """The record in a file, or None if it is missing or was made for something else.
-
-    Raises UserError, naming file and entry, for one that is damaged, altered or of a newer format.
-    """
-    if not path.is_file():
-        return None
-    entries = read_json(path)
-    if RecordHead.from_json(entries, path).identity != identity:
-        return None
-    return AttackedRecord.from_json(entries, path)
+    """As `read_record`."""
+    return read_record(AttackedRecord, path, identity)
 
 
 def require_attacked(path: Path, identity: CertifyIdentity, task: AttackTask) -> AttackedRecord:
-    """The same. Raises UserError where there is none of that identity."""
-    record = read_attacked(path, digest(attack_facts(identity, task)))
-    if record is None:
-        why = "was made for other settings or models" if path.is_file() else "has not been attacked"
-        fail(f"{path}: {why}; run stage=certify to complete it")
-    return record
+    """As `require_record`."""
+    return require_record(AttackedRecord, path, digest(attack_facts(identity, task)), "attacked")

@@ -6,7 +6,7 @@ Below run.dir/certificates/{purifier}/sigma-{σ}/: chunk-0000.json, …
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from maep.config.schema import CertifySettings
 from maep.evaluation.scoring.chunk_record import RecordHead
@@ -15,6 +15,7 @@ from maep.runtime.errors import fail
 from maep.storage.atomic import read_json
 from maep.storage.documents import Document
 
+R = TypeVar("R", bound=Document)
 CERTIFICATES = "certificates"  # the folder of a run directory
 CONTENT = 1  # what a record says, as part of its identity: raising it makes all of them again
 
@@ -122,7 +123,7 @@ def plan_chunks(settings: CertifySettings, available: int) -> list[CertifyTask]:
     ]
 
 
-def read_certificates(path: Path, identity: str) -> CertificateRecord | None:
+def read_record(kind: type[R], path: Path, identity: str) -> R | None:
     """The record in a file, or None if it is missing or was made for something else.
 
     Raises UserError, naming file and entry, for one that is damaged, altered or of a newer format.
@@ -132,13 +133,23 @@ def read_certificates(path: Path, identity: str) -> CertificateRecord | None:
     entries = read_json(path)
     if RecordHead.from_json(entries, path).identity != identity:
         return None
-    return CertificateRecord.from_json(entries, path)
+    return kind.from_json(entries, path)
+
+
+def require_record(kind: type[R], path: Path, identity: str, undone: str) -> R:
+    """The same. Raises UserError where there is none of that identity. undone: what a missing one has not been."""
+    record = read_record(kind, path, identity)
+    if record is None:
+        why = "was made for other settings or models" if path.is_file() else f"has not been {undone}"
+        fail(f"{path}: {why}; run stage=certify to complete it")
+    return record
+
+
+def read_certificates(path: Path, identity: str) -> CertificateRecord | None:
+    """As `read_record`."""
+    return read_record(CertificateRecord, path, identity)
 
 
 def require_certificates(path: Path, identity: str) -> CertificateRecord:
-    """The same. Raises UserError where there is none of that identity."""
-    record = read_certificates(path, identity)
-    if record is None:
-        why = "was made for other settings or models" if path.is_file() else "has not been certified"
-        fail(f"{path}: {why}; run stage=certify to complete it")
-    return record
+    """As `require_record`."""
+    return require_record(CertificateRecord, path, identity, "certified")

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from maep.models.weights import load_weights, read_weights
+from maep.models.weights import build_with_weights, load_weights, read_weights
 from maep.runtime.errors import UserError
 
 STATE = {"weight": torch.arange(6.0).view(2, 3), "bias": torch.ones(2)}
@@ -89,3 +89,19 @@ def test_ignored_names_may_be_missing_or_unknown() -> None:
     assert torch.equal(layer.bias, before)
     load_weights(layer, STATE, "here", ignore=("bias",))
     assert torch.equal(layer.bias, STATE["bias"])
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_allocated() -> None:
+    """A network that a file describes, and does not hold, is made without memory alone; one that it holds is filled."""
+    devices: list[str] = []
+
+    def build() -> nn.Linear:
+        module = nn.Linear(2, 3)
+        devices.append(module.weight.device.type)
+        return module
+
+    with pytest.raises(UserError, match="weights do not fit: bias"):
+        build_with_weights(build, {"weight": torch.ones(3, 2)}, "file")
+    assert devices == ["meta"]
+    made = build_with_weights(build, {"weight": torch.ones(3, 2), "bias": torch.zeros(3)}, "file")
+    assert torch.equal(made.weight, torch.ones(3, 2))

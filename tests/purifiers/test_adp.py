@@ -8,6 +8,7 @@ from maep.config.load import load_settings
 from maep.purifiers.adp import AdpPurifier, adaptive_step
 from maep.purifiers.stepwise import stepwise, walk
 from maep.runtime.errors import UserError
+from tests.purifiers.denoisers import pictures, random_purifier
 
 SMALL = [
     "purifier.kind=adp", "adp.width=16", "adp.multipliers=[1]", "adp.unshuffle=2", "adp.steps=3",
@@ -17,15 +18,7 @@ SMALL = [
 
 def purifier(*words: str) -> AdpPurifier:
     """Of random weights that do not predict 0, in float64."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        made = AdpPurifier.from_settings(load_settings(None, [*SMALL, *words]))
-        nn.init.normal_(made.model.tail.weight, std=0.05)
-    return made.double().eval().requires_grad_(False)
-
-
-def pictures(count: int = 3, side: int = 8) -> Tensor:
-    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return random_purifier(AdpPurifier, [*SMALL, *words])
 
 
 class Well(nn.Module):

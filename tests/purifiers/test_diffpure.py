@@ -22,6 +22,7 @@ from maep.purifiers.stepwise import stepwise, walk
 from maep.runtime.errors import Paused, UserError
 from maep.storage.atomic import read_json, sha256_file
 from maep.training.pretrain import pretrain
+from tests.purifiers.denoisers import random_purifier
 from tests.tiny import Problem
 
 SMALL = [
@@ -44,11 +45,7 @@ def closed_form(u: Tensor, t: Tensor) -> Tensor:
 
 def purifier(*words: str) -> DiffPurePurifier:
     """Of random weights that do not predict 0, in float64."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        made = DiffPurePurifier.from_settings(load_settings(None, [*SMALL, *words]))
-        nn.init.normal_(made.model.tail.weight, std=0.05)
-    return made.double().eval().requires_grad_(False)
+    return random_purifier(DiffPurePurifier, [*SMALL, *words])
 
 
 def pictures(count: int = 3, side: int = 16) -> Tensor:

@@ -15,6 +15,7 @@ from maep.purifiers.flowpure import FlowPurePurifier
 from maep.runtime.errors import UserError
 from maep.storage.atomic import read_json
 from maep.training.pretrain import pretrain
+from tests.purifiers.denoisers import random_purifier
 from tests.tiny import Problem
 
 SMALL = [
@@ -25,11 +26,7 @@ SMALL = [
 
 def purifier(*words: str) -> FlowPurePurifier:
     """Of random weights that do not predict 0, in float64."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        made = FlowPurePurifier.from_settings(load_settings(None, [*SMALL, *words]))
-        nn.init.normal_(made.model.tail.weight, std=0.05)
-    return made.double().eval().requires_grad_(False)
+    return random_purifier(FlowPurePurifier, [*SMALL, *words])
 
 
 def pictures(count: int = 2, side: int = 8) -> Tensor:

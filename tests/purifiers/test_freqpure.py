@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from maep.config.load import load_settings
 from maep.models.noise_schedule import alpha_bar, clean_estimate
@@ -12,6 +12,7 @@ from maep.purifiers.freqpure import FreqPurePurifier, low_frequencies_of
 from maep.purifiers.stepwise import stepwise, walk
 from maep.runtime.errors import UserError
 from maep.runtime.keyed_noise import normal_of
+from tests.purifiers.denoisers import pictures, random_purifier
 
 SMALL = [
     "purifier.kind=freqpure", "freqpure.width=16", "freqpure.multipliers=[1]", "freqpure.unshuffle=2",
@@ -21,15 +22,7 @@ SMALL = [
 
 def purifier(*words: str) -> FreqPurePurifier:
     """Of random weights that do not predict 0, in float64."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        made = FreqPurePurifier.from_settings(load_settings(None, [*SMALL, *words]))
-        nn.init.normal_(made.model.tail.weight, std=0.05)
-    return made.double().eval().requires_grad_(False)
-
-
-def pictures(count: int = 3, side: int = 8) -> Tensor:
-    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return random_purifier(FreqPurePurifier, [*SMALL, *words])
 
 
 @pytest.mark.parametrize("around", [True, False])

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from maep.config.load import load_settings
 from maep.models.noise_schedule import alpha_bar
 from maep.purifiers.gdmp import GdmpPurifier, guided_step
 from maep.purifiers.stepwise import stepwise, walk
 from maep.runtime.errors import UserError
+from tests.purifiers.denoisers import pictures, random_purifier
 
 SMALL = [
     "purifier.kind=gdmp", "gdmp.width=16", "gdmp.multipliers=[1]", "gdmp.unshuffle=2", "gdmp.steps=2", "gdmp.rounds=2",
@@ -18,15 +19,7 @@ SMALL = [
 
 def purifier(*words: str) -> GdmpPurifier:
     """Of random weights that do not predict 0, in float64."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        made = GdmpPurifier.from_settings(load_settings(None, [*SMALL, *words]))
-        nn.init.normal_(made.model.tail.weight, std=0.05)
-    return made.double().eval().requires_grad_(False)
-
-
-def pictures(count: int = 3, side: int = 8) -> Tensor:
-    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return random_purifier(GdmpPurifier, [*SMALL, *words])
 
 
 def purified(subject: GdmpPurifier, images: Tensor) -> Tensor:

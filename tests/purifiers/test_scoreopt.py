@@ -12,6 +12,7 @@ from maep.models.noise_schedule import alpha_bar
 from maep.purifiers.scoreopt import ScoreOptPurifier, adam_step
 from maep.purifiers.stepwise import stepwise, walk
 from maep.runtime.errors import UserError
+from tests.purifiers.denoisers import pictures, random_purifier
 
 SMALL = [
     "purifier.kind=scoreopt", "scoreopt.width=16", "scoreopt.multipliers=[1]", "scoreopt.unshuffle=2",
@@ -21,15 +22,7 @@ SMALL = [
 
 def purifier(*words: str) -> ScoreOptPurifier:
     """Of random weights that do not predict 0, in float64."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        made = ScoreOptPurifier.from_settings(load_settings(None, [*SMALL, *words]))
-        nn.init.normal_(made.model.tail.weight, std=0.05)
-    return made.double().eval().requires_grad_(False)
-
-
-def pictures(count: int = 3, side: int = 8) -> Tensor:
-    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return random_purifier(ScoreOptPurifier, [*SMALL, *words])
 
 
 class OfGaussians(nn.Module):

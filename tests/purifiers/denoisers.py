@@ -1,0 +1,26 @@
+"""Small purifiers on a denoiser and pictures for them, in float64, so that gradients can be compared."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from maep.config.load import load_settings
+from maep.purifiers.denoising import DenoiserPurifier
+
+P = TypeVar("P", bound=DenoiserPurifier)
+
+
+def random_purifier(kind: type[P], words: Sequence[str]) -> P:
+    """Of random weights that do not predict 0, frozen. words: settings."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = kind.from_settings(load_settings(None, words))
+        nn.init.normal_(made.model.tail.weight, std=0.05)
+    return made.double().eval().requires_grad_(False)
+
+
+def pictures(count: int = 3, side: int = 8) -> Tensor:
+    """Always the same, [count, 3, side, side] in [0, 1]."""
+    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -2,13 +2,14 @@
 
 A sweep is run point by point: `maep run cfg=ablation/table15 --scale cpu [--only 0,3-5] [--dry-run]`. From a checkout
 also `python launch/local.py …`. With `--dry-run` nothing is run or written: it says what was understood of the images,
-and which stages would run.
+and which stages would run. Several processes share a stage by `stage=evaluate --worker i/n` on each, 0 <= i < n.
 """
 
 import argparse
 from collections.abc import Callable, Sequence
 
 from maep.ablation.grid.sweep import is_sweep
+from maep.cli.shard_commands import worker
 from maep.config.command_line import at_least_one, split_arguments
 from maep.config.load import load_settings, sweep_names
 from maep.config.schema import Settings
@@ -25,6 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     options.add_argument("--scale", help="of a sweep: paper, or cpu for a small version of the table")
     options.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
+    options.add_argument("--worker", default="", metavar="i/n", help="share the work of stage= with other processes")
     options.add_argument("--only", default="", metavar="I,J-K", help="of a sweep: only these points, counted from 0")
     stages = [word.partition("=")[2] for word in arguments if word.startswith("stage=")]
     words = [word for word in arguments if not word.startswith("stage=")]
@@ -34,6 +36,8 @@ def main(arguments: Sequence[str]) -> int:
     if is_sweep(namespace.cfg):
         if stages:
             fail(f"stage={stages[-1]}: a sweep runs every stage of its points; leave it out")
+        if namespace.worker:
+            fail(f"--worker {namespace.worker}: processes share a sweep's points without it; leave it out")
         return _run_sweep(namespace, overrides)
     for option in ("scale", "only"):
         if getattr(namespace, option):
@@ -42,9 +46,15 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(namespace: argparse.Namespace, settings: Settings, stage: str) -> int:
+    share = worker(namespace.worker) if namespace.worker else None
+    if share and (stage == "all" or namespace.dry_run or namespace.nproc > 1):
+        fail(f"--worker {namespace.worker}: shares one stage, such as stage=evaluate, without --dry-run and --nproc")
     # Imported only now: a mistyped setting is answered without waiting for every library.
-    from maep.pipeline.execution import describe, run_pipeline
+    from maep.pipeline.execution import describe, run_pipeline, work_on_stage
 
+    if share:
+        work_on_stage(stage, settings, share)
+        return 0
     if namespace.dry_run:
         for line in describe(settings, stage):
             say(line)

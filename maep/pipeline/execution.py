@@ -275,11 +275,13 @@ def work_on_stage(name: str, settings: Settings, worker: tuple[int, int] = (0, 1
     """Do a share of a stage that any number of workers may work on; the run directory is not locked meanwhile.
 
     worker: (i, n), one of n. Whoever finds everything finished writes the stage's record. Returns whether it is
-    finished. Raises UserError if what it needs is not finished, or if its work is not shared out.
+    finished. Raises UserError as `run_pipeline`, and if its work is not shared out.
     """
+    wanted_stages(settings, name)
     stage = STAGES[name]
     if stage.share is None:
         fail(f"stage={name}: its work is not shared out; choose {' or '.join(n for n, s in STAGES.items() if s.share)}")
+    check_inputs([name], settings)
     records = record_path(Path(settings.run.dir), name).parent
     with one_at_a_time(records):
         _require_needs(name, settings)

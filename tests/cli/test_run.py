@@ -1,5 +1,6 @@
-"""`maep run --dry-run` says what would be done, and does nothing."""
+"""`maep run --dry-run` says what would be done, and does nothing; `--worker` does a share of one stage."""
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -79,3 +80,45 @@ def test_dry_run_of_what_is_finished(
     assert run([*problem.arguments(directory), "stage=pretrain", "--dry-run"]) == 0
     assert capsys.readouterr().out == "attack: finished before\npretrain: would run: it has not run\n"
     assert {path: path.stat().st_mtime_ns for path in directory.rglob("*")} == before
+
+
+def test_workers_share_a_stage(
+    problem: Problem, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first takes all that nobody has, with the bytes of one process; who comes too late finds it finished."""
+    directory = Path(shutil.copytree(problem.prepared, tmp_path / "run"))
+    monkeypatch.setattr(sys, "argv", ["maep"])
+    cache = Path(shutil.copytree(problem.cache, tmp_path / "cache"))
+    alone = {path.name: path.read_bytes() for path in (cache / "adversarial").rglob("*.tar")}
+    shutil.rmtree(cache / "adversarial")
+    words = [*problem.arguments(directory), f"run.cache={cache}", "stage=attack", "--worker"]
+    assert run([*words, "0/2"]) == 0
+    assert capsys.readouterr().out.endswith("attack: worker 0 of 2 is done; all is finished\n")
+    assert run([*words, "1/2"]) == 0
+    assert capsys.readouterr().out == "attack: finished before\n"
+    assert len(alone) == 4
+    assert {path.name: path.read_bytes() for path in (cache / "adversarial").rglob("*.tar")} == alone
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--worker", "0/2"], "shares one stage, such as stage=evaluate"),
+        (["stage=evaluate", "--worker", "2/2"], "--worker 2/2: expected i/n with i from 0 to n-1"),
+        (["stage=evaluate", "--worker", "0/2", "--dry-run"], "without --dry-run and --nproc"),
+        (["stage=pretrain", "--worker", "0/2"], "stage=pretrain: its work is not shared out; choose attack"),
+        (["stage=evaluat", "--worker", "0/2"], "stage=evaluat: choose one of shards"),
+        (["stage=evaluate", "--worker", "0/2"], "stage=evaluate: needs stage shards, not finished"),
+    ],
+)
+def test_worker_that_cannot_share(words: list[str], says: str, tmp_path: Path) -> None:
+    """One line, and nothing is written."""
+    with pytest.raises(UserError, match=re.escape(says)):
+        run(["cfg=digits", f"run.dir={tmp_path / 'run'}", f"run.cache={tmp_path / 'cache'}", *words])
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_workers_of_a_sweep_need_no_number() -> None:
+    """They share its points without one."""
+    with pytest.raises(UserError, match="--worker 0/2: processes share a sweep's points without it"):
+        run(["cfg=ablation/table15", "--worker", "0/2"])

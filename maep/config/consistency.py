@@ -104,6 +104,7 @@ def check_consistency(settings: Settings) -> None:
     _check_evaluation(settings.evaluation)
     _check_published(settings)
     _check_soap(settings.classifier)
+    _check_training_attack(settings.classifier)
     _check_names(settings)
     _check_masks(settings)
     _check_noise(settings)
@@ -228,6 +229,15 @@ def _check_soap(classifier: ClassifierSettings) -> None:
             f"classifier.training={classifier.training}: {classifier.arch} has not what it trains; choose "
             f"classifier.arch=…{suffix}, such as soap_resnet{suffix}"
         )
+
+
+def _check_training_attack(classifier: ClassifierSettings) -> None:
+    """Only PGD-AT has an attack to choose: that of the others belongs to their losses."""
+    if classifier.training in ("pgd_at", "awp"):
+        return
+    for name, unset in (("train_attack", "pgd"), ("train_late_steps", 0)):
+        if (value := getattr(classifier, name)) != unset:
+            fail(f"classifier.{name}={value}: only for classifier.training=pgd_at or awp, not {classifier.training}")
 
 
 def _check_published(settings: Settings) -> None:

@@ -196,6 +196,14 @@ class ClassifierSettings:
         2 / 255, "step size of its attack (dkl: half the budget)", unit="[0,1] pixels", above=0.0, added=True
     )
     train_steps: int = setting(10, "steps of its attack (dkl: 5)", low=1, added=True)
+    train_attack: str = setting(
+        "pgd", "attack of pgd_at and awp; nfgsm: one step of the whole budget, from noise of twice that, not cut to it",
+        choices=("pgd", "nfgsm"), added=True,
+    )  # fmt: skip
+    train_late_steps: int = setting(
+        0, "iterations of PGD that take that attack's place at the end (pgd_at, awp); 0: it stays", low=0, added=True
+    )
+    train_late_from: float = setting(0.8, "share of the epochs after which they do", low=0.0, high=1.0, added=True)
     attack_mode: str = setting(
         "eval",
         "mode of the network under that attack; train: batch norms take the batch's statistics, and keep none",

@@ -1,8 +1,9 @@
 """Adversarial training of the classifier: PGD-AT, TRADES, either with AWP, and DKL.
 
-PGD-AT: Madry et al. 2018. TRADES: Zhang et al. 2019. AWP: Wu, Xia and Wang 2020. DKL: Cui et al. 2024. All within an
-L∞ ball. What is drawn is a function of seed and step, and what lasts from step to step (DKL's table of classes) is in
-the checkpoints, so that a resumed training ends with the same weights.
+PGD-AT: Madry et al. 2018, or by N-FGSM: de Jorge et al. 2022. TRADES: Zhang et al. 2019. AWP: Wu, Xia and Wang 2020.
+DKL: Cui et al. 2024. All within an L∞ ball, which N-FGSM leaves. What is drawn is a function of seed and step, and what
+lasts from step to step (DKL's table of classes) is in the checkpoints, so that a resumed training ends with the same
+weights.
 """
 
 from collections.abc import Iterator
@@ -13,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maep.attacks.gradient import NOISE as NFGSM_NOISE
 from maep.config.schema import ClassifierSettings
 from maep.runtime.randomness import keyed_rng
+from maep.training.robust import REACH
 
 WITH_AWP = ("awp", "trades_awp", "dkl")
 NOISE = 1e-3  # deviation of the start of TRADES' and DKL's attacks: at the image itself their gradient is zero
@@ -116,28 +119,43 @@ class AdversarialTraining:
     def attacked(self, images: Tensor, labels: Tensor, at: Progress) -> Tensor:
         """Adversarial images, as the training makes them; the network's buffers and mode stay as they are."""
         options = self.settings
-        eps, step, steps = options.train_eps, options.train_step, options.train_steps
         rng = keyed_rng("classifier-attack", at.seed, at.step)
+        eps, step, steps, is_projected = self._steps(at)
         if self.base == "pgd_at":
             noise = (2 * torch.from_numpy(rng.random(tuple(images.shape), dtype="float32")) - 1) * eps
-            start = (images + noise.to(images)).clamp(0, 1)
+            start = (images + (1.0 if is_projected else NFGSM_NOISE) * noise.to(images)).clamp(0, 1)
         else:
             noise = NOISE * torch.from_numpy(rng.standard_normal(tuple(images.shape), dtype="float32"))
             start = images + noise.to(images)
-        if self.base == "dkl":
-            eps = eps * (at.epoch + 1) / at.epochs
-            step, steps = eps / 2, DKL_ITERATIONS
+        # PGD-AT asks for no clean answer; where dropout is on, the draws of that pass stay, and with them old results.
+        is_asked = self.base != "pgd_at" or options.attack_mode == "train"
         with untracked(self.network, options.attack_mode):
             with torch.no_grad():
-                clean = self.network(images).float()
+                clean = self.network(images).float() if is_asked else torch.empty(0)
             for _ in range(steps):
                 moving = start.detach().requires_grad_()
                 with torch.enable_grad():
                     total = self._attack_loss(clean, self.network(moving).float(), labels).sum()
                 (gradient,) = torch.autograd.grad(total, moving)
-                moved = start + step * gradient.sign()
-                start = torch.minimum(torch.maximum(moved, images - eps), images + eps).clamp(0, 1)
+                start = start + step * gradient.sign()
+                if is_projected:
+                    start = torch.minimum(torch.maximum(start, images - eps), images + eps)
+                start = start.clamp(0, 1)
         return start.detach()
+
+    def _steps(self, at: Progress) -> tuple[float, float, int, bool]:
+        """(budget, step size, iterations) of the attack at a step, and whether it is kept within the budget."""
+        options = self.settings
+        eps = options.train_eps
+        if self.base == "dkl":
+            eps = eps * (at.epoch + 1) / at.epochs
+            return eps, eps / 2, DKL_ITERATIONS, True
+        late = options.train_late_steps
+        if late and at.epoch >= options.train_late_from * at.epochs:
+            return eps, REACH * eps / late, late, True
+        if self.base == "pgd_at" and options.train_attack == "nfgsm":
+            return eps, eps, 1, False
+        return eps, options.train_step, options.train_steps, True
 
     def _attack_loss(self, clean: Tensor, adversarial: Tensor, labels: Tensor) -> Tensor:
         """What the attack raises, [N]; clean: constant logits."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from maep.config.schema import ClassifierSettings
 from maep.models.classifiers.resnet import CifarResNet
 from maep.runtime.errors import UserError
+from maep.runtime.randomness import keyed_rng
 from maep.training.adversarial_training import AdversarialTraining, DklTable, Progress, kl, untracked
 from tests.training.test_classifier import settings_of, shards, start, train, wait_for_checkpoint
 
@@ -143,6 +144,33 @@ def test_awp_waits_for_its_epoch_and_can_be_off() -> None:
     assert not torch.equal(training("trades_awp", awp_warmup=1).begin(images, labels, AT), plain)
 
 
+@pytest.mark.parametrize("mode", ["pgd_at", "awp"])
+def test_n_fgsm_is_one_step_of_the_budget_from_noise_of_twice_that(mode: str) -> None:
+    """Not cut to the budget; train_step and train_steps do not matter; from the start that its noise gives."""
+    model, (images, labels) = network().train(), batch()
+    images = 0.4 + 0.2 * images  # no pixel reaches 0 or 1, which would hide the sizes
+    method = training(mode, model, train_attack="nfgsm", train_eps=0.1, train_step=0.5, train_steps=7)
+    adversarial = method.attacked(images, labels, AT)
+    noise = torch.from_numpy(keyed_rng("classifier-attack", AT.seed, AT.step).random(images.shape, dtype="float32"))
+    start = (images + 0.2 * (2 * noise - 1)).requires_grad_()
+    with untracked(model, "eval"):
+        (gradient,) = torch.autograd.grad(F.cross_entropy(model(start), labels, reduction="sum"), start)
+    torch.testing.assert_close(adversarial, (start + 0.1 * gradient.sign()).detach())
+    assert 0.25 < (adversarial - images).abs().max() <= 0.3 + 1e-6
+
+
+def test_late_epochs_are_attacked_by_pgd() -> None:
+    """N-FGSM until `train_late_from` of the epochs are done, then the very PGD of so many steps of 1.25 budgets."""
+    images, labels = batch()
+    method = training("pgd_at", train_attack="nfgsm", train_late_steps=2, train_late_from=0.5)
+    pgd = training("pgd_at", train_step=1.25 * 0.1 / 2, train_steps=2)
+    early = training("pgd_at", train_attack="nfgsm").attacked(images, labels, AT)
+    assert torch.equal(method.attacked(images, labels, AT), early)
+    late = replace(AT, epoch=2)
+    assert torch.equal(method.attacked(images, labels, late), pgd.attacked(images, labels, late))
+    assert (pgd.attacked(images, labels, late) - images).abs().max() <= 0.1 + 1e-6
+
+
 QUICK = [
     "classifier.train_steps=2", "classifier.train_eps=0.1", "classifier.train_step=0.06", "classifier.epochs=2",
 ]  # fmt: skip
@@ -183,6 +211,8 @@ def test_bad_settings_are_refused(shards: Path, tmp_path: Path) -> None:
             r"choose one of standard, pgd_at, trades, awp, trades_awp, dkl, soap, soap_rotation",
         ),
         ("classifier.train_eps=8", r"classifier\.train_eps=8: above 1.*8/255"),
+        ("classifier.train_attack=nfgsm", r"classifier\.train_attack=nfgsm: only for .*pgd_at or awp, not standard"),
+        ("classifier.train_late_steps=2", r"classifier\.train_late_steps=2: only for .*pgd_at or awp, not standard"),
         ("classifier.norm=L2", r"classifier\.norm .*unknown key"),
     ):
         with pytest.raises(UserError, match=message):

@@ -1,7 +1,7 @@
 """Which row of a point's report a table reads; a sweep's file names them under `readings`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +18,12 @@ WORST_CASE = "worst-case"
 
 @dataclass(frozen=True)
 class RowSelector:
-    """What a row must have. purifier: before or after its finetuning. eps: a budget as written, 8/255 or a number.
-    threat_model: one, or `worst-case`, for which the attack does not matter.
+    """What a row must have. purifier: before or after its finetuning, or as it was left (`final`: after it where there
+    was one). eps: a budget as written, 8/255 or a number. threat_model: one, or `worst-case`, for which the attack does
+    not matter.
     """
 
-    purifier: Literal["pretrained", "finetuned"] = "pretrained"
+    purifier: Literal["pretrained", "finetuned", "final"] = "pretrained"
     attack: str = "autoattack-standard"
     eps: str | int | float = "8/255"
     threat_model: str = "oblivious"
@@ -61,6 +62,9 @@ def read_row_selector(entries: Mapping[str, Any], source: str) -> RowSelector:
 def row_of(report: Path, selector: RowSelector) -> Mapping[str, Any] | None:
     """The first row of a report.json that the selector means; None if it has none."""
     content = read_json(report)
+    if selector.purifier == "final":
+        is_finetuned = any("+" in row["purifier"] for row in content["results"])
+        selector = replace(selector, purifier="finetuned" if is_finetuned else "pretrained")
     if selector.threat_model == WORST_CASE:
         return _worst_case(content, selector)
     return next((row for row in content["results"] if selector.matches(row)), None)

@@ -21,6 +21,23 @@ def test_a_row_is_found_by_all_that_it_must_have() -> None:
         assert row_of(report, RowSelector(**how)) is None  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("name", "eps", "meant", "other"),
+    [("cifar10_cpu", "8/255", "finetuned", "pretrained"), ("diffpure_digits", "32/255", "pretrained", "finetuned")],
+)
+def test_the_final_purifier_is_the_finetuned_one_where_there_is_one(
+    name: str, eps: str, meant: str, other: str
+) -> None:
+    """Else the pretrained one."""
+    report = REPORTS / name / "report.json"
+    rows = {
+        purifier: row_of(report, RowSelector(purifier=purifier, attack="pgd-20", eps=eps))  # type: ignore[arg-type]
+        for purifier in ("final", meant, other)
+    }
+    assert rows["final"] is not None
+    assert rows["final"] == rows[meant] != rows[other]
+
+
 def test_the_worst_case_is_what_stood_against_every_attacker() -> None:
     """No more than the lowest row leaves, on the images that all had, with Wilson's interval."""
     report = REPORTS / "diffpure_digits/report.json"

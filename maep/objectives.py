@@ -16,14 +16,14 @@ from torch import Tensor
 
 from maep.config.implementations import OBJECTIVES, implementation
 from maep.config.schema import ObjectiveSettings
-from maep.models.noise_schedule import diffused
+from maep.models.noise_schedule import alpha_bar, clean_estimate, diffused, per_image
 from maep.models.pixel_cnn import log_likelihood
 from maep.runtime.keyed_noise import normal_of, uniform_of
 
 Model = Callable[..., Any]
 EARLIEST = 1e-5  # the time that denoisers are trained from, as Song et al.: at 0 there is no noise to tell
 SMALLEST = 0.01  # deviation that score networks are trained from, in [0, 1] pixels, as Yoon et al.'s
-TIME_STREAM, NOISE_STREAM, STRENGTH_STREAM = 0, 1, 2  # of a sample's random numbers
+TIME_STREAM, NOISE_STREAM, STRENGTH_STREAM, END_STREAM = 0, 1, 2, 3  # of a sample's random numbers
 STRONGEST = 0.05 / (8 / 255)  # the authors' flow is trained up to 0.05 and judged at 8/255
 
 
@@ -288,6 +288,43 @@ def denoise(
     predicted = model(diffused(2 * clean - 1, times, noise), times)
     l_noise = (predicted - noise).square().flatten(1).mean(1)
     return Losses(l_noise, {"l_noise": l_noise})
+
+
+def bridge(
+    model: Model, clean: Tensor, adversarial: Tensor, visible: Tensor | None, settings: ObjectiveSettings, seeds: Tensor
+) -> Losses:
+    """Mean of (ε̂(u_t, t) - ε_t)² over an image's pixels: an adversarial diffusion bridge (ADBM, Li et al., ICLR 2025).
+
+    u_t is noised as `denoise`'s, and has as much of the attack a = 2(x_a - x) as leads from all of it at a time T to
+    none at 0: a·ᾱ_T(1-ᾱ_t) / ((1-ᾱ_T)√ᾱ_t). ε_t is the noise and that part, so that who takes ε_t away has x. Of an
+    image that was not attacked it is `denoise`'s loss, up to T. model: as `denoise`'s. Arguments otherwise as `maep`'s,
+    visible None. seeds: int64 [N]; of each depend T, uniform in [latest/2, latest] (the authors' is one for a batch),
+    t, uniform up to T, and the noise.
+    """
+    _require_no_mask("bridge", visible)
+    u, times, wanted = _on_bridge(model, clean, adversarial, seeds)
+    l_noise = (model(u, times) - wanted).square().flatten(1).mean(1)
+    return Losses(l_noise, {"l_noise": l_noise})
+
+
+def bridged(model: Model, clean: Tensor, adversarial: Tensor, seeds: Tensor) -> Tensor:
+    """What the network takes the clean image for from where `bridge` asks it, [N, 3, H, W], about [0, 1], not clipped.
+
+    Differentiable with respect to the adversarial images; arguments as `bridge`'s.
+    """
+    u, times, _ = _on_bridge(model, clean, adversarial, seeds)
+    return (clean_estimate(u, times, model(u, times)) + 1) / 2
+
+
+def _on_bridge(model: Model, clean: Tensor, adversarial: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """u_t, t and ε_t of `bridge`."""
+    end = model.latest * (1 + uniform_of(seeds, END_STREAM)) / 2  # type: ignore[attr-defined]
+    times = EARLIEST + (end - EARLIEST) * uniform_of(seeds, TIME_STREAM)
+    noise, moved = normal_of(seeds, NOISE_STREAM, clean.shape[1:]), 2 * (adversarial - clean)
+    left, last = per_image(alpha_bar(times)), per_image(alpha_bar(end))
+    share = last / (1 - last)
+    u = diffused(2 * clean - 1, times, noise) + share * (1 - left) / left.sqrt() * moved
+    return u, times, noise + share * (1 / left - 1).sqrt() * moved
 
 
 def score(

@@ -8,10 +8,12 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from maep.config.implementations import THREAT_MODELS
 from maep.data.shard_manifest import CleanManifest
 from maep.data.shards import ShardSet, ShardWriter, seal_shard_set, shard_name, to_uint8
 
 SIZE = 16
+ATTACKERS = tuple(name for name in THREAT_MODELS if name != "twin")  # who need nothing but a defense
 
 
 def digits(classes: int = 10) -> tuple[Tensor, Tensor]:

@@ -162,6 +162,7 @@ def numpy_objective(name: str, n: int, visible: np.ndarray | None, settings: Obj
         "trades_pixel": lambda: d(p(x), x) + beta * d(p(x_a), p(x)),
         "trades_latent": lambda: d(p(x), x) + beta * d(e(x_a), e(x), np.ones(8)),
         "denoise": lambda: numpy_denoise(n, x, p),
+        "bridge": lambda: numpy_bridge(n, x, x_a, p),
         "score": lambda: numpy_score(n, x, p),
         "energy": lambda: numpy_energy(n, x, x_a, p),
         "flow": lambda: numpy_flow(n, x, x_a, p),
@@ -199,6 +200,18 @@ def numpy_denoise(n: int, x: np.ndarray, p: Callable[[np.ndarray], np.ndarray]) 
     left = np.exp(-t * (0.1 + 0.1 + 19.9 * t) / 2)
     u = np.sqrt(left) * (2 * x - 1) + np.sqrt(1 - left) * noise
     return float(((p(u) * (1 + t) - noise) ** 2).mean())
+
+
+def numpy_bridge(n: int, x: np.ndarray, a: np.ndarray, p: Callable[[np.ndarray], np.ndarray]) -> float:
+    """mean (ε̂(u_t, t) - ε_t)² as ADBM writes u_t and ε_t, the attack in [-1, 1] units; T of [0.1, 0.2]."""
+    end = 0.1 + 0.1 * float(uniform_of(SEEDS, 3)[n])
+    t = 1e-5 + (end - 1e-5) * float(uniform_of(SEEDS, 0)[n])
+    noise, attack = normal_of(SEEDS, 1, x.shape)[n].double().numpy(), 2 * a - 2 * x
+    left, last = (np.exp(-time * (0.1 + 0.1 + 19.9 * time) / 2) for time in (t, end))
+    u = np.sqrt(left) * (2 * x - 1) + np.sqrt(1 - left) * noise
+    u = u + attack * last * (1 - left) / ((1 - last) * np.sqrt(left))
+    wanted = noise + attack * np.sqrt(1 / left - 1) * last / (1 - last)
+    return float(((p(u) * (1 + t) - wanted) ** 2).mean())
 
 
 def numpy_score(n: int, x: np.ndarray, p: Callable[[np.ndarray], np.ndarray]) -> float:
@@ -322,7 +335,7 @@ NETWORKS: dict[str, Callable[[Linear], Any]] = {
 CASES = [
     ("mae", VISIBLE), ("purification", None), ("mlm", VISIBLE), ("mlm", None), ("maep", VISIBLE),
     ("reconstruction", None), ("trades_pixel", None), ("trades_latent", None), ("robust", None), ("robust", VISIBLE),
-    ("nim", None), ("stability", None), ("stability", VISIBLE), ("denoise", None),
+    ("nim", None), ("stability", None), ("stability", VISIBLE), ("denoise", None), ("bridge", None),
     ("score", None), ("energy", None), ("flow", None), ("code", None), ("likelihood", None), ("feature", None),
     ("feature", VISIBLE),
 ]  # fmt: skip
@@ -379,6 +392,7 @@ def test_masks_that_do_not_fit_are_refused() -> None:
     """Whole-image objectives take no mask, and mae needs one."""
     for name, visible in (("trades_pixel", VISIBLE), ("trades_latent", VISIBLE), ("reconstruction", VISIBLE),
                           ("purification", VISIBLE), ("nim", VISIBLE), ("denoise", VISIBLE), ("flow", VISIBLE),
+                          ("bridge", VISIBLE),
                           ("energy", VISIBLE),
                           ("code", VISIBLE), ("likelihood", VISIBLE), ("mae", None)):  # fmt: skip
         with pytest.raises(ValueError, match=name):

@@ -46,6 +46,22 @@ class Oblivious:
         return classifier
 
 
+class Twin:
+    """The attacker knows the classifier f and how the purifier P was made, but not the weights that came of it.
+
+    He has trained one of the same kind himself, a twin of other seed or other images (evaluation.twin), and follows all
+    of f∘twin with exact gradients; what fools it is then purified by P (transfer, Papernot et al. 2017). If he does
+    better than the adaptive attacker, the purifier's own gradients are masked.
+    """
+
+    name = "twin"
+    uses_purifier, knows_purifier = True, False
+
+    def target(self, purifier: nn.Module, classifier: nn.Module, draws: int) -> nn.Module:
+        """f∘twin, of the twin, which is handed over in P's place."""
+        return Adaptive().target(purifier, classifier, draws)
+
+
 class Bpda:
     """The attacker knows classifier and purifier, but cannot or does not differentiate through the purifier.
 

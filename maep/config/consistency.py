@@ -153,6 +153,10 @@ def _check_evaluation(evaluation: EvaluationSettings) -> None:
         if is_needed and not getattr(evaluation, name):
             fail(f"evaluation.{name}=[]: is empty; name one at least")
     check_attacks([*evaluation.attacks, *evaluation.adaptive_attacks], evaluation.blackbox_attacks)
+    if "twin" in threats and not evaluation.twin:
+        fail("evaluation.threat_models: twin: set evaluation.twin to the run of another purifier of the same kind")
+    if evaluation.twin and "twin" not in threats:
+        fail(f"evaluation.twin={evaluation.twin}: nobody follows it; add twin to evaluation.threat_models")
 
 
 def _check_noise(settings: Settings) -> None:
@@ -181,6 +185,11 @@ def _check_attack(settings: Settings) -> None:
     for section in (name for name, train in trainings.items() if train.attacked == "whole"):
         if not attack.online:
             fail(f"{section}.attacked=whole: changes with every step; set attack.online=true with it")
+        if OBJECTIVES[settings.objective.name].attacked and settings.robust.check_every:
+            fail(
+                f"robust.check_every={settings.robust.check_every}: attacks held-out images through the network, and "
+                f"objective.name={settings.objective.name} trains one that purifies in several steps; set it to 0"
+            )
         if attack.method == "ssp":
             fail(f"attack.method=ssp: attacks the classifier's features; set {section}.attacked=classifier")
         if attack.norm != "Linf" or attack.targeted:

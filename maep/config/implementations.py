@@ -18,7 +18,9 @@ class Objective:
     one with noise, made as the training goes (`maep.training.noise`). draws: it draws random numbers, by a seed of each
     sample. clean_images: it has no second image. chains: in its place it has the states of chains that go on from epoch
     to epoch (`maep.training.chains`). network: what it trains: a map of `images`, which the kinds of
-    purifiers have unless they say otherwise (`maep.purifiers.base.TrainedPurifier.network_kind`), or another.
+    purifiers have unless they say otherwise (`maep.purifiers.base.TrainedPurifier.network_kind`), or another. attacked:
+    path of the map that an attack on the whole sees in the purifier's place, where that is no single call of the
+    network: (network, clean images, attacked ones, seeds) → images (`maep.training.robust`).
     """
 
     path: str
@@ -29,6 +31,7 @@ class Objective:
     clean_images: bool = False
     chains: bool = False
     network: str = "images"
+    attacked: str = ""
 
     @property
     def attacks(self) -> bool:
@@ -51,6 +54,9 @@ OBJECTIVES = {
     "denoise": Objective(
         "maep.objectives:denoise", whole_images=True, draws=True, clean_images=True, network="denoiser"
     ),
+    "bridge": Objective(
+        "maep.objectives:bridge", whole_images=True, draws=True, network="denoiser", attacked="maep.objectives:bridged"
+    ),
     "score": Objective("maep.objectives:score", whole_images=True, draws=True, clean_images=True, network="score"),
     "code": Objective("maep.objectives:code", whole_images=True, draws=True, clean_images=True, network="code"),
     "likelihood": Objective("maep.objectives:likelihood", whole_images=True, clean_images=True, network="likelihood"),
@@ -63,6 +69,7 @@ NOISES = ("gamma", "fixed", "uniform")  # how an objective that noises draws eac
 SAMPLINGS = ("float", "integer")  # how the noise of certificates is drawn
 THREAT_MODELS = {
     "oblivious": "maep.attacks.threat_models:Oblivious",
+    "twin": "maep.attacks.threat_models:Twin",
     "bpda": "maep.attacks.threat_models:Bpda",
     "surrogate": "maep.attacks.threat_models:Surrogate",
     "adaptive": "maep.attacks.threat_models:Adaptive",

@@ -607,6 +607,14 @@ class EvaluationSettings:
         unit="path",
         stands_in=True,
     )
+    twin: str | None = setting(
+        None,
+        "run, purifier/ or checkpoint of another purifier of the judged one's kind, independently trained, which the "
+        "twin attacker follows in its place",
+        unit="path",
+        stands_in=True,
+        added=True,
+    )
     check_images: int = setting(
         16,
         "images on which the defense itself is checked for masked gradients",

@@ -113,6 +113,8 @@ def _plain(value: Any) -> Any:
 def _evaluate(
     model: nn.Module, test: ShardSet | ImageSet, name: str, settings: Settings, autocast: Autocast
 ) -> dict[str, Any]:
+    if settings.evaluation.twin:
+        fail(f"evaluation.twin={settings.evaluation.twin}: is of a run's purifier; judge that by stage=evaluate")
     images, labels = _probes(test, device_of(model))
     identities = identities_of(model, name, autocast)
     directory, label = Path(settings.run.dir), label_of(model)

@@ -1,8 +1,10 @@
 """The evaluate stage of a run: its purifiers, or one from elsewhere, before its classifier."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
+
+import torch
 
 from maep.attacks.attack_state import tensors_sha256
 from maep.config.identity import decisive_fields
@@ -68,19 +70,27 @@ def given_name(path: Path) -> str:
 
 def purifier_identity(settings: Settings, label: str) -> str:
     """Digest of everything the purifier's output depends on."""
-    kind = purifier_class(settings.purifier.kind)
-    use = decisive_fields(settings.purify, "records") | kind.use_facts(settings)
     if settings.evaluation.purifier:
-        return digest([given_identity(settings.evaluation.purifier), use])
+        return _used_identity(settings, settings.evaluation.purifier)
     if not is_trained(settings):
         return digest([function_identity(purifier_class(settings.purifier.kind).from_settings(settings))])
     run = Path(settings.run.dir)
     names = filter(None, ("purifier/model.safetensors", FINETUNING.get(label)))
-    inputs = [[sha256_file(run / name) for name in names], use]
+    inputs = [[sha256_file(run / name) for name in names], _use(settings)]
     kind = purifier_class(settings.purifier.kind)
     if kind.network_name and kind.Settings is not None:  # its own section is how the network is used
         inputs.append(asdict(getattr(settings, kind.kind)))
     return digest(inputs)
+
+
+def _use(settings: Settings) -> dict[str, object]:
+    """How a purifier is used, apart from what its weights are."""
+    return decisive_fields(settings.purify, "records") | purifier_class(settings.purifier.kind).use_facts(settings)
+
+
+def _used_identity(settings: Settings, path: str) -> str:
+    """Digest of everything the output of a purifier from elsewhere depends on, used as the settings say."""
+    return digest([given_identity(path), _use(settings)])
 
 
 @cache
@@ -144,10 +154,54 @@ def subjects_of(settings: Settings) -> tuple[ShardSet, dict[str, Defense]]:
     defenses = {}
     for label, path in purifiers_of(settings).items():
         purifier = load_purifier(path, device=device).used_as(settings, path)
-        defenses[label] = Defense.of(purifier, classifier, purifier_identity(settings, label), identity)
+        defense = Defense.of(purifier, classifier, purifier_identity(settings, label), identity)
+        defenses[label] = _with_twin(defense, purifier, settings) if settings.evaluation.twin else defense
     if not defenses:
         choice, reason = settings.evaluation.purifiers, "finetune.method=none"
         kind = settings.purifier.kind
         reason = reason if "finetune" in purifier_class(kind).stages else f"purifier.kind={kind}"
         fail(f"evaluation.purifiers={choice}: this run has none ({reason}); choose pretrained")
     return test, defenses
+
+
+# the twin that an attacker follows who does not know the weights that are judged
+
+
+def _with_twin(defense: Defense, purifier: Purifier, settings: Settings) -> Defense:
+    """The defense with the twin of `evaluation.twin`. Raises UserError where that is none of the purifier."""
+    twin = _twin_of(purifier, settings)
+    twin.attach(defense.classifier)
+    return replace(defense, twin=twin, twin_identity=_used_identity(settings, str(settings.evaluation.twin)))
+
+
+def _twin_of(purifier: Purifier, settings: Settings) -> Purifier:
+    """The twin, used as the settings say. Raises UserError as `_with_twin`."""
+    path = str(settings.evaluation.twin)
+    twin = load_purifier(path, device=purifier.device)
+    # Kinds that ask one network each in its own way are made one by the settings; others' settings say nothing of it.
+    networks = {getattr(each, "network_kind", "images") for each in (twin, purifier)}
+    if twin.kind == purifier.kind or (len(networks) == 1 and "images" not in networks):
+        twin = twin.used_as(settings, path)
+    _require_twin(twin, purifier, path)
+    return twin
+
+
+def check_twin(settings: Settings) -> None:
+    """Raise UserError, before anything is made, where `evaluation.twin` is no twin of what the settings judge."""
+    kind, judged = purifier_class(settings.purifier.kind), settings.evaluation.purifier
+    with torch.random.fork_rng(devices=[]):  # what trains afterwards draws as without a twin
+        purifier = load_purifier(judged).used_as(settings, judged) if judged else kind.from_settings(settings)
+    _twin_of(purifier, settings)
+
+
+def _require_twin(twin: Purifier, purifier: Purifier, path: str) -> None:
+    """Raise UserError unless a purifier could be another training of the one that is judged."""
+    if twin.kind != purifier.kind:
+        fail(f"evaluation.twin={path}: is of kind {twin.kind}, and {purifier.kind} is judged; name one of that kind")
+    if not twin.is_trained():
+        fail(f"evaluation.twin={path}: {twin.kind} has no weights of its own, and so no twin; leave it out")
+    sides = [getattr(getattr(each, "network", None), "image_size", None) for each in (twin, purifier)]
+    if sides[0] != sides[1]:
+        fail(f"evaluation.twin={path}: is of images of {sides[0]} pixels, and the judged one of {sides[1]}")
+    if tensors_sha256(twin.state_dict()) == tensors_sha256(purifier.state_dict()):
+        fail(f"evaluation.twin={path}: has the weights of the judged purifier; name one of another run.seed")

@@ -57,6 +57,8 @@ def _present(stage: Stage, settings: Settings, seconds: float = 0.0, *, finished
         inputs[name] = record.identity if record else ""
     if stage.name in JUDGING and settings.evaluation.purifier:
         inputs["evaluation.purifier"] = identity_of_given(settings.evaluation.purifier)
+    if stage.name == "evaluate" and settings.evaluation.twin:
+        inputs["evaluation.twin"] = identity_of_given(settings.evaluation.twin)
     identity = stage.identity(settings) if finished else ""
     files = stage.digests(Path(settings.run.dir)) if finished else {}
     return StageRecord(decisive_settings(settings, stage.name), inputs, finished, identity, seconds, files)

@@ -354,6 +354,13 @@ def identity_of_given(purifier: str) -> str:
     return given_identity(purifier)
 
 
+def _check_twin(settings: Settings) -> None:
+    if settings.evaluation.twin:
+        from maep.evaluation.stage import check_twin
+
+        check_twin(settings)
+
+
 def _is_first_to_classify(settings: Settings) -> bool:
     own = settings.finetune.method != "none" and settings.finetune.objective
     return bool(own and OBJECTIVES[own].classifies and not OBJECTIVES[settings.objective.name].classifies)
@@ -411,6 +418,7 @@ def _wanted(settings: Settings, wanted: str) -> list[str]:
     pipeline, purifier = stages_of(settings), settings.evaluation.purifier
     if purifier:
         identity_of_given(purifier)
+    _check_twin(settings)
     if wanted == "all" or (wanted == "evaluate" and purifier):
         return pipeline
     if wanted == "certify" and wanted not in pipeline:

@@ -16,9 +16,10 @@ from maep.config.identity import decisive_fields
 from maep.config.schema import PurifySettings, setting
 from maep.models.denoiser import GROUPS, Denoiser
 from maep.models.published_denoisers import WIDTHS, Sizes, build_published, read_published
-from maep.models.weights import build_with_weights
+from maep.models.weights import build_with_weights, load_weights
 from maep.purifiers.base import UNNAMED, Source, TrainedPurifier, mapping_of, require_eager, require_images, section_of
 from maep.purifiers.registry import network_entries, purifier_class, use_entries
+from maep.purifiers.serialization import load_purifier
 from maep.purifiers.stepwise import Step, stepwise, walk
 from maep.runtime.device import upload
 from maep.runtime.errors import fail
@@ -261,6 +262,17 @@ class DenoiserPurifier(TrainedPurifier):
         section = section_of(cls.Settings, sizes, str(path))
         cls.check(section)
         return cls(cls.loaded(section, published.tensors, path), section, PurifySettings())
+
+    @classmethod
+    def untrained(cls, settings: schema.Settings) -> Self:
+        """As `TrainedPurifier.untrained`, from the network of a trained purifier if model.init names one."""
+        purifier, path = cls.from_settings(settings), settings.model.init
+        if path:
+            initial = load_purifier(path)
+            if not (isinstance(initial, DenoiserPurifier) and initial.network_kind == cls.network_kind):
+                fail(f"model.init={path}: is of kind {initial.kind}, whose network is not one of {cls.kind}")
+            load_weights(purifier.model, initial.model.state_dict(), path)
+        return purifier
 
     @classmethod
     def from_settings(cls, settings: schema.Settings) -> Self:

@@ -33,6 +33,7 @@ KINDS = {
     "disco": "maep.purifiers.disco:DiscoPurifier",
     "residual_cnn": "maep.purifiers.residual_cnn:ResidualCnnPurifier",
     "diffpure": "maep.purifiers.diffpure:DiffPurePurifier",
+    "adbm": "maep.purifiers.adbm:AdbmPurifier",
     "gdmp": "maep.purifiers.gdmp:GdmpPurifier",
     "flowpure": "maep.purifiers.flowpure:FlowPurePurifier",
     "scoreopt": "maep.purifiers.scoreopt:ScoreOptPurifier",

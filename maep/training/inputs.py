@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from maep.attacks.attack_spec import AttackSpec
 from maep.attacks.gradient import attack
-from maep.config.implementations import OBJECTIVES
+from maep.config.implementations import OBJECTIVES, implementation
 from maep.config.pair_source import source_settings
 from maep.config.schema import FinetuneSettings, ObjectiveSettings, Settings, TrainSettings
 from maep.data.adversarial_set import adversarial_path, check_adversarial
@@ -117,6 +117,10 @@ def _untaught(settings: Settings, train: TrainSettings, classes: int) -> Adversa
             fail(f"{train.source}: its attack is not online; add attack.online=true to the source_set of the training")
         return Adversary(classifiers=judges)
     if train.attacked == "whole":
-        return Adversary(against=AgainstWhole(classifiers, settings.attack, settings.robust, seed), classifiers=judges)
+        estimate = OBJECTIVES[objective.name].attacked
+        against = AgainstWhole(
+            classifiers, settings.attack, settings.robust, seed, implementation(estimate) if estimate else None
+        )
+        return Adversary(against=against, classifiers=judges)
     spec, (own,) = AttackSpec.of(settings.attack), classifiers
     return Adversary(lambda images, labels, keys: attack(own, images, labels, spec, keys, seed), None, judges)

@@ -391,16 +391,17 @@ class Trainer:
         samples = list(zip(batch.epochs.tolist(), batch.indices.tolist(), strict=True))
         keys = [epoch * count + index for epoch, index in samples]
         which = self.robust.drawn(self.step) if self.robust else 0
+        seeds = sample_seeds("objective", self.job.dataset.seed, keys, device) if self.draws else None
         if batch.adversarial is not None:
             adversarial = to_float(batch.adversarial.to(device, non_blocking=True))
         elif self.chains:
             adversarial = self.chains.advance([index for _, index in samples], keys, clean)
         elif self.robust and spec:
-            adversarial = self.robust.attack(dict(self.parameters), clean, labels, visible, spec, keys, shown, which)
+            weights: dict[str, Tensor] = dict(self.parameters)
+            adversarial = self.robust.attack(weights, clean, labels, visible, spec, keys, shown, which, seeds)
         else:
             assert self.job.adversary.online is not None
             adversarial = self.job.adversary.online(clean, labels, keys)
-        seeds = sample_seeds("objective", self.job.dataset.seed, keys, device) if self.draws else None
         soft = self.job.adversary.soft
         taught = None if soft is None else upload(soft.rows(batch.indices.tolist()), device)
         asked = labels if self.job.adversary.classifiers else None

@@ -31,6 +31,7 @@ CHECK_STEPS = (
 )
 REACH = 1.25  # times eps that the steps of a late or lengthened attack cover together (robust.late_steps)
 OnlineAttack = Callable[[Tensor, Tensor, list[int]], Tensor]
+Estimate = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]  # (network, clean, attacked, seeds) -> images
 MOST_RETREATS = 4  # what is lost five times, under ever longer attacks, is not lost to the attack
 
 
@@ -41,10 +42,18 @@ class AttackedWhole(nn.Module):
     """f∘P as the attack of a training sees it: P's own weights, none of which gets a gradient.
 
     purifier: (images, visible) -> images; classifiers: frozen. Call `follow` when the weights may lie elsewhere.
+    estimate: what purifies by that network, where one call of it does not (`Objective.attacked`).
     """
 
-    def __init__(self, purifier: nn.Module, classifiers: Sequence[nn.Module], dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        purifier: nn.Module,
+        classifiers: Sequence[nn.Module],
+        dtype: torch.dtype,
+        estimate: Estimate | None = None,
+    ) -> None:
         super().__init__()
+        self.estimate = estimate
         self.purifier = copy.deepcopy(purifier).requires_grad_(False)
         self.classifiers, self.dtype = nn.ModuleList(classifiers), dtype
         self.eval()
@@ -56,15 +65,27 @@ class AttackedWhole(nn.Module):
                 parameter.data = weights[name].detach()
 
     def forward(
-        self, images: Tensor, visible: Tensor | None = None, shown: Tensor | None = None, which: int = 0
-    ) -> Tensor:
+        self, images: Tensor, visible: Tensor | None = None, shown: Tensor | None = None, which: int = 0,
+        origin: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:  # fmt: skip
         """Logits in fp32, differentiable with respect to the images.
 
-        shown: int64 [N, K], the index of `visible`. which: of the classifiers, that whose logits they are.
+        shown: int64 [N, K], the index of `visible`. which: of the classifiers, that whose logits they are. origin: the
+        images as they were before the attack, and a seed of each, int64 [N], for an estimate.
         """
-        index = {} if shown is None else {"index": shown}
         with torch.autocast(images.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            return self.classifiers[which](self.purifier(images, visible, **index).clamp(0, 1)).float()
+            purified = self._purified(images, visible, shown, origin)
+            return self.classifiers[which](purified.clamp(0, 1)).float()
+
+    def _purified(
+        self, images: Tensor, visible: Tensor | None, shown: Tensor | None, origin: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        if self.estimate is not None and origin is not None:
+            clean, seeds = origin
+            return self.estimate(self.purifier, clean, images, seeds)
+        index = {} if shown is None else {"index": shown}
+        purified: Tensor = self.purifier(images, visible, **index)
+        return purified
 
 
 def attack_at(base: AttackSpec, settings: RobustSettings, progress: float, retreats: int) -> AttackSpec:
@@ -85,12 +106,14 @@ class AgainstWhole:
     """What a training against the whole needs besides.
 
     classifiers: frozen; the first, the run's own, is the one of the checks. attack: its budget is that of the checks.
+    estimate: as `AttackedWhole`'s.
     """
 
     classifiers: tuple[nn.Module, ...]
     attack: AttackSettings
     settings: RobustSettings
     seed: int
+    estimate: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +139,7 @@ class RobustTraining:
     ) -> None:
         """model: P as it is trained, which is copied once. dtype: of the attack's arithmetic; checks are in fp32."""
         self.against, self.spec, self.device = against, AttackSpec.of(against.attack), device
-        self.whole = AttackedWhole(model, against.classifiers, dtype).to(device)
+        self.whole = AttackedWhole(model, against.classifiers, dtype, against.estimate).to(device)
         self.exact = AttackedWhole(model, against.classifiers[:1], torch.float32).to(device)
         self.follows: Callable[..., Tensor] = torch.compile(self.whole) if compiled else self.whole
         self.progress = RobustProgress()
@@ -137,17 +160,18 @@ class RobustTraining:
 
     def attack(
         self, weights: dict[str, Tensor], images: Tensor, labels: Tensor, visible: Tensor | None, spec: AttackSpec,
-        keys: Sequence[int], shown: Tensor | None = None, which: int = 0,
+        keys: Sequence[int], shown: Tensor | None = None, which: int = 0, seeds: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Adversarial images of f∘P with these weights of P; arguments otherwise as `maep.attacks.gradient.attack`'s.
 
         visible: what P sees of them, the same for the attack as for the losses. shown: int64 [N, K], its index. which:
-        of the classifiers, the attacked one.
+        of the classifiers, the attacked one. seeds: int64 [N], of what the losses draw, which an estimate draws alike.
         """
+        origin = None if seeds is None else (images, seeds)
         self.whole.follow(weights)
         noise = keyed_uniform("whole", self.against.seed, keys, tuple(images.shape[1:]), images.device)
         start = moved_by(images, noise, spec) if spec.random_start else images
-        return ascend(lambda moved: self.follows(moved, visible, shown, which), images, labels, spec, start)
+        return ascend(lambda moved: self.follows(moved, visible, shown, which, origin), images, labels, spec, start)
 
     def is_due(self, step: int, steps: int) -> bool:
         """Whether held-out images are attacked after a step."""

@@ -266,12 +266,14 @@ def test_square_lowers_the_mean_of_the_draws_margins() -> None:
 
 def test_unknown_threat_model() -> None:
     """An unknown threat model ends in one line with the valid ones."""
-    with pytest.raises(UserError, match="choose one of oblivious, bpda, surrogate, adaptive, adaptive-eot, blackbox"):
+    with pytest.raises(
+        UserError, match="choose one of oblivious, twin, bpda, surrogate, adaptive, adaptive-eot, blackbox"
+    ):
         threat_model("whitebox")
 
 
 def test_the_registry_names_each_by_its_own_name() -> None:
     """Settings choose from the registry's names, in the order of reports; a threat model calls itself by its own."""
-    assert list(THREAT_MODELS) == ["oblivious", "bpda", "surrogate", "adaptive", "adaptive-eot", "blackbox"]
+    assert list(THREAT_MODELS) == ["oblivious", "twin", "bpda", "surrogate", "adaptive", "adaptive-eot", "blackbox"]
     for name in THREAT_MODELS:
         assert threat_model(name).name == name

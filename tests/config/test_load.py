@@ -81,7 +81,10 @@ def test_mistake_in_a_file_names_the_file(tmp_path: Path) -> None:
         ("pretrain.mask_ratio=true", ("wrong type",)),
         ("data=1", ("section",)),
         ("run.seed", ("key=value",)),
-        ("evaluation.threat_models=[oblivius]", ("oblivious, bpda, surrogate, adaptive, adaptive-eot, blackbox",)),
+        (
+            "evaluation.threat_models=[oblivius]",
+            ("oblivious, twin, bpda, surrogate, adaptive, adaptive-eot, blackbox",),
+        ),
         ("model.encoder_width=190", ("multiple",)),
     ],
 )

@@ -8,14 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from maep.config.implementations import THREAT_MODELS
 from maep.evaluation import evaluate
 from maep.evaluation.answers import Autocast
 from maep.evaluation.any_model import identities_of
 from maep.models.defended import DefendedClassifier
 from maep.runtime.errors import UserError
 from maep.storage.atomic import read_json
-from tests.small import digits, train_small
+from tests.small import ATTACKERS, digits, train_small
 
 QUICK: dict[str, Any] = {
     "images": 16, "adaptive_images": 16, "chunk_images": 8, "batch_size": 8, "attacks": ["pgd-5"], "eps": [0.1],
@@ -47,9 +46,9 @@ def data() -> tuple[Tensor, Tensor]:
 def test_is_evaluated_under_all_threat_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The undefended figures are the bare classifier's, the defended ones its own; the adaptive attack works."""
     monkeypatch.setattr("sys.argv", ["script.py"])  # the page shows the command, and is searched for words
-    report = evaluate(shifted(), data(), name="small", run_dir=tmp_path, **QUICK, threat_models=list(THREAT_MODELS))
+    report = evaluate(shifted(), data(), name="small", run_dir=tmp_path, **QUICK, threat_models=list(ATTACKERS))
     rows = {row["threat_model"]: row for row in report["results"]}
-    assert set(rows) == set(THREAT_MODELS)
+    assert set(rows) == set(ATTACKERS)
     assert {row["purifier"] for row in rows.values()} == {"ShiftAverage"}
     (images, labels), defended = data(), shifted()
     for row in rows.values():
@@ -61,7 +60,7 @@ def test_is_evaluated_under_all_threat_models(tmp_path: Path, monkeypatch: pytes
     flat = " ".join(re.sub(r"<[^>]*>", " ", page).split())
     assert "defended robust %" in flat
     meanings = " ".join(re.findall(r'(?s)<div class="meaning">(.*?)</div>', page))
-    assert meanings.count("<p>") == 2 * len(THREAT_MODELS)
+    assert meanings.count("<p>") == 2 * len(ATTACKERS)
     assert "purif" not in meanings
     assert "an attacker who knows the defense tests the defense" in flat
     assert "<li>ShiftAverage draws nothing at random" in page

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from maep.config.implementations import THREAT_MODELS
 from maep.config.load import load_settings
 from maep.evaluation.audit.gradient_masking import median_error, read_checks
 from maep.evaluation.image_set import ImageSet
@@ -16,16 +15,17 @@ from maep.evaluation.scoring.plan import PLAN, Plan
 from maep.evaluation.workers import evaluate_all
 from maep.purifiers.registry import KINDS, purifier_class
 from tests.purifiers.test_registry import woken, words_of
-from tests.small import digits, train_small
+from tests.small import ATTACKERS, digits, train_small
 
 QUICK = [
     "evaluation.images=4", "evaluation.adaptive_images=4", "evaluation.chunk_images=4", "evaluation.batch_size=4",
     "evaluation.attacks=[pgd-3]", "evaluation.eps=[0.1]", "evaluation.blackbox_attacks=[square-5]",
-    "evaluation.check_images=2", "evaluation.draws=2", f"evaluation.threat_models=[{','.join(THREAT_MODELS)}]",
+    "evaluation.check_images=2", "evaluation.draws=2", f"evaluation.threat_models=[{','.join(ATTACKERS)}]",
 ]  # fmt: skip
 # Settings that only make it fast.
 FAST = {
     "tvm": ["tvm.iterations=3"], "dram": ["dram.steps=2"], "diffpure": ["diffpure.steps=1"],
+    "adbm": ["adbm.steps=1"],
     "gdmp": ["gdmp.steps=1", "gdmp.rounds=1"], "freqpure": ["freqpure.steps=1"], "adp": ["adp.steps=2"],
     "flowpure": ["flowpure.steps=1"], "scoreopt": ["scoreopt.steps=1"],
     "ebm": ["ebm.steps=1", "ebm.activation=silu"],
@@ -45,7 +45,7 @@ def test_is_judged_and_checked(kind: str, tmp_path: Path) -> None:
     noise = 0.1 * torch.rand(4, *images.shape[1:])  # of equal pixels, a median has two slopes
     test = ImageSet(0.05 + 0.8 * images[:4] + noise, labels[:4], list("0123456789"))
     assert evaluate_all([Evaluation(settings, Defense.of(purifier, train_small(), kind, "small"), test, tmp_path)])
-    assert {path.parent.parent.name for path in tmp_path.glob("*/*/chunk-*.json")} == set(THREAT_MODELS)
+    assert {path.parent.parent.name for path in tmp_path.glob("*/*/chunk-*.json")} == set(ATTACKERS)
     checks = read_checks(Plan.read(tmp_path / PLAN), tmp_path)
     assert checks.random == purifier.is_random
     assert checks.has_gradient == purifier.is_differentiable

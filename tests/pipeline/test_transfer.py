@@ -13,17 +13,22 @@ from maep.config.schema import PurifySettings
 from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import clean_split
 from maep.data.shards import to_float
+from maep.evaluation import evaluate
+from maep.evaluation.stage import given_identity
 from maep.models.classifiers import load_classifier
 from maep.pipeline.execution import run_pipeline
-from maep.purifiers import load_purifier
+from maep.purifiers import load_purifier, save_purifier
+from maep.purifiers.registry import purifier_class
 from maep.runtime.errors import UserError
-from tests.tiny import Problem
+from tests.small import digits, train_small
+from tests.tiny import TINY, Problem
 
 TRAINED = ["model.image_size=16", "pretrain.steps=6", "pretrain.save_every=3", "finetune.method=none"]
-JUDGED = [
+QUICK = [
     "evaluation.images=12", "evaluation.chunk_images=6", "evaluation.batch_size=6", "evaluation.adaptive_images=4",
-    "evaluation.figure_images=2", "evaluation.attacks=[pgd-2]", "purify.overlap=4",
+    "evaluation.figure_images=2", "evaluation.attacks=[pgd-2]",
 ]  # fmt: skip
+JUDGED = [*QUICK, "purify.overlap=4"]
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +115,54 @@ def test_a_purifier_that_cannot_be_used(problem: Problem, purifier: Path, tmp_pa
     assert not run.exists()
     with pytest.raises(UserError, match="purify.overlap=16: must be below the side of the tiles of .*trained, 16"):
         load_purifier(purifier, settings=PurifySettings(overlap=16))
+
+
+def judge_with_twin(problem: Problem, run: Path, judged: Path, twin: Path) -> None:
+    """Judge a purifier before whom an attacker follows a twin, in this process."""
+    words = ("evaluation.threat_models=[oblivious,twin]", f"purifier={judged}", f"evaluation.twin={twin}")
+    settings = load_settings("digits", problem.arguments(run, *QUICK, *words)[1:])
+    run_pipeline(settings, "evaluate", lambda stage, _: pytest.fail(f"{stage} was launched"))
+
+
+def test_an_attacker_follows_a_twin(problem: Problem, purifier: Path, tmp_path: Path) -> None:
+    """Of other weights: a row of its own, a note that names the twin, and its weights are an input of the stage."""
+    twin, run = purifier / "checkpoints/step-000003", tmp_path / "run"
+    judge_with_twin(problem, run, purifier, twin)
+    report = json.loads((run / "report.json").read_text())
+    assert [(row["threat_model"], row["n"]) for row in report["results"]] == [("oblivious", 12), ("twin", 4)]
+    assert "follows another purifier of the same kind, trained-step-000003" in (run / "report.html").read_text()
+    assert report["honesty"]["trained"]["worst_case"][0]["n"] == 4
+    inputs = json.loads((run / "stages/evaluate.json").read_text())["inputs"]
+    assert inputs["evaluation.twin"] == given_identity(str(twin))
+    assert inputs["evaluation.twin"] != inputs["evaluation.purifier"] == given_identity(str(purifier))
+
+
+def saved(directory: Path, *words: str) -> Path:
+    """An untrained purifier of some settings."""
+    settings = load_settings("digits", [*TINY, *words])
+    save_purifier(purifier_class(settings.purifier.kind).from_settings(settings), directory)
+    return directory
+
+
+def test_what_is_no_twin_is_refused(problem: Problem, purifier: Path, tmp_path: Path) -> None:
+    """In one line, before anything is written: nothing there, another size or kind, no weights, the same ones."""
+    tiles, median = saved(tmp_path / "tiles", "model.image_size=32"), saved(tmp_path / "m", "purifier.kind=median")
+    cases = [
+        (purifier, tmp_path / "none", r"none: no purifier; expected a run directory"),
+        (purifier, tiles, r"evaluation\.twin=.*tiles: is of images of 32 pixels, and the judged one of 16$"),
+        (purifier, median, r"evaluation\.twin=.*m: is of kind median, and maep is judged; name one of that kind$"),
+        (median, median, r"evaluation\.twin=.*m: median has no weights of its own, and so no twin; leave it out$"),
+        (purifier, purifier / "purifier", r"has the weights of the judged purifier; name one of another run\.seed$"),
+    ]
+    for judged, twin, message in cases:
+        with pytest.raises(UserError, match=message):
+            judge_with_twin(problem, tmp_path / "run", judged, twin)
+    assert not (tmp_path / "run").exists()
+    for word, message in (
+        ("evaluation.threat_models=[twin]", r"evaluation\.threat_models: twin: set evaluation\.twin"),
+        (f"evaluation.twin={purifier}", r"evaluation\.twin=.*: nobody follows it; add twin to evaluation\.threat_m"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_settings("digits", [word])
+    with pytest.raises(UserError, match=r"evaluation\.twin=x: is of a run's purifier; judge that by stage=evaluate"):
+        evaluate(train_small(), digits(), run_dir=tmp_path / "model", twin="x", threat_models=["adaptive", "twin"])

@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from maep import load_purifier
-from maep.config.implementations import THREAT_MODELS
 from maep.config.load import load_settings
 from maep.pipeline.execution import run_pipeline
 from maep.purifiers.median import MedianPurifier, MedianSettings
 from maep.runtime.errors import UserError
 from maep.storage.atomic import read_json
+from tests.small import ATTACKERS
 from tests.tiny import Problem
 
 QUICK = [
-    "purifier.kind=median", f"evaluation.threat_models=[{','.join(THREAT_MODELS)}]", "evaluation.attacks=[pgd-3]",
+    "purifier.kind=median", f"evaluation.threat_models=[{','.join(ATTACKERS)}]", "evaluation.attacks=[pgd-3]",
     "evaluation.images=12", "evaluation.adaptive_images=12", "evaluation.chunk_images=12", "evaluation.batch_size=12",
     "evaluation.blackbox_attacks=[square-20]",
 ]  # fmt: skip
@@ -83,7 +83,7 @@ def test_a_run_judges_it_under_every_threat_model(problem: Problem, tmp_path: Pa
     images = torch.rand(1, 3, 20, 20)
     assert torch.equal(load_purifier(run)(images), MedianPurifier(MedianSettings())(images))
     rows = read_json(run / "report.json")["results"]
-    assert {row["threat_model"] for row in rows} == set(THREAT_MODELS)
+    assert {row["threat_model"] for row in rows} == set(ATTACKERS)
     assert {row["purifier"] for row in rows} == {"median"}
     assert all(0 <= row["robust_accuracy"] <= row["clean_accuracy"] <= 100 for row in rows)
 

@@ -33,6 +33,7 @@ SMALL = [
 DENOISER = ("width=16", "unshuffle=2", "multipliers=[1]", "steps=2")
 SMALLER = {
     "diffpure": DENOISER,
+    "adbm": DENOISER,
     "gdmp": (*DENOISER, "rounds=2"),
     "freqpure": (*DENOISER, "rounds=[0.05]"),
     "adp": DENOISER,

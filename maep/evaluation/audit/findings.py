@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from maep.attacks.threat_models import Adaptive, AdaptiveEot, BlackBox, Bpda, Oblivious, Surrogate, threat_model
+from maep.attacks.threat_models import Adaptive, AdaptiveEot, BlackBox, Bpda, Oblivious, Surrogate, Twin, threat_model
 from maep.evaluation.audit.finding import ALARM, PASSED, WARNING, Finding, Level
 from maep.evaluation.audit.first_minute import accuracy_finding
 from maep.evaluation.audit.gradient_masking import CheckAnswers, CurvePoint, median_error
@@ -103,6 +103,7 @@ def findings(
         *_large_budget(checks, classes),
         *_planted(checks),
         *_stronger(rows, Oblivious.name, "transfer", "attacks that know only the classifier"),
+        *_stronger(rows, Twin.name, "twin", "attacks on an independently trained twin"),
         *_stronger(rows, Bpda.name, "bpda", f"attacks that {follow}"),
         *_stronger(rows, Surrogate.name, "surrogate", "attacks that follow fewer steps than are taken"),
         *_stronger(rows, BlackBox.name, "square", "Square, which needs no gradient,"),

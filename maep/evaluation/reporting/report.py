@@ -8,7 +8,7 @@ from typing import Any
 from rich.text import Text
 
 from maep.attacks.catalog import is_autoattack
-from maep.attacks.threat_models import AdaptiveEot, Surrogate, threat_model
+from maep.attacks.threat_models import AdaptiveEot, Surrogate, Twin, threat_model
 from maep.config.load import to_yaml
 from maep.config.schema import Settings
 from maep.evaluation.audit.findings import ALARM, PASSED, WARNING, PurifierResult, side_by_side, worst_case
@@ -45,7 +45,7 @@ from maep.evaluation.scoring.plan import read_plan
 from maep.evaluation.scoring.reduced_model import SurrogateSettings
 from maep.evaluation.scoring.subject import read_subject
 from maep.evaluation.scoring.tasks import eps_text
-from maep.evaluation.stage import is_trained, purifiers_of
+from maep.evaluation.stage import given_name, is_trained, purifiers_of
 from maep.purifiers.registry import DEFAULT
 from maep.runtime.console import console, say
 from maep.runtime.errors import fail
@@ -223,6 +223,7 @@ def honest_notes(settings: Settings, results: Sequence[PurifierResult]) -> list[
         notes.append(f"{', '.join(fixed)} draws nothing at random: adaptive-eot is the adaptive attacker there")
     notes += _notes_on_draws(results)
     notes += _notes_on_surrogates(settings, results)
+    notes += _notes_on_twins(settings, results)
     notes += [f"{result.name}: {text}" for result in results for text in broken_orders(result.rows)]
     for row in rows:
         result = row.result
@@ -250,6 +251,16 @@ def _notes_on_surrogates(settings: Settings, results: Sequence[PurifierResult]) 
         yield (
             f"{', '.join(names)}: surrogate is an attacker who follows {share:.3g} % of the steps, as published "
             "attacks do; a defense without steps is attacked as it is"
+        )
+
+
+def _notes_on_twins(settings: Settings, results: Sequence[PurifierResult]) -> Iterator[str]:
+    names = [result.name for result in results if _has(result.rows, Twin.name)]
+    if names and settings.evaluation.twin:
+        yield (
+            f"{', '.join(names)}: twin is an attacker who follows another purifier of the same kind, "
+            f"{given_name(Path(settings.evaluation.twin))}, with its gradients, and does not know the weights that "
+            "are judged"
         )
 
 

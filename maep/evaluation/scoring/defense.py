@@ -15,6 +15,7 @@ from maep.attacks.threat_models import (
     StraightThrough,
     Surrogate,
     ThreatModel,
+    Twin,
     ZeroGradient,
     target_of_defended,
 )
@@ -33,7 +34,8 @@ class Defense:
     purifier, classifier: modules on the device to compute on, [N, 3, H, W] in [0,1] → same, and → logits [N, C]. The
     identities are digests of all that the modules' outputs depend on. defended: in place of the two together, for a
     defense that is no map of images; purifier is the identity then, purifier_identity that of the defended classifier,
-    classifier the undefended one.
+    classifier the undefended one. twin: another purifier, which an attacker follows who does not know this one, and
+    twin_identity its digest.
     """
 
     purifier: nn.Module
@@ -41,9 +43,11 @@ class Defense:
     purifier_identity: str
     classifier_identity: str
     defended: DefendedClassifier | None = None
+    twin: Purifier | None = None
+    twin_identity: str = ""
 
     def __post_init__(self) -> None:
-        for module in (self.purifier, self.classifier, self.defended):
+        for module in (self.purifier, self.classifier, self.defended, self.twin):
             if module is not None:
                 module.eval().requires_grad_(False)
 
@@ -79,12 +83,16 @@ class Defense:
     @property
     def is_approximated(self) -> bool:
         """Whether adaptive attackers take the purifier for the identity backward: it says that it has no gradient."""
-        return isinstance(self.purifier, Purifier) and not self.purifier.is_differentiable
+        return _has_no_gradient(self.purifier)
 
     @property
     def is_undefended(self) -> bool:
         """Whether there is a classifier alone."""
         return self.defended is None and isinstance(self.purifier, nn.Identity)
+
+
+def _has_no_gradient(purifier: nn.Module) -> bool:
+    return isinstance(purifier, Purifier) and not purifier.is_differentiable
 
 
 class Targets:
@@ -124,13 +132,26 @@ class Targets:
         gradient is the identity backward; any other defense that gives none has one of zeros, so that gradient attacks
         can be run on it.
         """
-        return self._of(self.defense.purifier, self.defense.classifier, self.defense.defended, attacker, draws)
+        purifier = self._twin if attacker.name == Twin.name else self.defense.purifier
+        return self._of(purifier, self.defense.classifier, self.defense.defended, attacker, draws)
+
+    @property
+    def _twin(self) -> Purifier:
+        assert self.defense.twin is not None, "settings that name this attacker name a twin"
+        return self.defense.twin
 
     def surrogate(self, attacker: ThreatModel) -> nn.Module | None:
         """What attacks follow instead of the exact model; None where they follow that itself."""
         if self.surrogate_settings.is_exact:
             return None
-        return self.surrogate_settings.reduced(self._of(*self._compiled_parts, attacker, None))
+        purifier, classifier, defended = self._compiled_parts
+        if attacker.name == Twin.name:
+            purifier = self._compiled_twin
+        return self.surrogate_settings.reduced(self._of(purifier, classifier, defended, attacker, None))
+
+    @cached_property
+    def _compiled_twin(self) -> Purifier:
+        return self._twin.compiled() if self.surrogate_settings.compile else self._twin
 
     @cached_property
     def _compiled_parts(self) -> tuple[nn.Module, nn.Module, DefendedClassifier | None]:
@@ -151,7 +172,7 @@ class Targets:
         draws = self._draws_of(attacker) if draws is None else draws
         if attacker.name == Surrogate.name:
             purifier = self._shortened(purifier)
-        if self.defense.is_approximated:
+        if _has_no_gradient(purifier):
             purifier = StraightThrough(purifier)
         if defended is None or not attacker.uses_purifier:
             model = attacker.target(purifier, classifier, draws)

@@ -7,7 +7,7 @@ finished. What is in the dictionaries here must not change, or everything that w
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
-from maep.attacks.threat_models import Adaptive, AdaptiveEot, BlackBox, Bpda, Oblivious, Surrogate, threat_model
+from maep.attacks.threat_models import Adaptive, AdaptiveEot, BlackBox, Bpda, Oblivious, Surrogate, Twin, threat_model
 from maep.config.schema import EvaluationSettings
 from maep.evaluation.scoring.chunk_record import CONTENT
 from maep.evaluation.scoring.reduced_model import SurrogateSettings
@@ -23,7 +23,7 @@ class EvaluationIdentity:
     """All that decides what an evaluation makes. classifier, purifier, images: identities; available: how many images
     the set has. is_random: the purified classifier draws random numbers. is_undefended: there is no purifier.
     is_approximated: adaptive attackers take the purifier for the identity backward. has_surrogate: the purifier has
-    steps that the surrogate attacker leaves out.
+    steps that the surrogate attacker leaves out. twin: identity of the purifier that the twin attacker follows.
     """
 
     settings: EvaluationSettings
@@ -36,6 +36,7 @@ class EvaluationIdentity:
     is_undefended: bool
     is_approximated: bool = False
     has_surrogate: bool = False
+    twin: str = ""
 
     def attack_task(self, task: Task) -> Task:
         """The task whose adversarial images a task uses: without randomness, EOT's are the adaptive ones; of a purifier
@@ -65,7 +66,8 @@ class EvaluationIdentity:
             "images": self.images,
         }
         if threat_model(task.threat_model).uses_purifier:
-            facts |= {"threat_model": task.threat_model, "purifier": self.purifier}
+            followed = {"twin": self.twin} if task.threat_model == Twin.name else {"purifier": self.purifier}
+            facts |= {"threat_model": task.threat_model, **followed}
         if task.threat_model == Surrogate.name:
             facts["surrogate_share"] = self.settings.surrogate_share
         draws = self._draws_averaged(task.threat_model)

@@ -189,6 +189,6 @@ def test_every_kind_says_whether_it_is_a_loop() -> None:
 
 
 LOOPS = {
-    "adp", "anti_adversary", "diffpure", "dram", "ebm", "flowpure", "freqpure", "gdmp", "pixeldefend", "scoreopt",
-    "soap", "tvm",
+    "adbm", "adp", "anti_adversary", "diffpure", "dram", "ebm", "flowpure", "freqpure", "gdmp", "pixeldefend",
+    "scoreopt", "soap", "tvm",
 }  # fmt: skip

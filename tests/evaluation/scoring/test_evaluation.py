@@ -13,19 +13,22 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from maep.attacks.attack_state import AttackState
 from maep.attacks.catalog import NamedAttack, gradient_spec
-from maep.attacks.threat_models import AdaptiveEot, Expectation, threat_model
+from maep.attacks.threat_models import AdaptiveEot, Expectation, Twin, threat_model
 from maep.config.load import load_settings
 from maep.data.shards import ShardSet
 from maep.evaluation.audit.gradient_masking import MaskingCheck
-from maep.evaluation.scoring.defense import Defense
+from maep.evaluation.reporting.report import read_results
+from maep.evaluation.scoring.defense import Defense, Targets
 from maep.evaluation.scoring.evaluation import Evaluation
 from maep.evaluation.scoring.metrics import distances
 from maep.evaluation.scoring.tasks import plan_tasks
 from maep.evaluation.workers import ProgressNote, evaluate_all
+from maep.purifiers import MAEPurifier
 from maep.purifiers.denoising import DenoiserPurifier
 from maep.purifiers.registry import purifier_class
 from maep.runtime.errors import UserError
@@ -369,6 +372,53 @@ def test_the_surrogate_attacker_follows_fewer_steps(tmp_path: Path, test_set: Sh
     assert found == {"ten": (2, "surrogate", 0.2), "one": (1, "adaptive", None), "blur": (None, "adaptive", None)}
     assert iterated.network.steps == 10
     assert iterated.shortened(0.2).model is iterated.model
+
+
+def another_purifier() -> MAEPurifier:
+    """Of the same kind and sizes as `random_purifier`'s, with other weights."""
+    twin, generator = random_purifier(), torch.Generator().manual_seed(2)
+    for weights in twin.model.parameters():
+        weights.data += 0.1 * torch.randn(weights.shape, generator=generator)
+    return twin
+
+
+def test_the_twin_attacker_follows_another_purifier(tmp_path: Path, test_set: ShardSet, attacks_run: list[str]) -> None:
+    """What fools the classifier behind the twin is judged behind the purifier; a bf16 surrogate is the twin's as well.
+    Another twin is attacked again, nothing else is; without gradients of its own it is the identity backward.
+    """
+    settings = settings_for(tmp_path, threat_models=["twin", "adaptive"], attacks=["pgd-3"])
+    judged, twin, classifier = random_purifier(), another_purifier(), train_small()
+
+    def evaluated(identity: str) -> list[dict[str, Any]]:
+        defense = Defense(judged, classifier, "it", "small", twin=twin, twin_identity=identity)
+        assert evaluate_all([Evaluation(settings, defense, test_set, directory_of(settings))])
+        return [record for record in contents(settings) if record["threat_model"] == "twin"]
+
+    (record,) = evaluated("other")
+    images, labels = (part[:6] for part in digits())
+    seed = plan_tasks(settings.evaluation, len(test_set))[0].seed(settings.run.seed)
+    direct = NamedAttack("pgd-3", "Linf", 0.1).run(
+        nn.Sequential(twin, classifier).eval(), images, labels, keys=range(6), seed=seed, batch_size=5
+    )
+    assert record["predictions"]["defended_adversarial"] == classifier(judged(direct.images)).argmax(1).tolist()
+    stored = load_file(directory_of(settings) / "twin/pgd-3-Linf-0.1/chunk-0000.safetensors")
+    assert torch.equal(stored["images"], direct.images)
+    (result,) = read_results(settings, directory_of(settings).parent)
+    assert "twin" in {finding.check for finding in result.findings}
+    attacks_run.clear()
+    assert evaluated("other") == [record]
+    assert attacks_run == []
+    (again,) = evaluated("third")
+    assert attacks_run == ["pgd-3"]
+    assert (again["predictions"], again["identity"] == record["identity"]) == (record["predictions"], False)
+    reduced = settings_for(tmp_path, precision="bf16").evaluation
+    followed = Targets(Defense(judged, classifier, "", "", twin=twin), reduced, images[:1]).surrogate(Twin())
+    assert isinstance(followed, nn.Module)
+    torch.testing.assert_close(followed(images), classifier(twin(images)), rtol=0.1, atol=0.3)
+    hidden = purifier_class("bit_depth").from_settings(load_settings(None, ["purifier.kind=bit_depth"]))
+    target = Targets(Defense(hidden, classifier, "", "", twin=hidden), reduced, images[:1]).exact(Twin())
+    moved = images.clone().requires_grad_()
+    assert torch.autograd.grad(target(moved).logsumexp(1).sum(), moved)[0].flatten(1).any(1).all()
 
 
 @pytest.mark.parametrize("is_defended", [True, False])

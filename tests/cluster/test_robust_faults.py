@@ -10,7 +10,7 @@ from maep.training.checkpointing.directory import step_of
 from maep.training.worker import run_training
 from tests.cluster.cluster import Cluster
 from tests.cluster.conftest import NewRun
-from tests.cluster.runs import ATTEMPT, SAVE_EVERY, ClusterRun, assert_same, read_lines
+from tests.cluster.runs import ATTEMPT, SAVE_EVERY, ClusterRun, assert_same, assert_same_samples, read_lines
 from tests.cluster.test_training_faults import latest_checkpoint
 from tests.cluster.test_worker_faults import CLAIMS, kill_one_worker, no_launch, records
 from tests.tiny import Problem
@@ -33,6 +33,13 @@ def undisturbed_robust(
     """A training against the whole on two nodes that nobody disturbed."""
     directory = shutil.copytree(problem.prepared, tmp_path_factory.mktemp("undisturbed-robust") / "run")
     return ClusterRun(shared_cluster, problem, Path(directory), ROBUST).submit(2).finish()
+
+
+def cancel(run: ClusterRun) -> None:
+    """Have a run's job end, and all its nodes free."""
+    run.cluster.run(["scancel", run.job])
+    told = f"free nodes after job {run.job}"
+    run.cluster.wait_for(lambda: not run.cluster.run(["squeue", "--noheader"]).stdout, ATTEMPT, told)
 
 
 def held_out(run: ClusterRun) -> list[tuple[int, float]]:
@@ -60,6 +67,23 @@ def test_robust_training_signalled_and_without_power(
     assert 0 <= reached - newest <= 2 * SAVE_EVERY
     assert_same(run, undisturbed_robust)
     assert held_out(run) == held_out(undisturbed_robust)
+    assert [step for step, _ in held_out(run)] == [20, 40, 50]
+
+
+@pytest.mark.slow
+def test_robust_training_on_four_nodes_then_two(new_run: NewRun, undisturbed_robust: ClusterRun) -> None:
+    """Begun on four and gone on with on two: the same samples in the same order, and losses alike.
+
+    As far as the signs of vanishing gradients, which the attack takes of rounded sums, let them.
+    """
+    run = new_run(*ROBUST).submit(4)
+    run.reach(22)
+    cancel(run)
+    reached = run.step()
+    assert run.submit(2).finish().resumed_from() == [reached]
+    assert_same_samples(run, undisturbed_robust)
+    assert run.losses()[0] == pytest.approx(undisturbed_robust.losses()[0], rel=1e-5)
+    assert run.losses() == pytest.approx(undisturbed_robust.losses(), rel=5e-3)
     assert [step for step, _ in held_out(run)] == [20, 40, 50]
 
 
@@ -91,3 +115,16 @@ def test_certification_signalled_and_without_power(certified: ClusterRun, cluste
     kill_one_worker(run, lambda: len(records(run, "certificates")) - before, lambda node, _: node.power_off())
     assert records(run, "certificates") == records(certified, "certificates")
     assert len(records(run, "certificates")) == 6 + 2 + 2
+
+
+@pytest.mark.slow
+def test_certification_by_four_workers_then_two(certified: ClusterRun, cluster: Cluster, tmp_path: Path) -> None:
+    """Cancelled with four and gone on with by two: no record is made twice, and all are those of one worker."""
+    run = trained(certified, cluster, tmp_path / "run").submit(1, "certify", workers=4)
+    cluster.wait_for(lambda: bool(records(run, "certificates")), ATTEMPT, "the first finished unit")
+    cancel(run)
+    made = {path: path.stat().st_mtime_ns for path in (run.directory / "certificates").rglob("chunk-*.json")}
+    assert 0 < len(made) < len(records(certified, "certificates"))
+    run.submit(1, "certify", workers=2).finish_array()
+    assert records(run, "certificates") == records(certified, "certificates")
+    assert {path: path.stat().st_mtime_ns for path in made} == made

@@ -93,3 +93,9 @@ def test_commands_exist(page: str) -> None:
     settings = {name for name in SETTING.findall(code) if not name.endswith(FILE_ENDINGS)}
     assert settings <= SETTINGS, page
     assert set(CLASS.findall(code)) <= CLASSES, page
+
+
+def test_no_page_holds_both_sides_of_a_merge() -> None:
+    """A conflict that was committed with its markers."""
+    for page in PAGES:
+        assert not re.search(r"^(<{7}|>{7}) ", (ROOT / page).read_text(), re.MULTILINE), page

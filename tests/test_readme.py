@@ -162,17 +162,26 @@ def certified_rows() -> list[dict[str, Any]]:
     return [row for path in REPORTS for row in json.loads(path.read_text()).get("certificates", [])]
 
 
+def held_within(row: dict[str, Any], radius: float) -> tuple[float, float, float]:
+    """Certified accuracy at a radius and its interval, percent."""
+    index = [each for each, _ in row["certified"]].index(radius)
+    low, high = row["certified_ci95"][index]
+    return row["certified"][index][1], low, high
+
+
 def test_certificates_are_the_committed_reports() -> None:
     """Table and verdict; and what it says: without a purifier next to none holds, beyond the intervals."""
     assert table("certified") == [certified_line(row) for row in certified_rows()]
-    purified, alone = certified_rows()
-    (value, low, high), (other, least, most) = (
-        (row["certified"][20][1], *row["certified_ci95"][20]) for row in (purified, alone)
-    )
-    assert [row["certified"][20][0] for row in (purified, alone)] == [1, 1]
-    assert low > most
-    sentence = f"{value:.1f} % [{low:.1f}, {high:.1f}] of {purified['n']} images within an L2 radius of 1"
-    assert f"{sentence}; without the purifier it is {other:.1f} % [{least:.1f}, {most:.1f}]" in flowing(RESULTS)
+    told = {("digits", 0.5): (1,), ("cifar10", 0.25): (0.25, 0.5), ("cifar10", 0.5): (0.75, 1)}
+    rows = certified_rows()
+    assert {(row["dataset"], row["sigma"]) for row in rows} == set(told)
+    for (dataset, sigma), radii in told.items():
+        purified, alone = (row for row in rows if (row["dataset"], row["sigma"]) == (dataset, sigma))
+        for radius in radii:
+            (held, low, high), (other, least, most) = held_within(purified, radius), held_within(alone, radius)
+            assert low > most
+            sentence = f"{held:.1f} % [{low:.1f}, {high:.1f}] of {purified['n']} images within an L2 radius of {radius}"
+            assert f"{sentence}; without the purifier it is {other:.1f} % [{least:.1f}, {most:.1f}]" in flowing(RESULTS)
 
 
 def test_attacks_beside_certificates_are_the_committed_reports() -> None:
@@ -454,11 +463,25 @@ def test_imagenet_sentence_is_the_report() -> None:
     assert f"{saved} at 8/255" in text
 
 
-def robust(report: str, threat_model: str, attack: str = "autoattack-standard", eps: float = 8 / 255) -> float:
-    """Robust accuracy, percent, of the first row of a committed report under a threat model, attack and budget."""
-    rows = json.loads((ROOT / "tests" / "reports" / report / "report.json").read_text())["results"]
+def row_under(
+    report: str, threat_model: str, attack: str = "autoattack-standard", eps: float = 8 / 255
+) -> dict[str, Any]:
+    """The first row of a committed report under a threat model, attack and budget."""
+    rows: list[dict[str, Any]] = json.loads((ROOT / f"tests/reports/{report}/report.json").read_text())["results"]
     key = (threat_model, attack, eps)
-    return next(r["robust_accuracy"] for r in rows if (r["threat_model"], r["attack"], r["eps"]) == key)
+    return next(row for row in rows if (row["threat_model"], row["attack"], row["eps"]) == key)
+
+
+def robust(report: str, threat_model: str, attack: str = "autoattack-standard", eps: float = 8 / 255) -> float:
+    """Its robust accuracy, percent."""
+    accuracy: float = row_under(report, threat_model, attack, eps)["robust_accuracy"]
+    return accuracy
+
+
+def share(row: dict[str, Any]) -> str:
+    """Robust accuracy of a row with its interval, as the pages write it."""
+    low, high = row["robust_ci95"]
+    return f"{row['robust_accuracy']:.1f} % [{low:.1f}, {high:.1f}]"
 
 
 def rows_of(bench: str) -> dict[str, dict[str, Any]]:
@@ -601,25 +624,30 @@ def test_verdict_is_what_the_reports_say() -> None:
         assert adaptive["undefended_robust_accuracy"] == 0
         if adaptive not in trained:
             assert adaptive["robust_accuracy"] == 0
-    digits, cifar = sorted(trained, key=lambda row: row["dataset"], reverse=True)
     for row in trained:
         assert row["alarms"] == []
         assert row["robust_ci95"][0] > 0
+    digits, cifar = row_under("robust_digits", "adaptive", eps=32 / 255), row_under("robust_cifar10", "adaptive")
+    longer = row_under("robust_cifar10_longer", "adaptive")
     verdict = (
         "Against an attacker who knows it, it does not help at all, unless it was trained against him: that keeps "
-        f"{digits['robust_accuracy']:.1f} % of the digits, and {cifar['robust_accuracy']:.1f} % of CIFAR-10"
+        f"{digits['robust_accuracy']:.1f} % of the digits, and {longer['robust_accuracy']:.1f} % of CIFAR-10"
     )
     assert verdict in flowing(README)
-    kept, (low, high) = f"{digits['robust_accuracy']:.1f} %", digits["robust_ci95"]
-    shares = f"{digits['clean_accuracy']:.1f} % of {digits['n']} clean images, and {kept} [{low:.1f}, {high:.1f}]"
+    shares = f"{digits['clean_accuracy']:.1f} % of {digits['n']} clean images, and {share(digits)}"
     assert f"keeps {shares} under AutoAttack at 32/255" in flowing(RESULTS)
-    from_, to = cifar["robust_ci95"]
-    shares = f"{cifar['clean_accuracy']:.1f} % of {cifar['n']} images clean, and {cifar['robust_accuracy']:.1f} %"
-    assert f"keeps {shares} [{from_:.1f}, {to:.1f}] of the same under AutoAttack at 8/255" in flowing(RESULTS)
+    shares = f"{cifar['clean_accuracy']:.1f} % of {cifar['n']} images clean, and {share(cifar)}"
+    assert f"keeps {shares} of the same under AutoAttack at 8/255" in flowing(RESULTS)
     assert f"PGD-20 leaves {robust('robust_cifar10', 'adaptive', 'pgd-20'):.1f} %" in flowing(RESULTS)
-    oblivious = next(first for first, second in pairs if second is cifar)
-    clean, attacked = (oblivious[f"{kind}_accuracy"] for kind in ("clean", "robust"))
+    all_of_them = row_under("robust_cifar10", "oblivious")
+    clean, attacked = (all_of_them[f"{kind}_accuracy"] for kind in ("clean", "robust"))
     assert f"keeps {clean:.1f} % clean and {attacked:.1f} % under the oblivious attacker" in flowing(RESULTS)
+    assert longer["n"] == cifar["n"]
+    gained = f"{longer['clean_accuracy']:.1f} % of the {longer['n']} clean, {share(longer)} at 8/255"
+    assert gained in flowing(RESULTS)
+    clean = row_under("robust_cifar10_longer", "oblivious")["clean_accuracy"]
+    assert f"and {clean:.1f} % of the 1,000 clean" in flowing(RESULTS)
+    low = digits["robust_ci95"][0]
     weaker = (("blackbox", "square-1000"), ("adaptive", "pgd-20"))
     square, pgd = (robust("robust_digits", *attack, 32 / 255) for attack in weaker)
     assert min(square, pgd) >= low, "an attacker who knows less does better: the gradients are masked"
@@ -666,9 +694,15 @@ def test_the_robust_purifier_before_an_unseen_classifier() -> None:
     (row,) = report["results"]
     assert (row["classifier"], row["threat_model"], row["attack"]) == ("cifar_resnet14", "adaptive", "pgd-20")
     assert row["alarms"] == []
-    low, high = row["robust_ci95"]
-    kept = f"{row['robust_accuracy']:.1f} % [{low:.1f}, {high:.1f}]"
-    assert f"keeps {kept} under PGD-20, {row['clean_accuracy']:.1f} % clean" in flowing(RESULTS)
+    assert f"keeps {share(row)} under PGD-20, {row['clean_accuracy']:.1f} % clean" in flowing(RESULTS)
+
+
+def test_the_robust_purifier_of_cifar10_is_for_its_classifier_alone() -> None:
+    """Before another one clean images are guessed: the report raises the alarm, and the page says so."""
+    (row,) = json.loads((ROOT / "tests/reports/robust_cifar10_transfer/report.json").read_text())["results"]
+    assert (row["classifier"], row["alarms"]) == ("wrn28_1", ["clean accuracy"])
+    assert row["clean_accuracy"] < 10
+    assert f"{row['clean_accuracy']:.1f} % of {row['n']} clean images" in flowing(RESULTS)
 
 
 def test_papers_number_is_that_of_its_table() -> None:

@@ -109,6 +109,7 @@ def test_workers_share_a_stage(
         (["stage=pretrain", "--worker", "0/2"], "stage=pretrain: its work is not shared out; choose attack"),
         (["stage=evaluat", "--worker", "0/2"], "stage=evaluat: choose one of shards"),
         (["stage=evaluate", "--worker", "0/2"], "stage=evaluate: needs stage shards, not finished"),
+        (["stage=evaluate", "--worker", "0/2", "classifier.weights=nowhere.pt"], "nowhere.pt: no such file"),
     ],
 )
 def test_worker_that_cannot_share(words: list[str], says: str, tmp_path: Path) -> None:

@@ -100,6 +100,15 @@ def test_rounding_out_of_the_budget_is_told(honest: PurifierResult) -> None:
     assert not any(finding.level == "warning" for finding in honest.findings)
 
 
+def test_purified_images_that_are_none_are_told(honest: PurifierResult) -> None:
+    """What a purifier makes for its own classifier alone is told with its likeness, of the row with the most images."""
+    few, most = honest.rows[0], replace(honest.rows[0].result, n=17, ssim_clean=0.02, psnr_clean=9.1)
+    outcomes = findings(honest.checks, [few, replace(few, result=most)], 10)
+    (told,) = [finding for finding in outcomes if finding.level == "warning"]
+    assert told.check == "purified images"
+    assert "SSIM 0.02, 9.1 dB in the mean of 17" in told.text
+
+
 def test_falling_loss_is_caught(honest: PurifierResult) -> None:
     """A loss that falls with the budget or does not rise with the steps is an alarm."""
     falling = [replace(point, loss=9.0 - number) for number, point in enumerate(honest.checks.against_eps)]

@@ -1,6 +1,7 @@
 """What settings must fulfil together, beyond the range of each."""
 
 import math
+from collections.abc import Sequence
 
 from maep.config.architectures import is_own
 from maep.config.attack_names import check_attack, check_attacks
@@ -131,6 +132,7 @@ def _check_certificates(certify: CertifySettings) -> None:
     check_attack(certify.attack, "certify.attack")
     if not certify.sigma:
         return
+    _check_apart("certify.sigma", certify.sigma)
     if certify.draws < certify.first_draws:
         fail(f"certify.draws={certify.draws}: must be at least certify.first_draws={certify.first_draws}")
     if certify.alpha ** (1 / certify.draws) <= 0.5:
@@ -152,11 +154,26 @@ def _check_evaluation(evaluation: EvaluationSettings) -> None:
     for name, is_needed in needed.items():
         if is_needed and not getattr(evaluation, name):
             fail(f"evaluation.{name}=[]: is empty; name one at least")
+    if not evaluation.adaptive_images and "oblivious" not in threats:
+        fail(
+            f"evaluation.adaptive_images=0: leaves nothing to evaluation.threat_models=[{', '.join(threats)}]; set it "
+            "above 0, or add oblivious"
+        )
     check_attacks([*evaluation.attacks, *evaluation.adaptive_attacks], evaluation.blackbox_attacks)
+    _check_apart("evaluation.eps", evaluation.eps)
     if "twin" in threats and not evaluation.twin:
         fail("evaluation.threat_models: twin: set evaluation.twin to the run of another purifier of the same kind")
     if evaluation.twin and "twin" not in threats:
         fail(f"evaluation.twin={evaluation.twin}: nobody follows it; add twin to evaluation.threat_models")
+
+
+def _check_apart(key: str, values: Sequence[float]) -> None:
+    """Raise UserError for two numbers whose records would lie in one folder: workers would overwrite them for ever."""
+    names: dict[str, float] = {}
+    for value in values:
+        if names.setdefault(f"{value:.6g}", value) != value:
+            first = names[f"{value:.6g}"]
+            fail(f"{key}: {first!r} and {value!r} are one number to six digits, as records are named; leave one out")
 
 
 def _check_noise(settings: Settings) -> None:

@@ -641,7 +641,7 @@ class CertifySettings:
 
     sigma: list[float] = setting(
         [], "deviations of the noise that certificates are made with; empty: none are made", unit="[0,1] pixels",
-        above=0.0, added=True,
+        above=0.0, high=10.0, added=True,
     )  # fmt: skip
     images: int = setting(250, "test images, the first of the balanced order", unit="images", low=1, added=True)
     undefended: bool = setting(

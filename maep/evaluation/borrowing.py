@@ -16,12 +16,15 @@ HOOKS = tuple(name for name in INTERNAL if name.endswith("_hooks"))
 
 @dataclass(frozen=True)
 class ModuleState:
-    """What one module was. attributes: its plain ones (numbers, texts); hooks: by the name of their table."""
+    """What one module was. attributes: its plain ones (numbers, texts); hooks: by the name of their table; buffers: the
+    tensors themselves, in whose place a forward may have put others.
+    """
 
     module: nn.Module
     training: bool
     attributes: Mapping[str, Any]
     hooks: Mapping[str, Mapping[int, Any]]
+    buffers: Mapping[str, Tensor | None]
 
     @classmethod
     def of(cls, module: nn.Module) -> "ModuleState":
@@ -30,7 +33,10 @@ class ModuleState:
             name: value for name, value in vars(module).items() if name not in INTERNAL and isinstance(value, PLAIN)
         }
         hooks = {name: dict(vars(module)[name]) for name in HOOKS if vars(module).get(name) is not None}
-        return cls(module, module.training, attributes, hooks)
+        held = vars(module).get("_buffers")
+        # A scripted module keeps its buffers elsewhere, and gives out another tensor at each look.
+        buffers = dict(held) if isinstance(held, dict) else {}
+        return cls(module, module.training, attributes, hooks, buffers)
 
     def restore(self) -> None:
         """Put it back."""
@@ -43,6 +49,7 @@ class ModuleState:
             if dict(table) != hooks:
                 table.clear()
                 table.update(hooks)
+        vars(self.module)["_buffers"].update(self.buffers)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,13 @@ import torch
 
 from maep.attacks.attack_state import tensors_sha256
 from maep.config.identity import decisive_fields
-from maep.config.implementations import FINETUNING
+from maep.config.implementations import FINETUNING, OBJECTIVES
+from maep.config.load import load_settings
+from maep.config.pair_source import source_settings
 from maep.config.schema import Settings
 from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import clean_split
-from maep.data.shards import ShardSet
+from maep.data.shards import ShardSet, to_float
 from maep.evaluation.scoring.defense import Defense
 from maep.evaluation.scoring.evaluation import Evaluation
 from maep.evaluation.workers import evaluate_all
@@ -22,7 +24,7 @@ from maep.purifiers.registry import purifier_class
 from maep.purifiers.serialization import CONFIG, PurifierConfig
 from maep.runtime.device import prepare_device
 from maep.runtime.digests import digest
-from maep.runtime.errors import fail
+from maep.runtime.errors import UserError, fail
 from maep.storage.atomic import sha256_file
 from maep.storage.locks import one_at_a_time
 from maep.storage.sealed import problem_with
@@ -155,7 +157,7 @@ def subjects_of(settings: Settings) -> tuple[ShardSet, dict[str, Defense]]:
     for label, path in purifiers_of(settings).items():
         purifier = load_purifier(path, device=device).used_as(settings, path)
         defense = Defense.of(purifier, classifier, purifier_identity(settings, label), identity)
-        defenses[label] = _with_twin(defense, purifier, settings) if settings.evaluation.twin else defense
+        defenses[label] = with_twin(defense, purifier, settings, test) if settings.evaluation.twin else defense
     if not defenses:
         choice, reason = settings.evaluation.purifiers, "finetune.method=none"
         kind = settings.purifier.kind
@@ -167,15 +169,51 @@ def subjects_of(settings: Settings) -> tuple[ShardSet, dict[str, Defense]]:
 # the twin that an attacker follows who does not know the weights that are judged
 
 
-def _with_twin(defense: Defense, purifier: Purifier, settings: Settings) -> Defense:
-    """The defense with the twin of `evaluation.twin`. Raises UserError where that is none of the purifier."""
+def with_twin(defense: Defense, purifier: Purifier, settings: Settings, test: ShardSet) -> Defense:
+    """The defense with the twin of `evaluation.twin`. Raises UserError where that is none of the purifier, and where it
+    cannot stand before the classifier: asked here, and not when the attacks before its own have been paid for.
+    """
+    path = str(settings.evaluation.twin)
     twin = _twin_of(purifier, settings)
+    require_classes(path, len(test.classes))
     twin.attach(defense.classifier)
-    return replace(defense, twin=twin, twin_identity=_used_identity(settings, str(settings.evaluation.twin)))
+    try:
+        with torch.no_grad():
+            twin.eval()(to_float(test.batch(range(1))[0]).to(defense.device))
+    except UserError as error:
+        fail(f"evaluation.twin={path}: {error}")
+    return replace(defense, twin=twin, twin_identity=_used_identity(settings, path))
+
+
+def require_classes(path: str, classes: int) -> None:
+    """Raise UserError where a twin is known to have learnt to be told apart into other classes.
+
+    A purifier whose objective asks a classifier is a code for the classes of that one: no attacker would train a twin
+    for others. Others learn images, of which a twin may have seen any.
+    """
+    run = run_of(Path(path).resolve())
+    if run is None:
+        return
+    try:
+        own = load_settings(str(run / "config.yaml"))
+        theirs = source_settings(own, own.pretrain)
+        seen = len(clean_split(theirs, "train").classes) if OBJECTIVES[theirs.objective.name].classifies else classes
+    except UserError:  # its images are gone, or lie elsewhere: then nothing says of how many classes they are
+        return
+    if seen != classes:
+        fail(f"evaluation.twin={path}: was trained to tell {seen} classes apart, and these are {classes}; name another")
+
+
+def run_of(purifier: Path) -> Path | None:
+    """The run directory that a purifier's path is, or lies in as its purifier/ or a checkpoint; None if it is of none.
+
+    purifier: resolved.
+    """
+    return next((each for each in (purifier, *purifier.parents[:2]) if (each / "config.yaml").is_file()), None)
 
 
 def _twin_of(purifier: Purifier, settings: Settings) -> Purifier:
-    """The twin, used as the settings say. Raises UserError as `_with_twin`."""
+    """The twin, used as the settings say. Raises UserError as `with_twin`."""
     path = str(settings.evaluation.twin)
     twin = load_purifier(path, device=purifier.device)
     # Kinds that ask one network each in its own way are made one by the settings; others' settings say nothing of it.

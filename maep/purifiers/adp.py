@@ -56,7 +56,7 @@ class AdpSettings(TimedNetworkSettings):
 
 
 def adaptive_step(found: Tensor, aside: Tensor, rate: float) -> Tensor:
-    """α of each image, [N], within its bounds: rate·δ / (1 - ⟨f, f'⟩/⟨f, f⟩), the longest where f grows along itself.
+    """α of each image, [N], within its bounds: rate·δ / (1 - ⟨f, f'⟩/⟨f, f⟩), the shortest where f grows along itself.
 
     found: f(y), aside: f(y + δ·f(y)), both [N, 3, H, W], δ being ASIDE.
     """

@@ -30,7 +30,7 @@ class Chains:
         self.states = torch.cat([keyed_uniform("chain starts", seed, part, shape, device) for part in parts])
         if network.chain_start == "images":
             self.states.fill_(torch.nan)
-        self._advanced: list[tuple[list[int], Tensor]] = []
+        self._advanced: list[tuple[list[int], list[int], Tensor]] = []
 
     def advance(self, indices: Sequence[int], keys: Sequence[int], images: Tensor) -> Tensor:
         """The states of these images' chains, [N, *shape], after `network.chain_steps` more Langevin steps.
@@ -42,12 +42,21 @@ class Chains:
         states = torch.where(states.isnan(), 2 * images - 1, states)
         steps = self.network.chain_steps
         states = chains_after(self.network, states, steps, lambda number: normal_of(seeds, number, states.shape[1:]))
-        self._advanced.append((list(indices), states))
+        self._advanced.append((list(indices), list(keys), states))
         return states
 
     def commit(self) -> None:
-        """Take over what all ranks have advanced since the last time."""
-        mine = [(indices, states.cpu()) for indices, states in self._advanced]
-        for indices, states in (part for parts in gather_objects(mine) for part in parts):
-            self.states[torch.tensor(indices, device=self.device)] = states.to(self.device)
+        """Take over what all ranks have advanced since the last time.
+
+        A batch across the end of an epoch may hold an image twice, wherever on the ranks: its chain goes on from the
+        later visit, that of the greater key.
+        """
+        mine = [(indices, keys, states.cpu()) for indices, keys, states in self._advanced]
+        last: dict[int, tuple[int, Tensor]] = {}
+        for parts in gather_objects(mine):
+            for index, key, state in (visit for part in parts for visit in zip(*part, strict=True)):
+                if index not in last or last[index][0] < key:
+                    last[index] = key, state
+        places = torch.tensor(list(last), dtype=torch.int64, device=self.device)
+        self.states[places] = torch.stack([state for _, state in last.values()]).to(self.device)
         self._advanced = []

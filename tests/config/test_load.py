@@ -86,6 +86,9 @@ def test_mistake_in_a_file_names_the_file(tmp_path: Path) -> None:
             ("oblivious, twin, bpda, surrogate, adaptive, adaptive-eot, blackbox",),
         ),
         ("model.encoder_width=190", ("multiple",)),
+        ("evaluation.eps=[8/255, 0.0313725]", ("evaluation.eps", "0.0313725 are one number", "leave one out")),
+        ("certify.sigma=[0.25, 0.25000001]", ("certify.sigma", "one number to six digits")),
+        ("certify.sigma=[64]", ("certify.sigma=64", "at most 10")),
     ],
 )
 def test_values_out_of_range_are_refused(override: str, words: tuple[str, ...]) -> None:
@@ -98,6 +101,14 @@ def test_values_out_of_range_are_refused(override: str, words: tuple[str, ...]) 
     message = refusal(override)
     for word in words:
         assert word in message
+
+
+def test_something_is_left_to_be_attacked() -> None:
+    """No images for who knows the purifier is refused where there is nobody else; the same number twice is once."""
+    message = refusal("evaluation.adaptive_images=0", "evaluation.threat_models=[adaptive, blackbox]")
+    assert "evaluation.adaptive_images=0: leaves nothing" in message
+    load_settings(None, ["evaluation.adaptive_images=0"])
+    load_settings(None, ["evaluation.eps=[8/255, 8/255]", "certify.sigma=[0.25, 0.25]"])
 
 
 def test_unknown_configuration_lists_the_known_ones() -> None:

@@ -158,10 +158,12 @@ def test_the_model_comes_back(tmp_path: Path, fails: bool) -> None:
             super().__init__()
             self.net, self.calls = train_small(), 0
             self.register_buffer("total", torch.zeros(()))
+            self.register_buffer("replaced", torch.zeros(()))
 
         def forward(self, images: Tensor) -> Tensor:
             self.calls += 1
             self.total += 1
+            self.replaced = self.replaced + 1
             return self.net(images)
 
     model = Counting().eval()
@@ -178,7 +180,7 @@ def test_the_model_comes_back(tmp_path: Path, fails: bool) -> None:
     assert (first.requires_grad, second.requires_grad, second.grad) == (True, False, None)
     assert first.grad is gradient
     assert bool(gradient.eq(1).all())
-    assert (model.calls, float(model.total)) == (0, 0.0)
+    assert (model.calls, float(model.total), float(model.replaced)) == (0, 0.0, 0.0)
     assert not any(module.training for module in model.modules())
 
 

@@ -8,16 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from maep.config.load import load_settings
+from maep.config.load import load_settings, to_yaml
 from maep.config.schema import PurifySettings
 from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import clean_split
 from maep.data.shards import to_float
 from maep.evaluation import evaluate
-from maep.evaluation.stage import given_identity
+from maep.evaluation.scoring.defense import Defense
+from maep.evaluation.stage import given_identity, require_classes, with_twin
 from maep.models.classifiers import load_classifier
 from maep.pipeline.execution import run_pipeline
 from maep.purifiers import load_purifier, save_purifier
+from maep.purifiers.frequency_prompts import FrequencyPromptsPurifier
 from maep.purifiers.registry import purifier_class
 from maep.runtime.errors import UserError
 from tests.small import digits, train_small
@@ -166,3 +168,47 @@ def test_what_is_no_twin_is_refused(problem: Problem, purifier: Path, tmp_path: 
             load_settings("digits", [word])
     with pytest.raises(UserError, match=r"evaluation\.twin=x: is of a run's purifier; judge that by stage=evaluate"):
         evaluate(train_small(), digits(), run_dir=tmp_path / "model", twin="x", threat_models=["adaptive", "twin"])
+
+
+def test_a_twin_of_other_classes_is_refused(problem: Problem, tmp_path: Path) -> None:
+    """Where it was trained by what a classifier says of it, and its images are there to tell; else nobody knows."""
+    for name, words in (
+        ("robust", ["objective.name=robust"]),
+        ("plain", []),
+        ("gone", ["objective.name=robust", f"run.cache={tmp_path}/none", "data.root=nowhere"]),
+    ):
+        run = tmp_path / name
+        run.mkdir()
+        (run / "config.yaml").write_text(to_yaml(load_settings("digits", problem.arguments(run, *words)[1:])))
+    require_classes(str(tmp_path / "robust" / "purifier"), 10)
+    with pytest.raises(
+        UserError, match=r"evaluation\.twin=.*robust: was trained to tell 10 classes apart, and these ar"
+    ):
+        require_classes(str(tmp_path / "robust"), 7)
+    require_classes(str(tmp_path / "plain"), 7)
+    require_classes(str(tmp_path / "gone"), 7)
+
+
+def test_a_twin_that_cannot_stand_before_the_classifier_is_refused(problem: Problem, tmp_path: Path) -> None:
+    """Before any attack: its clusters are of features that this classifier has not."""
+    words = [
+        "purifier.kind=frequency_prompts", "objective.name=robust", "pretrain.mask_ratio=0", "finetune.method=none",
+        "frequency_prompts.clusters=2", "frequency_prompts.calibration_images=8",
+    ]  # fmt: skip
+    settings = load_settings("digits", problem.arguments(tmp_path / "run", *words)[1:])
+    classifier = load_classifier(settings.classifier, 10, classifier_weights(settings))
+    settings.evaluation.twin = str(tmp_path / "twin")
+    test = clean_split(settings, "test")
+    images = to_float(test.batch(range(8))[0])
+    judged, twin = (FrequencyPromptsPurifier.from_settings(settings) for _ in range(2))
+    judged.prepare(lambda count: images[:count], [classifier])
+    twin.prepare(lambda count: images[:count], [classifier])
+    torch.nn.init.ones_(twin.model.prompts)
+    save_purifier(twin, tmp_path / "twin")
+    defense = Defense.of(judged, classifier, "judged", "classifier")
+    assert with_twin(defense, judged, settings, test).twin is not None
+    twin.model.prototypes = twin.model.prototypes[:, :3]
+    save_purifier(twin, tmp_path / "other")
+    settings.evaluation.twin = str(tmp_path / "other")
+    with pytest.raises(UserError, match=r"evaluation\.twin=.*other: .*its clusters are of 3 features"):
+        with_twin(defense, judged, settings, test)

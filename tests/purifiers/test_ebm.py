@@ -181,6 +181,26 @@ def test_chains_go_on_where_they_were_left() -> None:
     assert not torch.equal(chains.advance([1], [1], unused)[0] - first[1], first[1] - start[1])
 
 
+def test_a_batch_may_hold_an_image_twice() -> None:
+    """Across the end of an epoch: its chain goes on from the later visit, in whatever order ranks and parts have it."""
+    network = EnergyNetwork(4, "leaky_relu", noise=0.02, chain_steps=1, data_noise=0.0)
+    unused = torch.full((2, 3, 32, 32), 0.5)
+    for order in ((0, 1), (1, 0)):
+        chains, visits = Chains(network, 5, (3, 32, 32), 0, torch.device("cpu")), ([3, 8], [1, 6])  # keys; 8 % 5 = 3
+        found = {key: state for part in order for key, state in advanced(chains, visits[part], unused)}
+        chains.commit()
+        assert torch.equal(chains.states[[3, 1]], torch.stack([found[8], found[6]]))
+    twice, later = chains.advance([2, 2], [12, 7], unused)
+    chains.commit()
+    assert torch.equal(chains.states[2], twice)
+    assert not torch.equal(twice, later)
+
+
+def advanced(chains: Chains, keys: list[int], images: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
+    """The states of some visits by their keys, of five images."""
+    return list(zip(keys, chains.advance([key % 5 for key in keys], keys, images), strict=True))
+
+
 def test_chains_may_start_at_the_images() -> None:
     """At an image's first visit from its picture, afterwards from where they were left; the rest waits."""
     network = EnergyNetwork(4, "leaky_relu", noise=0.02, chain_steps=1, data_noise=0.0, chain_start="images")

@@ -6,7 +6,7 @@ from pathlib import Path
 from maep.config.implementations import OBJECTIVES
 from maep.config.load import load_settings
 from maep.config.schema import Settings
-from maep.evaluation.stage import is_finetuned, is_trained, purifiers_of
+from maep.evaluation.stage import is_finetuned, is_trained, purifiers_of, run_of
 from maep.runtime.console import say
 from maep.runtime.errors import UserError, fail
 
@@ -38,18 +38,17 @@ def _own_noise(settings: Settings, *, is_pretrained: bool) -> TrainedNoise:
 
 
 def _given_noise(path: Path) -> TrainedNoise:
-    for directory in (path, *path.parents[:2]):  # a run, its purifier/, or one of its checkpoints
-        config = directory / "config.yaml"
-        if config.is_file():
-            try:
-                run = load_settings(str(config))
-            except UserError as error:
-                say(f"warning: {error}: so it is not known on what noise the purifier was trained")
-                return TrainedNoise(is_known=False)
-            folder = path.relative_to(directory).parts[:1]
-            finetuned = folder in ((), ("finetuned",), ("checkpoints-finetune",)) and is_finetuned(run)
-            return _own_noise(run, is_pretrained=not finetuned)
-    return TrainedNoise(is_known=False)
+    directory = run_of(path)
+    if directory is None:
+        return TrainedNoise(is_known=False)
+    try:
+        run = load_settings(str(directory / "config.yaml"))
+    except UserError as error:
+        say(f"warning: {error}: so it is not known on what noise the purifier was trained")
+        return TrainedNoise(is_known=False)
+    folder = path.relative_to(directory).parts[:1]
+    finetuned = folder in ((), ("finetuned",), ("checkpoints-finetune",)) and is_finetuned(run)
+    return _own_noise(run, is_pretrained=not finetuned)
 
 
 def check_noise(settings: Settings) -> None:

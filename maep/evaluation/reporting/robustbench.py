@@ -12,7 +12,10 @@ from maep.attacks.threat_models import Adaptive
 from maep.config.attack_names import AUTOATTACK
 from maep.evaluation.audit.findings import ALARM
 from maep.evaluation.reporting.report_document import Report
+from maep.evaluation.reporting.report_row import ReportRow
+from maep.evaluation.scoring.defense import UNDEFENDED
 from maep.evaluation.scoring.tasks import eps_text
+from maep.purifiers.registry import KINDS
 from maep.runtime.console import say
 from maep.storage.atomic import write_json
 
@@ -33,7 +36,7 @@ def model_info(report: Report, purifier: str = "", norm: str = "", eps: float = 
     honesty = report.honesty[row.purifier]
     worst = next(case for case in honesty.worst_case if case.eps == row.eps)
     low, high = row.robust_ci95
-    purifier = "" if row.purifier == "none" else f" behind {row.purifier}"
+    purifier = "" if row.purifier == UNDEFENDED else f" behind {_purifier_of(row)}"
     return {
         **dict.fromkeys(FOR_THE_AUTHORS),
         "number_forward_passes": 1,
@@ -47,6 +50,11 @@ def model_info(report: Report, purifier: str = "", norm: str = "", eps: float = 
         "stood against every attack of the report",
         "unreliable": any(finding.level == ALARM for finding in honesty.findings),
     }
+
+
+def _purifier_of(row: ReportRow) -> str:
+    """What kind it is: a report knows a trained one by its objective, which is no architecture."""
+    return row.kind if row.kind in KINDS else row.purifier
 
 
 def write_model_info(report: Report, path: Path) -> None:

@@ -25,12 +25,13 @@ from maep.config.schema import ClassifierSettings, Settings
 from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import clean_split
 from maep.data.shards import to_float
-from maep.evaluation.reporting.report import purifier_name
+from maep.evaluation.reporting.report import purifier_name, read_results
 from maep.evaluation.reporting.report_document import REPORT, Report
+from maep.evaluation.reporting.report_row import ReportRow
 from maep.evaluation.reporting.robustbench import model_info
 from maep.evaluation.scoring.tasks import eps_text
-from maep.evaluation.stage import purifiers_of
-from maep.models.classifiers import build_classifier, load_classifier
+from maep.evaluation.stage import purifier_identity, purifiers_of
+from maep.models.classifiers import build_classifier, classifier_identity, load_classifier
 from maep.models.purified import PurifiedClassifier
 from maep.models.weights import read_weights
 from maep.purifiers import Purifier, load_purifier, save_purifier
@@ -89,8 +90,8 @@ class SubmittedClassifier(Document):
 def write_submission(run: Path, target: Path) -> Path:
     """Write the submission of a run's last purifier to `target`, whole or not at all.
 
-    Raises UserError for a run without a report of AutoAttack on a leaderboard's budget, a purifier that breaks one of
-    RobustBench's rules, or a target that exists.
+    Raises UserError for a run without a report of AutoAttack on a leaderboard's budget, one whose weights or records
+    have changed since, a purifier that breaks one of RobustBench's rules, or a target that exists.
     """
     if not (run / REPORT).is_file():
         fail(f"--robustbench {run}: no {REPORT}; name a run directory whose report stage is finished")
@@ -99,8 +100,9 @@ def write_submission(run: Path, target: Path) -> Path:
     settings, report = load_settings(str(run / "config.yaml"), [f"run.dir={run}"]), Report.read(run / REPORT)
     (label, path), name = list(purifiers_of(settings).items())[-1], settings.run.name
     purifier = load_purifier(path).used_as(settings, path)
-    entry = _entry(settings, report, purifier_name(settings, label))
     test, weights = clean_split(settings, "test"), classifier_weights(settings)
+    entry = _entry(settings, report, purifier_name(settings, label))
+    _require_judged(settings, report, label, [classifier_identity(settings.classifier, weights), test.identity])
     classifier = load_classifier(settings.classifier, len(test.classes), weights)
     require_rules(purifier, classifier, to_float(test.batch(range(min(EXAMPLES, len(test))))[0]))
     chosen = settings.classifier
@@ -133,6 +135,28 @@ def _entry(settings: Settings, report: Report, purifier: str) -> Mapping[str, ob
             f"RobustBench's budget; run with evaluation.eps=[{eps}]"
         )
     return entry
+
+
+def _require_judged(settings: Settings, report: Report, label: str, others: list[str]) -> None:
+    """Raise UserError unless the report is of the records that are there, and they of what is submitted.
+
+    others: identities of classifier and images.
+    """
+    run, name = Path(settings.run.dir), purifier_name(settings, label)
+    [result] = read_results(settings, run / "evaluation", {label: name})
+    judged = [result.plan.purifier, result.plan.classifier, result.plan.images]
+    now = [purifier_identity(settings, label), *others]
+    if any(theirs and theirs != ours for theirs, ours in zip(judged, now, strict=True)):  # old plans name no images
+        fail(f"{run}: its evaluation is of another purifier, classifier or images than it has now; run stage=evaluate "
+             "and stage=report again")  # fmt: skip
+    told = [_numbers(row) for row in report.results if row.purifier == name]
+    if sorted(told) != sorted(_numbers(row.result) for row in result.rows):
+        fail(f"{run / REPORT}: is of other records than there are now; run stage=report again")
+
+
+def _numbers(row: ReportRow) -> tuple[object, ...]:
+    """What a submission says of a row."""
+    return row.threat_model, row.attack, row.norm, row.eps, row.n, row.clean_accuracy, row.robust_accuracy
 
 
 def require_rules(purifier: Purifier, classifier: nn.Module, images: Tensor) -> None:

@@ -4,8 +4,10 @@ import hashlib
 import importlib.util
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from maep.config.schema import PurifySettings
 from maep.data.images.build import clean_split
 from maep.data.shards import ShardSet, to_float
 from maep.evaluation.reporting.report_document import REPORT, Report
-from maep.evaluation.reporting.robustbench import FOR_THE_AUTHORS
+from maep.evaluation.reporting.robustbench import FOR_THE_AUTHORS, model_info
 from maep.evaluation.reporting.robustbench_submission import BOARDS, RULES, load_submission, require_rules
 from maep.evaluation.stage import subjects_of
 from maep.models.masked_autoencoder import MaskedAutoencoder
@@ -189,6 +191,31 @@ def test_what_is_missing_is_said(judged: Path, tmp_path: Path) -> None:
     (other / REPORT).write_text(json.dumps(report))
     assert "has no autoattack-standard on gaussian_blur" in refused("--robustbench", str(other))
     assert BOARDS["cifar10", "Linf"] == 8 / 255
+
+
+def test_what_was_judged_is_submitted(judged: Path, tmp_path: Path) -> None:
+    """Neither another purifier than the one that was judged, nor numbers of other records than there are."""
+    other = Path(shutil.copytree(judged, tmp_path / "other"))
+    config, report = (other / "config.yaml").read_text(), json.loads((other / REPORT).read_text())
+    report["results"][0]["robust_accuracy"] += 1
+    (other / REPORT).write_text(json.dumps(report))
+    with pytest.raises(UserError, match=r"report.json: is of other records than there are now; run stage=report"):
+        evaluate(["--robustbench", str(other)])
+    (other / "config.yaml").write_text(re.sub(r"(gaussian_blur:\n  sigma: ).*", r"\g<1>0.9", config))
+    with pytest.raises(UserError, match=r"other: its evaluation is of another purifier, classifier or images than it"):
+        evaluate(["--robustbench", str(other)])
+    assert not (other / "robustbench").exists()
+
+
+def test_an_entry_names_the_kind_of_purifier(judged: Path) -> None:
+    """Reports know a trained purifier by its objective, which is no architecture; a stranger's has its own name."""
+    report = Report.read(judged / REPORT)
+    [row], [honesty] = report.results, report.honesty.values()
+    for kind, purifier, named in (("maep", "robust+lora", "maep"), ("other", "Blur", "Blur"), (None, "maep", "maep")):
+        changed = replace(report, results=(replace(row, kind=kind, purifier=purifier),), honesty={purifier: honesty})
+        entry = model_info(changed)
+        assert entry is not None
+        assert entry["architecture"] == f"{row.classifier} behind {named}"
 
 
 def configured(kind: type[Purifier]) -> Purifier:

@@ -22,14 +22,11 @@ from maep.attacks.attack_state import AttackState, OnState
 from maep.attacks.reseeding import reseeded
 from maep.attacks.surrogate import perturb_batch, with_surrogate
 from maep.attacks.threat_models import Expectation
-from maep.config.attack_names import PARTS
+from maep.config.attack_names import MIN_CLASSES, PARTS
 from maep.runtime.errors import fail
 
 LOGGER = logging.getLogger("auto-attack")
 LIBRARY = f"pyautoattack {pyautoattack.__version__}"
-# Fewer classes cannot be ranked by the losses of these attacks: DLR divides by the distance to the third logit, its
-# targeted form by that to the third and fourth.
-MIN_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,17 @@ from maep.runtime.errors import fail
 
 AUTOATTACK = "autoattack-standard"
 CUSTOM = "autoattack-custom:"
-VERSIONS = ("standard", "plus", "rand")
+# Of AutoAttack's own suites, the attacks that they run.
+SUITES = {
+    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
+    "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
+    "rand": ("apgd-ce", "apgd-dlr"),
+}
+VERSIONS = tuple(SUITES)
 PARTS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
+# Fewer classes cannot be ranked by the losses of these attacks: DLR divides by the distance to the third logit, its
+# targeted form by that to the third and fourth.
+MIN_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
 ITERATED = re.compile(r"(bim|pgd)-([1-9]\d*)")
 SQUARE = re.compile(r"square(?:-([1-9]\d*))?")
 NAMES = (
@@ -36,6 +45,17 @@ def custom_parts(name: str) -> tuple[str, ...] | None:
     parts = tuple(name.removeprefix(CUSTOM).split("+"))
     is_valid = name.startswith(CUSTOM) and set(parts) <= set(PARTS) and len(set(parts)) == len(parts)
     return parts if is_valid else None
+
+
+def check_classes(attacks: Sequence[str], key: str, classes: int) -> None:
+    """Raise UserError for an attack that images of so many classes are too few for. key: the setting that names it."""
+    for name in attacks:
+        parts = SUITES.get(version_of(name) or "") or custom_parts(name) or (name,)
+        if classes < (fewest := max(MIN_CLASSES.get(part, 1) for part in parts)):
+            fail(
+                f"{key}: {name}: needs at least {fewest} classes for its loss, and the images have {classes}; choose "
+                "pgd-K, apgd-ce or square"
+            )
 
 
 def is_attack(name: str) -> bool:

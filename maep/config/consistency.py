@@ -225,6 +225,8 @@ def _check_classifiers(words: list[str], is_whole: bool) -> None:
         named = ", ".join(words)
         fail(f"robust.classifiers=[{named}]: only a training against the whole meets them; set pretrain.attacked=whole")
     for word in words:
+        if words.count(word) > 1:
+            fail(f"robust.classifiers: {word}: is there twice, and is one classifier; name it once")
         arch, given, path = word.partition("=")
         if not arch or (given and not path):
             fail(f"robust.classifiers: {word!r} names none; give an architecture, or ARCH=PATH of its weights")

@@ -324,5 +324,7 @@ def run_pipeline(settings: Settings, wanted: str, launch: Launcher) -> None:
         _require_needs(names[0], settings)
         with atomic_file(directory / "config.yaml") as temporary:
             temporary.write_text(to_yaml(settings))
-        for name in names:
+        for number, name in enumerate(names, 1):
             run_stage(STAGES[name], settings, launch, lock)
+            if name == "shards":  # now that there are images, what they do not fit is said before anything is trained
+                check_inputs(names[number:], settings)

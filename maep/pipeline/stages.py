@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maep.config.architectures import is_own
+from maep.config.attack_names import check_classes
 from maep.config.identity import decisive_settings
 from maep.config.implementations import FINETUNING, OBJECTIVES
 from maep.config.pair_source import source_settings
@@ -98,6 +99,25 @@ def _check_weights(settings: Settings) -> None:
 def _check_attack(settings: Settings) -> None:
     _check_weights(settings)
     _check_set("attack.shards", settings.attack.shards)
+
+
+def _check_evaluate(settings: Settings) -> None:
+    """Of the images as soon as there are some: attacks may come days after them."""
+    _check_weights(settings)
+    for shards in clean_shards(settings).values():
+        for key, attacks in _attacks_to_come(settings).items():
+            check_classes(attacks, key, len(shards.classes))
+
+
+def _attacks_to_come(settings: Settings) -> dict[str, list[str]]:
+    """`{setting: attacks that it names}`, of those that will be run."""
+    evaluation, certify = settings.evaluation, settings.certify
+    knowing = {*evaluation.threat_models} - {"oblivious", "blackbox"}
+    own = knowing and evaluation.adaptive_attacks
+    named = {"evaluation.adaptive_attacks": evaluation.adaptive_attacks} if own else {}
+    if "oblivious" in evaluation.threat_models or (knowing and not own):
+        named["evaluation.attacks"] = evaluation.attacks
+    return {**named, **({"certify.attack": [certify.attack]} if certify.sigma and certify.attack_radii else {})}
 
 
 def _check_set(key: str, address: str | None) -> None:
@@ -333,7 +353,7 @@ STAGES = {
         Stage(
             "evaluate", ("shards", "classifier", "pretrain", "finetune"), (), _evaluate, _records_identity,
             share=_evaluate_share, files=("evaluation/**/samples.safetensors",), kept=("evaluation/**/*.json",),
-            check=_check_weights,
+            check=_check_evaluate,
         ),
         Stage(
             "certify", ("shards", "classifier", "pretrain", "finetune"), (), _certify, _certificates_identity,

@@ -1,5 +1,6 @@
 """AutoAttack in steps gives exactly what pyautoattack gives in one go, and asks the same questions."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from maep.attacks.attack_state import AttackState
 from maep.attacks.autoattack import AttackSuite, autoattack, check_model, square_warning
+from maep.config.attack_names import SUITES, VERSIONS, check_classes
 from maep.runtime.errors import UserError
 from tests.small import digits, train_small
 
@@ -182,6 +184,26 @@ def test_too_few_classes(classes: int) -> None:
     model, (images, labels) = train_small(classes, steps=5), digits(classes)
     with pytest.raises(UserError, match=f"apgd-t: needs at least 4 classes.*has {classes}; choose pgd-K"):
         autoattack(model, images[:4], labels[:4], norm="Linf", eps=0.1, seed=0, batch_size=4)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_suites_are_those_of_the_library(model: nn.Module, version: str) -> None:
+    """What is asked of the classes before an attack is asked of the attacks that it runs."""
+    assert tuple(AutoAttack(model, version=version, eps=0.1).attacks_to_run) == SUITES[version]
+
+
+@pytest.mark.parametrize(
+    ("name", "fewest"),
+    [("autoattack-standard", 4), ("autoattack-plus", 4), ("autoattack-rand", 3), ("apgd-dlr", 3), ("square-9", 1),
+     ("autoattack-custom:apgd-ce+fab-t", 1), ("autoattack-custom:square+apgd-t", 4), ("pgd-20", 1)],
+)  # fmt: skip
+def test_how_many_classes_an_attack_needs(name: str, fewest: int) -> None:
+    """So many pass, one less is refused, by the setting that names it."""
+    check_classes([name], "x.attacks", fewest)
+    if fewest > 1:
+        message = f"^x.attacks: {re.escape(name)}: needs at least {fewest} classes .* images have {fewest - 1}; choose"
+        with pytest.raises(UserError, match=message):
+            check_classes(["fgsm", name], "x.attacks", fewest - 1)
 
 
 def test_state_file_of_something_else(

@@ -200,6 +200,7 @@ WHOLE = ["attack.online=true", "pretrain.attacked=whole"]
         (["pretrain.attacked=purifier"], "choose one of classifier, whole"),
         (["robust.classifiers=[cifar_resnet14]"], "set pretrain.attacked=whole"),
         ([*WHOLE, "robust.classifiers=[=weights.pt]"], "'=weights.pt' names none"),
+        ([*WHOLE, "robust.classifiers=[cifar_resnet14, cifar_resnet14]"], "cifar_resnet14: is there twice"),
         ([*WHOLE, "robust.classifiers=[cifar_resnet14=]"], "give an architecture, or ARCH=PATH"),
         ([*WHOLE, "robust.classifiers=[cifar_resnet15]"], "robust.classifiers=cifar_resnet15: depth must be 6n + 2"),
         ([*WHOLE, "robust.classifiers=[wrn29_1=w.pt]"], "robust.classifiers=wrn29_1: depth must be 6n + 4"),

@@ -13,10 +13,11 @@ import pytest
 from maep.cli.compare import main as compare
 from maep.config.load import load_settings
 from maep.config.schema import Settings
-from maep.pipeline.execution import run_pipeline
+from maep.pipeline.execution import check_inputs, run_pipeline
 from maep.pipeline.stages import STAGES, needs_of
 from maep.runtime.errors import UserError
 from maep.storage.documents import CONTENT
+from tests.data.images.test_build import arguments, write_folders
 from tests.tiny import ROOT, Problem, environment
 
 SMALL = [
@@ -302,3 +303,27 @@ def test_what_a_later_stage_could_not_use_is_said_first(tmp_path: Path, words: l
     with pytest.raises(UserError, match=message):
         run_pipeline(settings, "all", lambda name, _: pytest.fail(f"{name} was launched"))
     assert not list(tmp_path.rglob("*.*"))
+
+
+def test_too_few_classes_are_said_before_anything_is_trained(tmp_path: Path) -> None:
+    """As soon as there are images; those who attack with other attacks go on."""
+    words = arguments(tmp_path / "cache", write_folders(tmp_path / "images"), f"run.dir={tmp_path}/run")
+    settings = load_settings(None, words)
+    with pytest.raises(
+        UserError, match=r"evaluation\.attacks: autoattack-standard: needs at least 4 classes .* have 3;"
+    ):
+        run_pipeline(settings, "all", lambda stage, _: pytest.fail(f"{stage} was launched"))
+    assert [path.name for path in (tmp_path / "cache").iterdir() if path.name[0] != "."] == ["shards"]
+    for more, key in (
+        (["evaluation.adaptive_attacks=[pgd-2]"], "evaluation.attacks"),
+        (["evaluation.attacks=[pgd-2]", "evaluation.adaptive_attacks=[apgd-t]"], "evaluation.adaptive_attacks"),
+        (["evaluation.attacks=[pgd-2]", "certify.sigma=[0.5]", "certify.attack_radii=[1]"], "certify.attack"),
+    ):
+        with pytest.raises(UserError, match=f"^{key}: .* needs at least 4 classes"):
+            check_inputs(["evaluate"], load_settings(None, [*words, *more]))
+    for more in (
+        ["evaluation.attacks=[pgd-2]"],
+        ["evaluation.threat_models=[adaptive, blackbox]", "evaluation.adaptive_attacks=[pgd-2]"],
+        ["evaluation.threat_models=[blackbox]"],
+    ):
+        check_inputs(["evaluate"], load_settings(None, [*words, *more]))

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     options.add_argument("--to", metavar="DIRECTORY", help="where to (default RUN/robustbench); must not exist")
     namespace, settings = command_line(__doc__ or "", [*_run_name(arguments), *arguments], options=options)
     if namespace.robustbench or namespace.to:
-        return _submit(namespace)
+        return _submit(namespace, options.parse_known_args(arguments)[1])
     if not namespace.model or not namespace.data:
         fail("evaluate: give --model MODULE:FUNCTION and --data SHARDS")
 
@@ -53,10 +53,12 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _submit(namespace: argparse.Namespace) -> int:
-    """Write the submission of a run."""
+def _submit(namespace: argparse.Namespace, words: Sequence[str]) -> int:
+    """Write the submission of a run. words: the arguments that are no options."""
     if not namespace.robustbench or namespace.model or namespace.data or namespace.name:
         fail("evaluate: --robustbench RUN and --to DIRECTORY go together, without --model, --data and --name")
+    if words:
+        fail(f"evaluate: {words[0]}: a submission is of a run as it was judged; leave it out")
     from maep.evaluation.reporting.robustbench_submission import write_submission
     from maep.runtime.console import say
 

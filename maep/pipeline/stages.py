@@ -6,7 +6,7 @@ imported where it is done, so that a run which is finished says so without impor
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,22 +102,26 @@ def _check_attack(settings: Settings) -> None:
 
 
 def _check_evaluate(settings: Settings) -> None:
-    """Of the images as soon as there are some: attacks may come days after them."""
     _check_weights(settings)
-    for shards in clean_shards(settings).values():
-        for key, attacks in _attacks_to_come(settings).items():
-            check_classes(attacks, key, len(shards.classes))
-
-
-def _attacks_to_come(settings: Settings) -> dict[str, list[str]]:
-    """`{setting: attacks that it names}`, of those that will be run."""
-    evaluation, certify = settings.evaluation, settings.certify
+    evaluation = settings.evaluation
     knowing = {*evaluation.threat_models} - {"oblivious", "blackbox"}
     own = knowing and evaluation.adaptive_attacks
-    named = {"evaluation.adaptive_attacks": evaluation.adaptive_attacks} if own else {}
+    if own:
+        _require_classes(settings, evaluation.adaptive_attacks, "evaluation.adaptive_attacks")
     if "oblivious" in evaluation.threat_models or (knowing and not own):
-        named["evaluation.attacks"] = evaluation.attacks
-    return {**named, **({"certify.attack": [certify.attack]} if certify.sigma and certify.attack_radii else {})}
+        _require_classes(settings, evaluation.attacks, "evaluation.attacks")
+
+
+def _check_certify(settings: Settings) -> None:
+    _check_weights(settings)
+    if settings.certify.sigma and settings.certify.attack_radii:
+        _require_classes(settings, [settings.certify.attack], "certify.attack")
+
+
+def _require_classes(settings: Settings, attacks: Sequence[str], key: str) -> None:
+    """As `check_classes`, as soon as there are images: attacks may come days after them."""
+    for shards in clean_shards(settings).values():
+        check_classes(attacks, key, len(shards.classes))
 
 
 def _check_set(key: str, address: str | None) -> None:
@@ -127,14 +131,25 @@ def _check_set(key: str, address: str | None) -> None:
         fail(f"{key}={address}: no shard set ({MANIFEST} is missing)")
 
 
+def _check_share(section: str, settings: Settings, train: TrainSettings) -> None:
+    """The share of clean images is of pairs: of what a training attacks, or noises, as it goes, none stay clean."""
+    if train.clean_share and (settings.attack.online or not OBJECTIVES[settings.objective.name].attacks):
+        fail(
+            f"{section}.clean_share={train.clean_share:g}: is of pairs in shards, and this training makes its second "
+            "images as it goes; set it to 0 (objective.clean_weight is that of objective.name=robust)"
+        )
+
+
 def _check_finetune(settings: Settings) -> None:
-    source_settings(settings, settings.finetune)
+    source = source_settings(settings, settings.finetune)
+    if settings.finetune.method != "none":
+        _check_share("finetune", source, settings.finetune)
     for name in ("clean_shards", "adversarial_shards"):
         _check_set(f"finetune.{name}", getattr(settings.finetune, name))
 
 
 def _check_pretrain(settings: Settings) -> None:
-    source_settings(settings, settings.pretrain)
+    _check_share("pretrain", source_settings(settings, settings.pretrain), settings.pretrain)
     if settings.model.init and not Path(settings.model.init).exists():
         fail(f"model.init={settings.model.init}: no such file or directory")
 
@@ -357,7 +372,7 @@ STAGES = {
         ),
         Stage(
             "certify", ("shards", "classifier", "pretrain", "finetune"), (), _certify, _certificates_identity,
-            _certify_idle, _certify_share, kept=("certificates/**/*.json",),
+            _certify_idle, _certify_share, kept=("certificates/**/*.json",), check=_check_certify,
         ),
         Stage(
             "report", ("evaluate", "certify"), (), _report, _report_identity,

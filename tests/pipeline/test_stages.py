@@ -320,10 +320,21 @@ def test_too_few_classes_are_said_before_anything_is_trained(tmp_path: Path) -> 
         (["evaluation.attacks=[pgd-2]", "certify.sigma=[0.5]", "certify.attack_radii=[1]"], "certify.attack"),
     ):
         with pytest.raises(UserError, match=f"^{key}: .* needs at least 4 classes"):
-            check_inputs(["evaluate"], load_settings(None, [*words, *more]))
+            check_inputs(["evaluate", "certify"], load_settings(None, [*words, *more]))
     for more in (
         ["evaluation.attacks=[pgd-2]"],
         ["evaluation.threat_models=[adaptive, blackbox]", "evaluation.adaptive_attacks=[pgd-2]"],
         ["evaluation.threat_models=[blackbox]"],
     ):
         check_inputs(["evaluate"], load_settings(None, [*words, *more]))
+
+
+@pytest.mark.parametrize("section", ["pretrain", "finetune"])
+def test_a_share_of_clean_images_is_of_pairs(section: str, tmp_path: Path) -> None:
+    """Where a training makes its second images itself it would do nothing: refused, unless nothing is trained."""
+    words = [f"run.dir={tmp_path}", f"{section}.clean_share=0.5"]
+    check_inputs([section], load_settings("digits", words))
+    for more in (["attack.online=true"], ["objective.name=nim", "pretrain.mask_ratio=0"]):
+        with pytest.raises(UserError, match=f"^{section}.clean_share=0.5: is of pairs in shards"):
+            check_inputs([section], load_settings("digits", [*words, *more]))
+    check_inputs(["finetune"], load_settings("digits", [*words, "attack.online=true", "finetune.method=none"]))

@@ -180,6 +180,7 @@ def test_what_is_missing_is_said(judged: Path, tmp_path: Path) -> None:
     assert "no report.json" in refused("--robustbench", str(tmp_path))
     assert "go together" in refused("--to", str(tmp_path / "x"))
     assert "go together" in refused("--robustbench", str(judged), "--model", "m:f")
+    assert "evaluation.eps=[4/255]: a submission" in refused("--robustbench", str(judged), "evaluation.eps=[4/255]")
     other = Path(shutil.copytree(judged, tmp_path / "other"))
     config = (other / "config.yaml").read_text()
     assert config.count("  name: cifar10") == 1

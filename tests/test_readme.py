@@ -645,6 +645,9 @@ def test_verdict_is_what_the_reports_say() -> None:
     assert longer["n"] == cifar["n"]
     gained = f"{longer['clean_accuracy']:.1f} % of the {longer['n']} clean, {share(longer)} at 8/255"
     assert gained in flowing(RESULTS)
+    half = row_under("robust_cifar10_longer", "adaptive", eps=4 / 255)
+    assert half["n"] == longer["n"]
+    assert f"At 4/255 that one keeps {share(half)}." in flowing(RESULTS)
     clean = row_under("robust_cifar10_longer", "oblivious")["clean_accuracy"]
     assert f"and {clean:.1f} % of the 1,000 clean" in flowing(RESULTS)
     low = digits["robust_ci95"][0]

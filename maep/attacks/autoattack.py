@@ -201,14 +201,14 @@ def finite_or_clean(adversarial: Tensor, images: Tensor) -> Tensor:
 
 
 class _Collector(logging.Handler):
-    """Keeps the warnings of pyautoattack, each kind once."""
+    """Keeps the warnings of pyautoattack, each kind once, without the full stop that reports put after a note."""
 
     def __init__(self, messages: list[str]) -> None:
         super().__init__(logging.WARNING)
         self.messages = messages
 
     def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage().replace(" See flags_doc.md for details.", "")
+        message = record.getMessage().replace(" See flags_doc.md for details.", "").removesuffix(".")
         if "zero gradient" in message:
             message = "some points had zero gradient: gradient-based attacks may be unreliable"
         if message not in self.messages:

@@ -206,7 +206,7 @@ def _notes_on_trainings(results: Sequence[PurifierResult]) -> Iterator[str]:
 def honest_notes(settings: Settings, results: Sequence[PurifierResult]) -> list[str]:
     """What a reader must know before believing the numbers, in plain sentences, beside the findings."""
     rows = [row for result in results for row in result.rows]
-    notes = [f"{result.name}: {warning}" for result in results for warning in result.plan.warnings]
+    notes = [f"{result.name}: AutoAttack says: {warning}" for result in results for warning in result.plan.warnings]
     notes += [f"{result.name}: {note}" for result in results if result.subject for note in result.subject.notes]
     if not any(threat_model(row.result.threat_model).knows_purifier for row in rows):
         knowable = KNOWABLE[judged_word([row.result for row in rows])]

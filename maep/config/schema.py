@@ -641,7 +641,7 @@ class CertifySettings:
 
     sigma: list[float] = setting(
         [], "deviations of the noise that certificates are made with; empty: none are made", unit="[0,1] pixels",
-        above=0.0, high=10.0, added=True,
+        above=0.0, added=True,
     )  # fmt: skip
     images: int = setting(250, "test images, the first of the balanced order", unit="images", low=1, added=True)
     undefended: bool = setting(
@@ -665,7 +665,7 @@ class CertifySettings:
     )
     attack_radii: list[float] = setting(
         [], "L2 radii within which the same images are attacked, beside their certificates; empty: none are",
-        unit="[0,1] pixels", above=0.0, added=True,
+        unit="[0,1] pixels in L2", above=0.0, added=True,
     )  # fmt: skip
     attack_images: int = setting(64, "images that are attacked, the first ones", unit="images", low=1, added=True)
     attack: str = setting(

@@ -154,6 +154,11 @@ class JudgedDefense(DefendedClassifier):
         self.defended, self.handling = defended, handling
         self.whole = JudgedModel(defended, handling)
 
+    @property
+    def is_random(self) -> bool:  # type: ignore[override]
+        """As the defense says itself."""
+        return self.defended.is_random
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N, C] of the defended classifier."""
         logits: Tensor = self.whole(images)

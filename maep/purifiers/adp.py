@@ -35,8 +35,8 @@ class AdpSettings(TimedNetworkSettings):
 
     most: float = setting(
         0.5,
-        "deviation of the noise up to which it is trained, from 0.01 on",
-        unit="[0,1] pixels",
+        "deviation of the noise up to which it is trained, from 0.01 on (the authors: 50)",
+        unit="[0,1] pixels of noise",
         above=0.01,
         high=100.0,
     )

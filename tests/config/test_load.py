@@ -88,7 +88,7 @@ def test_mistake_in_a_file_names_the_file(tmp_path: Path) -> None:
         ("model.encoder_width=190", ("multiple",)),
         ("evaluation.eps=[8/255, 0.0313725]", ("evaluation.eps", "0.0313725 are one number", "leave one out")),
         ("certify.sigma=[0.25, 0.25000001]", ("certify.sigma", "one number to six digits")),
-        ("certify.sigma=[64]", ("certify.sigma=64", "at most 10")),
+        ("certify.sigma=[64]", ("certify.sigma=64", "did you mean 64/255?")),
     ],
 )
 def test_values_out_of_range_are_refused(override: str, words: tuple[str, ...]) -> None:
@@ -109,6 +109,7 @@ def test_something_is_left_to_be_attacked() -> None:
     assert "evaluation.adaptive_images=0: leaves nothing" in message
     load_settings(None, ["evaluation.adaptive_images=0"])
     load_settings(None, ["evaluation.eps=[8/255, 8/255]", "certify.sigma=[0.25, 0.25]"])
+    load_settings(None, ["certify.sigma=[1]", "certify.attack_radii=[1.5, 2]"])  # of L2: no difference of one pixel
 
 
 def test_unknown_configuration_lists_the_known_ones() -> None:

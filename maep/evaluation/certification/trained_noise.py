@@ -10,6 +10,8 @@ from maep.evaluation.stage import is_finetuned, is_trained, purifiers_of, run_of
 from maep.runtime.console import say
 from maep.runtime.errors import UserError, fail
 
+OF_ALL_NOISES = ("denoiser", "score")  # networks that learn what Gaussian noise is in an image, of many deviations
+
 
 @dataclass(frozen=True)
 class TrainedNoise:
@@ -32,7 +34,11 @@ def trained_noise(settings: Settings, label: str) -> TrainedNoise:
 def _own_noise(settings: Settings, *, is_pretrained: bool) -> TrainedNoise:
     objective = settings.objective
     name = objective.name if is_pretrained else settings.finetune.objective or objective.name
-    if not is_trained(settings) or not OBJECTIVES[name].noises:
+    if not is_trained(settings):
+        return TrainedNoise(is_known=True)
+    if OBJECTIVES[name].network in OF_ALL_NOISES:
+        return TrainedNoise(True, True)
+    if not OBJECTIVES[name].noises:
         return TrainedNoise(is_known=True)
     return TrainedNoise(True, True, objective.noise_mean if objective.noise == "fixed" else None)
 

@@ -86,6 +86,12 @@ class Defense:
         return _has_no_gradient(self.purifier)
 
     @property
+    def says_random(self) -> bool:
+        """Whether what protects says of itself that it draws: it may do so for some images alone."""
+        protection = self.protection
+        return isinstance(protection, Purifier | DefendedClassifier) and protection.is_random
+
+    @property
     def is_undefended(self) -> bool:
         """Whether there is a classifier alone."""
         return self.defended is None and isinstance(self.purifier, nn.Identity)
@@ -107,8 +113,8 @@ class Targets:
 
     @cached_property
     def is_random(self) -> bool:
-        """Whether the purified classifier draws random numbers."""
-        return is_random(self.defense.purified_classifier, self.examples)
+        """Whether the purified classifier draws random numbers: it says so, or answers the examples in two ways."""
+        return self.defense.says_random or is_random(self.defense.purified_classifier, self.examples)
 
     @property
     def has_surrogate(self) -> bool:

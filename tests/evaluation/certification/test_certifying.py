@@ -19,6 +19,7 @@ from maep.data.shards import ShardSet, to_float
 from maep.evaluation.certification.certifying import certify_all
 from maep.evaluation.certification.smoothing import Smoothed
 from maep.evaluation.certification.subjects import certified_identities
+from maep.evaluation.certification.trained_noise import TrainedNoise, check_noise, trained_noise, untrained_note
 from maep.evaluation.stage import subjects_of
 from maep.pipeline.execution import run_pipeline
 from maep.purifiers import save_purifier
@@ -226,3 +227,15 @@ def test_a_purifier_that_was_not_trained_on_noise_is_warned_of(
     (run_dir / "config.yaml").unlink()
     assert certify([*given, "certify.draws=61"]) == 0
     assert "is not known to have been trained on Gaussian noise" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "is_there"), [("diffpure/digits", True), ("adbm/digits", True), ("adp/digits", True),
+                           ("flowpure/digits", False), ("ebm/digits", False), ("digits", False)],
+)  # fmt: skip
+def test_denoisers_are_trained_on_noise(name: str, is_there: bool) -> None:
+    """Of many deviations, so that none is another than the training's; what learns pairs, or walks, is not."""
+    settings = load_settings(name, ["certify.sigma=[0.25, 0.5]"])
+    assert trained_noise(settings, "pretrained") == TrainedNoise(True, is_there)
+    check_noise(settings)
+    assert bool(untrained_note("it", trained_noise(settings, "pretrained"), 0.5)) != is_there

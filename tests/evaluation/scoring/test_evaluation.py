@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from maep.attacks.attack_state import AttackState
 from maep.attacks.catalog import NamedAttack, gradient_spec
+from maep.attacks.reseeding import is_random
 from maep.attacks.threat_models import AdaptiveEot, Expectation, Twin, threat_model
 from maep.config.load import load_settings
 from maep.data.shards import ShardSet
+from maep.evaluation.answers import Autocast, Handling, JudgedDefense
 from maep.evaluation.audit.gradient_masking import MaskingCheck
 from maep.evaluation.reporting.report import read_results
 from maep.evaluation.scoring.defense import Defense, Targets
@@ -28,9 +30,11 @@ from maep.evaluation.scoring.evaluation import Evaluation
 from maep.evaluation.scoring.metrics import distances
 from maep.evaluation.scoring.tasks import plan_tasks
 from maep.evaluation.workers import ProgressNote, evaluate_all
+from maep.models.defended import DefendedClassifier
 from maep.purifiers import MAEPurifier
 from maep.purifiers.denoising import DenoiserPurifier
 from maep.purifiers.registry import purifier_class
+from maep.purifiers.resize_pad import ResizePadPurifier, ResizePadSettings
 from maep.runtime.errors import UserError
 from maep.storage import documents
 from tests.attacks.test_threat_models import random_purifier
@@ -445,3 +449,29 @@ def test_who_asks_without_gradients_may_average_over_draws(
     assert answers["random", 1] == (1, 1, alone)
     assert answers["random", 4] == (4, 4, "blackbox")
     assert answers["fixed", 1] == answers["fixed", 4] == (1, 1, "blackbox")
+
+
+class Seldom(DefendedClassifier):
+    """Draws for images that two examples need not be among."""
+
+    is_random = True
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(images)
+
+
+def test_what_says_that_it_draws_is_random() -> None:
+    """Also where its answers to the examples are the same twice, as of a purifier that repairs few clean images."""
+    classifier, (images, _), settings = train_small(), digits(), load_settings("digits").evaluation
+    seldom = ResizePadPurifier(ResizePadSettings(probability=1e-9))
+    drawing = Seldom(classifier)
+    judged = JudgedDefense(drawing, Handling(Autocast({})))
+    for defense in (
+        Defense(seldom, classifier, "", ""),
+        Defense(nn.Identity(), classifier, "", "", drawing),
+        Defense(nn.Identity(), classifier, "", "", judged),
+    ):
+        assert not is_random(defense.purified_classifier, images[:2])
+        assert Targets(defense, settings, images[:2]).is_random
+    for certain in (Blur(), nn.Identity()):
+        assert not Targets(Defense(certain, classifier, "", ""), settings, images[:2]).is_random

@@ -11,6 +11,7 @@ that every process on a node shares one copy and none parses JSON:
 The file is derived: it may be deleted at any time, and a set does without it.
 """
 
+import os
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from maep.data.shard_manifest import ShardEntry, ShardIndex
-from maep.runtime.errors import fail
+from maep.runtime.errors import UserError, fail
+from maep.runtime.plain_files import open_regular
 from maep.storage.atomic import atomic_file
 
 ROW = np.dtype([("offset", "<i8"), ("bytes", "<u4"), ("crc32", "<u4"), ("label", "<i4")])
@@ -63,12 +65,12 @@ class SampleTable:
     def map_file(self, path: Path, manifest: bytes) -> bool:
         """Take the rows from a file that was written for this manifest (its SHA-256); False if it does not fit."""
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 header = file.read(HEADER)
-            if path.stat().st_size != HEADER + self.rows.nbytes:
-                return False
-            rows = np.memmap(path, ROW, "r", HEADER, (len(self.rows),))
-        except OSError:
+                if os.fstat(file.fileno()).st_size != HEADER + self.rows.nbytes:
+                    return False
+                rows = np.memmap(file, ROW, "r", HEADER, (len(self.rows),))
+        except (OSError, UserError):
             return False
         if header != _header(manifest, rows):
             return False

@@ -14,11 +14,10 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from tarfile import USTAR_FORMAT
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -27,6 +26,7 @@ import numpy as np
 from maep.data.image_encoding import SUFFIXES, decode_image, encode_image
 from maep.data.sample_table import SampleTable, parts_of
 from maep.data.shard_manifest import ShardEntry, ShardIndex, ShardManifest, read_shard_manifest
+from maep.data.tar_members import end_of_tar, member_header, padding
 from maep.data.verification import all_problems, beside, look_at, look_at_file, problems_at_start, remember_as_whole
 from maep.runtime.console import say
 from maep.runtime.digests import digest
@@ -80,14 +80,10 @@ class ShardWriter:
         self._content = hashlib.sha256()
 
     def __enter__(self) -> Self:
-        from webdataset import TarWriter  # which imports torch
-
         with ExitStack() as stack:
             self._temporary = stack.enter_context(atomic_file(self.path))
             self._file = stack.enter_context(self._temporary.open("wb"))
-            self._tar = TarWriter(self._file, user="", group="", mtime=0, encoder=False)
-            # The same bytes as in PAX, its default, for names this short, and headers are made twice as fast.
-            self._tar.tarstream.format = USTAR_FORMAT
+            self._written = 0  # bytes
             self._offsets: list[int] = []
             self._sizes: list[int] = []
             self._checksums: list[int] = []
@@ -105,15 +101,22 @@ class ShardWriter:
         if index != self._first + len(self._labels):
             raise ValueError(f"sample {index}: expected {self._first + len(self._labels)}")
         encoded = encode_image(image, self.encoding)
-        # Members are written in the order of their extensions: the image ends the sample, in blocks of 512.
-        sample = {"__key__": f"{index:09d}", SUFFIXES[self.encoding]: encoded, "cls": str(label).encode()}
-        self._tar.write(sample)
-        self._offsets.append(self._tar.tarstream.offset - -(-len(encoded) // 512) * 512)
+        # In the order of their extensions, as webdataset writes a sample.
+        self._append(f"{index:09d}.cls", str(label).encode())
+        self._offsets.append(self._append(f"{index:09d}.{SUFFIXES[self.encoding]}", encoded))
         self._sizes.append(len(encoded))
         self._checksums.append(zlib.crc32(encoded))
         self._labels.append(int(label))
         self._content.update(np.asarray([index, label, *image.shape], dtype="<i8").tobytes())
         self._content.update(image.tobytes())
+
+    def _append(self, name: str, content: bytes) -> int:
+        """Write a member; returns where its content starts."""
+        header, end = member_header(name, len(content)), padding(len(content))
+        self._file.write(header + content + end)
+        start = self._written + len(header)
+        self._written = start + len(content) + len(end)
+        return start
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -121,14 +124,11 @@ class ShardWriter:
         if error is None:
             self._finish()
             return
-        # A tar stream left open would write its end into the closed file when it is collected.
-        with suppress(OSError):
-            self._tar.close()
         self._stack.__exit__(kind, error, trace)
 
     def _finish(self) -> None:
         with self._stack:
-            self._tar.close()
+            self._file.write(end_of_tar(self._written))
         index = ShardIndex(
             shard=self.path.name, first=self._first or 0, count=len(self._labels), encoding=self.encoding,
             content=self._content.hexdigest(), offsets=np.asarray(self._offsets), bytes=np.asarray(self._sizes),
@@ -220,7 +220,10 @@ class ShardSet:
         self._make_table()
 
     def _make_table(self) -> None:
-        self._table = SampleTable(self.manifest.shards, self.manifest.count)
+        try:
+            self._table = SampleTable(self.manifest.shards, self.manifest.count)
+        except MemoryError:
+            fail(f"{self.path / MANIFEST}: count={self.manifest.count}: there is no memory to list so many samples")
         self._map_table()
 
     def __del__(self) -> None:
@@ -244,7 +247,7 @@ class ShardSet:
                 shard = self.manifest.shards[number]
                 source = self.path / shard.index_name
                 if content is None:
-                    fail(f"{source}: altered (SHA-256 differs from {self.path / MANIFEST})")
+                    fail(f"{source}: altered (SHA-256 differs from {self.path / MANIFEST}{self._replaced()})")
                 index = ShardIndex.from_json(parse_json(content, source), source)
                 index.check(shard, self.manifest.files[shard.name].bytes, len(self.classes), source)
                 self._table.fill(number, index, source)
@@ -330,12 +333,21 @@ class ShardSet:
         name, entry = self._tars[self._locate([index])[0][0]]
         if not isinstance(self.path, Path):
             return ""
-        if hashlib.sha256(_manifest_bytes(self._storage, self.path)).digest() != self._manifest_digest:
-            return "; another set was put in its place while this one was in use"
+        if replaced := self._replaced():
+            return replaced
         stamp, problem = look_at_file(self.path / name, entry)
         if problem:
             return f"; {problem}"
         return "; the file was changed while the set was in use" if stamp != self._stamps[name] else ""
+
+    def _replaced(self) -> str:
+        """Whether another set lies where this one was opened, for messages."""
+        if not isinstance(self.path, Path):
+            return ""
+        current = hashlib.sha256(_manifest_bytes(self._storage, self.path)).digest()
+        return (
+            "" if current == self._manifest_digest else "; another set was put in its place while this one was in use"
+        )
 
     def _sample(self, index: int) -> str:
         """A sample by shard and number, for messages."""

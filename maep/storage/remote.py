@@ -6,6 +6,7 @@ takes too long is made again, after longer and longer waits, and then named.
 
 import os
 import random
+import resource
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -25,11 +26,24 @@ from maep.storage.block_cache import BlockCache
 from maep.storage.json_files import LIMIT
 from maep.storage.manifests import FileEntry
 
-OPEN_FILES = 64  # of each set in each process: far below the 1,024 that a process may have open by default
+MOST_FILES = 100_000  # shards of a hundred million samples; where the system sets no limit
 CONNECTIONS = 8  # requests under way at a time: a store answers one in tens of ms, a batch needs dozens of blocks
 WORTH_ANOTHER_TRY = (408, 425, 429)  # of HTTP's client errors: request timeout, too early, too many requests
 CHUNK = 2**18  # bytes of a body that are looked at together
 JITTER = (0.5, 1.0)  # of the waiting time, drawn: readers that failed together do not ask again together
+
+
+def open_files_allowed() -> int:
+    """Files that each set keeps open: an eighth of what this process may have (`ulimit -n`).
+
+    A training reads two sets, a script may read more, and much else opens files. With more shards than this, a sample
+    at random mostly has to open its own: that takes as long as to read it, and asks a shared file system's server.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST_FILES if limit == resource.RLIM_INFINITY else max(1, min(limit // 8, MOST_FILES))
+
+
+OPEN_FILES = open_files_allowed()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The table of all samples: the same from the indexes and from its file, which is made again when it does not fit."""
 
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -130,6 +131,37 @@ def test_where_nothing_can_be_written_each_process_reads_the_indexes(
     shards.prepare()
     assert_right(shards)
     assert capsys.readouterr().out.count("cannot be written") == 1
+
+
+def test_a_pipe_in_its_place_is_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor replaced: it is named, and each process reads the indexes."""
+    path = write_set(tmp_path / "set", IMAGES)
+    os.mkfifo(table_file(path))
+    shards = ShardSet(path)
+    shards.prepare()
+    assert_right(shards)
+    assert "is no regular file" in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_index_of_a_set_that_was_replaced_is_named_so(tmp_path: Path) -> None:
+    """While it was in use, before that index was read: its manifest is not the one that the set was opened by."""
+    shards = ShardSet(write_set(tmp_path / "set", IMAGES))
+    shutil.rmtree(tmp_path / "set")
+    write_set(tmp_path / "set", IMAGES[::-1])
+    with pytest.raises(UserError, match=r"shard-00000\.index\.json: altered .*another set was put in its place"):
+        shards.prepare()
+
+
+def test_a_set_of_more_samples_than_memory_lists_is_named(tmp_path: Path) -> None:
+    """As its manifest says; nothing else of it is looked at."""
+    path = write_set(tmp_path / "set", IMAGES)
+    entries = json.loads((path / "manifest.json").read_text())
+    del entries["content_sha256"]
+    entries["shards"][-1]["count"] += 10**15
+    entries["count"] += 10**15
+    (path / "manifest.json").write_text(json.dumps(entries))
+    with pytest.raises(UserError, match=r"manifest\.json: count=1000000000000013: there is no memory"):
+        ShardSet(path)
 
 
 def test_an_index_that_is_not_whole_ends_the_preparation(tmp_path: Path) -> None:

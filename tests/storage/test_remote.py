@@ -1,6 +1,7 @@
 """Remote shards: the same samples as local ones, few bytes, retried, and every fault named at its place."""
 
 import gzip
+import resource
 import sys
 import uuid
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from maep.data.shard_manifest import CleanManifest
 from maep.data.shards import ShardSet, ShardWriter, seal_shard_set, shard_name
 from maep.runtime.errors import UserError
 from maep.storage.manifests import FileEntry
-from maep.storage.remote import Extent, Reading, Remote, location, open_storage
+from maep.storage.remote import MOST_FILES, Extent, Reading, Remote, location, open_files_allowed, open_storage
 from tests.storage.http_server import Server, serving
 
 COUNT, EACH, SIDE = 60, 20, 40
@@ -251,3 +252,15 @@ def test_a_loader_reads_remote_pairs_and_tells_of_faults(
     batches.close()
     assert "\n" not in str(told.value)
     assert str(told.value).startswith(f"{server.address}/train/shard-0000")
+
+
+@pytest.mark.parametrize(
+    ("limit", "allowed"),
+    [(1024, 128), (7, 1), (20_000, 2_500), (10**6, MOST_FILES), (resource.RLIM_INFINITY, MOST_FILES)],
+)
+def test_a_set_keeps_a_share_of_the_files_that_a_process_may_have(
+    monkeypatch: pytest.MonkeyPatch, limit: int, allowed: int
+) -> None:
+    """So that eight large ones leave no process without, and where nothing is limited it is still a number."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (limit, resource.RLIM_INFINITY))
+    assert open_files_allowed() == allowed

@@ -125,10 +125,12 @@ def generative_lines() -> list[str]:
 
 
 def detail_lines(table: str) -> list[str]:
-    """A row for each defense: parameters, seconds an image, and what was claimed and found of it beside our lowest."""
+    """A row for each defense that was run: parameters, seconds an image, what was claimed and found, and our lowest."""
     lines = []
     for detail in json.loads((SWEEPS / f"{table}.json").read_text())["details"]:
         costs = {each["name"]: each["mean"] for each in detail["costs"]}
+        if None in costs.values():
+            continue
         claim = detail["claim"] or {"claimed": None, "found": None, "by": "–"}
         accuracies = (claim["claimed"], claim["found"], detail["lowest"])
         columns = [f"{costs['parameters']:,.0f}", f"{costs['seconds_per_image']:.2g}"]

@@ -705,7 +705,17 @@ def test_plain_adversarial_training_stands_beside_the_purifier() -> None:
     kept, clean = plain["undefended_robust_accuracy"], plain["undefended_clean_accuracy"]
     assert kept > row["robust_accuracy"]
     assert f"keeps {kept:.1f} % of the same {plain['n']} images, {clean:.1f} % of them clean" in flowing(RESULTS)
-    assert f"A digits classifier trained so keeps {kept:.1f} %." in flowing(README)
+    digits = kept
+    plain = row_under("robust_cifar10_plain", "oblivious")
+    row = row_under("robust_cifar10", "adaptive")
+    assert (plain["n"], plain["image_set"], plain["classifier"]) == (row["n"], row["image_set"], row["classifier"])
+    kept, clean = plain["undefended_robust_accuracy"], plain["undefended_clean_accuracy"]
+    assert f"keeps {kept:.1f} % of the same {plain['n']} images under AutoAttack at 8/255" in flowing(RESULTS)
+    assert f"and {clean:.1f} % of them clean" in flowing(RESULTS)
+    assert f"Classifiers trained so keep {digits:.1f} and {kept:.1f} %." in flowing(README)
+    longer = row_under("robust_cifar10_longer", "adaptive")
+    assert kept > longer["robust_accuracy"] > row["robust_accuracy"]
+    assert clean > longer["clean_accuracy"] > row["clean_accuracy"]
 
 
 def test_the_robust_purifier_before_an_unseen_classifier() -> None:

@@ -142,7 +142,7 @@ def test_it_is_trained_calibrated_and_judged(problem: Problem, run_dir: Path) ->
     words = [
         "purifier.kind=dram", "objective.name=mae", "pretrain.mask_until=1", "pretrain.steps=8", "dram.steps=2",
         "dram.false_alarms=0.05", "dram.calibration_images=100", "finetune.method=none", "evaluation.images=6",
-        "evaluation.adaptive_images=6", "evaluation.attacks=[pgd-2]", "evaluation.threat_models=[oblivious]",
+        "evaluation.adaptive_images=6", "evaluation.attacks=[pgd-2]", "evaluation.threat_models=[oblivious, adaptive]",
         "evaluation.check_images=1", "evaluation.draws=1",
     ]  # fmt: skip
     done = problem.run("pretrain", run_dir, *words)

@@ -1,0 +1,119 @@
+"""What the results page says of transfer, pyautoattack, speed and one GPU is what the committed reports have."""
+
+import json
+
+import pytest
+
+from tests.results.committed import (
+    README,
+    RESULTS,
+    ROOT,
+    attacked_twice,
+    flowing,
+    minutes,
+    robust,
+    row_like,
+    rows_of,
+)
+
+
+def test_cross_check_is_as_told() -> None:
+    """On two nets and under two seeds each, every image is pyautoattack's, and no attack had nothing to do."""
+    reports = [json.loads(path.read_text()) for path in sorted((ROOT / "tests/reports/cross_check").glob("*.json"))]
+    assert [report["classifier"] for report in reports] == ["cifar_resnet20", "wrn28_1"]
+    rows = [row for report in reports for row in report["rows"]]
+    assert [row["seed"] for row in rows] == [0, 1, 0, 1]
+    assert all(report["environment"]["dirty"] is False for report in reports)
+    assert all(row["standing"]["fab-t"] > 0 for row in rows), "Square had nothing to do"
+    count = sum(row["n"] for row in rows)
+    for what in ("equal_images", "equal_answers"):
+        assert f"{sum(row[what] for row in rows)} of {count} images" in flowing(RESULTS)
+
+
+def test_imagenet_sentence_is_the_report() -> None:
+    """What the text says of ImageNet transfer is what the report has."""
+    results = json.loads((ROOT / "tests/reports/imagenet_transfer/report.json").read_text())["results"]
+    small, large = (result for result in results if result["threat_model"] == "oblivious")
+    text = flowing(RESULTS)
+    assert f"On ImageNet ({small['n']:,} images, by tiles)" in text
+    saved = f"{small['robust_accuracy']:.1f} % of the attacked images at 4/255 and {large['robust_accuracy']:.1f} %"
+    assert f"{saved} at 8/255" in text
+
+
+def test_figures_in_the_text_are_those_of_the_reports() -> None:
+    """What the results page says in words of masked gradients, transfer, speed and the tables."""
+    text = flowing(RESULTS)
+    by_pgd, by_square = (
+        [robust(f"masking_{name}", threat_model, attack) for name in ("rounding", "jpeg")]
+        for threat_model, attack in (("adaptive", "pgd-20"), ("blackbox", "square-1000"))
+    )
+    assert (
+        f"PGD leaves {by_pgd[0]:.1f} and {by_pgd[1]:.1f} % of the images of the two defenses standing, "
+        f"Square {by_square[0]:.1f} and {by_square[1]:.1f} %" in text
+    )
+    unseen, seen = robust("cifar10_wrn28_1", "oblivious"), robust("cifar10_resnet20", "oblivious")
+    assert f"{unseen:.1f} against {seen:.1f} for the oblivious attacker" in text
+    assert robust("cifar10_wrn28_1", "blackbox", "square") == 100 / 64
+    assert "one of 64 images survives them" in text
+    assert f"reaches {robust('cifar10_cpu_paper', 'oblivious'):.1f} where these reach" in text
+    cells = json.loads((ROOT / "tests/reports/ablation/table08.json").read_text())["cells"]
+    papers = [measure["paper"] for cell in cells[:3:2] for measure in cell["measures"] if "robust" in measure["name"]]
+    assert f"The paper's Table 8 has {papers[0]:.1f} and {papers[1]:.1f}" in text
+    counts = [adaptive["n"] for _, adaptive in attacked_twice() if adaptive["purifier"] != "robust"]
+    assert f"{min(counts)} to {max(counts)} images" in text
+
+
+def test_the_run_on_a_gpu_is_as_told() -> None:
+    """The paper's model for an eighth of its epochs, and what the accelerator's benchmark shows."""
+    text, text_of_front = flowing(RESULTS), flowing(README)
+    report = json.loads((ROOT / "tests/reports/cifar10_short/report.json").read_text())
+    assert "pretrain.epochs=50" in report["environment"]["command"]
+    assert "H200" in report["environment"]["device"]
+    first, tuned = (
+        next(r for r in report["results"] if (r["purifier"], r["threat_model"], r["attack"]) == key)
+        for key in (("maep", "oblivious", "autoattack-standard"), ("maep+lora", "oblivious", "autoattack-standard"))
+    )
+    figures = f"{first['clean_accuracy']:.1f} clean and {first['robust_accuracy']:.1f} attacked"
+    assert f"reaches {figures} here" in text
+    assert f"keeps {first['clean_accuracy']:.1f} % of the clean images and {first['robust_accuracy']:.1f} %" in text
+    assert f"keeps {tuned['clean_accuracy']:.1f} and {tuned['robust_accuracy']:.1f} %" in text
+    assert robust("cifar10_cpu_paper", "oblivious") > first["robust_accuracy"]
+    assert f"{minutes('cifar10_short')} on one H200" in text_of_front
+    rows = rows_of("bench_h200")
+    idle = [
+        rows[f"device idle, {what}, bf16, compiled"]["ratio"] for what in ("training step, r = 0.5", "purification")
+    ]
+    assert idle == pytest.approx([0.4, 0.4], abs=0.05)
+    assert f"reaches {rows['attack step (wrn28_10), bf16, compiled']['ratio']:.2f} of the measured" in text
+    assert f"gives {rows['loader']['ratio']:.1f} times what training takes" in text
+
+
+@pytest.mark.parametrize("name", ["cifar10_cpu", "cifar10_cpu_paper", "digits"])
+def test_durations_are_the_recorded_ones(name: str) -> None:
+    """The minutes that the READMEs give are the sum of the run's stages."""
+    seconds = json.loads((ROOT / "tests" / "reports" / name / "seconds.json").read_text())
+    assert seconds["total"] == pytest.approx(sum(seconds["stages"].values()), abs=0.1)
+    assert f"`cfg={name}` took {seconds['total'] / 60:.0f} minutes" in flowing(RESULTS)
+
+
+def test_speeds_in_the_text_are_those_of_the_reports() -> None:
+    """bf16 and compiling, in training and in attacks."""
+    rows, text = rows_of("bench"), flowing(RESULTS)
+    full, half = (row_like(rows, "training step, ", end) for end in (", fp32", ", bf16, compiled"))
+    products = [float(row["limit"].split()[2]) for row in (half, full)]
+    assert f"multiplies matrices in bf16 at {products[0] / products[1]:.1f} times its rate in fp32" in text
+    assert f"the step runs at {half['rate'] / full['rate']:.1f} times the rate of fp32" in text
+    assert rows["training step beside the official MAE's"]["ratio"] < 1.1
+    assert full["ratio"] < 0.75
+    loader = rows_of("bench_loader")
+    assert loader["pair loader, 10,000 shards, raw"]["ratio"] == pytest.approx(0.9, abs=0.03)
+    assert loader["pair loader, 50 shards, raw"]["rate"] == pytest.approx(1 / 43e-6, rel=0.02)
+    assert loader["pair loader, 1,000 shards, raw"]["ratio"] == pytest.approx(29 / 30, abs=0.01)
+    assert loader["shard build"]["ratio"] >= 1
+    surrogates = rows_of("evaluation_bench")
+    assert row_like(surrogates, "pgd-20 by a bf16 ", "")["ratio"] < 1, "a bf16 one is not"
+    gain = row_like(surrogates, "pgd-20 by a fp32, compiled ", "")["ratio"]
+    assert f"compiling one gains {100 * (gain - 1):.0f} %" in text
+    assert f"49 tiles reaches {surrogates['purifier on 49 tiles']['ratio']:.2f} of the matrix product" in text
+    assert surrogates["second purifier"]["ratio"] < 50
+    assert "not 50 times faster than attacking" in text

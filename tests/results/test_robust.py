@@ -1,0 +1,179 @@
+"""What the READMEs say of attackers who know the purifier, and of certificates, is what the committed reports have."""
+
+import json
+from typing import Any
+
+from tests.results.committed import (
+    README,
+    RESULTS,
+    ROOT,
+    attacked_twice,
+    certified_rows,
+    flowing,
+    robust,
+    row_under,
+    share,
+    table,
+)
+
+
+def test_verdict_is_what_the_reports_say() -> None:
+    """The purifier helps against who does not know it: always more than without; and against who does: not once.
+
+    One that was trained against him does, as its report says, and no attacker who knows less does better than he.
+    """
+    pairs = [pair for pair in attacked_twice() if pair[0]["attack"] == "autoattack-standard"]
+    trained = [adaptive for _, adaptive in pairs if adaptive["purifier"] == "robust"]
+    for oblivious, adaptive in pairs:
+        assert oblivious["robust_ci95"][0] > oblivious["undefended_robust_accuracy"]
+        assert adaptive["undefended_robust_accuracy"] == 0
+        if adaptive not in trained:
+            assert adaptive["robust_accuracy"] == 0
+    for row in trained:
+        assert row["alarms"] == []
+        assert row["robust_ci95"][0] > 0
+    digits, cifar = row_under("robust_digits", "adaptive", eps=32 / 255), row_under("robust_cifar10", "adaptive")
+    longer = row_under("robust_cifar10_longer", "adaptive")
+    verdict = (
+        "Against an attacker who knows it, it does not help at all, unless it was trained against him: that keeps "
+        f"{digits['robust_accuracy']:.1f} % of the digits, and {longer['robust_accuracy']:.1f} % of CIFAR-10"
+    )
+    assert verdict in flowing(README)
+    shares = f"{digits['clean_accuracy']:.1f} % of {digits['n']} clean images, and {share(digits)}"
+    assert f"keeps {shares} under AutoAttack at 32/255" in flowing(RESULTS)
+    shares = f"{cifar['clean_accuracy']:.1f} % of {cifar['n']} images clean, and {share(cifar)}"
+    assert f"keeps {shares} of the same under AutoAttack at 8/255" in flowing(RESULTS)
+    assert f"PGD-20 leaves {robust('robust_cifar10', 'adaptive', 'pgd-20'):.1f} %" in flowing(RESULTS)
+    all_of_them = row_under("robust_cifar10", "oblivious")
+    clean, attacked = (all_of_them[f"{kind}_accuracy"] for kind in ("clean", "robust"))
+    assert f"keeps {clean:.1f} % clean and {attacked:.1f} % under the oblivious attacker" in flowing(RESULTS)
+    assert longer["n"] == cifar["n"]
+    gained = f"{longer['clean_accuracy']:.1f} % of the {longer['n']} clean, {share(longer)} at 8/255"
+    assert gained in flowing(RESULTS)
+    half = row_under("robust_cifar10_longer", "adaptive", eps=4 / 255)
+    assert half["n"] == longer["n"]
+    assert f"At 4/255 that one keeps {share(half)}." in flowing(RESULTS)
+    clean = row_under("robust_cifar10_longer", "oblivious")["clean_accuracy"]
+    assert f"and {clean:.1f} % of the 1,000 clean" in flowing(RESULTS)
+    low = digits["robust_ci95"][0]
+    weaker = (("blackbox", "square-1000"), ("adaptive", "pgd-20"))
+    square, pgd = (robust("robust_digits", *attack, 32 / 255) for attack in weaker)
+    assert min(square, pgd) >= low, "an attacker who knows less does better: the gradients are masked"
+    assert f"leaves {square:.1f} %, and PGD-20 {pgd:.1f} %" in flowing(RESULTS)
+    small = [o for o, _ in pairs if o["classifier"] == "cifar_resnet20" and o["eps"] == 8 / 255]
+    best = max(small, key=lambda row: row["robust_accuracy"])
+    gain = f"from {best['undefended_robust_accuracy']:.1f} to {best['robust_accuracy']:.1f} %"
+    assert gain in flowing(RESULTS)
+
+
+def test_finetuning_through_the_classifier_is_as_told() -> None:
+    """What it adds under both attacks, beyond the intervals, and to clean accuracy; adaptive attacks leave nothing."""
+    results = json.loads((ROOT / "tests/reports/cifar10_cpu/report.json").read_text())["results"]
+    rows = {(r["purifier"], r["threat_model"], r["attack"]): r for r in results}
+    before, after = (
+        [rows[name, "oblivious", attack] for attack in ("autoattack-standard", "pgd-20")]
+        for name in ("maep", "maep+full")
+    )
+    assert all(new["robust_ci95"][0] > old["robust_ci95"][1] for old, new in zip(before, after, strict=True))
+    (aa, pgd), (aa_after, pgd_after) = ([row["robust_accuracy"] for row in each] for each in (before, after))
+    assert f"from {aa:.1f} to {aa_after:.1f} % (PGD-20: {pgd:.1f} to {pgd_after:.1f})" in flowing(RESULTS)
+    clean = [each[0]["clean_accuracy"] for each in (before, after)]
+    assert f"Clean accuracy is {clean[0]:.1f} before it and {clean[1]:.1f} after it" in flowing(RESULTS)
+    assert not any(row["robust_accuracy"] for row in results if row["threat_model"] == "adaptive")
+
+
+def test_plain_adversarial_training_stands_beside_the_purifier() -> None:
+    """The page says which of the two withstands more, on the same images, and by how much."""
+    report = json.loads((ROOT / "tests/reports/robust_digits_plain/report.json").read_text())
+    assert "classifier.epochs=16" in report["environment"]["command"]
+    plain = next(row for row in report["results"] if row["attack"] == "autoattack-custom:apgd-ce+apgd-t")
+    purified = json.loads((ROOT / "tests/reports/robust_digits/report.json").read_text())["results"]
+    row = next(r for r in purified if r["attack"] == "autoattack-standard" and r["threat_model"] == "adaptive")
+    assert (plain["n"], plain["eps"], plain["classifier"]) == (row["n"], row["eps"], row["classifier"])
+    kept, clean = plain["undefended_robust_accuracy"], plain["undefended_clean_accuracy"]
+    assert kept > row["robust_accuracy"]
+    assert f"keeps {kept:.1f} % of the same {plain['n']} images, {clean:.1f} % of them clean" in flowing(RESULTS)
+    digits = kept
+    plain = row_under("robust_cifar10_plain", "oblivious")
+    row = row_under("robust_cifar10", "adaptive")
+    assert (plain["n"], plain["image_set"], plain["classifier"]) == (row["n"], row["image_set"], row["classifier"])
+    kept, clean = plain["undefended_robust_accuracy"], plain["undefended_clean_accuracy"]
+    assert f"keeps {kept:.1f} % of the same {plain['n']} images under AutoAttack at 8/255" in flowing(RESULTS)
+    assert f"and {clean:.1f} % of them clean" in flowing(RESULTS)
+    assert f"Classifiers trained so keep {digits:.1f} and {kept:.1f} %." in flowing(README)
+    longer = row_under("robust_cifar10_longer", "adaptive")
+    assert kept > longer["robust_accuracy"] > row["robust_accuracy"]
+    assert clean > longer["clean_accuracy"] > row["clean_accuracy"]
+
+
+def test_the_robust_purifier_before_an_unseen_classifier() -> None:
+    """Attacked end to end before another classifier than in its training: the page has the number and the attack."""
+    report = json.loads((ROOT / "tests/reports/robust_digits_transfer/report.json").read_text())
+    (row,) = report["results"]
+    assert (row["classifier"], row["threat_model"], row["attack"]) == ("cifar_resnet14", "adaptive", "pgd-20")
+    assert row["alarms"] == []
+    assert f"keeps {share(row)} under PGD-20, {row['clean_accuracy']:.1f} % clean" in flowing(RESULTS)
+
+
+def test_the_robust_purifier_of_cifar10_is_for_its_classifier_alone() -> None:
+    """Before another one clean images are guessed: the report raises the alarm, and the page says so."""
+    (row,) = json.loads((ROOT / "tests/reports/robust_cifar10_transfer/report.json").read_text())["results"]
+    assert (row["classifier"], row["alarms"]) == ("wrn28_1", ["clean accuracy"])
+    assert row["clean_accuracy"] < 10
+    assert f"{row['clean_accuracy']:.1f} % of {row['n']} clean images" in flowing(RESULTS)
+
+
+def certified_line(row: dict[str, Any]) -> str:
+    """One row of the certificates' table."""
+    points = zip(row["certified"], row["certified_ci95"], strict=True)
+    held = {radius: (value, *interval) for (radius, value), interval in points}
+    cells = " | ".join("{:.1f} [{:.1f}, {:.1f}]".format(*held[radius]) for radius in (0, 0.25, 0.5, 0.75, 1))
+    name = "no purifier" if row["purifier"] == "none" else row["purifier"]
+    return (
+        f"| {row['dataset']} | {row['classifier']} | {name} | {row['sigma']:g} | {row['samples']} | {row['n']} "
+        f"| {cells} | {row['abstained']:.1f} |"
+    )
+
+
+def attacked_lines(row: dict[str, Any]) -> list[str]:
+    """The rows of the table of certificates with attacks on the same images beside them."""
+    name = "no purifier" if row["purifier"] == "none" else row["purifier"]
+    return [
+        f"| {row['dataset']} | {name} | {row['sigma']:g} | {each['radius']:g} | {each['n']} | "
+        + " | ".join(
+            "{:.1f} [{:.1f}, {:.1f}]".format(each[kind], *each[f"{kind}_ci95"])
+            for kind in ("certified", "smoothed", "without_noise")
+        )
+        + f" | {each['smoothed_attack']}; {each['without_noise_attack']} |"
+        for each in row.get("attacked", ())
+    ]
+
+
+def held_within(row: dict[str, Any], radius: float) -> tuple[float, float, float]:
+    """Certified accuracy at a radius and its interval, percent."""
+    index = [each for each, _ in row["certified"]].index(radius)
+    low, high = row["certified_ci95"][index]
+    return row["certified"][index][1], low, high
+
+
+def test_certificates_are_the_committed_reports() -> None:
+    """Table and verdict; and what it says: without a purifier next to none holds, beyond the intervals."""
+    assert table("certified") == [certified_line(row) for row in certified_rows()]
+    told = {("digits", 0.5): (1,), ("cifar10", 0.25): (0.25, 0.5), ("cifar10", 0.5): (0.75, 1)}
+    rows = certified_rows()
+    assert {(row["dataset"], row["sigma"]) for row in rows} == set(told)
+    for (dataset, sigma), radii in told.items():
+        purified, alone = (row for row in rows if (row["dataset"], row["sigma"]) == (dataset, sigma))
+        for radius in radii:
+            (held, low, high), (other, least, most) = held_within(purified, radius), held_within(alone, radius)
+            assert low > most
+            sentence = f"{held:.1f} % [{low:.1f}, {high:.1f}] of {purified['n']} images within an L2 radius of {radius}"
+            assert f"{sentence}; without the purifier it is {other:.1f} % [{least:.1f}, {most:.1f}]" in flowing(RESULTS)
+
+
+def test_attacks_beside_certificates_are_the_committed_reports() -> None:
+    """And no attack on what is certified has left less than that."""
+    rows = certified_rows()
+    assert table("attacked") == [line for row in rows for line in attacked_lines(row)]
+    beside = [each for row in rows for each in row.get("attacked", ())]
+    assert all(each["certified"] <= each["smoothed"] and not each["broken"] for each in beside)

@@ -50,6 +50,7 @@ HEADS = {line: f"| {head} |\n|{'---|' * (head.count('|') + 1)}\n" for line, head
     (evaluation_bench_line, "what | figures | ratio | wanted"),
 )}  # fmt: skip
 NONE = "Not recorded yet.\n"
+KNOWING_MORE = ("oblivious", "bpda", "adaptive", "adaptive-eot")  # attackers, from one to the next
 SWEEP_HEAD = "| table | point | what | ours | paper |\n|---|---|---|---|---|\n"
 
 
@@ -92,45 +93,43 @@ def sweep_table() -> str:
 
 
 def readings_of(table: str) -> dict[str, dict[str, Any]]:
-    """`{defense: {reading: {measure: …}}}` of a table of defenses, those that were run."""
+    """`{row: {reading: {measure: …}}}` of a sweep whose points differ along one axis, such as a table of defenses."""
     rows: dict[str, dict[str, Any]] = {}
     for cell in json.loads((SWEEPS / f"{table}.json").read_text())["cells"]:
-        if cell["state"] == "finished":
-            rows.setdefault(cell["names"][0], {})[cell["reading"]] = {each["name"]: each for each in cell["measures"]}
+        rows.setdefault(cell["names"][0], {})[cell["reading"]] = {each["name"]: each for each in cell["measures"]}
     return rows
 
 
-def zoo_columns(readings: dict[str, Any]) -> list[str]:
-    """Clean accuracy, the accuracies under attack, and the published pair against the oblivious attacker."""
-    attackers = ("oblivious", "bpda", "adaptive", "adaptive-eot")
+def accuracies(readings: dict[str, Any], attackers: Sequence[str]) -> list[str]:
+    """Clean accuracy as the oblivious attacker's row has it, then what each attacker leaves, with their intervals."""
     measures = [readings["oblivious"]["clean_accuracy"]] + [readings[name]["robust_accuracy"] for name in attackers]
-    ours = [f"{each['mean']:.1f} [{each['interval'][0]:.1f}, {each['interval'][1]:.1f}]" for each in measures]
-    paper = [each["paper"] for each in readings["oblivious"].values()]
-    return [*ours, "–" if None in paper else " / ".join(f"{number:.4g}" for number in paper)]
+    return [f"{each['mean']:.1f} [{each['interval'][0]:.1f}, {each['interval'][1]:.1f}]" for each in measures]
+
+
+def published(reading: dict[str, Any]) -> str:
+    """The pair of clean and attacked that was published, or a dash."""
+    pair = [each["paper"] for each in reading.values()]
+    return "–" if None in pair else " / ".join(f"{number:.4g}" for number in pair)
+
+
+def table_lines(table: str, attackers: Sequence[str], papers: Sequence[str]) -> list[str]:
+    """A row for each point: clean, what the attackers leave, and of which readings the published pair is shown."""
+    return [
+        f"| {name} | {' | '.join([*accuracies(row, attackers), *(published(row[each]) for each in papers)])} |"
+        for name, row in readings_of(table).items()
+    ]
 
 
 def zoo_lines(table: str = "zoo") -> list[str]:
-    """A row for each defense: clean images as the oblivious row has them, then one attacker after another."""
-    return [f"| {name} | {' | '.join(zoo_columns(readings))} |" for name, readings in readings_of(table).items()]
-
-
-def generative_lines() -> list[str]:
-    """The same of the generative ones, and the published pair under exact gradients."""
-    lines = []
-    for name, readings in readings_of("zoo_generative").items():
-        exact = [each["paper"] for each in readings["adaptive"].values()]
-        pair = "–" if None in exact else " / ".join(f"{number:.4g}" for number in exact)
-        lines.append(f"| {name} | {' | '.join(zoo_columns(readings))} | {pair} |")
-    return lines
+    """A row for each defense, under one attacker after another."""
+    return table_lines(table, KNOWING_MORE, ("oblivious",))
 
 
 def detail_lines(table: str) -> list[str]:
-    """A row for each defense that was run: parameters, seconds an image, what was claimed and found, and our lowest."""
+    """A row for each defense: parameters, seconds an image, what was claimed and found, and our lowest."""
     lines = []
     for detail in json.loads((SWEEPS / f"{table}.json").read_text())["details"]:
         costs = {each["name"]: each["mean"] for each in detail["costs"]}
-        if None in costs.values():
-            continue
         claim = detail["claim"] or {"claimed": None, "found": None, "by": "–"}
         accuracies = (claim["claimed"], claim["found"], detail["lowest"])
         columns = [f"{costs['parameters']:,.0f}", f"{costs['seconds_per_image']:.2g}"]
@@ -141,12 +140,15 @@ def detail_lines(table: str) -> list[str]:
 
 ATTACKERS = "defense | clean | oblivious | BPDA | adaptive | adaptive, EOT | published, clean / oblivious"
 DETAILS = "defense | parameters | seconds an image | claimed | found by others | ours, lowest | who found it, and how"
-# Tables of defenses by name: what stands above them, and their rows.
+# Tables of defenses, and of what helps one, by name: what stands above them, and their rows.
 DEFENSES: dict[str, tuple[str, Callable[[], list[str]]]] = {
     "zoo": (ATTACKERS, zoo_lines),
     "zoo_cifar10": (ATTACKERS, lambda: zoo_lines("zoo_cifar10")),
     "zoo_details": (DETAILS, lambda: detail_lines("zoo")),
-    "generative": (f"{ATTACKERS} | published, clean / exact", generative_lines),
+    "generative": (
+        f"{ATTACKERS} | published, clean / exact",
+        lambda: table_lines("zoo_generative", KNOWING_MORE, ("oblivious", "adaptive")),
+    ),
     "generative_details": (DETAILS, lambda: detail_lines("zoo_generative")),
 }
 
@@ -164,7 +166,11 @@ def take_over(directory: Path) -> None:
             shutil.copyfile(directory / f"{name}.json", REPORTS / f"{name}.json")
     sweep = directory / "ablation.json"
     if sweep.is_file():
-        shutil.copyfile(sweep, SWEEPS / f"{json.loads(sweep.read_text())['name']}.json")
+        result = json.loads(sweep.read_text())
+        waiting = [point["names"] for point in result["points"] if point["state"] != "finished"]
+        if waiting:
+            raise SystemExit(f"{sweep}: not finished: {waiting}; a committed table has all of its points")
+        shutil.copyfile(sweep, SWEEPS / f"{result['name']}.json")
 
 
 def main(directories: Sequence[Path]) -> None:

@@ -95,13 +95,13 @@ def test_generative_defenses_are_in_the_known_order() -> None:
     blind = {name for name, (_, bpda, oblivious) in rows.items() if bpda == oblivious}
     assert (exact, blind) == ({"Hill"}, {"ScoreOpt-O"})
     assert f"{rows['ScoreOpt-O'][2]:.1f} % under both, and {rows['ScoreOpt-O'][0]:.1f} % under" in flowing(RESULTS)
-    for name in ("DiffPure", "GDMP", "FreqPure", "Hill", "FlowPure", "ADBM"):
+    for name in ("DiffPure", "GDMP", "FreqPure", "Hill", "FlowPure", "ADBM", "ADP"):
         assert f"{name.replace('Hill', 'Hill et al.')} ({rows[name][2]:.1f})" in flowing(RESULTS)
     (equal,) = {row[2] for name, row in rows.items() if name.startswith("MAEP")}
     assert f"of the cheapest it keeps {equal:.1f} %" in flowing(RESULTS)
     assert f"ScoreOpt ({rows['ScoreOpt-O'][2]:.1f} and {rows['ScoreOpt-N'][2]:.1f})" in flowing(RESULTS)
     assert {name for name, row in rows.items() if row[2] > equal} >= {"FlowPure", "ScoreOpt-O", "ScoreOpt-N"}
-    assert {name.partition(",")[0] for name, row in rows.items() if not row[0]} == {"MAEP", "FlowPure"}
+    assert {name.partition(",")[0] for name, row in rows.items() if not row[0]} == {"MAEP", "FlowPure", "ADP"}
     told = f"ScoreOpt-N's {rows['ScoreOpt-N'][0]:.1f} % (with EOT {{:.1f}}) are not to be believed"
     lowest = readings_of("zoo_generative")["ScoreOpt-N"]["adaptive-eot"]["robust_accuracy"]["mean"]
     assert told.format(lowest) in flowing(RESULTS)

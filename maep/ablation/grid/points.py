@@ -9,11 +9,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from maep.ablation.grid.row_selector import EPS_TOLERANCE, WORST_CASE, RowSelector
 from maep.ablation.grid.sweep import Sweep
 from maep.config.identity import decisive_settings
 from maep.config.load import leaves, load_settings, setting_value
 from maep.config.pair_source import source_facts
-from maep.config.schema import DataSettings, Settings
+from maep.config.schema import DataSettings, EvaluationSettings, Settings
+from maep.evaluation.scoring.tasks import attacks_of, eps_text
 from maep.runtime.digests import digest
 from maep.runtime.errors import UserError, fail
 
@@ -61,8 +63,8 @@ def expand(sweep: Sweep, overrides: Sequence[str] = ()) -> list[Point]:
 
     overrides: `section.key=value` for every point, or `BASE:section.key=value` for those on that configuration and
     for trainings that take their pairs from it. Raises UserError, naming the point, for bad settings, for two
-    points with the same resolved settings, for configurations of different scales, and for a data set that is not
-    there.
+    points with the same resolved settings, for configurations of different scales, for a data set that is not
+    there, and for a reading that no point's evaluation has.
     """
     _check_overrides(sweep, overrides)
     _check_scale(sweep)
@@ -75,6 +77,7 @@ def expand(sweep: Sweep, overrides: Sequence[str] = ()) -> list[Point]:
         _check_rungs(sweep, point)
         for settings in (point.settings, *source_facts(point.settings).values()):
             _check_data(sweep, point, settings.data)
+    _check_readings(sweep, points)
     return points
 
 
@@ -152,6 +155,30 @@ def _with_source_words(settings: Mapping[str, Any], overrides: Sequence[str]) ->
             words = words_for(source, overrides)
             changed[f"{section}.source_set"] = [*changed.get(f"{section}.source_set", []), *words]
     return changed
+
+
+def _check_readings(sweep: Sweep, points: Sequence[Point]) -> None:
+    """Raise UserError if a column of the table would stay empty after all points have been run."""
+    for name, selector in sweep.row_selectors.items():
+        if not any(_is_judged(selector, point.settings.evaluation) for point in points):
+            evaluation = points[0].settings.evaluation
+            threats = {threat: attacks_of(evaluation, threat) for threat in evaluation.threat_models}
+            there = "; ".join(f"{threat}: {', '.join(attacks)}" for threat, attacks in threats.items())
+            fail(
+                f"{sweep.file}: readings{f'.{name}' if name else ''}: no point is attacked by {selector.attack} at "
+                f"{selector.eps} as {selector.threat_model}; {points[0].label} is by: {there}; at "
+                f"{', '.join(eps_text(eps) for eps in evaluation.eps)}"
+            )
+
+
+def _is_judged(selector: RowSelector, evaluation: EvaluationSettings) -> bool:
+    """Whether a report has rows of this attacker, attack and budget."""
+    if not any(abs(eps - selector.budget) < EPS_TOLERANCE for eps in evaluation.eps):
+        return False
+    threat = selector.threat_model
+    return threat == WORST_CASE or (
+        threat in evaluation.threat_models and selector.attack in attacks_of(evaluation, threat)
+    )
 
 
 def _check_rungs(sweep: Sweep, point: Point) -> None:

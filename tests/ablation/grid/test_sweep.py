@@ -1,5 +1,6 @@
 """Bad sweeps are answered with one line that names file, place and choice, before anything runs."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from maep.config.pair_source import _source, source_facts
 from maep.config.values import _parsed, parse_yaml, settled
 from maep.runtime.errors import UserError
 from tests.ablation.sweeps import nested, write
+
+READ = {"": {"attack": "pgd-20", "eps": "32/255"}}  # one of cfg=digits's attackers
 
 
 def refusal(path: Path, *words: str, scale: str | None = None, **changes: Any) -> str:
@@ -142,10 +145,29 @@ def test_nested_and_dotted_settings_mean_the_same(tmp_path: Path) -> None:
     """`set` takes either form."""
     forms = (nested(["pretrain.lr=0.5"]), {"pretrain": {"lr": 0.5}})
     files = [
-        write(tmp_path / f"{n}.yaml", scales={"cpu": {"base": "digits", "set": form}}) for n, form in enumerate(forms)
+        write(tmp_path / f"{n}.yaml", scales={"cpu": {"base": "digits", "set": form}}, readings=READ)
+        for n, form in enumerate(forms)
     ]
     first, second = (expand(read_sweep(str(file))) for file in files)
     assert [point.identity for point in first] == [point.identity for point in second]
+
+
+@pytest.mark.parametrize(
+    ("reading", "told"),
+    [
+        ({"attack": "pgd-7"}, "pgd-7 at 32/255 as oblivious"),
+        ({"eps": "8/255"}, "pgd-20 at 8/255 as oblivious"),
+        ({"threat_model": "bpda"}, "pgd-20 at 32/255 as bpda"),
+        ({"threat_model": "blackbox"}, "pgd-20 at 32/255 as blackbox"),  # which has attacks of its own
+    ],
+)
+def test_a_column_that_would_stay_empty_is_refused(reading: dict[str, str], told: str, tmp_path: Path) -> None:
+    """Before an hour is spent on points whose reports lack it; what one of the points has is enough."""
+    path = write(tmp_path / "sweep.yaml", scales={"cpu": {"base": "digits"}}, readings={"a": {**READ[""], **reading}})
+    with pytest.raises(UserError, match=re.escape(f"readings.a: no point is attacked by {told}; ")):
+        expand(read_sweep(str(path)))
+    attacks = {"evaluation.attacks": [["pgd-7"], ["pgd-20"]]}
+    assert len(expand(read_sweep(str(write(path, grid=attacks, readings=READ, paper=None))))) == 2
 
 
 def test_points_share_what_is_read(tmp_path: Path) -> None:

@@ -64,7 +64,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sweep's file beside its images `here`; its only point is finished."""
     base = tmp_path_factory.mktemp("moved")
     write_images(base / "here")
-    write(base / "sweep.yaml", paper=None, grid={"objective.distance": ["l1"]}, readings={"": {"attack": "fgsm"}})
+    reading = {"attack": "fgsm", "eps": "32/255"}
+    write(base / "sweep.yaml", paper=None, grid={"objective.distance": ["l1"]}, readings={"": reading})
     run(study(base, "here"), run_training)
     return base
 

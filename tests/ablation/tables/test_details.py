@@ -28,7 +28,8 @@ def study(directory: Path, **changes: Any) -> tuple[Sweep, list[Point]]:
     """Two points in a directory, of which nothing was run."""
     entries = {"costs": ["parameters", "seconds_per_image"], "claims": CLAIMS, "readings": READINGS, "paper": None}
     sweep = read_sweep(str(write(directory / "sweep.yaml", **{**entries, **changes})))
-    return sweep, expand(sweep, [f"run.cache={directory}"])
+    words = ("evaluation.attacks=[pgd-2]", "evaluation.threat_models=[oblivious,adaptive]")
+    return sweep, expand(sweep, [f"run.cache={directory}", *words])
 
 
 def finish(point: Point, **changes: Any) -> None:

@@ -17,8 +17,8 @@ from maep.config.load import CONFIGS, config_names, sweep_names
 from maep.evaluation.scoring.tasks import attacks_of
 from maep.runtime.errors import UserError
 
-OWN = ("ablation/robust", "ablation/same_budget", "ablation/zoo", "ablation/zoo_cifar10", "ablation/zoo_generative")
-SMALL_ALONE = ("ablation/zoo_cifar10", "ablation/zoo_generative")  # whose large scale is ablation/zoo's
+SMALL_ALONE = tuple(f"ablation/zoo_{name}" for name in ("cifar10", "generative", "generative_cifar10"))
+OWN = ("ablation/robust", "ablation/same_budget", "ablation/zoo", *SMALL_ALONE)  # SMALL_ALONE's large scale is zoo's
 OF_PAPER = [name for name in sweep_names() if name not in OWN]
 CASES = [
     (name, scale) for name in sweep_names() for scale in ("paper", "cpu") if scale == "cpu" or name not in SMALL_ALONE

@@ -1,8 +1,9 @@
-"""The tables of benchmarks and of the paper's tables in the results page: `python -m tests.tables [DIRECTORY …]`.
+"""The tables of the results page: `python -m tests.tables [DIRECTORY …] [NAME=DIRECTORY …]`.
 
 DIRECTORY: a run directory with reports of `maep bench`, `bench-evaluation` and `bench-loader` (all write into
-`run.dir`), or that of a sweep; what is there becomes the committed one in `tests/reports` first. Tables are written as
-a test asks for them, so after it only the sentences around a table are left to people.
+`run.dir`), or that of a sweep; with NAME, that of a run, whose report becomes `tests/reports/NAME/report.json`. What is
+there becomes the committed one in `tests/reports` first. Tables are written as a test asks for them, so after it only
+the sentences around a table are left to people.
 """
 
 import json
@@ -12,6 +13,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from maep.evaluation.scoring.tasks import eps_text
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORTS = ROOT / "tests" / "reports"
@@ -34,6 +37,79 @@ def figure_line(row: dict[str, Any]) -> str:
 def evaluation_bench_line(row: dict[str, Any]) -> str:
     """One row of the evaluation's benchmark table."""
     return f"| {row['name']} | {row['what']} | {row['ratio']:.3g} | {row['wanted']} |"
+
+
+def result_line(result: dict[str, Any]) -> str:
+    """One row of the results table."""
+    clean, robust = result["clean_accuracy"], result["robust_accuracy"]
+    return (
+        f"| {result['dataset']} | {result['classifier']} | {result['purifier']} | {result['threat_model']} "
+        f"| {result['attack']} | {eps_text(result['eps'])} | {result['n']} "
+        f"| {result['undefended_clean_accuracy']:.1f} / {result['undefended_robust_accuracy']:.1f} "
+        f"| {clean:.1f} [{result['clean_ci95'][0]:.1f}, {result['clean_ci95'][1]:.1f}] "
+        f"| {robust:.1f} [{result['robust_ci95'][0]:.1f}, {result['robust_ci95'][1]:.1f}] |"
+    )
+
+
+def draws_line(row: dict[str, Any]) -> str:
+    """A row of the table of random defenses: one draw, mean, majority and worst, of clean and of attacked images."""
+    names = ("accuracy", "average", "majority", "worst")
+    clean, robust = (" / ".join(f"{row[f'{what}_{name}']:.1f}" for name in names) for what in ("clean", "robust"))
+    head = f"| {row['purifier']} | {row['threat_model']} | {row['attack']} | {row['n']} | {row['draws']}"
+    return f"{head} | {clean} | {robust} |"
+
+
+def entries(name: str) -> list[dict[str, Any]]:
+    """All entries of a list in the committed reports of runs, in the order of their folders."""
+    paths = sorted(REPORTS.glob("*/report.json"))
+    return [entry for path in paths for entry in json.loads(path.read_text()).get(name, [])]
+
+
+def result_lines() -> list[str]:
+    """The rows of AutoAttack, PGD and Square; those of FGSM are in the reports alone."""
+    return [result_line(row) for row in entries("results") if row["attack"] != "fgsm"]
+
+
+def rows_with_draws() -> list[dict[str, Any]]:
+    """Those that say what several draws of clean images gave."""
+    return [row for row in entries("results") if "clean_average" in row]
+
+
+def certified_line(row: dict[str, Any]) -> str:
+    """One row of the certificates' table."""
+    points = zip(row["certified"], row["certified_ci95"], strict=True)
+    held = {radius: (value, *interval) for (radius, value), interval in points}
+    cells = " | ".join("{:.1f} [{:.1f}, {:.1f}]".format(*held[radius]) for radius in (0, 0.25, 0.5, 0.75, 1))
+    name = "no purifier" if row["purifier"] == "none" else row["purifier"]
+    return (
+        f"| {row['dataset']} | {row['classifier']} | {name} | {row['sigma']:g} | {row['samples']} | {row['n']} "
+        f"| {cells} | {row['abstained']:.1f} |"
+    )
+
+
+def attacked_lines(row: dict[str, Any]) -> list[str]:
+    """The rows of the table of certificates with attacks on the same images beside them."""
+    name = "no purifier" if row["purifier"] == "none" else row["purifier"]
+    return [
+        f"| {row['dataset']} | {name} | {row['sigma']:g} | {each['radius']:g} | {each['n']} | "
+        + " | ".join(
+            "{:.1f} [{:.1f}, {:.1f}]".format(each[kind], *each[f"{kind}_ci95"])
+            for kind in ("certified", "smoothed", "without_noise")
+        )
+        + f" | {each['smoothed_attack']}; {each['without_noise_attack']} |"
+        for each in row.get("attacked", ())
+    ]
+
+
+def same_budget_lines() -> list[str]:
+    """A row for each system at its training's cost, clean and attacked."""
+    lines = []
+    for cell in json.loads((SWEEPS / "same_budget.json").read_text())["cells"]:
+        measures = {each["name"]: each for each in cell["measures"]}
+        values = (measures[name] for name in ("clean_accuracy", "robust_accuracy"))
+        columns = [f"{each['mean']:.1f} [{each['interval'][0]:.1f}, {each['interval'][1]:.1f}]" for each in values]
+        lines.append(f"| {cell['names'][0].replace(', ', ' | ')} | {' | '.join(columns)} |")
+    return lines
 
 
 LINES: dict[str, Callable[[dict[str, Any]], str]] = {  # by name of the report and of its table
@@ -153,6 +229,36 @@ DEFENSES: dict[str, tuple[str, Callable[[], list[str]]]] = {
 }
 
 
+def beside_their_like(lines: Sequence[str], before: Sequence[str]) -> list[str]:
+    """The rows in the order in which they stood, and each new one after the last of its data and classifier."""
+    ordered = [line for line in before if line in lines]
+    for line in lines:
+        if line not in ordered:
+            head = line.split(" | ")[:2]
+            alike = [index for index, other in enumerate(ordered) if other.split(" | ")[:2] == head]
+            ordered.insert(alike[-1] + 1 if alike else len(ordered), line)
+    return ordered
+
+
+# Tables of runs by name: their rows. What stands above them is on the page.
+OF_RUNS: dict[str, Callable[[], list[str]]] = {
+    "results": result_lines,
+    "draws": lambda: [draws_line(row) for row in rows_with_draws()],
+    "certified": lambda: [certified_line(row) for row in entries("certificates")],
+    "attacked": lambda: [line for row in entries("certificates") for line in attacked_lines(row)],
+    "same_budget": same_budget_lines,
+}
+
+
+def with_rows(text: str, name: str) -> str:
+    """The page with the rows of a table of runs in place of those that are there."""
+    between = re.search(rf"(?<=<!-- {name} -->\n)(\|.*\n\|.*\n)((?:\|.*\n)*)(?=<!-- /{name} -->)", text)
+    if not between:
+        raise SystemExit(f"{PAGE}: no table between the markers of {name}")
+    rows = beside_their_like(OF_RUNS[name](), between[2].splitlines()) if name == "results" else OF_RUNS[name]()
+    return text[: between.start(2)] + "".join(f"{row}\n" for row in rows) + text[between.end(2) :]
+
+
 def defense_table(name: str) -> str:
     """What stands between the markers of a table of defenses."""
     head, lines = DEFENSES[name]
@@ -173,18 +279,25 @@ def take_over(directory: Path) -> None:
         shutil.copyfile(sweep, SWEEPS / f"{result['name']}.json")
 
 
-def main(directories: Sequence[Path]) -> None:
+def main(words: Sequence[str]) -> None:
     """Take the reports of runs over, if some are given, and write all tables."""
-    for directory in directories:
-        take_over(directory)
+    for word in words:
+        name, _, directory = word.rpartition("=")
+        if name:
+            (REPORTS / name).mkdir(exist_ok=True)
+            shutil.copyfile(Path(directory) / "report.json", REPORTS / name / "report.json")
+        else:
+            take_over(Path(word))
     text = PAGE.read_text()
     tables = {name: table_of(name) for name in LINES} | {name: defense_table(name) for name in DEFENSES}
     tables["ablation"] = sweep_table()
     for name, table in tables.items():
         between = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
         text = between.sub(lambda _, table=table: table, text)  # type: ignore[misc]
+    for name in OF_RUNS:
+        text = with_rows(text, name)
     PAGE.write_text(text)
 
 
 if __name__ == "__main__":
-    main([Path(word) for word in sys.argv[1:]])
+    main(sys.argv[1:])

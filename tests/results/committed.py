@@ -81,11 +81,6 @@ def cifar10_rows() -> list[dict[str, Any]]:
     return list(json.loads((ROOT / "tests/reports/cifar10_cpu/report.json").read_text())["results"])
 
 
-def certified_rows() -> list[dict[str, Any]]:
-    """What the committed reports certify."""
-    return [row for path in REPORTS for row in json.loads(path.read_text()).get("certificates", [])]
-
-
 def attacked_twice() -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """(oblivious, adaptive) rows of the same purifier, attack and budget, one report after the other."""
     pairs = []

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.results.committed import README, RESULTS, ROOT, cifar10_rows, flowing, robust, table
-from tests.tables import readings_of, zoo_lines
+from tests.tables import readings_of, same_budget_lines, zoo_lines
 
 DISCO_UNDEFENDED = 94.78  # clean accuracy of WRN-28-10 without a defense, in DISCO's own logs
 
@@ -115,17 +115,6 @@ def test_masked_gradients_were_caught(name: str, alarms: set[str]) -> None:
     raised = {finding["check"] for finding in report["honesty"]["none"]["findings"] if finding["level"] == "alarm"}
     assert alarms <= raised
     assert bool(alarms) == bool(raised)
-
-
-def same_budget_lines() -> list[str]:
-    """A row for each system at its training's cost, clean and attacked."""
-    lines = []
-    for cell in json.loads((ROOT / "tests/reports/ablation/same_budget.json").read_text())["cells"]:
-        measures = {each["name"]: each for each in cell["measures"]}
-        values = (measures[name] for name in ("clean_accuracy", "robust_accuracy"))
-        columns = [f"{each['mean']:.1f} [{each['interval'][0]:.1f}, {each['interval'][1]:.1f}]" for each in values]
-        lines.append(f"| {cell['names'][0].replace(', ', ' | ')} | {' | '.join(columns)} |")
-    return lines
 
 
 def test_the_table_at_the_same_cost_is_the_committed_one() -> None:

@@ -8,13 +8,13 @@ from tests.results.committed import (
     RESULTS,
     ROOT,
     attacked_twice,
-    certified_rows,
     flowing,
     robust,
     row_under,
     share,
     table,
 )
+from tests.tables import attacked_lines, certified_line, entries
 
 
 def test_verdict_is_what_the_reports_say() -> None:
@@ -98,8 +98,10 @@ def test_plain_adversarial_training_stands_beside_the_purifier() -> None:
     row = row_under("robust_cifar10", "adaptive")
     assert (plain["n"], plain["image_set"], plain["classifier"]) == (row["n"], row["image_set"], row["classifier"])
     kept, clean = plain["undefended_robust_accuracy"], plain["undefended_clean_accuracy"]
-    assert f"keeps {kept:.1f} % of the same {plain['n']} images under AutoAttack at 8/255" in flowing(RESULTS)
-    assert f"and {clean:.1f} % of them clean" in flowing(RESULTS)
+    half = row_under("robust_cifar10_plain", "oblivious", eps=4 / 255)["undefended_robust_accuracy"]
+    assert half > row_under("robust_cifar10_longer", "adaptive", eps=4 / 255)["robust_accuracy"]
+    sentence = f"keeps {kept:.1f} % of the same {plain['n']} images under AutoAttack at 8/255, {half:.1f} % at 4/255"
+    assert f"{sentence}, and {clean:.1f} % of them clean" in flowing(RESULTS)
     assert f"Classifiers trained so keep {digits:.1f} and {kept:.1f} %." in flowing(README)
     longer = row_under("robust_cifar10_longer", "adaptive")
     assert kept > longer["robust_accuracy"] > row["robust_accuracy"]
@@ -123,32 +125,6 @@ def test_the_robust_purifier_of_cifar10_is_for_its_classifier_alone() -> None:
     assert f"{row['clean_accuracy']:.1f} % of {row['n']} clean images" in flowing(RESULTS)
 
 
-def certified_line(row: dict[str, Any]) -> str:
-    """One row of the certificates' table."""
-    points = zip(row["certified"], row["certified_ci95"], strict=True)
-    held = {radius: (value, *interval) for (radius, value), interval in points}
-    cells = " | ".join("{:.1f} [{:.1f}, {:.1f}]".format(*held[radius]) for radius in (0, 0.25, 0.5, 0.75, 1))
-    name = "no purifier" if row["purifier"] == "none" else row["purifier"]
-    return (
-        f"| {row['dataset']} | {row['classifier']} | {name} | {row['sigma']:g} | {row['samples']} | {row['n']} "
-        f"| {cells} | {row['abstained']:.1f} |"
-    )
-
-
-def attacked_lines(row: dict[str, Any]) -> list[str]:
-    """The rows of the table of certificates with attacks on the same images beside them."""
-    name = "no purifier" if row["purifier"] == "none" else row["purifier"]
-    return [
-        f"| {row['dataset']} | {name} | {row['sigma']:g} | {each['radius']:g} | {each['n']} | "
-        + " | ".join(
-            "{:.1f} [{:.1f}, {:.1f}]".format(each[kind], *each[f"{kind}_ci95"])
-            for kind in ("certified", "smoothed", "without_noise")
-        )
-        + f" | {each['smoothed_attack']}; {each['without_noise_attack']} |"
-        for each in row.get("attacked", ())
-    ]
-
-
 def held_within(row: dict[str, Any], radius: float) -> tuple[float, float, float]:
     """Certified accuracy at a radius and its interval, percent."""
     index = [each for each, _ in row["certified"]].index(radius)
@@ -158,9 +134,9 @@ def held_within(row: dict[str, Any], radius: float) -> tuple[float, float, float
 
 def test_certificates_are_the_committed_reports() -> None:
     """Table and verdict; and what it says: without a purifier next to none holds, beyond the intervals."""
-    assert table("certified") == [certified_line(row) for row in certified_rows()]
+    assert table("certified") == [certified_line(row) for row in entries("certificates")]
     told = {("digits", 0.5): (1,), ("cifar10", 0.25): (0.25, 0.5), ("cifar10", 0.5): (0.75, 1)}
-    rows = certified_rows()
+    rows = entries("certificates")
     assert {(row["dataset"], row["sigma"]) for row in rows} == set(told)
     for (dataset, sigma), radii in told.items():
         purified, alone = (row for row in rows if (row["dataset"], row["sigma"]) == (dataset, sigma))
@@ -173,7 +149,7 @@ def test_certificates_are_the_committed_reports() -> None:
 
 def test_attacks_beside_certificates_are_the_committed_reports() -> None:
     """And no attack on what is certified has left less than that."""
-    rows = certified_rows()
+    rows = entries("certificates")
     assert table("attacked") == [line for row in rows for line in attacked_lines(row)]
     beside = [each for row in rows for each in row.get("attacked", ())]
     assert all(each["certified"] <= each["smoothed"] and not each["broken"] for each in beside)

@@ -8,22 +8,19 @@ from typing import Any
 
 import pytest
 
-from maep.evaluation.scoring.tasks import eps_text
 from tests.results.committed import ABLATIONS, REPORTS, RESULTS, ROOT, flowing, table
 from tests.suites import suite_line
-from tests.tables import DEFENSES, LINES, SHOWN, defense_table, sweep_table, table_of
-
-
-def result_line(result: dict[str, Any]) -> str:
-    """One row of the results table."""
-    clean, robust = result["clean_accuracy"], result["robust_accuracy"]
-    return (
-        f"| {result['dataset']} | {result['classifier']} | {result['purifier']} | {result['threat_model']} "
-        f"| {result['attack']} | {eps_text(result['eps'])} | {result['n']} "
-        f"| {result['undefended_clean_accuracy']:.1f} / {result['undefended_robust_accuracy']:.1f} "
-        f"| {clean:.1f} [{result['clean_ci95'][0]:.1f}, {result['clean_ci95'][1]:.1f}] "
-        f"| {robust:.1f} [{result['robust_ci95'][0]:.1f}, {result['robust_ci95'][1]:.1f}] |"
-    )
+from tests.tables import (
+    DEFENSES,
+    LINES,
+    SHOWN,
+    defense_table,
+    draws_line,
+    result_lines,
+    rows_with_draws,
+    sweep_table,
+    table_of,
+)
 
 
 def recovery_line(row: dict[str, Any]) -> str:
@@ -41,20 +38,6 @@ def scaling_line(row: dict[str, Any]) -> str:
     return f"| {row['processes']} | {row['images_per_second']:.0f} | {share:.0f} % |"
 
 
-def draws_line(row: dict[str, Any]) -> str:
-    """A row of the table of random defenses: one draw, mean, majority and worst, of clean and of attacked images."""
-    names = ("accuracy", "average", "majority", "worst")
-    clean, robust = (" / ".join(f"{row[f'{what}_{name}']:.1f}" for name in names) for what in ("clean", "robust"))
-    head = f"| {row['purifier']} | {row['threat_model']} | {row['attack']} | {row['n']} | {row['draws']}"
-    return f"{head} | {clean} | {robust} |"
-
-
-def rows_with_draws() -> list[dict[str, Any]]:
-    """Those of the committed reports that say what several draws of clean images gave."""
-    rows = [row for path in REPORTS for row in json.loads(path.read_text())["results"]]
-    return [row for row in rows if "clean_average" in row]
-
-
 @pytest.mark.parametrize("path", [*REPORTS, *ABLATIONS], ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_reports_say_where_they_come_from(path: Path) -> None:
     """A committed report names command, commit and device, was made from a clean checkout, and has no local path."""
@@ -68,13 +51,7 @@ def test_reports_say_where_they_come_from(path: Path) -> None:
 
 def test_results_table_is_the_committed_reports() -> None:
     """The table and the reports hold the same AutoAttack and PGD rows, number by number."""
-    expected = [
-        result_line(result)
-        for path in REPORTS
-        for result in json.loads(path.read_text())["results"]
-        if result["attack"] != "fgsm"
-    ]
-    assert sorted(table("results")) == sorted(expected)
+    assert sorted(table("results")) == sorted(result_lines())
 
 
 @pytest.mark.parametrize("name", LINES)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from maep.config.schema import setting
 from maep.models.defended import DefendedClassifier
-from maep.purifiers.base import Filter, require_eager, require_images
+from maep.purifiers.base import Filter, derivable, require_eager, require_images
 from maep.runtime.errors import fail
 
 
@@ -57,7 +57,12 @@ class AntiAdversary(DefendedClassifier):
 
     def moved(self, images: Tensor) -> Tensor:
         """x + γ, [N, 3, H, W]; outside of [0, 1] too, unless clamp is set. The gradient is the identity's."""
-        x = images.detach()
+        with derivable():
+            moved = images + self._shift(images.detach())
+        return moved.clamp(0, 1) if self.settings.clamp else moved
+
+    def _shift(self, x: Tensor) -> Tensor:
+        """γ, same shape as the images."""
         with torch.no_grad():
             labels = self.classifier(x).argmax(1)
         shift = torch.zeros_like(x)
@@ -68,8 +73,7 @@ class AntiAdversary(DefendedClassifier):
                 loss = F.cross_entropy(self.classifier(at).float(), labels, reduction="sum")
                 (gradient,) = torch.autograd.grad(loss, at)
             shift = shift - self.moves * gradient.sign()
-        moved = images + shift
-        return moved.clamp(0, 1) if self.settings.clamp else moved
+        return shift
 
 
 class AntiAdversaryPurifier(Filter):

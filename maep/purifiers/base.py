@@ -1,6 +1,7 @@
 """What a purifier is: a module from images to images, and what a kind of it says about itself."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from itertools import chain
 from pathlib import Path
@@ -235,7 +236,9 @@ class Purifier(nn.Module):
 
     @classmethod
     def shared_network(cls, settings: schema.Settings) -> Mapping[str, object] | None:
-        """All that the settings say of a network which other kinds use as well, each in its own way; None: its own."""
+        """All that the settings say of a network that is used in several ways, by this kind or by others, so that one
+        training serves them all; None: it is used in one.
+        """
         return None
 
     @classmethod
@@ -318,6 +321,11 @@ class Filter(Purifier):
         """The section, under its name."""
         return {self.kind: asdict(self.settings)}
 
+    def used_as(self, settings: schema.Settings, source: str | Path = "this purifier") -> Purifier:
+        """Itself. Raises UserError where the settings of its kind say otherwise than it was saved with."""
+        require_as_saved(self.kind, self.settings, settings, source)
+        return super().used_as(settings, source)
+
     @classmethod
     def from_config(cls, config: Mapping[str, object], tensors: Mapping[str, Tensor], source: Source = UNNAMED) -> Self:
         """As `Purifier.from_config`; there must be no tensors."""
@@ -376,6 +384,21 @@ def section_of(cls: type[S], values: object, source: str) -> S:
     return read_fields(cls, values, source)
 
 
+def require_as_saved(kind: str, saved: Any, settings: schema.Settings, source: str | Path) -> None:
+    """Raise UserError where a kind's section of the settings says otherwise than that which a purifier was saved with.
+
+    For kinds whose section is part of the purifier: what was asked for would not be what is judged. settings of another
+    kind say nothing of it. saved: its section; source: where it was read from.
+    """
+    if settings.purifier.kind != kind:
+        return
+    for item in fields(saved):
+        asked, own = getattr(getattr(settings, kind), item.name), getattr(saved, item.name)
+        if asked != own:
+            fail(f"{kind}.{item.name}={asked}: {source} was saved with {own}, which is part of it; set it to that, or "
+                 "make one of your own")  # fmt: skip
+
+
 def is_recorded() -> bool:
     """Whether torch.jit.trace or torch.export follows: a number of images counted now would hold for ever."""
     return bool(torch.jit.is_tracing() or torch.compiler.is_exporting())
@@ -386,6 +409,19 @@ def require_eager(purifier: Purifier) -> None:
     if is_recorded():
         raise ValueError(f"a purifier of kind {purifier.kind} with these settings cannot be exported: it draws random "
                          "numbers, or computes outside of torch")  # fmt: skip
+
+
+@contextmanager
+def derivable() -> Iterator[None]:
+    """Within it autograd can be switched on, also where a caller is in torch.inference_mode, whose tensors it refuses.
+
+    For kinds that purify by derivatives; elsewhere everything is as it was.
+    """
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 def require_images(images: Tensor) -> None:

@@ -17,7 +17,16 @@ from maep.config.schema import PurifySettings, setting
 from maep.models.denoiser import GROUPS, Denoiser
 from maep.models.published_denoisers import WIDTHS, Sizes, build_published, read_published
 from maep.models.weights import build_with_weights, load_weights
-from maep.purifiers.base import UNNAMED, Source, TrainedPurifier, mapping_of, require_eager, require_images, section_of
+from maep.purifiers.base import (
+    UNNAMED,
+    Source,
+    TrainedPurifier,
+    derivable,
+    mapping_of,
+    require_eager,
+    require_images,
+    section_of,
+)
 from maep.purifiers.registry import network_entries, purifier_class, use_entries
 from maep.purifiers.serialization import load_purifier
 from maep.purifiers.stepwise import Step, stepwise, walk
@@ -27,6 +36,8 @@ from maep.runtime.randomness import SideBySide, keyed_rng
 
 OWN = "own"
 LAYOUTS = ("score_sde", "ddpm", "improved", "guided")
+# Time of the diffusion below which fp32 rounds the picture's share to 1: whoever divides by the rest has no number.
+SHORTEST = 1e-6
 # What `purify.batch_tiles` counts where there are no tiles: 32 x 32 pixels, an image of CIFAR-10.
 TILE_PIXELS = 32 * 32
 
@@ -122,6 +133,17 @@ class DenoiserPurifier(TrainedPurifier):
             )
 
     @classmethod
+    def check_steps(cls, section: Any, key: str, time: float, shortest: float = SHORTEST) -> None:
+        """Raise UserError where the steps from a time back to 0 would be shorter than a time: images would come out as
+        what is no number.
+        """
+        if time * (1 + 1e-9) < section.steps * shortest:  # as fp32 reads both
+            fail(
+                f"{cls.kind}.steps={section.steps}: from {cls.kind}.{key}={time:g} back each would be shorter than "
+                f"{shortest:g}, the least that can be computed; choose fewer, or a later time"
+            )
+
+    @classmethod
     def check_settings(cls, settings: schema.Settings) -> None:
         """As `Purifier.check_settings`: images that it is trained on must be divisible into its levels."""
         super().check_settings(settings)
@@ -168,8 +190,9 @@ class DenoiserPurifier(TrainedPurifier):
         require_eager(self)
         seeds = torch.from_numpy(self.rng.integers(-(2**63), 2**63, len(images), dtype=np.int64))
         size = self.images_at_once(*images.shape[2:])
-        parts = zip(images.split(size), upload(seeds, images.device).split(size), strict=True)
-        return torch.cat([self._purified(*part) for part in parts])
+        with derivable():
+            parts = zip(images.split(size), upload(seeds, images.device).split(size), strict=True)
+            return torch.cat([self._purified(*part) for part in parts])
 
     def _purified(self, images: Tensor, seeds: Tensor) -> Tensor:
         height, width = images.shape[2:]

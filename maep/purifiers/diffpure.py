@@ -13,7 +13,7 @@ from torch import Tensor
 
 from maep.config.schema import setting
 from maep.models.noise_schedule import Noise, alpha_bar, at_time, beta, clean_estimate, diffused, per_image, score
-from maep.purifiers.denoising import DenoiserPurifier, DenoiserSettings
+from maep.purifiers.denoising import SHORTEST, DenoiserPurifier, DenoiserSettings
 from maep.purifiers.registry import USED
 from maep.purifiers.stepwise import Step
 from maep.runtime.keyed_noise import normal_of
@@ -87,11 +87,12 @@ class DiffPurePurifier(DenoiserPurifier):
 
     @classmethod
     def check(cls, section: DiffPureSettings) -> None:
-        """Raise UserError where t* is out of the network's training."""
+        """Raise UserError where t* is out of the network's training, or too early for so many steps."""
         super().check(section)
-        cls.check_time(section, "time", section.time, section.time)
-        for time in section.rounds:
-            cls.check_time(section, "rounds", time, time)
+        shortest = LAST if section.sampler == "sde" else SHORTEST  # its last step must not lead back in time
+        for key, time in [("time", section.time), *(("rounds", time) for time in section.rounds)]:
+            cls.check_time(section, key, time, time)
+            cls.check_steps(section, key, time, shortest)
 
     def start(self, pictures: Tensor, seeds: Tensor) -> Tensor:
         """Noised to t*, by the continuous schedule; the authors' discrete ᾱ is 0.08 % above it at t* = 0.1."""

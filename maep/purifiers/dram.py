@@ -2,6 +2,7 @@
 
 The autoencoder is the project's own, trained on hidden patches of clean images (`objective.name=mae`). Each image has a
 perturbation and masks of its own, in [0, 1] pixels; the published code shares one among a batch, in normalised units.
+Pixels are compared as they are, as ours was trained; theirs compares patches that were brought to mean 0, deviation 1.
 It compares groups of four images of one attack with clean ones (Kolmogorov-Smirnov); here an image stands alone, and
 the loss above which it counts as attacked is the one that a given share of clean images exceeds.
 """
@@ -22,7 +23,16 @@ from maep.config.consistency import check_model
 from maep.config.schema import ModelSettings, PurifySettings, setting
 from maep.models.masked_autoencoder import MaskedAutoencoder, visible_pixels
 from maep.models.weights import build_with_weights
-from maep.purifiers.base import UNNAMED, Source, TrainedPurifier, mapping_of, require_eager, require_images, section_of
+from maep.purifiers.base import (
+    UNNAMED,
+    Source,
+    TrainedPurifier,
+    mapping_of,
+    require_as_saved,
+    require_eager,
+    require_images,
+    section_of,
+)
 from maep.purifiers.tiling import Tiling
 from maep.runtime.errors import fail
 from maep.runtime.randomness import keyed_rng
@@ -195,6 +205,11 @@ class DramPurifier(TrainedPurifier):
         return self
 
     # variants of it
+
+    def used_as(self, settings: schema.Settings, source: str | Path = "this purifier") -> "DramPurifier":
+        """As the base's. Raises UserError also where the section `dram` says otherwise than it was saved with."""
+        require_as_saved(self.kind, self.repair, settings, source)
+        return self.with_options(settings.purify, source)
 
     def with_options(self, options: PurifySettings, source: str | Path = "this purifier") -> "DramPurifier":
         """The same network and threshold. Raises UserError for options that it has not."""

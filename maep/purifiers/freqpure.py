@@ -86,13 +86,16 @@ class FreqPurePurifier(DenoiserPurifier):
 
     @classmethod
     def check(cls, section: FreqPureSettings) -> None:
-        """Raise UserError where a time is out of the network's training, or there is no round."""
+        """Raise UserError where a time is out of the network's training, or too early for so many steps, or there is no
+        round.
+        """
         super().check(section)
         if not section.rounds:
             fail("freqpure.rounds=[]: expected at least one time, such as 0.05")
         cls.check_time(section, "estimate", section.estimate, section.estimate)
         for time in section.rounds:
             cls.check_time(section, "rounds", time, time)
+            cls.check_steps(section, "rounds", time)
 
     def start(self, pictures: Tensor, seeds: Tensor) -> Tensor:
         """The pictures as they are, twice: the first step of a round replaces both."""

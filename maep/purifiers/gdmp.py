@@ -64,9 +64,10 @@ class GdmpPurifier(DenoiserPurifier):
 
     @classmethod
     def check(cls, section: GdmpSettings) -> None:
-        """Raise UserError where the time is out of the network's training."""
+        """Raise UserError where the time is out of the network's training, or too early for so many steps."""
         super().check(section)
         cls.check_time(section, "time", section.time, section.time)
+        cls.check_steps(section, "time", section.time)
 
     def start(self, pictures: Tensor, seeds: Tensor) -> Tensor:
         """As they are: the first step noises them."""

@@ -35,6 +35,14 @@ def test_it_takes_the_authors_steps() -> None:
     assert confidences[0] > confidences[1]
 
 
+def test_it_moves_images_where_a_caller_derives_nothing() -> None:
+    """In torch.inference_mode, whose tensors autograd refuses, to the same bits."""
+    defended = AntiAdversary(CLASSIFIER, AntiAdversarySettings())
+    expected = defended(images())
+    with torch.inference_mode():
+        assert torch.equal(defended(images()), expected)
+
+
 def test_no_steps_are_the_classifier() -> None:
     """k = 0, or steps of 0."""
     for settings in (AntiAdversarySettings(steps=0), AntiAdversarySettings(step=0.0)):

@@ -206,6 +206,11 @@ def test_gradual_noise_is_round_after_round() -> None:
         ("diffpure.time=0.3", r"diffpure\.time=0\.3: is at time 0\.3 of .* trained up to diffpure\.latest=0\.2"),
         ("diffpure.sampler=euler", r"diffpure\.sampler=euler .*: choose one of sde, ode, ddpm, ddim"),
         ("diffpure.steps=0", r"diffpure\.steps=0 .*: must be at least 1"),
+        (
+            "diffpure.time=0.0005",
+            r"diffpure\.steps=100: from diffpure\.time=0\.0005 back each would be shorter than 1e-05",
+        ),
+        ("diffpure.sampler=ddim diffpure.rounds=[5e-5]", r"diffpure\.rounds=5e-05 back each .* shorter than 1e-06"),
         ("diffpure.width=12", r"diffpure\.width=12: must be a multiple of 8"),
         ("diffpure.unshuffle=4", r"diffpure\.width=16: must be at least 48 with unshuffle=4"),
         ("diffpure.multipliers=[]", r"diffpure\.multipliers=\[\]: expected at least one"),

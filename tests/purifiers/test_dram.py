@@ -125,6 +125,11 @@ def test_threshold_and_steps_are_saved_and_one_that_lacks_it_says_so(tmp_path: P
         other.reseed(3)
     assert torch.equal(again(pictures(4)), purifier(pictures(4)))
     assert again.with_options(PurifySettings(batch_tiles=1)).threshold == purifier.threshold
+    words = ["purifier.kind=dram", "dram.false_alarms=0.2", "dram.calibration_images=20", "purify.batch_tiles=1"]
+    used = again.used_as(load_settings(None, [*words, "dram.steps=2"]))
+    assert used.settings.batch_tiles == 1
+    with pytest.raises(UserError, match=r"dram\.steps=3: this purifier was saved with 2, which is part of it"):
+        again.used_as(load_settings(None, [*words, "dram.steps=3"]))
     with pytest.raises(UserError, match=r"dram\.threshold is \(2,\)"):
         DramPurifier.from_config(purifier.config(), {**purifier.weights(), "dram.threshold": torch.zeros(2)})
 

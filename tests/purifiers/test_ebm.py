@@ -118,6 +118,17 @@ def test_seeds_decide_and_each_image_is_alone() -> None:
         assert (together - images).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("activation", ["leaky_relu", "silu"])
+def test_it_walks_where_a_caller_derives_nothing(activation: str) -> None:
+    """In torch.inference_mode, whose tensors autograd refuses, to the same bits."""
+    subject = purifier(f"ebm.activation={activation}")
+    subject.reseed(0)
+    expected = subject(pictures())
+    with torch.inference_mode():
+        subject.reseed(0)
+        assert torch.equal(subject(pictures()), expected)
+
+
 def test_exact_gradients_are_hessian_products() -> None:
     """With a smooth energy: plain autograd's through three steps, near finite differences, not BPDA's."""
     subject, seeds, side = purifier("ebm.activation=silu"), torch.tensor([5, 6]), pictures().flip(0)

@@ -95,6 +95,7 @@ def test_gradients_are_exact() -> None:
     [
         ("freqpure.rounds=[]", r"freqpure\.rounds=\[\]: expected at least one time"),
         ("freqpure.rounds=[0.3]", r"freqpure\.rounds=0\.3: is at time 0\.3 of .* up to freqpure\.latest=0\.2"),
+        ("freqpure.rounds=[0.1,1e-6]", r"freqpure\.steps=\d+: from freqpure\.rounds=1e-06 back each .* choose fewer"),
         ("freqpure.estimate=0.5", r"freqpure\.estimate=0\.5: is at time 0\.5 of .* up to freqpure\.latest=0\.2"),
         ("freqpure.phase_range=4", r"freqpure\.phase_range=4\.0 .*: must be at most 3\.15"),
         ("objective.name=score", r"objective\.name=score: trains no network of purifier\.kind=freqpure"),

@@ -86,6 +86,7 @@ def test_gradients_are_exact() -> None:
     ("word", "message"),
     [
         ("gdmp.time=0.3", r"gdmp\.time=0\.3: is at time 0\.3 of .* trained up to gdmp\.latest=0\.2"),
+        ("gdmp.time=1e-6", r"gdmp\.steps=\d+: from gdmp\.time=1e-06 back each would be shorter than 1e-06"),
         ("gdmp.rounds=0", r"gdmp\.rounds=0 .*: must be at least 1"),
         ("gdmp.guidance=-1", r"gdmp\.guidance=-1\.0 .*: must be at least 0"),
         ("objective.name=maep", r"objective\.name=maep: trains no network of purifier\.kind=gdmp"),

@@ -8,6 +8,7 @@ import torch
 from maep import load_purifier
 from maep.config.load import load_settings
 from maep.pipeline.execution import run_pipeline
+from maep.purifiers import save_purifier
 from maep.purifiers.median import MedianPurifier, MedianSettings
 from maep.runtime.errors import UserError
 from maep.storage.atomic import read_json
@@ -101,3 +102,17 @@ def test_another_window_is_another_purifier(problem: Problem, tmp_path: Path) ->
     (run / "purifier/config.json").write_text(config)
     with pytest.raises(UserError, match=r"purifier: holds one of kind maep, not median; choose another run\.dir"):
         run_median(problem, run, threats, "median.window=7")
+
+
+def test_a_saved_one_is_used_as_it_was_saved(tmp_path: Path) -> None:
+    """Its window is part of it: another of the same kind is refused, where it would be judged under a wrong name; what
+    settings of another kind say is not about it.
+    """
+    save_purifier(MedianPurifier(MedianSettings(window=5)), tmp_path / "purifier")
+    saved = load_purifier(tmp_path)
+    for words in (["purifier.kind=median", "median.window=5"], ["purifier.kind=jpeg"], []):
+        assert saved.used_as(load_settings(None, words)) is saved
+    with pytest.raises(
+        UserError, match=r"^median\.window=3: some/run was saved with 5, which is part of it; set it to"
+    ):
+        saved.used_as(load_settings(None, ["purifier.kind=median"]), "some/run")

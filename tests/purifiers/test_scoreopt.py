@@ -103,6 +103,17 @@ def test_every_image_is_purified_as_if_it_were_alone(variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", ["o", "n"])
+def test_it_purifies_where_a_caller_derives_nothing(variant: str) -> None:
+    """In torch.inference_mode, whose tensors autograd refuses, to the same bits."""
+    subject = purifier(f"scoreopt.variant={variant}")
+    subject.reseed(0)
+    expected = subject(pictures())
+    with torch.inference_mode():
+        subject.reseed(0)
+        assert torch.equal(subject(pictures()), expected)
+
+
+@pytest.mark.parametrize("variant", ["o", "n"])
 def test_gradients_are_exact(variant: str) -> None:
     """Plain autograd's through three steps, in second order, and near finite differences; BPDA's is another. Without
     gradients the same bits come out, and no graph is kept.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from maep.ablation.grid.points import Point, expand
 from maep.ablation.grid.sweep import Sweep, read_sweep
+from maep.ablation.tables.cells import check_values
 from maep.ablation.tables.summary import check_directory
 from maep.storage.documents import Document
 
@@ -41,7 +42,7 @@ def prepare(name: str, scale: str | None, words: Sequence[str]) -> Study:
 
     scale: one of the sweep's. words: settings of every point, `grid.KEY=[…]`, `zip.KEY=[…]`, `seeds=[…]`, and
     `run.dir=` for the sweep's own directory. Raises UserError, one line, for all that `read_sweep` and `expand`
-    refuse, and for a directory that holds another sweep's or scale's table.
+    refuse, for values that no report has, and for a directory that holds another sweep's or scale's table.
     """
     axes = [word for word in words if word.startswith(AXIS_WORDS)]
     directories = [word.removeprefix(DIRECTORY_WORD) for word in words if word.startswith(DIRECTORY_WORD)]
@@ -49,6 +50,7 @@ def prepare(name: str, scale: str | None, words: Sequence[str]) -> Study:
     sweep = read_sweep(name, scale, axes)
     directory = Path(directories[-1]) if directories else sweep.directory
     check_directory(sweep, directory)
+    check_values(sweep)
     return Study(sweep, expand(sweep, settings), directory)
 
 

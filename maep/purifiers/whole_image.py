@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from maep.config import schema
+from maep.config.identity import decisive_fields
 from maep.config.schema import PurifySettings
 from maep.models.weights import build_with_weights, read_weights
 from maep.purifiers.base import (
@@ -108,6 +109,12 @@ class WholeImagePurifier(TrainedPurifier):
             return self.with_options(settings.purify, source)
         network = replace(getattr(settings, self.kind), **network_entries(self.network))
         return type(self)(self.model, network, settings.purify).train(self.training)
+
+    @classmethod
+    def shared_network(cls, settings: schema.Settings) -> Mapping[str, object] | None:
+        """What the network is, whichever way it is used, of a kind that has several."""
+        section = getattr(settings, cls.kind)
+        return {"kind": cls.kind, **decisive_fields(section, "pretrain")} if use_entries(section) else None
 
     @classmethod
     def use_facts(cls, settings: schema.Settings) -> dict[str, object]:

@@ -9,8 +9,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from maep.ablation.grid.row_selector import EPS_TOLERANCE, WORST_CASE, RowSelector
-from maep.ablation.grid.sweep import Sweep
+from maep.ablation.grid.row_selector import WORST_CASE, RowSelector
+from maep.ablation.grid.sweep import ACCURACIES, Sweep
 from maep.config.identity import decisive_settings
 from maep.config.load import leaves, load_settings, setting_value
 from maep.config.pair_source import source_facts
@@ -173,7 +173,7 @@ def _check_readings(sweep: Sweep, points: Sequence[Point]) -> None:
 
 def _is_judged(selector: RowSelector, evaluation: EvaluationSettings) -> bool:
     """Whether a report has rows of this attacker, attack and budget."""
-    if not any(abs(eps - selector.budget) < EPS_TOLERANCE for eps in evaluation.eps):
+    if not any(map(selector.is_at, evaluation.eps)):
         return False
     threat = selector.threat_model
     return threat == WORST_CASE or (
@@ -182,8 +182,12 @@ def _is_judged(selector: RowSelector, evaluation: EvaluationSettings) -> bool:
 
 
 def _check_rungs(sweep: Sweep, point: Point) -> None:
-    """Raise UserError if a rung of the halving lies beyond the point's pretraining."""
+    """Raise UserError if a rung of the halving lies beyond the point's pretraining, or if the first reading lacks what
+    decides there.
+    """
     steps = point.settings.pretrain.steps
+    if sweep.halving and sweep.first_selector.threat_model == WORST_CASE and sweep.halving.by not in ACCURACIES:
+        fail(f"{sweep.file}: halving.by: {sweep.halving.by}: a reading of {WORST_CASE} has {' and '.join(ACCURACIES)}")
     if sweep.halving and steps and sweep.halving.at[-1] >= steps:
         fail(f"{sweep.file}: halving.at: {sweep.halving.at[-1]}: {point.label} has pretrain.steps={steps}; stay below")
 

@@ -5,8 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from maep.config.attack_names import check_attack
+from maep.config.implementations import THREAT_MODELS
 from maep.config.values import FRACTION
-from maep.runtime.errors import fail
+from maep.runtime.errors import fail, nearest
 from maep.storage.atomic import read_json
 from maep.storage.documents import read_fields
 
@@ -44,18 +46,30 @@ class RowSelector:
 
     def means(self, purifier: str, eps: float) -> bool:
         """Whether what is of this purifier, as reports call it, at this budget may be meant."""
-        return ("+" in purifier) == (self.purifier == "finetuned") and abs(eps - self.budget) < EPS_TOLERANCE
+        return ("+" in purifier) == (self.purifier == "finetuned") and self.is_at(eps)
+
+    def is_at(self, eps: float) -> bool:
+        """Whether a budget is the one that is meant."""
+        return abs(eps - self.budget) < EPS_TOLERANCE
 
 
 def read_row_selector(entries: Mapping[str, Any], source: str) -> RowSelector:
-    """As a sweep's file has it. Raises UserError, naming source and key, for a wrong type or a budget that is none."""
+    """As a sweep's file has it.
+
+    Raises UserError, naming source and key, for a wrong type, a budget that is none, and an attack or a threat model
+    that there is not.
+    """
     selector = read_fields(RowSelector, entries, source)
     try:
         positive = selector.budget >= 0
-    except ValueError:
+    except (ValueError, ZeroDivisionError):
         positive = False
     if not positive:
         fail(f"{source}: eps={selector.eps}: expected a budget, such as 8/255")
+    check_attack(selector.attack, f"{source}: attack")
+    names, name = (*THREAT_MODELS, WORST_CASE), selector.threat_model
+    if name not in names:
+        fail(f"{source}: threat_model={name}: no such{nearest(name, names)}; choose one of {', '.join(names)}")
     return selector
 
 

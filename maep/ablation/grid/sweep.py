@@ -14,7 +14,7 @@ zip: {objective.name: [mae, maep], pretrain.mask_ratio: [0.75, 0.5]}   lists sid
 names: {zip: [plain MAE, MAEP]}                  what tables call the values of an axis
 seeds: [0, 1, 2]
 readings: {MAEP: {purifier: pretrained}}         rows of each point's report: purifier, attack, eps, threat_model
-values: [clean_accuracy, robust_accuracy]        what is read there
+values: [clean_accuracy, robust_accuracy]        what is read there; a dash where a report has no such number
 paper: {2: {0: [90.49, 86.80], …}, …}            by the names of the axes, then of the readings if there are several
 costs: [parameters, seconds_per_image]           of each point's first row; in a table of their own
 claims: {2: {0: {claimed: 85.5, found: 1.0, by: who}, …}, …}   robust accuracies of elsewhere, by the names of the axes

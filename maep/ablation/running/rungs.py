@@ -13,7 +13,7 @@ from pathlib import Path
 
 from maep.ablation.grid.halving import Halving
 from maep.ablation.grid.points import Point
-from maep.ablation.grid.row_selector import row_of
+from maep.ablation.grid.row_selector import WORST_CASE, row_of
 from maep.ablation.grid.sweep import Sweep
 from maep.ablation.running.point_records import PointState, has_failed, is_finished, read_record
 from maep.config.schema import Settings
@@ -84,9 +84,11 @@ def rung_settings(sweep: Sweep, point: Point, step: int) -> Settings:
         fail(f"{point.directory}: no checkpoint of step {step} to judge")
     # One number is needed here; a report's checks and pictures are for finished purifiers, so one image each.
     evaluation = replace(
-        settings.evaluation, purifier=str(checkpoint), purifiers="both", threat_models=[selector.threat_model],
-        attacks=[selector.attack], eps=[selector.budget], check_images=1, figure_images=1,
+        settings.evaluation, purifier=str(checkpoint), purifiers="both", eps=[selector.budget], check_images=1,
+        figure_images=1,
     )  # fmt: skip
+    if selector.threat_model != WORST_CASE:  # which is of all attackers of the point
+        evaluation = replace(evaluation, threat_models=[selector.threat_model], attacks=[selector.attack])
     run = replace(settings.run, name=f"{settings.run.name}-step-{step}", dir=str(rung_directory(point, step)))
     return replace(settings, run=run, evaluation=evaluation)
 

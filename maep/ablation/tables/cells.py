@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import product
 from statistics import fmean, stdev
 from typing import Any
@@ -13,10 +13,12 @@ from maep.ablation.grid.sweep import Sweep
 from maep.ablation.running.point_records import PointState, stage_seconds
 from maep.ablation.running.pretrained import pretrained_by
 from maep.ablation.running.rungs import PointStatus, Stop, halving_state, status_of
-from maep.runtime.errors import fail
+from maep.evaluation.reporting.report_row import ReportRow
+from maep.runtime.errors import fail, nearest
 
 INTERVALS = {"clean_accuracy": "clean_ci95", "robust_accuracy": "robust_ci95"}
 MINUTES = {"pretrain_minutes": "pretrain", "finetune_minutes": "finetune"}
+NUMBERS = [item.name for item in fields(ReportRow) if item.type in (int, float, int | None, float | None)]
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,22 @@ class Cell:
     measures: tuple[Measure, ...]
 
 
-def read_cells(sweep: Sweep, points: Sequence[Point]) -> list[Cell]:
-    """Every cell of the sweep's table, in order; of points that have not run it has no numbers.
+def check_values(sweep: Sweep) -> None:
+    """Raise UserError for a value or a cost that is no number of a report's row, whatever has been run."""
+    for key, names, known in (("values", sweep.values, [*NUMBERS, *MINUTES]), ("costs", sweep.costs, NUMBERS)):
+        for name in names:
+            if name not in known:
+                fail(f"{sweep.file}: {key}: {name}: no number of a report{nearest(str(name), known)}; choose among "
+                     f"{', '.join(known)}")  # fmt: skip
 
-    Raises UserError, naming point and reading, when a finished point's report lacks what the table reads.
+
+def read_cells(sweep: Sweep, points: Sequence[Point]) -> list[Cell]:
+    """Every cell of the sweep's table, in order; of points that have not run it has no numbers, nor of those whose
+    reports lack one, such as the worst of the draws of a defense that draws nothing.
+
+    Raises UserError, naming point and reading, when a finished point's report lacks the row that the table reads.
     """
+    check_values(sweep)
     cells, stopped = [], halving_state(sweep, points).stopped
     for names in product(*(axis.names for axis in sweep.axes)):
         cells += _cells_of(sweep, names, [point for point in points if point.names == names], stopped)
@@ -89,12 +102,7 @@ def _row(sweep: Sweep, point: Point, reading: str) -> Mapping[str, Any]:
     if row is None:
         entries = ", ".join(f"{key}={value}" for key, value in asdict(selector).items())
         fail(f"{sweep.file}: {point.label}: its report has no result with {entries}; evaluate it or change the reading")
-    row = {**row, **_training_minutes(point)}
-    for value in sweep.values:
-        if value not in row:
-            numbers = [key for key, entry in row.items() if isinstance(entry, int | float)]
-            fail(f"{sweep.file}: values: {value}: not in a report; choose among {', '.join(numbers)}")
-    return row
+    return {**row, **_training_minutes(point)}
 
 
 def _training_minutes(point: Point) -> dict[str, float]:
@@ -105,6 +113,7 @@ def _training_minutes(point: Point) -> dict[str, float]:
 
 
 def _measure(name: str, rows: Sequence[Mapping[str, Any]], paper: float | None) -> Measure:
+    rows = [row for row in rows if row.get(name) is not None]
     if not rows:
         return Measure(name, paper=paper)
     numbers = [float(row[name]) for row in rows]

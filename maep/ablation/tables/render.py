@@ -50,9 +50,11 @@ def spread(measure: Measure) -> str:
 
 
 def ours(cell: Cell) -> str:
-    """All values of a cell; a cell without any, or not of all its points, tells their state."""
+    """All values of a cell; a cell without any, or not of all its points, tells their state, unless that is the usual
+    one.
+    """
     if all(measure.mean is None for measure in cell.measures):
-        return EMPTY if cell.state == PointState.WAITING else cell.state
+        return EMPTY if cell.state in (PointState.WAITING, PointState.FINISHED) else cell.state
     numbers = " / ".join(number(measure.mean) + spread(measure) for measure in cell.measures)
     return numbers if cell.state == PointState.FINISHED else f"{numbers} ({cell.state})"
 

@@ -49,6 +49,16 @@ def refusal(path: Path, *words: str, scale: str | None = None, **changes: Any) -
         ({"scales": {"cpu": {"bases": "digits"}}}, "did you mean base?"),
         ({"scales": {"cpu": {"base": "digit"}}}, "did you mean digits?"),
         ({"readings": {"a": {"attak": "pgd-2"}}}, "did you mean attack?"),
+        ({"readings": {"a": {"threat_model": "adaptve"}}}, "readings.a: threat_model=adaptve: no such; did you mean"),
+        ({"readings": {"a": {"attack": "pgd"}}}, "readings.a: attack: pgd: unknown attack; choose from fgsm"),
+        ({"readings": {"a": {"eps": "8/0"}}}, "readings.a: eps=8/0: expected a budget"),
+        ({"values": ["robust_acuracy"], "paper": None}, "values: robust_acuracy: no number of a report; did you mean"),
+        ({"values": ["purifier"], "paper": None}, "values: purifier: no number of a report"),
+        ({"costs": ["parametres"]}, "costs: parametres: no number of a report; did you mean parameters?"),
+        (
+            {"halving": {"at": [2], "by": "psnr_clean"}, "readings": {"": {"threat_model": "worst-case"}}},
+            "halving.by: psnr_clean: a reading of worst-case has clean_accuracy and robust_accuracy",
+        ),
         ({"grids": {}}, "did you mean grid?"),
         ({"halving": {"at": [2], "kep": 1}}, "did you mean keep?"),
         ({"halving": {"at": [2], "keep": 1}}, "halving.keep: 1: expected a share above 0 and below 1"),
@@ -217,5 +227,9 @@ def test_defenses_on_one_denoiser_train_it_once() -> None:
         *(load_settings("gdmp/digits", [word]) for word in ("gdmp.width=16", "gdmp.latest=0.3", "pretrain.steps=9")),
     ]
     assert len({pretraining_key(settings) for settings in (kinds[0], *others)}) == 5
+    for kind, use, other in (("comdefend", "test_noise=3", "bits=5"), ("pixeldefend", "eps=0.5", "layers=1")):
+        keys = [pretraining_key(load_settings(f"{kind}/digits", words)) for words in
+                ([], [f"{kind}.{use}"], [f"{kind}.{other}"])]  # fmt: skip
+        assert keys[0] == keys[1] != keys[2], "one that is used in another way is not trained again"
     used = load_settings("diffpure/digits", ["diffpure.time=0.1", "diffpure.sampler=ode"])
     assert pretraining_key(used) == pretraining_key(kinds[0])

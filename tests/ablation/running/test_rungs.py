@@ -12,11 +12,13 @@ import pytest
 
 from maep.ablation.grid.points import Point
 from maep.ablation.grid.sweep import Sweep
+from maep.ablation.running import rungs
 from maep.ablation.running.point_records import PointRecord, PointState, failures_of, write_record
 from maep.ablation.running.rungs import halving_state, rung_directory, status_of
 from maep.ablation.study import prepare
 from maep.ablation.tables.cells import read_cells
 from maep.ablation.tables.render import markdown_table
+from maep.evaluation.scoring.tasks import plan_tasks
 from maep.storage.atomic import write_json
 from tests.ablation.sweeps import QUICK, command, nested, write
 from tests.tiny import ROOT, Problem, environment
@@ -72,6 +74,21 @@ def test_equal_readings_keep_the_first(tried: tuple[Sweep, list[Point]]) -> None
     for point in points:
         read_at(point, 2, 1.0)
     assert names(halving_state(sweep, points).active) == names(points[:2])
+
+
+def test_a_rung_that_asks_for_the_worst_case_is_attacked_by_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who attacks a finished point attacks it at its rung; a reading of one row is evaluated for that alone."""
+    monkeypatch.setattr(rungs, "newest_whole", lambda _: tmp_path / "checkpoint")
+    for reading, attackers in (({"threat_model": "worst-case"}, ["oblivious", "blackbox"]), ({}, ["oblivious"])):
+        words = ["evaluation.threat_models=[oblivious, blackbox]", "evaluation.adaptive_images=4", "pretrain.steps=6"]
+        readings = {"": {"attack": "pgd-2", "eps": "32/255", **reading}}
+        file = write(tmp_path / "sweep.yaml", paper=None, halving={"at": [2]}, readings=readings)
+        study = prepare(str(file), None, words)
+        evaluation = rungs.rung_settings(study.sweep, study.points[0], 2).evaluation
+        assert evaluation.threat_models == attackers
+        assert len(plan_tasks(evaluation, 40)) == 2 + (len(attackers) - 1)
 
 
 def test_a_failed_point_is_out(tried: tuple[Sweep, list[Point]]) -> None:

@@ -10,10 +10,11 @@ from maep.ablation.grid.sweep import Claim, Sweep, read_sweep
 from maep.ablation.running.point_records import PointRecord, PointState, write_record
 from maep.ablation.tables.cells import read_cells
 from maep.ablation.tables.details import columns_of, latex_details, markdown_details, read_details
+from maep.ablation.tables.render import ours
 from maep.ablation.tables.summary import write_summary
 from maep.ablation.tables.summary_document import SUMMARY, SweepSummary
 from maep.runtime.errors import UserError
-from maep.storage.atomic import write_json
+from maep.storage.atomic import read_json, write_json
 from tests.ablation.sweeps import write
 from tests.tiny import ROOT
 
@@ -58,6 +59,23 @@ def test_costs_claims_and_the_lowest_accuracy_stand_in_a_row(tmp_path: Path) -> 
     text = markdown_details(sweep, details)
     assert "| l1 | 1,567,299 | 0.0123 | 85.50 | 1.00 | 12.50 | full gradients |" in text
     assert "l1 & 1,567,299 & 0.0123 & 85.50 & 1.00 & 12.50 & full gradients" in latex_details(sweep, details)
+
+
+def test_a_number_that_a_report_has_not_is_a_dash(tmp_path: Path) -> None:
+    """Of a defense that draws nothing, beside one that does; of a worst case; none of it keeps the table from being."""
+    readings = {**READINGS, "worst": {"eps": "32/255", "threat_model": "worst-case"}}
+    values = ["robust_accuracy", "robust_worst", "energy_removed"]
+    sweep, points = study(tmp_path, values=values, readings=readings, costs=["draws"])
+    for point, draws in zip(points, ({"robust_worst": 4.0, "draws": 8}, {}), strict=True):
+        finish(point, energy_removed=None, n=64, **draws)
+        report = read_json(point.directory / "report.json")
+        worst = {"maep": {"worst_case": [{"eps": 32 / 255, "n": 64, "robust_accuracy": 12.5}]}}
+        write_json(point.directory / "report.json", {**report, "honesty": worst})
+    cells = read_cells(sweep, points)
+    assert [ours(cell).partition(" [")[0] for cell in cells if cell.reading != "worst"] == ["80.00", "12.50"] * 2
+    assert [cell.measures[1].mean for cell in cells] == [4.0, 4.0, None, None, None, None]
+    assert [ours(cell) for cell in cells if cell.reading == "worst"] == ["12.50 [6.5, 22.8] / – / –"] * 2
+    assert [columns_of(each)[0] for each in read_details(sweep, points, cells)] == ["8", "–"]
 
 
 def test_the_summary_holds_them_and_its_tables_show_them(tmp_path: Path) -> None:

@@ -617,7 +617,8 @@ class EvaluationSettings:
     )
     check_images: int = setting(
         16,
-        "images on which the defense itself is checked for masked gradients",
+        "images on which the defense itself is checked for masked gradients, by 228 gradient steps on each, times "
+        "evaluation.draws for a random purifier: fewer bound what a slow one takes",
         unit="images",
         low=1,
         affects_result=("evaluate", "point"),

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from maep.attacks.threat_models import Bpda, Oblivious
+from maep.config.attack_names import check_classes
 from maep.config.load import load_settings, to_yaml
-from maep.config.schema import Settings
+from maep.config.schema import EvaluationSettings, Settings
 from maep.data.shards import ShardSet, to_float
 from maep.evaluation.answers import Autocast, Handling, JudgedDefense, JudgedModel, JudgedPurifier
 from maep.evaluation.audit.finding import ALARM, PASSED
@@ -37,6 +38,7 @@ from maep.evaluation.scoring.defense import Defense
 from maep.evaluation.scoring.evaluation import Evaluation, write_subject
 from maep.evaluation.scoring.plan import PLAN, SUBJECT, Plan
 from maep.evaluation.scoring.subject import Subject, subject_of
+from maep.evaluation.scoring.tasks import attacks_of
 from maep.evaluation.workers import evaluate_all
 from maep.models.defended import DefendedClassifier
 from maep.models.purified import PurifiedClassifier
@@ -115,6 +117,8 @@ def _evaluate(
 ) -> dict[str, Any]:
     if settings.evaluation.twin:
         fail(f"evaluation.twin={settings.evaluation.twin}: is of a run's purifier; judge that by stage=evaluate")
+    if settings.certify.sigma:
+        fail(f"certify.sigma={settings.certify.sigma}: certificates are of a run's purifier; make them by maep certify")
     images, labels = _probes(test, device_of(model))
     identities = identities_of(model, name, autocast)
     directory, label = Path(settings.run.dir), label_of(model)
@@ -124,12 +128,24 @@ def _evaluate(
     defense = defense_of(model, identities, handling)
     if defense.is_undefended:
         threats = [threat for threat in settings.evaluation.threat_models if threat not in NEED_DEFENSE]
+        if not threats:
+            fail(
+                f"evaluation.threat_models=[{', '.join(settings.evaluation.threat_models)}]: of a model without a "
+                "purifier its attackers know all there is; choose adaptive, adaptive-eot or blackbox"
+            )
         settings.evaluation.threat_models = threats
         settings.evaluation.adaptive_images = settings.evaluation.images
+    _require_classes(settings.evaluation, len(test.classes))
     evaluation = Evaluation(settings, defense, test, directory / "evaluation" / label)
     _refuse_another(evaluation)
     subject = _subject(model, defense, handling, images, labels, len(test.classes), settings)
     return _judged(replace(evaluation, subject=subject), label)
+
+
+def _require_classes(evaluation: EvaluationSettings, classes: int) -> None:
+    """Raise UserError for an attack that so many classes are too few for: it may come hours after the first one."""
+    for threat in evaluation.threat_models:
+        check_classes(attacks_of(evaluation, threat), f"attacks of {threat}", classes)
 
 
 def _judged(evaluation: Evaluation, label: str) -> dict[str, Any]:

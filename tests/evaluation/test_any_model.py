@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from maep import PurifiedClassifier
 from maep.cli.evaluate import main
+from maep.config.load import load_settings
 from maep.data.shards import ShardSet
 from maep.evaluation import evaluate
 from maep.evaluation.answers import Autocast, JudgedModel
@@ -153,6 +154,36 @@ def test_models_handed_over_wrongly(tmp_path: Path, test_set: ShardSet, mistake:
     with pytest.raises(UserError, match=message) as error:
         evaluate(model, test_set, run_dir=tmp_path / "run", **QUICK)
     assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (
+            {"threat_models": ["oblivious", "bpda"]},
+            r"threat_models=\[oblivious, bpda\]: of a model without a purifier .* choose adaptive, adaptive-eot or",
+        ),
+        ({"settings": load_settings(None, ["certify.sigma=[0.25]"])}, r"certify\.sigma=\[0\.25\]: .* by maep certify"),
+    ],
+)  # fmt: skip
+def test_what_a_model_alone_has_not_is_refused(
+    tmp_path: Path, test_set: ShardSet, how: dict[str, Any], message: str
+) -> None:
+    """Attackers who know less than all of it, and certificates: not left out without a word, and nothing is written."""
+    with pytest.raises(UserError, match=message):
+        evaluate(train_small(), test_set, run_dir=tmp_path / "run", **{**QUICK, **how})
+    assert not (tmp_path / "run").exists()
+
+
+def test_attacks_on_more_classes_than_there_are_are_refused_at_once(tmp_path: Path) -> None:
+    """Before the attacks that come first are paid for; nothing is written."""
+    images, labels = digits(3)
+    how = {**QUICK, "threat_models": ["adaptive", "blackbox"], "attacks": ["fgsm", "autoattack-standard"]}
+    with pytest.raises(
+        UserError, match=r"attacks of adaptive: autoattack-standard: needs at least 4 classes .* have 3"
+    ):
+        evaluate(train_small(3), (images[:12], labels[:12]), run_dir=tmp_path / "run", **how)
     assert not (tmp_path / "run").exists()
 
 

@@ -14,7 +14,7 @@ from maep.ablation.grid.sweep import Sweep
 from maep.ablation.running.point_records import PointState, read_record
 from maep.attacks.attack_state import load_tensors
 from maep.evaluation.reporting.figures import drawn, save_figure
-from maep.evaluation.scoring.chunk_record import read_folder
+from maep.evaluation.scoring.chunk_record import read_row
 from maep.evaluation.scoring.plan import SAMPLES
 
 VALUES = ("distance_clean", "distance_adversarial", "direction_cosine")
@@ -47,9 +47,9 @@ def draw_purification(sweep: Sweep, points: Sequence[Point], folder: Path) -> No
 def _view(sweep: Sweep, point: Point) -> View:
     row = row_of(point.directory / "report.json", sweep.first_selector)
     assert row is not None  # the table's cells were read from it
-    directory = point.directory / "evaluation" / row["records"]
-    records = read_folder(directory)
-    samples = load_tensors(directory / SAMPLES)
+    directory = point.directory / "evaluation"
+    records = read_row(directory, row["records"])
+    samples = load_tensors(directory / row["records"] / SAMPLES)
     images = {kind: samples[0][kind][:IMAGES] for kind in KINDS} if samples else {}
     values = {name: [x for record in records for x in getattr(record, name) if x is not None] for name in VALUES}
     return View(point.label, images, values)

@@ -264,9 +264,10 @@ def _rounding(rows: Sequence[Combination]) -> Iterator[Finding]:
         yield Finding("8-bit budget", WARNING, text)
     else:
         yield Finding("8-bit budget", PASSED, "the budget is kept after rounding to 8 bits")
-    change = max((row.result.robust_accuracy_8bit - row.result.robust_accuracy for row in rows), key=abs)
+    changes = ((row.result.robust_accuracy_8bit - row.result.robust_accuracy, row.result.n) for row in rows)
+    change, n = max(changes, key=lambda each: abs(each[0]))
     text = f"rounding the attacked images to 8 bits moves robust accuracy by up to {change:+.1f} points"
-    is_large = abs(change) > max(ROUNDING_POINTS, 100 * ROUNDING_IMAGES / rows[0].result.n)
+    is_large = abs(change) > max(ROUNDING_POINTS, 100 * ROUNDING_IMAGES / n)
     yield Finding("8-bit accuracy", WARNING if is_large else PASSED, text)
 
 

@@ -3,7 +3,8 @@
 Each is a sign of masked gradients (Athalye et al. 2018, Carlini et al. 2019) if the answer is not what it should be:
 the output is not random, the gradient is there and agrees with finite differences, the attack's loss rises with its
 budget and its steps, and the attack finds what was planted for it. `maep.evaluation.audit.findings` says what the
-answers mean.
+answers mean. The curves take 228 gradient steps on each of `evaluation.check_images`, through a random defense once for
+each of `evaluation.draws`.
 """
 
 import statistics

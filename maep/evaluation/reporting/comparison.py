@@ -15,11 +15,11 @@ from scipy.stats import binomtest
 
 from maep.attacks.catalog import title_of
 from maep.evaluation.audit.finding import ALARM
-from maep.evaluation.reporting.figures import COLOURS, INK, drawn, style_axes
+from maep.evaluation.reporting.figures import COLOURS, INK, drawn, legend_room, style_axes
 from maep.evaluation.reporting.report_document import REPORT, Report
 from maep.evaluation.reporting.report_row import Interval, ReportRow
 from maep.evaluation.reporting.rows import percent_with_interval
-from maep.evaluation.scoring.chunk_record import ChunkRecord, read_folder
+from maep.evaluation.scoring.chunk_record import ChunkRecord, read_row
 from maep.evaluation.scoring.tasks import eps_text
 from maep.runtime.errors import fail
 from maep.storage.documents import Document
@@ -144,7 +144,7 @@ class ReportedDefense:
         """
         row = self.rows[condition]
         folder = self.run / "evaluation" / row.records
-        records = read_folder(folder)
+        records = read_row(self.run / "evaluation", row.records)
         right = [right for record in records for right in record.correct("defended_adversarial")]
         if len(right) != row.n or abs(100 * sum(right) / len(right) - row.robust_accuracy) > ROUNDING:
             fail(f"{folder}: its records are not those of {self.run / REPORT}; run stage=report again")
@@ -348,7 +348,8 @@ def _cell(row: ComparedRow | None) -> Text:
 def comparison_figure(defenses: Sequence[ReportedDefense], comparison: Comparison) -> Figure:
     """Robust accuracies with their intervals, one group of bars a column; hatched where an alarm goes with them."""
     columns = comparison.columns
-    figure = Figure(figsize=(max(4.0, 1.6 * len(columns) + 1.5), 4.2), layout="constrained")
+    breadth, height = legend_room([_legend(defense) for defense in defenses])
+    figure = Figure(figsize=(max(4.0, 1.6 * len(columns) + 1.5, breadth), max(4.2, 3.2 + height)), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(defenses)
     for number, defense in enumerate(defenses):

@@ -36,6 +36,7 @@ from maep.evaluation.reporting.provenance import ENVIRONMENT, Environment, write
 from maep.evaluation.reporting.report_certificate import CertificateRow
 from maep.evaluation.reporting.report_document import REPORT, Report
 from maep.evaluation.reporting.report_page import render_page
+from maep.evaluation.reporting.report_row import ReportRow
 from maep.evaluation.reporting.rows import Combination, combine, headlines, judged_word
 from maep.evaluation.reporting.terminal_table import terminal_table
 from maep.evaluation.reporting.threat_meanings import KNOWABLE
@@ -229,7 +230,7 @@ def honest_notes(settings: Settings, results: Sequence[PurifierResult]) -> list[
         result = row.result
         attack = f"{result.attack} {result.norm} {eps_text(result.eps)}"
         notes += [f"{result.purifier}, {result.threat_model} {attack}: {warning}" for warning in row.warnings]
-    return [*notes, *_notes_on_trainings(results), *_notes_on_attacks(settings)]
+    return [*notes, *_notes_on_trainings(results), *_notes_on_attacks(settings, [row.result for row in rows])]
 
 
 def _notes_on_draws(results: Sequence[PurifierResult]) -> Iterator[str]:
@@ -270,19 +271,19 @@ def _notes_on_compiling(curves: Mapping[str, Curve]) -> Iterator[str]:
             yield f"{name}: torch.compile failed, so it was done uncompiled; its last bits may be others"
 
 
-def _notes_on_attacks(settings: Settings) -> list[str]:
+def _notes_on_attacks(settings: Settings, rows: Sequence[ReportRow]) -> list[str]:
+    """rows: of all results, since not everything that the settings name is run by every attacker."""
     notes, surrogate = [], SurrogateSettings.of(settings.evaluation)
     if not surrogate.is_exact:
         notes.append(
             f"attacks followed a fast surrogate of the model ({surrogate}); every verdict is the model's own, in fp32"
         )
-    names = (*settings.evaluation.attacks, *settings.evaluation.adaptive_attacks)
-    if any(name.startswith(("pgd", "bim")) for name in names):
+    if any(row.attack.startswith(("pgd", "bim")) for row in rows):
         notes.append("PGD and BIM step by eps/4 (2/255 at eps = 8/255); one try, the last iterate counts")
-    attacks = settings.evaluation.attacks
-    if not any(map(is_autoattack, attacks)):
+    knowing = [row for row in rows if threat_model(row.threat_model).knows_purifier]
+    if not any(is_autoattack(row.attack) for row in rows):
         notes.append("AutoAttack was not run; single gradient attacks overestimate robustness")
-    elif not any(map(is_autoattack, settings.evaluation.adaptive_attacks or attacks)):
+    elif knowing and not any(is_autoattack(row.attack) for row in knowing):
         notes.append("AutoAttack was run on the classifier alone; single gradient attacks overestimate robustness")
     return notes
 

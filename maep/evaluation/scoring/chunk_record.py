@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from maep.data.verification import stamp_of
-from maep.evaluation.scoring.plan import Plan
+from maep.evaluation.scoring.plan import PLAN, Plan
 from maep.evaluation.scoring.tasks import Task
 from maep.runtime.errors import fail
 from maep.runtime.plain_files import read_bytes
@@ -136,9 +136,18 @@ def _is_whole(directory: Path, task: Task, identity: str, _stamp: str) -> bool:
     return read_record(directory, task, identity) is not None
 
 
-def read_folder(folder: Path) -> list[ChunkRecord]:
-    """All records of one threat model, attack and budget, chunks in order, whatever they belong to."""
-    return [ChunkRecord.read(path) for path in sorted(folder.glob("chunk-*.json"))]
+def read_row(directory: Path, row: str) -> list[ChunkRecord]:
+    """The records behind a row of a report, chunks in order. directory: run.dir/evaluation; row: its entry `records`.
+
+    Those that the plan names, where there is one: of a larger evaluation that was run there before, others may be left
+    beside them.
+    """
+    folder = directory / row
+    paths, plan = sorted(folder.glob("chunk-*.json")), folder.parents[1] / PLAN
+    if plan.is_file():
+        planned = {record_path(plan.parent, each.task) for each in Plan.read(plan).tasks}
+        paths = [path for path in paths if path in planned]
+    return [ChunkRecord.read(path) for path in paths]
 
 
 def read_records(plan: Plan, directory: Path) -> dict[Path, list[ChunkRecord]]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from maep.data.shards import ShardSet
 from maep.evaluation.audit.findings import ALARM, PurifierResult, findings
 from maep.evaluation.audit.gradient_masking import finite_differences, margin_gradients, margins, median_error
-from maep.evaluation.reporting.report import read_results
+from maep.evaluation.reporting.report import honest_notes, read_results
 from maep.evaluation.scoring.defense import Defense
 from maep.evaluation.scoring.evaluation import Evaluation
 from maep.evaluation.workers import evaluate_all
@@ -98,6 +98,35 @@ def test_rounding_out_of_the_budget_is_told(honest: PurifierResult) -> None:
     assert "0.1529 of ε = 0.15" in warnings["8-bit budget"].text
     assert "+20.0 points" in warnings["8-bit accuracy"].text
     assert not any(finding.level == "warning" for finding in honest.findings)
+
+
+def test_an_image_of_few_is_no_warning(honest: PurifierResult) -> None:
+    """A point more or less is measured by the images of its own row, not by those of another attacker's."""
+    few, many = (replace(honest.rows[0], result=replace(honest.rows[0].result, n=n)) for n in (16, 1000))
+    moved = replace(few.result, robust_accuracy=50.0, robust_accuracy_8bit=56.25)
+    for rows, expected in (([many, replace(few, result=moved)], "passed"), ([replace(few, result=moved)], "passed"),
+                           ([few, replace(many, result=replace(moved, n=1000))], "warning")):  # fmt: skip
+        (told,) = [each for each in findings(honest.checks, rows, 10) if each.check == "8-bit accuracy"]
+        assert (told.level, "+6.2 points" in told.text) == (expected, True)
+
+
+@pytest.mark.parametrize(
+    ("attacks", "told"),
+    [
+        ({"oblivious": "pgd-10", "adaptive": "autoattack-standard"}, ""),
+        ({"oblivious": "autoattack-standard", "adaptive": "pgd-10"}, "AutoAttack was run on the classifier alone"),
+        ({"oblivious": "pgd-10", "adaptive": "fgsm"}, "AutoAttack was not run"),
+        ({"oblivious": "autoattack-standard"}, ""),
+    ],
+)
+def test_whether_autoattack_was_run_is_told_of_what_was_run(
+    honest: PurifierResult, tmp_path: Path, attacks: dict[str, str], told: str
+) -> None:
+    """By whichever attacker, and not of what the settings name for attackers that were left out."""
+    row = honest.rows[0]
+    rows = [replace(row, result=replace(row.result, threat_model=name, attack=at)) for name, at in attacks.items()]
+    notes = honest_notes(settings_for(tmp_path, attacks=["fgsm"]), [replace(honest, rows=rows)])
+    assert [note.partition(";")[0] for note in notes if note.startswith("AutoAttack")] == [told] * bool(told)
 
 
 def test_purified_images_that_are_none_are_told(honest: PurifierResult) -> None:

@@ -13,7 +13,7 @@ from maep.evaluation.audit.gradient_masking import CheckRecord
 from maep.evaluation.audit.purification_cost import CostRecord
 from maep.evaluation.reporting.report_document import Report
 from maep.evaluation.scoring import chunk_record
-from maep.evaluation.scoring.chunk_record import ChunkRecord, is_recorded, read_record, record_path
+from maep.evaluation.scoring.chunk_record import ChunkRecord, is_recorded, read_record, read_row, record_path
 from maep.evaluation.scoring.plan import Plan
 from maep.runtime.errors import UserError
 from maep.runtime.plain_files import read_bytes
@@ -145,3 +145,16 @@ def test_committed_reports(path: Path) -> None:
     assert report.results
     for row, before in zip(report.to_json()["results"], entries["results"], strict=True):
         assert {key: row[key] for key in before} == before
+
+
+def test_records_of_a_larger_evaluation_are_not_of_a_smaller_one(tmp_path: Path) -> None:
+    """They stay beside those of a row, which are the ones that the plan names; without a plan it is all there are."""
+    test = write_shards(tmp_path / "test", IMAGES)
+    how = {"attacks": ["fgsm"], "threat_models": ["oblivious"], "chunk_images": 4, "check_images": 1}
+    for images in (8, 4):
+        directory = run(settings_for(tmp_path, **how, images=images), test)
+    row = "pretrained/oblivious/fgsm-Linf-0.1"
+    assert len(list((directory.parent / row).glob("chunk-*.json"))) == 2
+    assert [record.ids for record in read_row(directory.parent, row)] == [(0, 1, 2, 3)]
+    (directory / "plan.json").unlink()
+    assert len(read_row(directory.parent, row)) == 2

@@ -135,7 +135,7 @@ def _line(names: Sequence[str], measure: Measure, state: str) -> PageLine:
     return PageLine(
         names=" · ".join(names),
         value=measure.name.replace("_", " "),
-        ours=state if empty and state != PointState.WAITING else number(measure.mean),
+        ours=state if empty and state not in (PointState.WAITING, PointState.FINISHED) else number(measure.mean),
         empty=empty,
         spread="" if empty else _spread(measure),
         paper=number(measure.paper),

@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from maep.ablation.grid.sweep import Sweep
 from maep.ablation.tables.cells import Cell, Measure
 from maep.ablation.tables.render import caption, labels, layout
-from maep.evaluation.reporting.figures import drawn, save_figure
+from maep.evaluation.reporting.figures import drawn, legend_room, save_figure
 
-LEGEND = 1.6  # inches beside the axes: names of 20 letters in 8 points
+LONGEST_TITLE = 30  # letters of the legend's title: the keys of lists side by side may be a page wide
+MARKERS = "os^Dv"  # after ten colours the next mark
 
 
 def draw_figures(sweep: Sweep, cells: Sequence[Cell], folder: Path) -> None:
@@ -31,32 +32,44 @@ def value_figure(sweep: Sweep, cells: Sequence[Cell], index: int) -> Figure:
     series = {", ".join(labels(sweep, row)): [cell.measures[index] for cell in row] for row in rows}
     if len(columns) == 1:
         columns, series = list(series), {"": [measures[0] for measures in series.values()]}
+    title = drawn(", ".join(heads)) if len(series) > 1 and len(", ".join(heads)) <= LONGEST_TITLE else None
+    beside, height = legend_room([title or "", *series, "ours", "paper"])
     # An inch a column keeps their names apart; wider than 6 inches, the letters would be small on a page.
-    figure = Figure(figsize=(min(max(4.5, 1.1 * len(columns) + 2), 6.0) + LEGEND, 3.6), layout="constrained")
+    width = min(max(4.5, 1.1 * len(columns) + 2), 6.0)
+    figure = Figure(figsize=(width + beside, max(3.6, height + 0.3)), layout="constrained")
     axes = figure.subplots()
     for number, (name, measures) in enumerate(series.items()):
-        _draw(axes, name, measures, f"C{number}")
-    axes.set_xticks(range(len(columns)), list(map(drawn, columns)), rotation=20 if max(map(len, columns)) > 12 else 0)
+        _draw(axes, name, measures, f"C{number % 10}", MARKERS[number // 10 % len(MARKERS)])
+    _set_names(axes, columns)
     axes.set_xlabel(drawn(across))
     axes.set_ylabel(sweep.values[index].replace("_", " "))
     axes.set_title(drawn(caption(sweep).split(" (")[0]), fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
-    title = drawn(", ".join(heads)) if len(series) > 1 else None
+    if any(measure.paper is not None for row in rows for measure in (cell.measures[index] for cell in row)):
+        axes.plot([], [], color="black", marker="o", label="ours")
+        axes.plot([], [], color="black", marker="o", markerfacecolor="none", linestyle="--", alpha=0.6, label="paper")
     figure.legend(loc="outside right upper", fontsize=8, frameon=False, title=title, title_fontsize=8)
     return figure
 
 
-def _draw(axes: Axes, name: str, measures: Sequence[Measure], color: str) -> None:
+def _set_names(axes: Axes, columns: Sequence[str]) -> None:
+    """Names of the columns: level where they are short, and upright where they are many."""
+    longest = max(map(len, columns))
+    turn = 0 if longest <= 12 and len(columns) <= 8 else 20 if len(columns) <= 6 else 90
+    axes.set_xticks(range(len(columns)), list(map(drawn, columns)), rotation=turn, fontsize=8 if turn == 90 else None)
+
+
+def _draw(axes: Axes, name: str, measures: Sequence[Measure], color: str, marker: str) -> None:
     """Ours: filled marks with error bars; the paper's: hollow ones, dashed."""
     measured = [(x, m, m.mean) for x, m in enumerate(measures) if m.mean is not None]
     if measured:
         below, above = zip(*(_errors(m, mean) for _, m, mean in measured), strict=True)
         axes.errorbar([x for x, _, _ in measured], [mean for _, _, mean in measured], yerr=[below, above], color=color,
-                      marker="o", capsize=3, label=drawn(f"{name} ours".strip()))  # fmt: skip
+                      marker=marker, capsize=3, label=drawn(name))  # fmt: skip
     published = [(x, m.paper) for x, m in enumerate(measures) if m.paper is not None]
     if published:
-        axes.plot(*zip(*published, strict=True), color=color, marker="o", markerfacecolor="none", linestyle="--",
-                  alpha=0.6, label=drawn(f"{name} paper".strip()))  # fmt: skip
+        axes.plot(*zip(*published, strict=True), color=color, marker=marker, markerfacecolor="none", linestyle="--",
+                  alpha=0.6, label=None if measured else drawn(name))  # fmt: skip
 
 
 def _errors(measure: Measure, mean: float) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from maep.attacks.catalog import is_autoattack, title_of
 from maep.attacks.threat_models import Oblivious, threat_model
 from maep.config.schema import Settings
 from maep.evaluation.audit.findings import PurifierResult, robust_images
-from maep.evaluation.reporting.figures import BLUE, COLOURS, GREY, INK, ORANGE, drawn, style_axes
+from maep.evaluation.reporting.figures import BLUE, COLOURS, GREY, INK, ORANGE, drawn, letters_room, style_axes
 from maep.evaluation.reporting.report_certificate import CertificateRow
 from maep.evaluation.reporting.report_document import REPORT, Baseline, Report
 from maep.evaluation.reporting.report_row import Interval
@@ -158,8 +158,11 @@ def is_shown(bounds: Sequence[Bounds]) -> bool:
 def bounds_figure(bounds: Sequence[Bounds], ink: str = INK) -> Figure:
     """Bars with their 95 % intervals, one group a purifier, the baseline among them."""
     count = sum(len(each.bars) for each in bounds)
-    figure = Figure(figsize=(5.6, 0.9 + 0.3 * count + 0.25 * len(bounds)), layout="constrained")
-    axes, at, ticks = figure.subplots(), 0.0, []
+    labels = [label for each in bounds for label in _labels(each)]
+    width = max(5.6, 2.2 + letters_room(labels))  # the bars need some of it, whatever names are like
+    figure = Figure(figsize=(width, 0.9 + 0.3 * count + 0.25 * len(bounds)), layout="constrained")
+    axes, at = figure.subplots(), 0.0
+    ticks: list[tuple[float, str]] = []
     for each in bounds:
         for bar in each.bars:
             low, high = bar.interval
@@ -167,8 +170,7 @@ def bounds_figure(bounds: Sequence[Bounds], ink: str = INK) -> Figure:
             axes.barh(at, bar.accuracy, 0.8, color=KINDS[bar.kind], xerr=error,
                       error_kw={"ecolor": ink, "elinewidth": 1, "capsize": 2.5})  # fmt: skip
             axes.text(102, at, f"{bar.accuracy:.1f}", va="center", fontsize=8, color=ink)
-            head = f"{each.name}: " if bar is each.bars[0] else ""
-            ticks.append((at, drawn(f"{head}{bar.text}, n = {bar.n}")))
+            ticks.append((at, drawn(labels[len(ticks)])))
             at -= 1
         at -= 0.8
     axes.set_yticks(*zip(*ticks, strict=True), fontsize=8)
@@ -177,3 +179,9 @@ def bounds_figure(bounds: Sequence[Bounds], ink: str = INK) -> Figure:
     style_axes(axes, ink)
     axes.grid(visible=False, axis="y")
     return figure
+
+
+def _labels(of: Bounds) -> list[str]:
+    """What stands before the bars: the first of them says whose they are."""
+    first, *others = [f"{bar.text}, n = {bar.n}" for bar in of.bars]
+    return [f"{of.name}: {first}", *others]

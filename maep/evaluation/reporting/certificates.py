@@ -29,7 +29,7 @@ from maep.evaluation.certification.certificate_record import (
 from maep.evaluation.certification.smoothing import largest_radius
 from maep.evaluation.certification.subjects import certified_identities
 from maep.evaluation.certification.trained_noise import TrainedNoise, trained_noise, untrained_note
-from maep.evaluation.reporting.figures import COLOURS, INK, drawn, style_axes
+from maep.evaluation.reporting.figures import COLOURS, INK, drawn, legend_room, style_axes
 from maep.evaluation.reporting.report_certificate import BesideCertificate, CertificateRow
 from maep.evaluation.reporting.rows import percent_with_interval
 from maep.evaluation.scoring.defense import UNDEFENDED
@@ -193,12 +193,15 @@ def attacked_table(rows: Sequence[CertificateRow]) -> Table:
 
 def certificate_figure(rows: Sequence[CertificateRow], ink: str = INK) -> Figure:
     """Certified accuracy with its interval against the radius."""
-    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+    labels = [f"{row.purifier}, σ = {row.sigma:g}" for row in rows]
+    columns = 2 if legend_room(labels, 2)[0] <= 5.6 else 1
+    width, height = legend_room([*labels, "", ""], columns)  # two more tell what marks of attacks mean
+    figure = Figure(figsize=(max(5.6, width), max(3.6, 2.6 + height)), layout="constrained")
     axes = figure.subplots()
     for number, row in enumerate(rows):
         radii, values = zip(*row.certified, strict=True)
         low, high = zip(*row.certified_ci95, strict=True)
-        colour, label = COLOURS[number % len(COLOURS)], drawn(f"{row.purifier}, σ = {row.sigma:g}")
+        colour, label = COLOURS[number % len(COLOURS)], drawn(labels[number])
         axes.plot(radii, values, color=colour, label=label)
         axes.fill_between(radii, low, high, color=colour, alpha=0.12, linewidth=0)
         for mark, name in (("v", "smoothed"), ("x", "without_noise")):
@@ -209,5 +212,5 @@ def certificate_figure(rows: Sequence[CertificateRow], ink: str = INK) -> Figure
             axes.plot([], [], mark, color=ink, label=text)
     axes.set(ylim=(0, 102), xlim=(0, None), xlabel="L2 radius, [0,1] pixels", ylabel="certified accuracy in %")
     style_axes(axes, ink)
-    figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=8, labelcolor=ink)
+    figure.legend(loc="outside upper left", ncols=columns, frameon=False, fontsize=8, labelcolor=ink)
     return figure

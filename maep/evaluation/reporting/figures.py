@@ -1,6 +1,7 @@
 """Figures of a report, by matplotlib; `ink` is the colour of text and axes, so that pages may be dark."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from maep.storage.atomic import atomic_file
 INK = "#1f2430"
 BLUE, ORANGE, GREY = "#3b78d8", "#e0802b", "#9aa3b2"
 COLOURS = (BLUE, ORANGE, "#3f9e5f", "#b0479a", "#c0392b", "#2aa5b8", "#8a6d3b", GREY)
+# Inches: a letter in 8 points and a tenth more, a line of a legend, and what stands before and beside its letters.
+LETTER, LINE, KEY = 0.07, 0.19, 0.6
 ROWS = ("clean", "adversarial", "perturbation × 10", "purified", "residual × 10")
 
 
@@ -41,6 +44,17 @@ def png_bytes(figure: Figure) -> bytes:
 def drawn(text: str) -> str:
     """The text as a figure shows it: matplotlib sees a formula between dollar signs, and fails on a wrong one."""
     return printable(text).replace("$", r"\$")
+
+
+def legend_room(labels: Sequence[str], columns: int = 1) -> tuple[float, float]:
+    """Width and height, in inches, of a legend in 8 points whose labels stand in so many columns."""
+    lines = [line for label in labels for line in label.split("\n")]
+    return columns * (KEY + letters_room(labels)), LINE * math.ceil(len(lines) / columns)
+
+
+def letters_room(labels: Sequence[str]) -> float:
+    """Width in inches of the longest line of some labels in 8 points."""
+    return LETTER * max((len(line) for label in labels for line in label.split("\n")), default=0)
 
 
 def style_axes(axes: Axes, ink: str) -> None:
@@ -113,18 +127,19 @@ def eps_figure(curves: Sequence[Sequence[Combination]], ink: str = INK) -> Figur
 
     curves: rows that differ in nothing but their budget.
     """
-    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+    sides = [sorted((row.result for row in curve), key=lambda result: result.eps) for curve in curves]
+    labels = [f"{rows[0].purifier}, {rows[0].threat_model}, {title_of(rows[0].attack)}" for rows in sides]
+    width, height = legend_room(labels)
+    figure = Figure(figsize=(max(5.6, width), max(3.6, 2.6 + height)), layout="constrained")
     axes = figure.subplots()
-    for number, curve in enumerate(curves):
-        rows = sorted((row.result for row in curve), key=lambda result: result.eps)
+    for number, (rows, label) in enumerate(zip(sides, labels, strict=True)):
         first = rows[0]
         points = [(0.0, first.clean_accuracy, first.clean_ci95)]
         points += [(result.eps, result.robust_accuracy, result.robust_ci95) for result in rows]
         eps, values, intervals = zip(*points, strict=True)
         low, high = zip(*intervals, strict=True)
         colour = COLOURS[number % len(COLOURS)]
-        label = drawn(f"{first.purifier}, {first.threat_model}, {title_of(first.attack)}")
-        axes.plot(eps, values, color=colour, marker="o", markersize=4, label=label)
+        axes.plot(eps, values, color=colour, marker="o", markersize=4, label=drawn(label))
         axes.fill_between(eps, low, high, color=colour, alpha=0.12, linewidth=0)
     axes.set(ylim=(0, 100), xlim=(0, None), xlabel="ε", ylabel="accuracy in %")
     style_axes(axes, ink)
@@ -135,7 +150,9 @@ def eps_figure(curves: Sequence[Sequence[Combination]], ink: str = INK) -> Figur
 def accuracy_figure(rows: Sequence[Combination], ink: str = INK) -> Figure:
     """Robust accuracy with its 95 % interval, undefended and defended, and clean accuracy as a mark."""
     judged = judged_word([row.result for row in rows])
-    figure = Figure(figsize=(5.6, 0.9 + 0.62 * len(rows)), layout="constrained")
+    labels = [_row_label(row.result) for row in rows]
+    # Half of it for the bars; names of runs may be longer than the other half.
+    figure = Figure(figsize=(max(5.6, 2.8 + letters_room(labels)), 0.9 + 0.62 * len(rows)), layout="constrained")
     axes = figure.subplots()
     heights = np.arange(len(rows))[::-1]
     for height, row in zip(heights, rows, strict=True):
@@ -149,7 +166,7 @@ def accuracy_figure(rows: Sequence[Combination], ink: str = INK) -> Figure:
             axes.barh(height + offset, value, 0.34, color=colour, xerr=error,
                       error_kw={"ecolor": ink, "elinewidth": 1, "capsize": 2.5})  # fmt: skip
         axes.plot([result.clean_accuracy] * 2, [height - 0.38, height], color=ORANGE, linewidth=2.5)
-    axes.set_yticks(heights, [_row_label(row.result) for row in rows])
+    axes.set_yticks(heights, labels)
     axes.set_xlim(0, 100)
     axes.set_xlabel("accuracy in %")
     style_axes(axes, ink)

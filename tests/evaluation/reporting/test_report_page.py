@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from maep.ablation.tables.paper_page import render_paper
 from maep.evaluation.reporting.provenance import write_environment
 from maep.evaluation.reporting.report import build_report
 from tests.evaluation.small_evaluation import run, settings_for
 from tests.small import write_shards
+from tests.tiny import ROOT
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -131,9 +133,14 @@ def test_tables_fit_a_desktop(page: Path) -> None:
 
 @needs_chromium
 def test_fits_a_small_phone(page: Path) -> None:
-    """At 360 pixels, with everything opened, no row, label or gallery line is wider than the screen."""
+    """At 360 pixels, with everything opened, no row, label or gallery line is wider than the screen; names of runs,
+    classifiers and purifiers may be as long as they like.
+    """
     width, wide, label = in_browser(
         page,
+        "const named = 'h1, header b, h2 code, h3 code, .tile .name, .findings li b, td[data-label=purifier],"
+        " .numbers tbody th';"
+        f"document.querySelectorAll(named).forEach(each => {{ each.textContent = '{'robust_cifar10_' * 4}'; }});"
         "document.querySelectorAll('details').forEach(details => { details.open = true; });"
         "const rows = [...document.querySelectorAll('.numbers td, .gallery tr, .tile, .verdict-line')];"
         "const wide = rows.filter(row => row.getBoundingClientRect().right > 360).map(row => row.textContent.trim());"
@@ -144,6 +151,22 @@ def test_fits_a_small_phone(page: Path) -> None:
     assert width <= SMALL_PHONE
     assert wide == []
     assert label > 100
+
+
+@needs_chromium
+def test_the_page_of_all_tables_fits_a_phone(tmp_path: Path) -> None:
+    """A sweep with long names among them scrolls within itself; one that is no table of the paper has its title."""
+    path = tmp_path / "paper.html"
+    path.write_text(render_paper([ROOT / "tests/reports/ablation/zoo_generative.json"]))
+    width, heads = in_browser(
+        path,
+        "answer = [document.documentElement.scrollWidth,"
+        " [...document.querySelectorAll('h2')].map(head => head.textContent)]",
+        width=PHONE,
+    )
+    assert width <= PHONE
+    assert sum(head.startswith("Generative purifiers side by side") for head in heads) == 1
+    assert sum(head.startswith("Table ") for head in heads) == len(heads) - 1
 
 
 def test_the_verdict_comes_first(page: Path) -> None:

@@ -8,6 +8,7 @@ directories with a manifest in `maep.storage.sealed`.
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -92,9 +93,13 @@ def link_or_copy(source: str, target: str) -> None:
 
 
 def remove_temporaries(directory: Path) -> None:
-    """Remove what an earlier, killed writer on this host left half-written in `directory`."""
-    for path in directory.glob(f".tmp-*-{socket.gethostname()}-*"):
-        writer = int(path.name.rsplit("-", 1)[1])
-        if writer != os.getpid() and Path(f"/proc/{writer}").exists():
+    """Remove what an earlier, killed writer on this host left half-written in `directory`.
+
+    On this very host: beside one called `node` there may be a `node-1`, whose writers this one cannot see.
+    """
+    ours = re.compile(rf"\.tmp-.+-{re.escape(socket.gethostname())}-(\d+)", re.DOTALL)
+    for path in directory.glob(".tmp-*"):
+        match = ours.fullmatch(path.name)
+        if match is None or (int(match[1]) != os.getpid() and Path(f"/proc/{match[1]}").exists()):
             continue
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

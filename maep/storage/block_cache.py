@@ -19,6 +19,7 @@ from maep.runtime.errors import UserError
 from maep.storage.atomic import remove_temporaries, temporary_name
 
 HEADER = 4
+DIGITS = 19  # of the largest number of bytes that a disk may have; a damaged total may be anything
 FILL_AFTER_EVICTION = 0.9  # of the limit: an eviction looks at every block, so each makes room for many
 
 
@@ -71,8 +72,8 @@ class BlockCache:
         with (self.directory / ".total").open("a+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
-            text = file.read()  # empty in a new directory, or where its writer was killed
-            total = size + (int(text) if text else sum(each for _, each, _ in _blocks(self.directory)))
+            text = file.read(DIGITS)  # none in a new directory, or where its writer was killed
+            total = size + (int(text) if text.isdecimal() else sum(each for _, each, _ in _blocks(self.directory)))
             if total > self.limit:
                 total = self._evict(int(self.limit * FILL_AFTER_EVICTION) - size) + size
             file.truncate(0)

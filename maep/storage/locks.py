@@ -84,7 +84,7 @@ def run_lock(directory: Path) -> Iterator[Lock]:
 def one_at_a_time(directory: Path) -> Iterator[None]:
     """Hold `directory` while something that several runs share is made in it; others wait until it is finished.
 
-    Raises UserError when the directory cannot be written.
+    Raises UserError when the directory cannot be written, or its file system knows no locks.
     """
     started, reported = time.monotonic(), False
     lock, holder = _try(directory)
@@ -108,11 +108,17 @@ def _try(directory: Path, setting: str = "") -> tuple[Lock | None, Signature | N
         raise UserError(f"{setting}{directory}: cannot be written: {error.strerror}") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         file.seek(0)
         holder = Signature.from_text(file.read(LIMIT))
         file.close()
         return (_take_over(path, holder) if _is_earlier_attempt(holder) else None), holder
+    except OSError as error:  # nobody holds it: waiting would have no end
+        file.close()
+        fail(
+            f"{setting}{directory}: its file system gives no locks (flock: {error.strerror}); have it mounted with "
+            "them (Lustre: -o flock, NFS: with its lock daemon), or choose a directory elsewhere"
+        )
     lock = Lock(path, file)
     if not lock.is_held():  # taken over between opening and locking
         file.close()

@@ -43,13 +43,14 @@ def test_full_disk_is_a_user_error_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_temporaries_of_dead_writers_are_removed(tmp_path: Path) -> None:
-    """What a killed process left goes; what a living one writes stays."""
+    """What a killed process left goes; what a living one writes stays, and what one of a host of a longer name does."""
     host = os.uname().nodename
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     gone, kept = tmp_path / f".tmp-a-{host}-{dead.pid}", tmp_path / f".tmp-b-{host}-{os.getppid()}"
-    gone.touch()
-    kept.touch()
+    elsewhere, odd = tmp_path / f".tmp-c-{host}-1-{dead.pid}", tmp_path / f".tmp-d-{host}-x"
+    for path in (gone, kept, elsewhere, odd):
+        path.touch()
     remove_temporaries(tmp_path)
     assert not gone.exists()
-    assert kept.exists()
+    assert all(path.exists() for path in (kept, elsewhere, odd))

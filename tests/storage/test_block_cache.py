@@ -84,3 +84,14 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"data\.cache_dir=.*file/blocks: cannot be written"):
         BlockCache(tmp_path / "file" / "blocks", 10**6)
+
+
+def test_a_damaged_total_is_counted_anew(tmp_path: Path) -> None:
+    """As a full disk leaves it: what is there is looked at."""
+    cache = BlockCache(tmp_path, 10 * 1004)
+    cache.put("a", block(1))
+    for text in ("\0\0\0\0", "-1", "x", "9" * 5000):
+        (tmp_path / ".total").write_text(text)
+        cache.put("b", block(2))
+        assert int((tmp_path / ".total").read_text()) <= 4 * 1004
+        assert cache.get("b") == block(2)

@@ -1,6 +1,9 @@
 """Directories that one process at a time may work in."""
 
+import errno
+import fcntl
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -119,3 +122,19 @@ def test_a_signature_of_an_older_version_is_understood(tmp_path: Path, job: pyte
         job.setenv("SLURM_RESTART_COUNT", "2")
         with run_lock(tmp_path) as lock:
             assert lock.is_held()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """As Lustre answers that was mounted without them: nobody holds the directory, and nobody would let it go."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr("maep.storage.locks.time.sleep", lambda _: pytest.fail("waits for ever"))
+    for hold in (one_at_a_time, run_lock):
+        with pytest.raises(UserError, match=f"{tmp_path}: its file system gives no locks"), hold(tmp_path):
+            pass

@@ -293,7 +293,7 @@ def purify_folder(job: Job, source: Path, target: Path) -> None:
     outputs = _outputs(source, names, archive)
     if len(names) < len(archive.files):
         say(f"purify: {len(archive.files) - len(names)} files that are not images are left out")
-    inputs = {outputs[name]: _state(source, name) for name in names}
+    inputs = {outputs[name]: _state(archive, name) for name in names}
     with (
         _progress(len(names)) as advance,
         _working_directory(target, digest([job.identity, inputs])) as directory,
@@ -312,9 +312,9 @@ def purify_folder(job: Job, source: Path, target: Path) -> None:
         seal_directory(directory, target, manifest)
 
 
-def _state(source: Path, name: str) -> str:
+def _state(archive: Archive, name: str) -> str:
     """Name, size and time of a file: another state means that its output is made again."""
-    status = (source / name).stat()
+    status = archive.on_disk(name).stat()
     return f"{name} {status.st_size} {status.st_mtime_ns}"
 
 

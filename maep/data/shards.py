@@ -366,10 +366,11 @@ class ShardSet:
         return self.labels([index])[0]
 
     def batch(self, indices: Sequence[int]) -> "tuple[Tensor, Tensor]":
-        """Images uint8 [N, 3, H, W] and labels int64 [N] of some sample indices, in their order."""
+        """Images uint8 [N, 3, H, W] and labels int64 [N] of some sample indices, in their order; of none, N is 0."""
         import torch
 
-        images = np.stack(self.images(indices))
+        side = self.manifest.image_size or 0
+        images = np.stack(self.images(indices)) if len(indices) else np.empty((0, side, side, 3), np.uint8)
         labels = torch.tensor(self.labels(indices), dtype=torch.int64)
         return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))), labels
 

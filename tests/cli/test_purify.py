@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -103,6 +104,9 @@ def test_a_folder_of_images_of_different_sizes(
         Image.fromarray(image).save(source / name)
     Image.fromarray(picture(9)[:, :, 0]).save(source / "grey.webp", lossless=True)
     (source / "notes.txt").write_text("hello")
+    Image.fromarray(picture(10)).save(source / "u\u0308.png")  # as macOS spells ü; a name of bytes that are no UTF-8
+    os.rename(source / "a/6.png", os.fsencode(source) + b"/a/\xe9.png")
+    images |= {"\u00fc.png": picture(10), "a/\\xe9.png": images.pop("a/6.png")}
     assert purify(source, tmp_path / "out", run_dir) == 0
     for name, image in images.items():
         assert close(read(tmp_path / "out" / name), expected(run_dir, image))

@@ -47,6 +47,7 @@ def test_random_access_is_lossless(tmp_path: Path, encoding: str) -> None:
         for index in (12, 0, 7, 4, 5):
             assert np.array_equal(reader.image(index), images[index])
             assert reader.label(index) == index % 3
+    assert [tuple(part.shape[:2]) for part in shards.batch([])] == [(0, 3), (0,)]
     batch, labels = shards.batch([11, 2])
     assert (batch.dtype, labels.dtype) == (torch.uint8, torch.int64)
     assert np.array_equal(batch.numpy(), images[[11, 2]].transpose(0, 3, 1, 2))

@@ -153,6 +153,10 @@ class Archive(ABC):
         """The bytes of some files, read in the order that costs least."""
         return {name: self.read(name) for name in self.in_cheap_order(names)}
 
+    def on_disk(self, name: str) -> Path:
+        """The path of one file of a directory, as the disk spells it: names are in one Unicode form, paths in any."""
+        return Path(self._handle(name))
+
     def in_cheap_order(self, names: Iterable[str]) -> list[str]:
         """The names in the order in which reading them costs least."""
         return list(names)
@@ -377,7 +381,10 @@ class _Tar(Archive):
             yield _entry_of(member)
 
     def _check_end(self) -> None:
-        """The list ends where zeros follow or nothing; tarfile also ends it, in silence, at a damaged header."""
+        """The list ends where zeros follow or nothing; tarfile also ends it, in silence, at a damaged header.
+
+        And at the zeros that end the first of several tars in one file (`cat a.tar b.tar`), whatever comes after.
+        """
         file = self._tar.fileobj
         assert file is not None
         file.seek(self._tar.offset)
@@ -385,6 +392,10 @@ class _Tar(Archive):
         if block.strip(b"\0") or (block and len(block) < BLOCK):
             last = self._members[-1].name if self._members else "its start"
             raise tarfile.ReadError(f"damaged after {last}")
+        if file.read(2 * tarfile.RECORDSIZE).strip(b"\0"):
+            raise tarfile.ReadError(
+                "more follows its end, as in tars put one after the other; unpack them into a folder"
+            )
 
     def _entries(self) -> Iterable[Entry]:
         return self._members

@@ -67,6 +67,10 @@ def clean_split(settings: Settings, split: str) -> ShardSet:
     """The clean shards of one split, `train` or `test`. Raises UserError if there are none."""
     path, reading = clean_shards_path(settings) / split, Reading.of(settings.data)
     if not open_storage(path, reading).exists(MANIFEST):
+        is_begun = isinstance(path, Path) and path.with_name(PLAN[split]).exists()
+        if (others := clean_shards(settings)) and not is_begun:
+            share = "" if settings.data.shards else f", data.test_fraction={settings.data.test_fraction:g}"
+            fail(f"{path}: there are no {split} images, only for {', '.join(others)}{share}")
         fail(f"{path}: no clean {split} shards; run shards/build.py (or stage=shards) with the same settings first")
     return ShardSet(path, reading)
 
@@ -243,8 +247,6 @@ def _choose(
 def _plan_shards(working: Path, source: Source, items: list[Item], settings: DataSettings) -> list[_Task]:
     """Shards of at most `data.shard_images`, whose sizes differ by at most 1, so that no rank starves."""
     resize = settings.resize or settings.image_size
-    if resize < settings.image_size:
-        fail(f"data.resize={resize}: must be at least data.image_size={settings.image_size}")
     shards = -(-len(items) // settings.shard_images)
     bounds = [len(items) * number // shards for number in range(shards + 1)]
     size, encoding = settings.image_size, settings.encoding

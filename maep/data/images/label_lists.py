@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from maep.runtime.errors import fail, nearest
 
 # A set of more classes does not exist (ImageNet-21k has 21,841); a number above is a mistake, and costs memory.
 MAX_CLASSES = 100_000
+LONGEST_NUMBER = 20  # digits in a file's name: nanoseconds since 1970 have 19
+COLUMNS = ("file", "index", "wnid", "name")  # of labels.csv
+FEW_VALUES = 8  # of a column that may say the split: train, val and test, and spellings of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,13 @@ class LabelList:
         """One class a line, for the files in their order."""
         if len(self.rows) != len(files):
             fail(f"{self.source} has {len(self.rows)} lines for the {len(files)} images of {prefix}")
+        counted = sorted(files, key=_by_numbers)
+        if counted != list(files):
+            text, number = next(pair for pair in zip(files, counted, strict=True) if pair[0] != pair[1])
+            fail(
+                f"{self.source}: one class a line, and the order of the images of {prefix} is not clear: {text} or"
+                f" {number} may come first; give a file and its class a row"
+            )
         self._check_one_meaning([(row.cells[0], row) for row in self.rows])
         return {file: self._class(row.cells[0], row) for file, row in zip(files, self.rows, strict=True)}
 
@@ -144,6 +155,11 @@ class LabelList:
         return name
 
 
+def _by_numbers(name: str) -> str:
+    """Sorts names as people count, 2.png before 10.png, and otherwise as text."""
+    return re.sub(r"[0-9]+", lambda match: match[0].zfill(LONGEST_NUMBER), name)
+
+
 def _key(name: str) -> str:
     return composed(name).removeprefix("./")
 
@@ -187,8 +203,17 @@ class Labelled:
     label: int
 
 
-def read_labels_csv(archive: Archive, top: str) -> tuple[list[Labelled], tuple[str, ...]]:
-    """`labels.csv` with the columns file, index and, if known, wnid and name; files relative to it; and the classes.
+@dataclass(frozen=True)
+class LabelTable:
+    """labels.csv. further: of each column that is not read its different values, where they are few."""
+
+    rows: tuple[Labelled, ...]
+    classes: tuple[str, ...]
+    further: dict[str, frozenset[str]]
+
+
+def read_labels_csv(archive: Archive, top: str) -> LabelTable:
+    """`labels.csv` with the columns file, index and, if known, wnid and name; files relative to it.
 
     Raises UserError naming the row for a file that is not there or comes twice, for an index that is no number, too
     large, or of two names.
@@ -204,11 +229,10 @@ def read_labels_csv(archive: Archive, top: str) -> tuple[list[Labelled], tuple[s
         fail(f"{source}: line {rows.line_num}: {error}")
 
 
-def _labelled(
-    archive: Archive, top: str, rows: "csv.DictReader[str]", source: str
-) -> tuple[list[Labelled], tuple[str, ...]]:
+def _labelled(archive: Archive, top: str, rows: "csv.DictReader[str]", source: str) -> LabelTable:
     files, lines = set(archive.files), dict[str, int]()
     names: dict[int, str] = {}
+    further: dict[str, set[str]] = {column: set() for column in rows.fieldnames or () if column not in COLUMNS}
     items = []
     for row in rows:
         line = f"{source}: line {rows.line_num}"
@@ -225,7 +249,12 @@ def _labelled(
             fail(f"{line}: index {label} is {name!r} here and {names[label]!r} before")
         lines[file] = rows.line_num
         items.append(Labelled(file, label))
-    return items, tuple(names.get(label, str(label)) for label in range(max(names, default=-1) + 1))
+        for column, values in further.items():
+            if len(values) <= FEW_VALUES:
+                values.add((row.get(column) or "").strip())
+    classes = tuple(names.get(label, str(label)) for label in range(max(names, default=-1) + 1))
+    few = {column: frozenset(values) for column, values in further.items() if len(values) <= FEW_VALUES}
+    return LabelTable(tuple(items), classes, few)
 
 
 def _label(text: str | None, line: str) -> int:

@@ -16,8 +16,8 @@ from maep.data.images.archives import Archive, check_root, open_archive
 from maep.data.images.cifar import LAYOUTS, folder_of, read_cifar
 from maep.data.images.decoding import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from maep.data.images.decoding import USUAL_SUFFIXES, Decoding, decode
-from maep.data.images.label_lists import read_labels_csv
-from maep.data.images.layouts import FolderLayout, Inventory, counted, inventory, kind_of, split_of
+from maep.data.images.label_lists import LabelTable, read_labels_csv
+from maep.data.images.layouts import FolderLayout, Inventory, Tree, counted, inventory, kind_of, split_of
 from maep.runtime.errors import UserError, fail
 
 SHOWN = 20  # classes and left-out kinds that are printed: what a mistaken order shows in, and no page of names
@@ -114,6 +114,8 @@ def survey(settings: DataSettings) -> Survey:
     without images is absent. Raises UserError for a missing root, an empty class folder, a layout that is not
     recognised or does not fit `data.format`, and images of a single class.
     """
+    if settings.resize and settings.resize < settings.image_size:
+        fail(f"data.resize={settings.resize}: must be at least data.image_size={settings.image_size}")
     open_archive.cache_clear()
     read_cifar.cache_clear()
     result = _read_layout(settings)
@@ -206,12 +208,68 @@ def _labels_layout(archive: Archive, contents: Inventory, decoding: Decoding) ->
     top = _labels_folder(archive)
     if top is None:
         fail(f"data.root={archive.path}: labels.csv: missing")
-    rows, classes = read_labels_csv(archive, top)
-    items = [Item(row.file, row.label) for row in rows]
+    table = read_labels_csv(archive, top)
+    _check_columns(archive, top, table)
+    items = [Item(row.file, row.label) for row in table.rows]
+    splits, places, left_out = _splits_of_listed(archive, top, items, table.classes)
     unlisted = sorted(set(contents.images) - {item.name for item in items})
     notes = [f"{len(unlisted)} images that labels.csv does not list ({unlisted[0]}, …)"] if unlisted else []
-    source = Source(archive.path, "files", classes, decoding)
-    return Survey(source, {"train": items}, "labels", {}, (*notes, *_other_files(contents)))
+    source = Source(archive.path, "files", table.classes, decoding)
+    return Survey(source, splits, "labels", places, (*left_out, *notes, *_other_files(contents)))
+
+
+def _check_columns(archive: Archive, top: str, table: LabelTable) -> None:
+    """Raise UserError for a column that says the split: it is not read, and test images would be trained on."""
+    for column, values in table.further.items():
+        kinds = {split_of(value) for value in values}
+        if len(kinds) > 1 and None not in kinds:
+            fail(
+                f"data.root={archive.path}: {top}labels.csv: column {column[:40]}: says which split an image belongs to"
+                f" ({', '.join(sorted(values))}); that is said by folders: move the images into train/ and test/, or"
+                " leave the column out to have data.test_fraction of each class held out"
+            )
+
+
+def _splits_of_listed(
+    archive: Archive, top: str, items: list[Item], classes: Sequence[str]
+) -> tuple[Splits, dict[str, str], list[str]]:
+    """Listed images by split, the folders of the splits, and what is left out.
+
+    Splits are said by folders `train` and `test` (or `val`) around all of them; where there are none, all is `train`.
+    """
+    tree = Tree([item.name for item in items])
+    within = tree.inside(top)
+    folders = {f"{within}{name}/": split_of(name) for name in sorted(tree.children[within])}
+    kinds = {split for split in folders.values() if split}
+    if "train" not in kinds or len(kinds) == 1:
+        return {"train": items}, {}, []
+    by_folder: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        name, slash, _ = item.name[len(within) :].partition("/")
+        by_folder[f"{within}{name}{slash}"].append(item)
+    strangers = [folder for folder in by_folder if not folders.get(folder)]
+    same = [folder for folder, split in folders.items() if split and [*folders.values()].count(split) > 1]
+    if strangers or same:
+        problem = (
+            f"{strangers[0]} lies beside the splits, and is none"
+            if strangers
+            else f"{' and '.join(same)} are one split"
+        )
+        fail(
+            f"data.root={archive.path}: {top}labels.csv: {problem}; expected every image in train/ or"
+            " test/, or no splits"
+        )
+    places = {split: folder for folder, split in folders.items() if split}
+    test = "test" if "test" in places else "val"
+    splits = {"train": by_folder[places["train"]], "test": by_folder[places[test]]}
+    unknown = {item.label for item in splits["test"]} - {item.label for item in splits["train"]}
+    if unknown:
+        fail(f"data.root={archive.path}: class {classes[min(unknown)]} of the test split is not in the training split")
+    others = [split for split in places if split not in ("train", test)]
+    notes = [
+        f"{len(by_folder[places[name]])} images of {places[name]}: {places[test]} is the test split" for name in others
+    ]
+    return splits, {"train": places["train"], "test": places[test]}, notes
 
 
 # --- arrays ---

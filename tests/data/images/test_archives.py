@@ -220,3 +220,17 @@ def test_a_file_with_holes_is_read_whole(tmp_path: Path) -> None:
     subprocess.run(command, check=True)
     assert (tmp_path / "a.tar").stat().st_size < len(content) / 10
     assert open_archive(tmp_path / "a.tar").read("a.bin") == content
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
+def test_a_second_tar_behind_the_first_is_not_passed_over(tmp_path: Path, suffix: str) -> None:
+    """Every reader of tars ends at the end of the first; its images alone would be taken for all."""
+    parts = []
+    for name in ("a", "b"):
+        with tarfile.open(tmp_path / f"{name}.{suffix}", "w:gz" if suffix.endswith("gz") else "w") as archive:
+            archive.add(__file__, f"{name}.png")
+        parts.append((tmp_path / f"{name}.{suffix}").read_bytes())
+        assert open_archive(tmp_path / f"{name}.{suffix}").files == [f"{name}.png"]
+    (tmp_path / f"both.{suffix}").write_bytes(b"".join(parts))
+    with pytest.raises(UserError, match="more follows its end"):
+        open_archive(tmp_path / f"both.{suffix}")

@@ -21,7 +21,7 @@ from PIL import Image
 from maep.config.load import load_settings
 from maep.config.schema import Settings
 from maep.data.images import build
-from maep.data.images.build import build_shards, clean_shards_path, crop_to
+from maep.data.images.build import build_shards, clean_shards_path, clean_split, crop_to
 from maep.data.shard_manifest import CleanManifest
 from maep.data.shards import ShardSet, index_of, shard_name
 from maep.runtime.errors import UserError
@@ -107,6 +107,9 @@ def test_a_split_without_images_is_absent(tmp_path: Path) -> None:
         path = build_shards(configured(tmp_path / "c", root, f"data.test_fraction={fraction}"))
         assert [entry.name for entry in path.iterdir() if not entry.name.startswith(".")] == [split]
         assert len(ShardSet(path / split)) == 24
+        (other,) = {"train", "test"} - {split}
+        with pytest.raises(UserError, match=f"there are no {other} images, only for {split}, data.test_fraction="):
+            clean_split(configured(tmp_path / "c", root, f"data.test_fraction={fraction}"), other)
 
 
 def test_second_build_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,3 +132,11 @@ def test_every_mark_is_understood() -> None:
     """UTF-8, UTF-16 and UTF-32 with their byte order marks."""
     for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32"):
         assert text_of("a,Bär\n".encode(encoding), "x") == "a,Bär\n"
+
+
+def test_one_class_a_line_needs_an_order(tmp_path: Path) -> None:
+    """1.png, 10.png, 2.png as text, 1, 2, 10 as people count: which line is whose is not guessed."""
+    names = [f"{number}.png" for number in (1, 2, 10)]
+    with pytest.raises(UserError, match=r"the order of the images of val/ is not clear: val/10\.png or val/2\.png"):
+        flat(tmp_path / "a", ["cat", "dog"], names, "val.txt", "cat\ndog\ncat\n")
+    assert flat(tmp_path / "b", ["cat", "dog"], ["01.png", "02.png", "10.png"], "val.txt", "cat\ndog\ncat\n")

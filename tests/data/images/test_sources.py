@@ -382,3 +382,56 @@ def test_hold_out_is_a_partition(fraction: float) -> None:
 def test_order_goes_by_the_stem(name: str) -> None:
     """The order of every data set hangs on it, so it is what it has been."""
     assert _stem(name) == PurePosixPath(name).stem
+
+
+def listed(root: Path, names: list[str], header: str = "file,index", more: str = "") -> Path:
+    """Images with a labels.csv, of two classes in turn."""
+    write_images(root, names)
+    rows = [f"{name},{number % 2}{more}" for number, name in enumerate(names)]
+    (root / "labels.csv").write_text("\n".join([header, *rows]) + "\n")
+    return root
+
+
+def test_listed_images_in_split_folders_keep_their_splits(tmp_path: Path) -> None:
+    """Images of test/ are not trained on because a list at the top labels those of train/ too."""
+    train, test, val = ([f"{split}/{split}{number}.png" for number in range(4)] for split in ("train", "test", "val"))
+    for name, names, other in (("a", train + test, test), ("b", train + val, val), ("c", train + test + val, test)):
+        source, splits = opened(listed(tmp_path / name, names))
+        assert {item.name for item in splits["train"]} == set(train)
+        assert {item.name for item in splits["test"]} == set(other)
+        assert source.classes == ("0", "1")
+    _, splits = opened(listed(tmp_path / "d", train), test_fraction=0.5)
+    assert len(splits["test"]) == 2, "a single folder says no split"
+    _, splits = opened(
+        listed(tmp_path / "e", ["bus/0.png", "bus/1.png", "car/2.png", "train/3.png"]), test_fraction=0.5
+    )
+    assert len(splits["train"]) == 2, "a vehicle"
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["train/0.png", "train/1.png", "test/2.png", "test/3.png", "4.png", "5.png"], "lies beside the splits"),
+        (["train/0.png", "train/1.png", "test/2.png", "test/3.png", "more/4.png"], "more/ lies beside the splits"),
+        (["train/0.png", "Train_set/1.png", "test/2.png", "test/3.png"], "Train_set/ and train/ are one split"),
+        (["train/0.png", "train/2.png", "test/1.png"], "class 1 of the test split is not in the training split"),
+    ],
+)
+def test_listed_images_whose_split_is_not_clear(tmp_path: Path, names: list[str], message: str) -> None:
+    """Refused, with what was seen."""
+    write_images(tmp_path, names)
+    rows = [f"{name},{int(Path(name).stem) % 2}" for name in names]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,index", *rows]) + "\n")
+    with pytest.raises(UserError, match=message):
+        opened(tmp_path)
+
+
+def test_a_column_that_says_the_split_is_not_passed_over(tmp_path: Path) -> None:
+    """Its test images would be trained on; a column of anything else is the author's."""
+    write_images(tmp_path, [f"{number}.png" for number in range(4)])
+    text = "file,index,set,size\n0.png,0,Train,3\n1.png,1,train,4\n2.png,0,valid,5\n3.png,1,TEST,6\n"
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(UserError, match=r"labels\.csv: column set: says which split .*Train, train, valid"):
+        opened(tmp_path)
+    (tmp_path / "labels.csv").write_text(text.replace("valid", "left").replace("TEST", "right"))
+    opened(tmp_path)

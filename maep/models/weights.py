@@ -91,6 +91,12 @@ def weights_in(content: Any, path: str | Path, expected: Mapping[str, Tensor] | 
     return dict(best.tensors)
 
 
+def tensors_in(content: Any) -> Iterator[tuple[str, Tensor]]:
+    """Every named tensor of what `read_content` gives, whichever network it belongs to."""
+    for branch in _branches(content):
+        yield from branch.tensors.items()
+
+
 def _branches(content: Any, place: tuple[str, ...] = ()) -> Iterator[Branch]:
     if not isinstance(content, Mapping) or len(place) > DEEPEST:
         return

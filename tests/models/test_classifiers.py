@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from maep.config.load import load_settings
 from maep.config.schema import ClassifierSettings
 from maep.models.classifiers import build_classifier, classifier_identity, load_classifier
+from maep.models.classifiers.factory import check_image_size, warn_of_other_normalization
 from maep.runtime.errors import UserError
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -234,3 +235,46 @@ def test_identity_names_the_function(tmp_path: Path) -> None:
     assert classifier_identity(same, tmp_path / "c.safetensors") == identity
     with pytest.raises(UserError, match="no such classifier weights"):
         classifier_identity(settings, tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("names", [("0.mean", "0.std", "1."), ("normalizer.new_mean", "normalizer.new_std", "model.")])
+@pytest.mark.parametrize("levels", [1, 255])
+def test_a_normalisation_beside_the_network_is_compared(
+    tmp_path: Path, names: tuple[str, str, str], levels: int
+) -> None:
+    """Of nn.Sequential(Normalize, network), say, whose prefix is taken off the network's names alone."""
+    settings = ClassifierSettings(arch="cifar_resnet8", **IMAGENET)
+    network = made_up_weights(settings, tmp_path / "w.safetensors").network
+    mean, std, prefix = names
+    state = {f"{prefix}{name}": value for name, value in network.state_dict().items()}
+    state |= {
+        mean: levels * torch.tensor(IMAGENET["mean"]).view(1, 3, 1, 1),
+        std: levels * torch.tensor(IMAGENET["std"]),
+    }
+    torch.save({"state_dict": state}, tmp_path / "w.pt")
+    load_classifier(settings, 10, tmp_path / "w.pt")
+    with pytest.raises(UserError, match=rf"w\.pt: {mean}: was trained with \[0\.485, .*set classifier\.mean"):
+        load_classifier(ClassifierSettings(arch="cifar_resnet8"), 10, tmp_path / "w.pt")
+    with pytest.raises(UserError, match=rf"w\.pt: {std}: was trained with \[0\.229, .*set classifier\.std"):
+        load_classifier(ClassifierSettings(arch="cifar_resnet8", mean=IMAGENET["mean"]), 10, tmp_path / "w.pt")
+
+
+def test_another_normalisation_than_timms_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its files do not say it; once, and not where it is timm's."""
+    cifar = ClassifierSettings()
+    for _ in range(2):
+        warn_of_other_normalization("resnet50", tuple(cifar.mean), tuple(cifar.std))
+    assert capsys.readouterr().out.count("timm's own weights of resnet50 were trained with [0.485, 0.456, 0.406]") == 1
+    warn_of_other_normalization("resnet50", tuple(IMAGENET["mean"]), tuple(IMAGENET["std"]))
+    warn_of_other_normalization("vit_base_patch16_384", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert capsys.readouterr().out == ""
+
+
+def test_a_model_of_one_image_size_is_asked_before_it_has_images() -> None:
+    """A vision transformer of 224 pixels; with img_size it is made for others, and convolutions take any."""
+    vit = ClassifierSettings(arch="vit_tiny_patch16_224")
+    with pytest.raises(UserError, match=r"arch=vit_tiny_patch16_224: takes no images of data\.image_size=32 \(.*224"):
+        check_image_size(vit, 32)
+    check_image_size(vit, 224)
+    check_image_size(ClassifierSettings(arch="vit_tiny_patch16_224", timm_args={"img_size": 32}), 32)
+    check_image_size(ClassifierSettings(arch="test_resnet"), 33)

@@ -1,6 +1,9 @@
 """From settings and a weights file to a classifier that is ready to be attacked."""
 
+import json
 import re
+from collections.abc import Collection, Mapping
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -23,11 +26,13 @@ from maep.models.classifiers.reconstruction import ReconstructionClassifier
 from maep.models.classifiers.resnet import CifarResNet
 from maep.models.classifiers.rotation import RotationClassifier
 from maep.models.classifiers.wide_resnet import WideResNet
-from maep.models.weights import load_weights, read_weights
+from maep.models.weight_files import read_content
+from maep.models.weights import load_weights, tensors_in, weights_in
+from maep.runtime.console import say
 from maep.runtime.errors import fail, nearest
 
-# Of wrappers that normalise inside, with their weights in the same file.
-NORMALIZATION = re.compile(r"(normalize\.)?(mean|std|mu|sigma)")
+# Of wrappers that normalise inside, with their weights in the same file: `mean`, `normalize.std`, `0.mean`, …
+NORMALIZATION = re.compile(r"(?:.*\.)?_?(?:image_|input_|pixel_|new_)?(mean|mu|std|sigma)")
 NEARLY = 1e-3  # figures of a mean that papers print; another data set's differ by more
 COUNTER = "num_batches_tracked"
 SOAP_DEPTH = 14
@@ -84,6 +89,52 @@ def require_architecture(arch: str, key: str = "classifier.arch") -> None:
         fail(f"{key}={arch}: unknown; give cifar_resnetN, wrnD_K or a timm model{hint}")
 
 
+def check_image_size(settings: ClassifierSettings, size: int) -> None:
+    """Raise UserError for a timm model that takes images of another size alone; it is asked, without its weights.
+
+    size: height and width of the images. Else its first batch would say so, when the images are in shards.
+    """
+    if reason := _problem_with_size(settings.arch, json.dumps(settings.timm_args, default=str), size):
+        fail(
+            f"classifier.arch={settings.arch}: takes no images of data.image_size={size} ({reason}); set that, or "
+            f"classifier.timm_args={{img_size: {size}}}"
+        )
+
+
+@cache
+def _problem_with_size(arch: str, timm_args: str, size: int) -> str:
+    """What a timm model says of images of a size; "" if it takes them. Several stages ask. timm_args: as JSON."""
+    from maep.models.timm_blocks import has_fixed_size
+
+    if not has_fixed_size(arch):
+        return ""
+    with torch.device("meta"):
+        network = _timm_network(ClassifierSettings(arch=arch, timm_args=json.loads(timm_args)), 2).eval()
+        try:
+            network(torch.empty(1, 3, size, size))
+        except NotImplementedError:  # of an operation that needs numbers: who has them will see
+            return ""
+        except (AssertionError, RuntimeError) as error:
+            return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ""
+
+
+@cache
+def warn_of_other_normalization(arch: str, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Say, once, that timm's own weights of a model were trained with another mean or deviation than is set.
+
+    A file of weights does not say it, and with another one the accuracy is plausible and wrong.
+    """
+    from maep.models.timm_blocks import usual_normalization
+
+    usual = usual_normalization(arch)
+    if usual and not torch.allclose(torch.tensor(usual), torch.tensor((mean, std)), atol=NEARLY):
+        say(
+            f"warning: classifier.mean={list(mean)}, classifier.std={list(std)}: timm's own weights of {arch} were "
+            f"trained with {list(usual[0])} and {list(usual[1])}; set that if classifier.weights are timm's"
+        )
+
+
 def _timm_network(settings: ClassifierSettings, num_classes: int) -> nn.Module:
     arch = settings.arch
     require_architecture(arch)
@@ -104,8 +155,11 @@ def load_classifier(settings: ClassifierSettings, num_classes: int, weights: Pat
     """
     classifier = build_classifier(settings, num_classes)
     if weights is not None:
-        state = _with_counters(read_weights(weights, classifier.network.state_dict()), classifier.network)
-        ignored = _apart_from(classifier.network, state, settings, weights)
+        content, own = read_content(weights), classifier.network.state_dict()
+        state = _with_counters(weights_in(content, weights, own), classifier.network)
+        said = {name: tensor for name, tensor in tensors_in(content) if _is_normalization(name, tensor, own)}
+        _check_normalization(said, settings, weights)
+        ignored = _apart_from(classifier.network, state)
         load_weights(classifier.network, state, str(weights), ignored)
     classifier.eval().requires_grad_(False)
     fold_batch_norms(classifier)
@@ -124,19 +178,32 @@ def fold_batch_norms(classifier: nn.Module) -> None:
             setattr(module, norm, nn.Identity().eval())
 
 
-def _apart_from(network: nn.Module, state: dict[str, Tensor], settings: ClassifierSettings, weights: Path) -> list[str]:
-    """Names in a file that are no weights of the network: parts that are never called, and how its input is normalised.
+def _is_normalization(name: str, tensor: Tensor, own: Collection[str]) -> bool:
+    """Whether a tensor of a file says how the network's input is normalised. own: names of the network's weights."""
+    if NORMALIZATION.fullmatch(name) is None or tensor.numel() != 3:
+        return False
+    return not any(name == each or name.endswith(f".{each}") for each in own)
 
-    Raises UserError where that is another mean or deviation than the settings have: the file's was trained with it.
+
+def _check_normalization(said: Mapping[str, Tensor], settings: ClassifierSettings, weights: Path) -> None:
+    """Raise UserError where a file says another mean or deviation than the settings: it was trained with that one.
+
+    said: by name, in [0, 1] pixels or in 0..255, wherever in the file: also beside the prefix of the network's names.
     """
-    unused = [name for name in state if name.startswith(getattr(network, "never_called", ()))]
-    normalization = [name for name in state if NORMALIZATION.fullmatch(name) and state[name].numel() == 3]
-    for name in normalization:
-        key = "mean" if name.endswith(("mean", "mu")) else "std"
-        values = [round(value, 6) for value in state[name].flatten().tolist()]
-        if not torch.allclose(torch.tensor(values), torch.tensor(getattr(settings, key)), atol=NEARLY):
+    for name, tensor in said.items():
+        match = NORMALIZATION.fullmatch(name)
+        key = "mean" if match and match[1] in ("mean", "mu") else "std"
+        levels = tensor.detach().flatten().double()
+        pixels = levels / 255 if bool((levels > 1).any()) else levels
+        if not torch.allclose(pixels, torch.tensor(getattr(settings, key)).double(), atol=NEARLY):
+            values = [round(value, 6) for value in pixels.tolist()]
             fail(f"{weights}: {name}: was trained with {values}; set classifier.{key} to that")
-    return unused + normalization
+
+
+def _apart_from(network: nn.Module, state: dict[str, Tensor]) -> list[str]:
+    """Names in a file that are no weights of it: parts that are never called, and how its input is normalised."""
+    unused = [name for name in state if name.startswith(getattr(network, "never_called", ()))]
+    return unused + [name for name in state if _is_normalization(name, state[name], network.state_dict())]
 
 
 def _with_counters(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:

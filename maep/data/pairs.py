@@ -30,6 +30,10 @@ class Request:
     mask_ratio: float
 
 
+LOADER_LOST = (
+    "a process that loads images was killed (out of memory, or of the shared memory that a container has?); "
+    "data.workers=0 needs least"
+)
 PREFETCH = 4  # micro-batches a worker: a slow read of one is hidden behind the others
 Sample = tuple[np.ndarray, np.ndarray | None, np.ndarray, int, Request]
 
@@ -210,6 +214,11 @@ def ignore_signals(_worker: int) -> None:
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         signal.signal(name, signal.SIG_IGN)
     torch.set_num_threads(1)
+
+
+def is_loader_loss(error: BaseException) -> bool:
+    """Whether torch says that a loader's process died; by a signal of the kernel, so wherever this process is."""
+    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
 
 
 class PairBatches(Iterator[PairBatch]):

@@ -129,7 +129,7 @@ def steps_of(training: str, settings: Settings) -> int:
     from maep.training.inputs import finetuning_pairs, own_pairs
 
     pairs = finetuning_pairs(settings) if training == "finetune" else own_pairs(settings, settings.pretrain)
-    return total_steps(train, len(pairs.clean))
+    return total_steps(train, pairs.count)
 
 
 def _folder_name(stage: Stage, record: StageRecord) -> str:

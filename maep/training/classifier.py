@@ -25,14 +25,14 @@ from torch.utils.data import DataLoader, Dataset
 from maep.config.schema import ClassifierSettings, Settings
 from maep.data.classifier_weights import WEIGHTS, classifier_directory
 from maep.data.order import batch_at
-from maep.data.pairs import ignore_signals
+from maep.data.pairs import LOADER_LOST, ignore_signals, is_loader_loss
 from maep.data.shards import ShardSet, to_float
 from maep.models.classifiers import Normalized, build_classifier
 from maep.runtime.compiling import Compiled
 from maep.runtime.console import progress_bar, say
 from maep.runtime.cores import worker_count
 from maep.runtime.device import Readback, fork_rng, prepare_device, upload, warn_of_slow_bf16
-from maep.runtime.errors import NonFiniteLoss, Stopped, fail
+from maep.runtime.errors import NonFiniteLoss, PeerLost, Stopped, fail
 from maep.runtime.randomness import keyed_rng
 from maep.storage.locks import one_at_a_time
 from maep.storage.manifests import StampedManifest
@@ -88,7 +88,7 @@ def train_classifier(settings: Settings, train: ShardSet, test: ShardSet) -> Pat
     SGD with Nesterov momentum, a cosine schedule, random crops and flips; on an accelerator in the configured
     precision. Killed anywhere and started again, it ends with the same weights. The accuracy on `test` goes into
     the manifest. Raises UserError for a damaged shard or an unwritable directory, Stopped after a signal,
-    NonFiniteLoss, with everything up to then saved.
+    NonFiniteLoss, PeerLost when a process that loads images is killed, with everything up to then saved.
     """
     final = classifier_directory(settings, train)
     training = final.with_name(final.name + ".training")
@@ -98,7 +98,12 @@ def train_classifier(settings: Settings, train: ShardSet, test: ShardSet) -> Pat
                 fail(problem)
             train.prepare()
             run = _Training(settings, train, training)
-            run.train()
+            try:
+                run.train()
+            except RuntimeError as error:
+                if is_loader_loss(error):
+                    raise PeerLost(f"classifier: {LOADER_LOST}") from error
+                raise
             run.finish(final, test)
         shutil.rmtree(training, ignore_errors=True)
     manifest = ClassifierManifest.read(final / MANIFEST)
@@ -247,7 +252,8 @@ class _Training:
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (uint8) and labels of the steps that are left, in memory where they fit, else read by workers."""
         side = self.train_set.manifest.image_size or self.train_set.image(0).shape[0]
-        plan = [[index for _, index in self._pairs(step)] for step in range(self.step, self.steps)]
+        # Made as it goes: ImageNet's ninety epochs as a list are 5 GB of numbers, and minutes.
+        plan = ([index for _, index in self._pairs(step)] for step in range(self.step, self.steps))
         if self.count * 3 * side * side <= IN_MEMORY:
             images = _InMemory(self.train_set, self.device)
             return (images.batch(indices) for indices in plan)

@@ -19,6 +19,7 @@ from maep.runtime.errors import fail
 from maep.storage.remote import Reading
 from maep.training.noise import noisy
 from maep.training.robust import Adversary, AgainstWhole
+from maep.training.schedule import check_held_out, held_out_images
 
 
 def own_pairs(settings: Settings, train: TrainSettings) -> PairDataset:
@@ -76,9 +77,8 @@ def _other_pairs(settings: Settings, train: TrainSettings, clean: str, adversari
 
 def _dataset(settings: Settings, train: TrainSettings, clean: ShardSet, adversarial: ShardSet | None) -> PairDataset:
     model = settings.model
-    held_out = settings.robust.check_images if train.attacked == "whole" and settings.robust.check_every else 0
-    if held_out >= len(clean):
-        fail(f"robust.check_images={held_out}: leaves nothing of {len(clean)} training images; choose fewer")
+    held_out = held_out_images(train, settings.robust)
+    check_held_out(held_out, len(clean))
     return PairDataset(clean, adversarial, train, model.image_size, model.patch_size, settings.run.seed, held_out)
 
 

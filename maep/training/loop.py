@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from maep.attacks.attack_spec import AttackSpec
 from maep.config.implementations import OBJECTIVES
 from maep.config.schema import ComputeSettings, ObjectiveSettings, TrainSettings
-from maep.data.pairs import PairBatch, PairDataset, mask_ratio_at, pair_loader
+from maep.data.pairs import LOADER_LOST, PairBatch, PairDataset, is_loader_loss, mask_ratio_at, pair_loader
 from maep.data.shards import to_float
 from maep.runtime.compiling import Compiled
 from maep.runtime.console import progress_bar, say
 from maep.runtime.device import upload
-from maep.runtime.errors import NonFiniteLoss, Paused, Stopped, fail
+from maep.runtime.errors import NonFiniteLoss, Paused, PeerLost, Stopped, fail
 from maep.runtime.keyed_noise import sample_seeds
 from maep.storage.manifests import CheckpointManifest, RobustProgress
 from maep.training.chains import Chains
@@ -171,12 +171,14 @@ class Trainer:
         """Train to the last step.
 
         Raises Paused at settings.pause_at and Stopped after a signal (state saved), NonFiniteLoss, PeerLost when
-        another rank dies or stalls, and UserError when a checkpoint cannot be written.
+        another rank or a loader's process dies or stalls, and UserError when a checkpoint cannot be written.
         """
         with self.pulse:
             try:
                 self._run()
             except RuntimeError as error:
+                if is_loader_loss(error):
+                    raise PeerLost(f"{self.job.label}: {LOADER_LOST}") from error
                 if is_peer_loss(error):
                     raise self.pulse.lost() from error
                 raise

@@ -6,7 +6,8 @@ never in a log twice.
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -45,6 +46,15 @@ def _step_of(line: bytes, where: str, *, is_last: bool) -> float:
     return float(step)
 
 
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Raise UserError, naming the log, for what cannot be appended to it: the system names no file then."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
 class MetricsLog:
     """Appends to `path` and to TensorBoard from the step after `step` on."""
 
@@ -54,20 +64,27 @@ class MetricsLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file():
             forget_after(path, step)
-        self._file = path.open("a")
+        self._path, self._file = path, path.open("a")
         self._board = SummaryWriter(str(tensorboard), purge_step=step + 1)
 
     def write(self, values: Mapping[str, int | float]) -> None:
-        """values: of one step, by name, with `step`."""
-        self._file.write(json.dumps(dict(values)) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            if isinstance(value, float):
-                self._board.add_scalar(name, value, values["step"])
+        """values: of one step, by name, with `step`.
+
+        One that is not finite, such as the gradient norm of a step that fp16 overflows in, is null: JSON has no number
+        for it, and the report would refuse the line.
+        """
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        with _disk_errors(self._path):
+            self._file.write(json.dumps(finite) + "\n")
+            self._file.flush()
+            for name, value in values.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(name, value, values["step"])
 
     def close(self) -> None:
-        """Flush both."""
-        self._file.close()
+        """Flush both; what a full disk does not take was said when it was written."""
+        with suppress(OSError):
+            self._file.close()
         self._board.close()
 
 
@@ -84,14 +101,17 @@ class SampleLog:
             for path in directory.glob("rank-*.jsonl"):
                 forget_after(path, step)
         gather_objects(None)
-        self._file = (directory / f"rank-{world().rank:04d}.jsonl").open("a")
+        self._path = directory / f"rank-{world().rank:04d}.jsonl"
+        self._file = self._path.open("a")
 
     def write(self, step: int, samples: Iterable[tuple[int, int]]) -> None:
         """step: 1-based, as in metrics.jsonl; samples: (epoch, index) of what it consumed, in order."""
         lines = [json.dumps({"step": step, "epoch": epoch, "index": index}) for epoch, index in samples]
-        self._file.write("".join(line + "\n" for line in lines))
-        self._file.flush()
+        with _disk_errors(self._path):
+            self._file.write("".join(line + "\n" for line in lines))
+            self._file.flush()
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file, as the other log."""
+        with suppress(OSError):
+            self._file.close()

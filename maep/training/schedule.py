@@ -2,11 +2,26 @@
 
 import math
 
-from maep.config.schema import TrainSettings
+from maep.config.schema import RobustSettings, TrainSettings
+from maep.runtime.errors import fail
+
+
+def held_out_images(settings: TrainSettings, robust: RobustSettings) -> int:
+    """How many of the training images a training does not see, since it is checked on them."""
+    return robust.check_images if settings.attacked == "whole" and robust.check_every else 0
+
+
+def check_held_out(held_out: int, images: int) -> None:
+    """Raise UserError where nothing is left to train on."""
+    if held_out >= images:
+        fail(f"robust.check_images={held_out}: leaves nothing of {images} training images; choose fewer")
 
 
 def total_steps(settings: TrainSettings, images: int) -> int:
-    """Optimizer steps of the whole training; the last epoch is completed by whole batches."""
+    """Optimizer steps of the whole training; the last epoch is completed by whole batches.
+
+    images: of an epoch, without those that are held out.
+    """
     return settings.steps or math.ceil(settings.epochs * images / settings.batch_size)
 
 

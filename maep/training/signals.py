@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+# Seconds: a terminal sends Ctrl-C to every process of a command, and the launcher passes its own on to the others. What
+# comes so soon is the same Ctrl-C; a person who wants no save presses it again later.
+AT_ONCE = 0.5
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
@@ -24,7 +27,7 @@ def hold_signals() -> Iterator[None]:
 
 
 class StopFlag:
-    """Remembers SIGTERM, SIGUSR2 or SIGINT while in context; a second SIGINT interrupts at once.
+    """Remembers SIGTERM, SIGUSR2 or SIGINT while in context; a SIGINT some time after one of them interrupts at once.
 
     `signum` is 0 until a signal comes. Where the process has a flag already, as after `arm`, the context gives that.
     """
@@ -49,7 +52,7 @@ class StopFlag:
             self._previous[signum] = signal.signal(signum, self._receive)
 
     def _receive(self, signum: int, _frame: FrameType | None) -> None:
-        if self.signum and signum == signal.SIGINT:
+        if self.signum and signum == signal.SIGINT and self.remaining(AT_ONCE) == 0:
             raise KeyboardInterrupt
         self.signum = signum
         self.remaining(0)

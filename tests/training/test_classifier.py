@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -241,3 +242,15 @@ def test_schedule_warms_up_and_ends_at_zero() -> None:
     assert max(rates) == pytest.approx(0.2)
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[-1] < 1e-3
+
+
+def test_a_long_training_begins_at_once(shards: Path, tmp_path: Path) -> None:
+    """The order of three million samples is not written down before the first of them is seen."""
+    training = stage._Training(
+        settings_of(shards, tmp_path, "classifier.epochs=20000"), ShardSet(shards / "train"), tmp_path / "training"
+    )
+    tracemalloc.start()
+    next(training._batches())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10 * 2**20

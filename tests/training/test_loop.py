@@ -1,6 +1,7 @@
 """Training is exact: killed and resumed, on one process or several, with and without ZeRO. Real processes."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -12,7 +13,14 @@ import pytest
 
 from maep.config.load import load_settings
 from maep.data.order import batch_at
+from maep.data.pairs import PairBatches
+from maep.runtime.errors import PeerLost
+from maep.storage.manifests import CheckpointManifest
 from maep.training.checkpointing.directory import checkpoints, newest_whole
+from maep.training.inputs import own_pairs
+from maep.training.loop import Trainer, TrainingJob
+from maep.training.pretrain import seeded_purifier
+from maep.training.signals import StopFlag
 from tests.tiny import ROOT, Problem, environment
 
 
@@ -214,3 +222,23 @@ def test_batch_smaller_than_processes_is_refused(problem: Problem, run_dir: Path
     done = problem.run("pretrain", run_dir, "pretrain.batch_size=1", nproc=2)
     assert done.returncode == 2
     assert "smaller than 2 processes" in done.stderr
+
+
+def test_a_killed_loader_is_one_line(problem: Problem, run_dir: Path) -> None:
+    """As the kernel kills one that is out of memory, or of a container's /dev/shm; the same command goes on."""
+    settings = load_settings("digits", problem.arguments(run_dir)[1:])
+    job = TrainingJob(
+        "pretrain", seeded_purifier(settings).model, own_pairs(settings, settings.pretrain), settings.pretrain,
+        settings.objective, settings.compute, run_dir / "checkpoints", run_dir / "metrics.jsonl", run_dir / "samples",
+        CheckpointManifest(step=0), workers=1,
+    )  # fmt: skip
+    trainer = Trainer(job)
+    step = trainer._step
+
+    def killing(batches: PairBatches, stop: StopFlag) -> object:
+        os.kill(batches._batches._workers[0].pid, signal.SIGKILL)  # type: ignore[attr-defined]
+        return step(batches, stop)
+
+    trainer._step = killing  # type: ignore[assignment, method-assign]
+    with pytest.raises(PeerLost, match=r"pretrain: a process that loads images was killed.*data\.workers=0"):
+        trainer.run()

@@ -12,8 +12,10 @@ from maep.attacks.attack_spec import AttackSpec
 from maep.config.load import load_settings
 from maep.config.schema import AttackSettings, ModelSettings, RobustSettings
 from maep.data.pairs import PairBatch
+from maep.launch.monitor.stage_progress import progress_of
 from maep.models.masked_autoencoder import MaskedAutoencoder, visible_index
 from maep.pipeline.execution import run_pipeline
+from maep.pipeline.superseded import steps_of
 from maep.runtime.errors import Paused, UserError
 from maep.storage.manifests import CheckpointManifest, Retreat, RobustProgress
 from maep.storage.sealed import MANIFEST
@@ -370,3 +372,12 @@ def test_a_teachers_labels_are_learnt_from(problem: Problem, run_dir: Path, tmp_
     first = {name: metrics(tmp_path / name)[0]["loss"] for name in ("half", "labels", "none")}
     assert first["labels"] == pytest.approx(first["none"], rel=1e-5)
     assert first["half"] == pytest.approx((first["none"] + metrics(run_dir)[0]["loss"]) / 2, rel=1e-5)
+
+
+def test_what_is_held_out_is_no_part_of_an_epoch(problem: Problem, run_dir: Path) -> None:
+    """Where it is asked how long a training is, whether it goes on from a shorter one or how far it is: 40 of 120."""
+    words = [*WHOLE, "pretrain.steps=null", "pretrain.epochs=2", "pretrain.batch_size=16"]
+    settings = load_settings("digits", problem.arguments(run_dir, *words)[1:])
+    progress = progress_of("pretrain", settings)
+    assert progress is not None
+    assert steps_of("pretrain", settings) == progress.total == 10

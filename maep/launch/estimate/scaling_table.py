@@ -23,7 +23,7 @@ from maep.purifiers.registry import DEFAULT
 from maep.runtime.cores import MOST_WORKERS
 from maep.runtime.errors import fail
 from maep.storage.sealed import MANIFEST
-from maep.training.schedule import total_steps
+from maep.training.schedule import held_out_images, total_steps
 
 # Training images of the data sets that come in one size; of others the shards, or data.train_limit, must tell.
 IMAGES = {"imagenet": 1_281_167, "cifar10": 50_000, "cifar100": 50_000, "digits": 1_438}
@@ -79,7 +79,7 @@ def workload(settings: Settings) -> Workload:
         channels=channels,
         image_bytes=3 * settings.data.image_size**2,
         batch=train.batch_size,
-        steps=total_steps(train, training_images(settings)),
+        steps=total_steps(train, max(1, training_images(settings) - held_out_images(train, settings.robust))),
         save_every=train.save_every,
         workers=MOST_WORKERS if settings.data.workers is None else settings.data.workers,  # of a GPU's many cores
         bf16=settings.compute.precision != "fp32",

@@ -18,7 +18,7 @@ from maep.runtime.errors import UserError
 from maep.runtime.plain_files import open_regular
 from maep.storage.json_files import parse_json
 from maep.storage.remote import Reading
-from maep.training.schedule import total_steps
+from maep.training.schedule import held_out_images, total_steps
 
 TAIL = 65536  # bytes: hundreds of lines of metrics, however long the training
 PACE = ("step", "step_seconds")  # what is read of a line
@@ -77,7 +77,7 @@ def _training(stage: str, settings: Settings) -> Progress:
     images = (
         ShardSet(other, Reading.of(settings.data)) if other else clean_split(source_settings(settings, train), "train")
     )
-    steps = total_steps(train, len(images))
+    steps = total_steps(train, len(images) - held_out_images(train, settings.robust))
     lines = last_lines(Path(settings.run.dir) / name)
     if not lines:
         return Progress(0, steps, "steps")

@@ -37,7 +37,7 @@ from maep.launch.cluster.job_records import JobRecord, find_run, live_jobs
 from maep.launch.cluster.jobs import KINDS, POINTS, Job
 from maep.launch.cluster.partition_nodes import fit_to_nodes, unfitted
 from maep.launch.cluster.settings import Cluster, add_options, read_cluster
-from maep.launch.cluster.slurm_client import cancel, job_states, require_slurm
+from maep.launch.cluster.slurm_client import cancel, is_forgotten, job_states, require_slurm
 from maep.launch.command_name import command_name
 from maep.launch.job.attempts import warn
 from maep.launch.monitor.logs import show_logs
@@ -185,11 +185,16 @@ def _launch_sweep(namespace: argparse.Namespace, words: list[str], stages: Seque
 
 
 def _await(record: JobRecord) -> int:
-    """Wait until Slurm will do nothing more for a job; 0 if it ended well, else 1."""
+    """Wait until Slurm will do nothing more for a job; 0 if it ended well, else 1.
+
+    Where there is no accounting Slurm forgets each worker some minutes after its end, so it is noted here.
+    """
+    ended: dict[str, str] = {}
     while True:
         states = job_states([record.job]).get(record.job, [])
-        if states and all(state.ended for state in states):
-            return int(any(state.state != "COMPLETED" for state in states))
+        ended |= {state.job: state.state for state in states if state.ended}
+        if all(state.ended for state in states) and (states or is_forgotten(record.job)):
+            return int(not ended or any(state != "COMPLETED" for state in ended.values()))
         time.sleep(POLL)
 
 

@@ -10,7 +10,8 @@ from types import FrameType
 
 from maep.config.schema import Settings
 from maep.launch.rank.environment import rank_environment
-from maep.runtime.errors import Paused, PeerLost, Stopped, fail
+from maep.runtime.cores import task_cores
+from maep.runtime.errors import Paused, PeerLost, ProcessFailed, Stopped
 from maep.runtime.exits import ExitCode
 from maep.training.signals import SIGNALS, hold_signals
 
@@ -28,11 +29,11 @@ def spawn(name: str, settings: Settings, processes: int) -> None:
     """Run a training stage on several processes of this machine; ends them all when one fails.
 
     Signals to the launcher are passed on, so that every rank saves. Raises Stopped, Paused, PeerLost when a process was
-    killed or does not answer, or UserError with the code of the first process that failed.
+    killed or does not answer, or ProcessFailed with the code of the first process that failed.
     """
 
     port = _free_port()
-    threads = str(settings.compute.threads or max(1, (os.cpu_count() or 1) // processes))
+    threads = str(settings.compute.threads or max(1, task_cores() // processes))
     command = [sys.executable, "-m", "maep.training.worker", name, f"cfg={settings.run.dir}/config.yaml"]
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "LOCAL_WORLD_SIZE": str(processes)}
     received: list[int] = []
@@ -63,7 +64,7 @@ def spawn(name: str, settings: Settings, processes: int) -> None:
     if code == ExitCode.PAUSED:
         raise Paused(name, getattr(settings, name).pause_at)
     if code:
-        fail(f"{name}: one of its {processes} processes ended with code {code}; its message is above")
+        raise ProcessFailed(f"{name}: one of its {processes} processes ended with code {code}; see above", code)
 
 
 def _wait(workers: list[subprocess.Popen[bytes]]) -> int:

@@ -17,6 +17,9 @@ OF_A_NAME = (
 )  # fmt: skip
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
 class EarlyEnd(Exception):
     """The command ends here; the message is one line for people. Subclasses say with which exit code."""
 
@@ -51,6 +54,14 @@ class PeerLost(EarlyEnd):
     def line(self) -> str:
         """With what to do about it."""
         return f"error: {self}; the same command goes on from the last checkpoint"
+
+
+class ProcessFailed(EarlyEnd):
+    """A process that was started here ended badly, with a message of its own; this one ends with its code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class AskedToEnd(EarlyEnd):
@@ -123,6 +134,9 @@ def exit_code(main: Callable[[], int | None]) -> int:
     except Exception as error:  # noqa: BLE001  (the interpreter would print it as it is, addresses and all)
         if isinstance(error, OSError) and error.errno in OF_A_NAME and error.filename:
             print(UserError(f"{error.filename}: {error.strerror}").line(), file=sys.stderr)
+            return ExitCode.BAD_INPUT
+        if isinstance(error, OSError) and error.errno in FULL:  # of a file that was open: the system names none
+            print(UserError(f"{error.strerror}: make room, and the same command goes on").line(), file=sys.stderr)
             return ExitCode.BAD_INPUT
         print(shown_traceback(), file=sys.stderr, end="")
         return ExitCode.FAILED

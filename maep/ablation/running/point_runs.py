@@ -29,7 +29,16 @@ from maep.ablation.running.rungs import evaluate_rung, halving_state, rung_value
 from maep.pipeline.execution import run_pipeline
 from maep.pipeline.stages import Launcher
 from maep.runtime.console import say
-from maep.runtime.errors import NonFiniteLoss, Paused, PeerLost, Stopped, UserError, fail, shown_traceback
+from maep.runtime.errors import (
+    NonFiniteLoss,
+    Paused,
+    PeerLost,
+    ProcessFailed,
+    Stopped,
+    UserError,
+    fail,
+    shown_traceback,
+)
 from maep.storage.atomic import atomic_file
 from maep.storage.claims import Claims
 
@@ -159,7 +168,7 @@ def _run_pipeline(sweep: Sweep, point: Point, launch: Launcher, until: int | Non
 def _one_line(error: Exception) -> str:
     """Of an error that is not ours its kind, too."""
     text = " ".join(str(error).split())
-    return text if isinstance(error, UserError | NonFiniteLoss) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, UserError | NonFiniteLoss | ProcessFailed) else f"{type(error).__name__}: {text}"
 
 
 def _write_traceback(point: Point) -> None:

@@ -14,6 +14,7 @@ FIELD = re.compile(r"(?:^| )([A-Z][A-Za-z/:]*)=")
 ENDED = (
     "COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "DEADLINE", "BOOT_FAIL",
 )  # fmt: skip
+FORGOTTEN = "Invalid job id"  # scontrol's word for a job that it does not know, or no more
 WHY = {
     "Resources": "waits for nodes to become free",
     "Priority": "waits behind jobs of higher priority",
@@ -87,8 +88,8 @@ def _first_line(text: str) -> str:
 
 
 def partitions() -> dict[str, int]:
-    """`{partition: nodes}`; the default one first."""
-    lines = _answer("sinfo", "--noheader", "--format=%P|%D|%R").splitlines()
+    """`{partition: nodes}`, those included that a site hides and jobs may name; the default one first."""
+    lines = _answer("sinfo", "--all", "--noheader", "--format=%P|%D|%R").splitlines()
     rows = [line.split("|") for line in lines]
     sizes: dict[str, int] = {}
     for name, count, _ in sorted(rows, key=lambda row: not row[0].endswith("*")):
@@ -102,8 +103,8 @@ def default_partition() -> str:
 
 
 def scontrol(*words: str) -> str:
-    """What `scontrol` answers. Raises UserError with its complaint."""
-    return _answer("scontrol", *words)
+    """What `scontrol` answers, hidden partitions included. Raises UserError with its complaint."""
+    return _answer("scontrol", "--all", *words)
 
 
 def qos_preempt_mode(name: str) -> str:
@@ -116,7 +117,7 @@ def qos_preempt_mode(name: str) -> str:
 
 def node_addresses() -> set[str]:
     """The addresses of all nodes, as slurm.conf has them."""
-    return set(_answer("sinfo", "--noheader", "--Node", "--format=%o").split())
+    return set(_answer("sinfo", "--all", "--noheader", "--Node", "--format=%o").split())
 
 
 def _answer(*words: str) -> str:
@@ -144,6 +145,12 @@ def _from_controller(job: str) -> list[JobState]:
     done = _run("scontrol", "--oneliner", "show", "job", job)
     lines = done.stdout.splitlines() if done.returncode == 0 else []
     return [_parse(line) for line in lines if "JobState=" in line]
+
+
+def is_forgotten(job: str) -> bool:
+    """Whether the controller answers, and knows a job no more: minutes after its end (MinJobAge) it forgets it."""
+    done = _run("scontrol", "--oneliner", "show", "job", job)
+    return done.returncode != 0 and FORGOTTEN in done.stderr
 
 
 def fields_of(line: str) -> dict[str, str]:

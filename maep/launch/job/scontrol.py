@@ -77,7 +77,8 @@ def job_nodes() -> list[str]:
 
 def down(nodes: Sequence[str]) -> list[str]:
     """Those that Slurm knows to be down, or that do not answer it."""
-    answer = slurm("sinfo", "--noheader", "--Node", f"--nodes={','.join(nodes)}", "--format=%N %T") if nodes else None
+    words = ("--all", "--noheader", "--Node", f"--nodes={','.join(nodes)}", "--format=%N %T")  # all: hidden ones too
+    answer = slurm("sinfo", *words) if nodes else None
     pairs = [line.split() for line in (answer or "").splitlines()]
     return sorted({name for name, word in pairs if word.endswith("*") or word.startswith(("down", "fail"))})
 

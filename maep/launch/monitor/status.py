@@ -15,7 +15,7 @@ from rich.text import Text
 from maep.config.load import load_settings
 from maep.launch.cluster.job_records import JobRecord, exit_folders, read_records, stage_folder
 from maep.launch.cluster.jobs import ARRAY, KINDS
-from maep.launch.cluster.slurm_client import JobState, job_states
+from maep.launch.cluster.slurm_client import JobState, is_forgotten, job_states
 from maep.launch.job.attempts import read_attempts
 from maep.launch.monitor.failures import failures_of
 from maep.launch.monitor.preemption import is_preempted, preemption_line
@@ -185,14 +185,28 @@ def print_status(run: Path) -> None:
     screen().print(render(run, rows, damaged), highlight=False)
 
 
+def _is_over(row: StageStatus) -> bool:
+    """Whether Slurm will do nothing more for a stage's job; without accounting it forgets it after a while."""
+    return row.ended if row.states else row.record is not None and is_forgotten(row.record.job)
+
+
+def _went_wrong(row: StageStatus, last: StageStatus | None) -> bool:
+    """Of a job that is over. last: as Slurm last knew it; what it has forgotten went well if its stage is finished."""
+    if row.states:
+        return row.failed
+    return not row.finished and (last is None or not last.ended or last.failed)
+
+
 def follow(run: Path, jobs: Sequence[str]) -> int:
     """Show how the run stands until these jobs have ended; 0 if all ended well, else 1. Ctrl-C only stops looking."""
+    known: dict[str, StageStatus] = {}
     with Live(console=screen(), auto_refresh=False) as live:
         while True:
             damaged: list[str] = []
             rows = read_status(run, damaged.append)
             live.update(render(run, rows, damaged), refresh=True)
-            followed = [row for row in rows if row.record and row.record.job in jobs]
-            if all(row.states and row.ended for row in followed):
-                return int(any(row.failed for row in followed))
+            followed = {row.record.job: row for row in rows if row.record and row.record.job in jobs}
+            known |= {job: row for job, row in followed.items() if row.states}
+            if all(map(_is_over, followed.values())):
+                return int(any(_went_wrong(row, known.get(job)) for job, row in followed.items()))
             time.sleep(POLL)

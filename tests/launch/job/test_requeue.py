@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from maep.launch.job.attempts import Outcome, read_attempts, read_exits
-from maep.launch.job.requeue import decide
+from maep.launch.job.requeue import decide, fruitless_step
 from maep.launch.job.scontrol import fields_of_job
 from maep.runtime.exits import ExitCode
 from tests.tiny import ROOT
@@ -148,3 +148,25 @@ def test_slurm_is_asked_about_the_worker_alone(tmp_path: Path) -> None:
     assert (tmp_path / "calls").read_text().splitlines() == ["--oneliner show job 7_2", "requeue 7_2"]
     [attempt] = read_attempts(tmp_path / "7_2")
     assert (attempt.kind, attempt.requeued) == (Outcome.STOPPED, True)
+
+
+def test_a_time_limit_that_lets_no_step_be_done_ends_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After five attempts at the same step; a preemption, or one step more, and it is requeued without limit."""
+    exits = tmp_path / "7"
+    exits.mkdir()
+
+    def ended(attempt: int, step: int, signal: str = "SIGUSR2") -> None:
+        error = f"stopped by {signal} after step {step}; the same command goes on from there"
+        facts = {"rank": 0, "node": "n1", "kind": "stopped", "code": 140, "error": error, "traceback": "", "time": 1.0}
+        (exits / f"attempt-{attempt:03d}-rank-0000.json").write_text(json.dumps(facts))
+
+    for attempt in range(6):
+        ended(attempt, 12 if attempt else 3)
+    for attempt, step in ((3, None), (4, None), (5, 12)):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(attempt))
+        assert fruitless_step(exits) == step
+    ended(3, 12, "SIGTERM")
+    assert fruitless_step(exits) is None
+    ended(3, 12)
+    log = run(tmp_path, "140", "", attempt=5).stderr
+    assert "is not requeued: the time limit ended 5 attempts in a row after step 12: give more --time" in log

@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from maep.cli.slurm import _await
 from maep.config.load import load_settings
 from maep.launch.cluster.job_records import JobRecord, find_run, read_records, write_record
-from maep.launch.cluster.slurm_client import JobState, fields_of, seconds_of
+from maep.launch.cluster.slurm_client import JobState, fields_of, is_forgotten, seconds_of
 from maep.launch.job.attempts import Outcome
 from maep.launch.monitor.failures import failures_of, first_killed, shorten
 from maep.launch.monitor.logs import show_logs
 from maep.launch.monitor.screen import duration
 from maep.launch.monitor.stage_progress import last_lines, progress_of
-from maep.launch.monitor.status import StageStatus, print_status, render, restarts_of
+from maep.launch.monitor.status import StageStatus, follow, print_status, render, restarts_of
+from maep.pipeline.stage_records import StageRecord
 from maep.runtime.errors import UserError
 
 LINE = (
@@ -239,3 +241,60 @@ def test_find_run(tmp_path: Path, record: JobRecord, monkeypatch: pytest.MonkeyP
 def test_durations() -> None:
     """As Slurm writes them."""
     assert [duration(s) for s in (5, 3725, 200_000)] == ["00:00:05", "01:02:05", "2-07:33:20"]
+
+
+SCONTROL = """#!/bin/sh
+for job; do :; done
+if [ -e "$0.$job" ]; then
+  /bin/cat "$0.$job"
+else
+  echo "slurm_load_jobs error: ${SAYS:-Invalid job id specified}" >&2
+  exit 1
+fi
+"""
+
+
+@pytest.fixture
+def slurm_without_accounting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A controller that forgets jobs, and no sacct: a job that it knows is a file beside it. Nobody may wait."""
+    program = tmp_path / "bin" / "scontrol"
+    program.parent.mkdir()
+    program.write_text(SCONTROL)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent))
+    for module in ("maep.launch.monitor.status", "maep.cli.slurm"):
+        monkeypatch.setattr(f"{module}.time.sleep", lambda _: pytest.fail("waits on"))
+    return program
+
+
+def knows(program: Path, job: str, state: str) -> None:
+    Path(f"{program}.{job}").write_text(f"JobId={job} JobState={state} Reason=None Restarts=0 RunTime=00:00:09\n")
+
+
+def test_a_job_that_slurm_has_forgotten_is_not_waited_for(tmp_path: Path, slurm_without_accounting: Path) -> None:
+    """Without accounting the controller forgets the first stage's job while the last one's runs: its record tells."""
+    for job, stage in (("7", "shards"), ("8", "report")):
+        write_record(tmp_path, JobRecord(job, stage, "single", 1, (1, 1), 1, 0, submitted=float(job)))
+    knows(slurm_without_accounting, "8", "COMPLETED")
+    assert follow(tmp_path, ["7", "8"]) == 1, "nothing says that the shards were made"
+    StageRecord(finished=True, identity="x").write(tmp_path / "stages" / "shards.json")
+    assert follow(tmp_path, ["7", "8"]) == 0
+    knows(slurm_without_accounting, "8", "FAILED")
+    assert follow(tmp_path, ["7", "8"]) == 1
+
+
+def test_a_controller_that_does_not_answer_has_forgotten_nothing(
+    slurm_without_accounting: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is restarted, and will know the job again: that is waited for."""
+    assert is_forgotten("9")
+    monkeypatch.setenv("SAYS", "Unable to contact slurm controller (connect failure)")
+    assert not is_forgotten("9")
+
+
+def test_a_sweep_that_slurm_has_forgotten_is_not_waited_for(slurm_without_accounting: Path) -> None:
+    """It ended, and how is not known: that is no success."""
+    array = JobRecord("9", "points", "array", 2, (1, 1), 1, 0)
+    assert _await(array) == 1
+    knows(slurm_without_accounting, "9", "COMPLETED")
+    assert _await(array) == 0

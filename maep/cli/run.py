@@ -12,6 +12,7 @@ from maep.ablation.grid.sweep import is_sweep
 from maep.cli.shard_commands import worker
 from maep.config.command_line import at_least_one, split_arguments
 from maep.config.load import load_settings, sweep_names
+from maep.config.pair_source import TRAININGS
 from maep.config.schema import Settings
 from maep.launch.processes import spawn
 from maep.runtime.console import say
@@ -59,6 +60,9 @@ def _run(namespace: argparse.Namespace, settings: Settings, stage: str) -> int:
         for line in describe(settings, stage):
             say(line)
         return 0
+    if namespace.nproc > 1 and stage not in ("all", *TRAININGS):
+        several = " and ".join(TRAININGS)
+        say(f"--nproc {namespace.nproc}: only {several} run on several processes; stage={stage} runs on one")
     run_pipeline(settings, stage, _launcher(namespace.nproc))
     return 0
 

@@ -88,7 +88,6 @@ def _check_cuda_graphs(settings: Settings) -> None:
 def check_consistency(settings: Settings) -> None:
     """Raise UserError, naming the settings, where values that are valid one by one do not fit together."""
     model, data = settings.model, settings.data
-    check_model(model)
     if model.image_size > data.image_size:
         fail(f"model.image_size={model.image_size}: larger than data.image_size={data.image_size}")
     if data.cache_bytes and data.cache_bytes < 2 * data.cache_block:
@@ -113,8 +112,18 @@ def check_consistency(settings: Settings) -> None:
     _check_teacher(settings)
     _check_cuda_graphs(settings)
     _check_certificates(settings.certify)
+    _check_optimizers(settings)
     if settings.purifier.kind == PurifierSettings().kind:  # other kinds say themselves what their networks are
+        check_model(model)
         check_objective(settings, settings.purifier.kind, "images")
+
+
+def _check_optimizers(settings: Settings) -> None:
+    """AdamW divides by 1 - beta."""
+    for section, train in (("pretrain", settings.pretrain), ("finetune", settings.finetune)):
+        for name in ("beta1", "beta2"):
+            if getattr(train, name) >= 1:
+                fail(f"{section}.{name}={getattr(train, name):g}: must be below 1")
 
 
 def check_objective(settings: Settings, kind: str, network: str) -> None:

@@ -237,24 +237,30 @@ def sweep_names() -> list[str]:
     return sorted(f"ablation/{path.stem}" for path in (CONFIGS / "ablation").glob("*.yaml"))
 
 
-def config_file(name: str) -> Path:
-    """The YAML of `cfg=NAME`: a name below configs/, or a path. Raises UserError with the valid names."""
-    for path in (CONFIGS / f"{name}.yaml", Path(os.path.expanduser(name))):
+def config_file(name: str, beside: Path | None = None) -> Path:
+    """The YAML of `cfg=NAME`: a name below configs/, or a path. Raises UserError with the valid names.
+
+    beside: the file that names it as its base; a relative path is first looked for there, then where the command runs.
+    """
+    given = Path(os.path.expanduser(name))
+    for path in (CONFIGS / f"{name}.yaml", *([beside.parent / given] if beside else []), given):
         try:
             if path.is_file():
                 return path
         except (OSError, ValueError):  # longer than a name may be, or with a NUL
             break
     names = [*config_names(), *sweep_names()]
-    fail(f"cfg={name}: no such configuration{nearest(name, names)} (there are: {', '.join(names)})")
+    where = f"{beside}: base: " if beside else "cfg="
+    fail(f"{where}{name}: no such configuration{nearest(name, names)} (there are: {', '.join(names)})")
 
 
 def layers_of(name: str) -> list[tuple[str, dict[str, Any]]]:
     """The YAML files of a configuration, the base first."""
     layers: list[tuple[str, dict[str, Any]]] = []
     following: str | None = name
+    path: Path | None = None
     while following:
-        path = config_file(following)
+        path = config_file(following, path)
         tree = read_yaml(path)
         if any(source == str(path) for source, _ in layers):
             fail(f"{path}: is its own base")

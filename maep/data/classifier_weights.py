@@ -46,7 +46,7 @@ def teacher(settings: Settings) -> Settings | None:
         return None
     arch, _, path = settings.robust.teacher.partition("=")
     own = replace(settings.classifier, timm_args={}, robustbench=None)
-    return replace(settings, classifier=replace(own, arch=arch, weights=path))
+    return replace(settings, classifier=replace(own, arch=arch, weights=os.path.expanduser(path)))
 
 
 def further_classifiers(settings: Settings) -> list[Settings]:
@@ -56,4 +56,7 @@ def further_classifiers(settings: Settings) -> list[Settings]:
     """
     own = replace(settings.classifier, timm_args={}, robustbench=None)
     words = [word.partition("=") for word in settings.robust.classifiers]
-    return [replace(settings, classifier=replace(own, arch=arch, weights=path or None)) for arch, _, path in words]
+    return [
+        replace(settings, classifier=replace(own, arch=arch, weights=os.path.expanduser(path) or None))
+        for arch, _, path in words
+    ]

@@ -29,6 +29,7 @@ from maep.runtime.errors import fail
 from maep.storage.atomic import require_writable, sha256_file
 from maep.storage.remote import Reading, location, open_storage
 from maep.storage.sealed import MANIFEST
+from maep.training.schedule import check_held_out, held_out_images
 
 Launcher = Callable[[str, Settings], None]
 Share = Callable[[Settings, tuple[int, int]], bool]
@@ -91,9 +92,17 @@ def _check_weights(settings: Settings) -> None:
         if path:
             check_weights(classifier_weights(each))
         if not is_own(each.classifier.arch):
-            from maep.models.classifiers.factory import require_architecture
+            from maep.models.classifiers.factory import (
+                check_image_size,
+                require_architecture,
+                warn_of_other_normalization,
+            )
 
             require_architecture(each.classifier.arch, key)
+            check_image_size(each.classifier, each.data.image_size)
+            if path:
+                own = each.classifier
+                warn_of_other_normalization(own.arch, tuple(own.mean), tuple(own.std))
 
 
 def _check_attack(settings: Settings) -> None:
@@ -140,16 +149,26 @@ def _check_share(section: str, settings: Settings, train: TrainSettings) -> None
         )
 
 
+def _check_held_out(settings: Settings, train: TrainSettings) -> None:
+    """What is held out must leave something, as soon as there are images: a classifier may be trained before it."""
+    images = clean_shards(source_settings(settings, train)).get("train")
+    if images is not None:
+        check_held_out(held_out_images(train, settings.robust), len(images))
+
+
 def _check_finetune(settings: Settings) -> None:
     source = source_settings(settings, settings.finetune)
     if settings.finetune.method != "none":
         _check_share("finetune", source, settings.finetune)
+        if not settings.finetune.clean_shards:
+            _check_held_out(settings, settings.finetune)
     for name in ("clean_shards", "adversarial_shards"):
         _check_set(f"finetune.{name}", getattr(settings.finetune, name))
 
 
 def _check_pretrain(settings: Settings) -> None:
     _check_share("pretrain", source_settings(settings, settings.pretrain), settings.pretrain)
+    _check_held_out(settings, settings.pretrain)
     if settings.model.init and not Path(settings.model.init).exists():
         fail(f"model.init={settings.model.init}: no such file or directory")
 

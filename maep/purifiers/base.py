@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from maep.config import schema
-from maep.config.consistency import check_objective
+from maep.config.consistency import check_model, check_objective
 from maep.config.schema import PurifySettings
 from maep.models.defended import DefendedClassifier
 from maep.purifiers.parts import Part, Read, block_side, by_blocks
@@ -82,6 +82,8 @@ class Purifier(nn.Module):
         """Raise UserError where settings of other sections do not fit a run of this kind, or its own each other."""
         if cls.Settings is not None:
             cls.check(getattr(settings, cls.kind))
+        if cls.network_name == "model":
+            check_model(settings.model)
         cls.check_options(settings.purify)
 
     @classmethod

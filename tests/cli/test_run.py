@@ -123,3 +123,13 @@ def test_workers_of_a_sweep_need_no_number() -> None:
     """They share its points without one."""
     with pytest.raises(UserError, match="--worker 0/2: processes share a sweep's points without it"):
         run(["cfg=ablation/table15", "--worker", "0/2"])
+
+
+def test_a_stage_of_one_process_says_that_nproc_is_not_for_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It runs all the same."""
+    root = write_folders(tmp_path / "data")
+    words = ["cfg=cifar10", *arguments(tmp_path / "cache", root), f"run.dir={tmp_path / 'run'}", "stage=shards"]
+    assert run([*words, "--nproc", "4"]) == 0
+    assert "--nproc 4: only pretrain and finetune run on several processes" in capsys.readouterr().out

@@ -223,3 +223,33 @@ def test_an_attack_on_the_whole_must_be_possible(overrides: list[str], words: st
 def test_cuda_graphs_are_refused_where_they_cannot_be(overrides: list[str], words: str) -> None:
     """They are made of a compiled step, of one process, whose losses are read before the next."""
     assert words in refusal("compute.cuda_graphs=true", *overrides)
+
+
+@pytest.mark.parametrize("name", ["pretrain.beta1", "pretrain.beta2", "finetune.beta1", "finetune.beta2"])
+def test_a_decay_of_one_is_refused_before_the_optimizer_does(name: str) -> None:
+    """AdamW would raise it as a ValueError, after the classifier was trained."""
+    assert f"{name}=1: must be below 1" in refusal(f"{name}=1")
+
+
+def test_patches_are_asked_for_where_there_are_some() -> None:
+    """A network of convolutions has none to divide its images into; DRAM's is a masked autoencoder."""
+    sizes = ["model.image_size=27", "data.image_size=27"]
+    assert load_settings(None, ["purifier.kind=residual_cnn", "objective.name=reconstruction",
+                                "pretrain.mask_ratio=0", *sizes]).model.image_size == 27  # fmt: skip
+    for kind in ("maep", "dram"):
+        words = [f"purifier.kind={kind}", "objective.name=mae", "finetune.method=none", *sizes]
+        assert "model.patch_size=2: does not divide model.image_size=27" in refusal(*words)
+
+
+def test_a_base_lies_beside_the_file_that_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the command runs; else where it runs, as before."""
+    for folder, seed in (("mine", 3), ("here", 4)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "common.yaml").write_text(f"run: {{seed: {seed}}}\n")
+    (tmp_path / "mine" / "a.yaml").write_text("base: common.yaml\n")
+    monkeypatch.chdir(tmp_path / "here")
+    assert load_settings(str(tmp_path / "mine" / "a.yaml")).run.seed == 3
+    (tmp_path / "mine" / "common.yaml").unlink()
+    assert load_settings("../mine/a.yaml").run.seed == 4
+    (tmp_path / "here" / "common.yaml").unlink()
+    assert "a.yaml: base: common.yaml: no such configuration" in refusal(cfg=str(tmp_path / "mine" / "a.yaml"))

@@ -1,5 +1,6 @@
 """A teacher's soft labels: made shard by shard, gone on with after a kill, read by sample, refused where they lie."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from maep.attacks.attack_state import identity_of
 from maep.config.load import load_settings
 from maep.config.schema import Settings
+from maep.data.classifier_weights import further_classifiers, teacher
 from maep.data.images.build import clean_split
 from maep.data.shards import to_float
 from maep.data.soft_labels import SoftLabels, make_soft_labels, soft_label_directory, soft_label_identity
@@ -136,3 +138,12 @@ def test_the_classifier_stage_makes_them(settings: Settings) -> None:
     settings.robust.teacher = "cifar_resnet8=nowhere.pt"
     with pytest.raises(UserError, match="robust.teacher=cifar_resnet8=nowhere.pt: no such file"):
         run_pipeline(settings, "classifier", lambda name, _: pytest.fail(f"{name} was launched"))
+
+
+def test_paths_of_further_classifiers_may_begin_at_home(settings: Settings) -> None:
+    """As every other path; a shell leaves the `~` behind an `=` as it is."""
+    named = replace(settings, robust=replace(settings.robust, teacher="a=~/x.pt", classifiers=["b=~/y.pt", "c"]))
+    taught = teacher(named)
+    assert taught is not None
+    weights = [taught.classifier.weights, *(each.classifier.weights for each in further_classifiers(named))]
+    assert weights == [str(Path.home() / "x.pt"), str(Path.home() / "y.pt"), None]

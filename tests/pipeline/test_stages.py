@@ -338,3 +338,13 @@ def test_a_share_of_clean_images_is_of_pairs(section: str, tmp_path: Path) -> No
         with pytest.raises(UserError, match=f"^{section}.clean_share=0.5: is of pairs in shards"):
             check_inputs([section], load_settings("digits", [*words, *more]))
     check_inputs(["finetune"], load_settings("digits", [*words, "attack.online=true", "finetune.method=none"]))
+
+
+def test_too_few_images_to_hold_out_are_said_before_anything_is_trained(tmp_path: Path) -> None:
+    """Of 14 training images robust.check_images=256 leaves none: known once there are shards."""
+    words = [*arguments(tmp_path / "cache", write_folders(tmp_path / "data")), f"run.dir={tmp_path / 'run'}"]
+    whole = ["attack.online=true", "objective.name=robust", "pretrain.mask_ratio=0", "finetune.method=none"]
+    settings = load_settings("digits", [*words, *whole, "pretrain.attacked=whole", "model.image_size=16"])
+    with pytest.raises(UserError, match=r"robust\.check_images=256: leaves nothing of \d+ training images"):
+        run_pipeline(settings, "all", lambda name, _: pytest.fail(f"{name} was launched"))
+    assert not (tmp_path / "cache" / "classifiers").exists()

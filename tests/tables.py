@@ -55,8 +55,8 @@ def draws_line(row: dict[str, Any]) -> str:
     """A row of the table of random defenses: one draw, mean, majority and worst, of clean and of attacked images."""
     names = ("accuracy", "average", "majority", "worst")
     clean, robust = (" / ".join(f"{row[f'{what}_{name}']:.1f}" for name in names) for what in ("clean", "robust"))
-    head = f"| {row['purifier']} | {row['threat_model']} | {row['attack']} | {row['n']} | {row['draws']}"
-    return f"{head} | {clean} | {robust} |"
+    head = " | ".join(str(row[name]) for name in ("dataset", "purifier", "threat_model", "attack", "n", "draws"))
+    return f"| {head} | {clean} | {robust} |"
 
 
 def entries(name: str) -> list[dict[str, Any]]:
@@ -224,6 +224,16 @@ DEFENSES: dict[str, tuple[str, Callable[[], list[str]]]] = {
     "generative": (
         f"{ATTACKERS} | published, clean / exact",
         lambda: table_lines("zoo_generative", KNOWING_MORE, ("oblivious", "adaptive")),
+    ),
+    "generative_cifar10": (
+        f"{ATTACKERS.replace('adaptive', 'surrogate | adaptive', 1)} | published, clean / exact",
+        lambda: table_lines(
+            "zoo_generative_cifar10", ("oblivious", "bpda", "surrogate", *KNOWING_MORE[2:]), ("oblivious", "adaptive")
+        ),
+    ),
+    "robust_ablation": (
+        "changed | clean | oblivious | adaptive",
+        lambda: table_lines("robust", ("oblivious", "adaptive"), ()),
     ),
     "generative_details": (DETAILS, lambda: detail_lines("zoo_generative")),
 }

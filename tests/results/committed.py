@@ -43,13 +43,17 @@ def table(name: str) -> list[str]:
     return [line for line in text[1].splitlines() if line.startswith("| ")][1:]
 
 
+def committed(report: str) -> list[dict[str, Any]]:
+    """The rows of a committed report."""
+    return list(json.loads((ROOT / f"tests/reports/{report}/report.json").read_text())["results"])
+
+
 def row_under(
     report: str, threat_model: str, attack: str = "autoattack-standard", eps: float = 8 / 255
 ) -> dict[str, Any]:
     """The first row of a committed report under a threat model, attack and budget."""
-    rows: list[dict[str, Any]] = json.loads((ROOT / f"tests/reports/{report}/report.json").read_text())["results"]
     key = (threat_model, attack, eps)
-    return next(row for row in rows if (row["threat_model"], row["attack"], row["eps"]) == key)
+    return next(row for row in committed(report) if (row["threat_model"], row["attack"], row["eps"]) == key)
 
 
 def robust(report: str, threat_model: str, attack: str = "autoattack-standard", eps: float = 8 / 255) -> float:
@@ -78,7 +82,7 @@ def row_like(rows: dict[str, dict[str, Any]], start: str, end: str) -> dict[str,
 
 def cifar10_rows() -> list[dict[str, Any]]:
     """The rows of cfg=cifar10_cpu's report."""
-    return list(json.loads((ROOT / "tests/reports/cifar10_cpu/report.json").read_text())["results"])
+    return committed("cifar10_cpu")
 
 
 def attacked_twice() -> list[tuple[dict[str, Any], dict[str, Any]]]:

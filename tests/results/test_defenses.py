@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.results.committed import README, RESULTS, ROOT, cifar10_rows, flowing, robust, table
+from tests.results.committed import README, RESULTS, ROOT, cifar10_rows, committed, flowing, robust, table
 from tests.tables import readings_of, same_budget_lines, zoo_lines
 
 DISCO_UNDEFENDED = 94.78  # clean accuracy of WRN-28-10 without a defense, in DISCO's own logs
@@ -105,6 +105,43 @@ def test_generative_defenses_are_in_the_known_order() -> None:
     told = f"ScoreOpt-N's {rows['ScoreOpt-N'][0]:.1f} % (with EOT {{:.1f}}) are not to be believed"
     lowest = readings_of("zoo_generative")["ScoreOpt-N"]["adaptive-eot"]["robust_accuracy"]["mean"]
     assert told.format(lowest) in flowing(RESULTS)
+
+
+def test_generative_defenses_on_cifar10_are_as_told() -> None:
+    """Which keep the known order, which one draw of 32 images disturbs, and whose gradients are not to be believed."""
+    rows, text = readings_of("zoo_generative_cifar10"), flowing(RESULTS)
+    stand = {name: {key: row["robust_accuracy"]["mean"] for key, row in each.items()} for name, each in rows.items()}
+    clean = {name: row["oblivious"]["clean_accuracy"]["mean"] for name, row in rows.items()}
+    attackers = ("adaptive", "surrogate", "bpda", "oblivious")
+    ordered = {
+        name
+        for name, each in stand.items()
+        if len({*each.values()}) > 3 and [each[a] for a in attackers] == sorted(each[a] for a in attackers)
+    }
+    assert ordered == {"GDMP"}
+    gdmp = [stand["GDMP"][attacker] for attacker in attackers]
+    assert "({:.1f}, {:.1f}, {:.1f} and {:.1f} % stand)".format(*gdmp) in text
+    draws = {row["threat_model"]: row for row in committed("diffpure_cifar10")}
+    exact, follower, averaged = (draws[name] for name in ("adaptive", "surrogate", "adaptive-eot"))
+    assert (exact["robust_accuracy"] * exact["n"], follower["robust_accuracy"] * follower["n"]) == (400, 300)
+    assert exact["robust_average"] == follower["robust_average"]
+    assert (
+        f"both leave {exact['robust_average']:.1f} %, and with EOT he leaves {averaged['robust_average']:.1f} %" in text
+    )
+    adp = stand["ADP"]
+    assert adp["bpda"] == adp["adaptive"]
+    assert f"of one draw ({adp['bpda']:.1f} %); EOT leaves {adp['adaptive-eot']:.1f} %" in text
+    score = stand["ScoreOpt-O"]
+    right = rows["ScoreOpt-O"]["bpda"]["clean_accuracy"]["mean"]
+    assert f"{score['bpda']:.1f} % stand against it, more than are right unattacked ({right:.1f} %)" in text
+    assert f"gradients leave {score['adaptive']:.1f} %" in text
+    assert committed("scoreopt_cifar10")[0]["alarms"] == ["finite differences"]
+    told = f"{clean['FlowPure']:.1f} % of the clean images, {stand['FlowPure']['oblivious']:.1f} % of the attacked ones"
+    assert told in text
+    left = (
+        f"{clean['DiffPure']:.1f} % of clean images are left by DiffPure and {clean['ScoreOpt-O']:.1f} % by ScoreOpt-O"
+    )
+    assert left in text
 
 
 @pytest.mark.parametrize(("name", "alarms"), [("alone", set()), ("rounding", {"gradients", "square"}),

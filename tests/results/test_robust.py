@@ -14,7 +14,7 @@ from tests.results.committed import (
     share,
     table,
 )
-from tests.tables import attacked_lines, certified_line, entries
+from tests.tables import attacked_lines, certified_line, entries, readings_of
 
 
 def test_verdict_is_what_the_reports_say() -> None:
@@ -106,6 +106,35 @@ def test_plain_adversarial_training_stands_beside_the_purifier() -> None:
     longer = row_under("robust_cifar10_longer", "adaptive")
     assert kept > longer["robust_accuracy"] > row["robust_accuracy"]
     assert clean > longer["clean_accuracy"] > row["clean_accuracy"]
+
+
+def test_what_helps_a_robust_purifier_is_as_told() -> None:
+    """Two changes leave next to nothing, one is below the first point's interval, the others are within it."""
+    rows, text = readings_of("robust"), flowing(RESULTS)
+    stand = {name: row["adaptive"]["robust_accuracy"] for name, row in rows.items()}
+    first = stand["PGD on the whole"]
+    low, high = first["interval"]
+    below = {name for name, each in stand.items() if each["mean"] < low}
+    assert below == {"residual path", "the classifier alone attacked", "two frozen classifiers"}
+    assert all(each["mean"] <= high for each in stand.values())
+    mean = {name: each["mean"] for name, each in stand.items()}
+    blind = {name: row["oblivious"]["robust_accuracy"]["mean"] for name, row in rows.items()}
+    others = [mean[name] for name in ("the classifier alone attacked", "residual path", "PGD on the whole")]
+    assert "{:.1f} %, and one whose prediction is added to its input {:.1f} %, where the first keeps {:.1f} %".format(
+        *others
+    ) in text  # fmt: skip
+    unknowing = (blind["the classifier alone attacked"], blind["residual path"])
+    assert "{:.1f} and {:.1f} % stand against him".format(*unknowing) in text
+    clean = {name: row["adaptive"]["clean_accuracy"]["mean"] for name, row in rows.items()}
+    lost = clean["PGD on the whole"] - clean["two frozen classifiers"]
+    assert f"{mean['two frozen classifiers']:.1f} %, and {lost:.0f} points of clean accuracy" in text
+    assert min((each, name) for name, each in mean.items() if name not in below) == (mean["N-FGSM"], "N-FGSM")
+    assert {name for name, each in mean.items() if each == max(mean.values())} == {"no pixel term", "a wide encoder"}
+    span = f"[{low:.1f}, {high:.1f}], from N-FGSM ({mean['N-FGSM']:.1f} %)"
+    assert span in text
+    assert f"wide encoder ({max(mean.values()):.1f} % each)" in text
+    start = f"keeps {mean['pretrained start']:.1f} % and {clean['pretrained start']:.1f} % of the clean images"
+    assert start in text
 
 
 def test_the_robust_purifier_before_an_unseen_classifier() -> None:

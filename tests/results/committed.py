@@ -43,9 +43,9 @@ def table(name: str) -> list[str]:
     return [line for line in text[1].splitlines() if line.startswith("| ")][1:]
 
 
-def committed(report: str) -> list[dict[str, Any]]:
-    """The rows of a committed report."""
-    return list(json.loads((ROOT / f"tests/reports/{report}/report.json").read_text())["results"])
+def committed(report: str, entry: str = "results") -> Any:
+    """The rows of a committed report, or another of its entries."""
+    return json.loads((ROOT / f"tests/reports/{report}/report.json").read_text())[entry]
 
 
 def row_under(
@@ -53,7 +53,8 @@ def row_under(
 ) -> dict[str, Any]:
     """The first row of a committed report under a threat model, attack and budget."""
     key = (threat_model, attack, eps)
-    return next(row for row in committed(report) if (row["threat_model"], row["attack"], row["eps"]) == key)
+    rows: list[dict[str, Any]] = committed(report)
+    return next(row for row in rows if (row["threat_model"], row["attack"], row["eps"]) == key)
 
 
 def robust(report: str, threat_model: str, attack: str = "autoattack-standard", eps: float = 8 / 255) -> float:
@@ -82,7 +83,8 @@ def row_like(rows: dict[str, dict[str, Any]], start: str, end: str) -> dict[str,
 
 def cifar10_rows() -> list[dict[str, Any]]:
     """The rows of cfg=cifar10_cpu's report."""
-    return committed("cifar10_cpu")
+    rows: list[dict[str, Any]] = committed("cifar10_cpu")
+    return rows
 
 
 def attacked_twice() -> list[tuple[dict[str, Any], dict[str, Any]]]:

@@ -8,6 +8,7 @@ from tests.results.committed import (
     RESULTS,
     ROOT,
     attacked_twice,
+    committed,
     flowing,
     robust,
     row_under,
@@ -106,6 +107,19 @@ def test_plain_adversarial_training_stands_beside_the_purifier() -> None:
     longer = row_under("robust_cifar10_longer", "adaptive")
     assert kept > longer["robust_accuracy"] > row["robust_accuracy"]
     assert clean > longer["clean_accuracy"] > row["clean_accuracy"]
+
+
+def test_three_lengths_of_robust_training_are_as_told() -> None:
+    """On the same images, from one length to the next: what is gained becomes less, of robust images to nothing."""
+    reports = ("robust_cifar10_quarter", "robust_cifar10", "robust_cifar10_longer")
+    rows = [row_under(report, "adaptive", "pgd-20") for report in reports]
+    assert len({(row["n"], row["image_set"], row["classifier"]) for row in rows}) == 1
+    command = committed("robust_cifar10_quarter", "environment")["command"]
+    assert {"pretrain.steps=1400", "robust.check_every=200"} <= set(command)
+    stand, clean = ([row[f"{kind}_accuracy"] for row in rows] for kind in ("robust", "clean"))
+    assert stand[1] - stand[0] > 10 > 1 > stand[2] - stand[1]
+    told = "keeps {:.1f} %, the whole of it {:.1f} %, and as long again {:.1f} %".format(*stand)
+    assert f"{told}; of clean images {clean[0]:.1f}, {clean[1]:.1f} and {clean[2]:.1f} %" in flowing(RESULTS)
 
 
 def test_what_helps_a_robust_purifier_is_as_told() -> None:

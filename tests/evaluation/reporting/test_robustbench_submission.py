@@ -31,6 +31,7 @@ from maep.purifiers.bit_depth import BitDepthPurifier
 from maep.purifiers.mae import MAEPurifier
 from maep.purifiers.median import MedianPurifier
 from maep.purifiers.registry import KINDS, purifier_class
+from maep.purifiers.serialization import save_purifier
 from maep.purifiers.tvm import TotalVariationPurifier
 from maep.runtime.errors import UserError
 from tests.small import digits, train_small
@@ -203,6 +204,11 @@ def test_what_was_judged_is_submitted(judged: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"report.json: is of other records than there are now; run stage=report"):
         evaluate(["--robustbench", str(other)])
     (other / "config.yaml").write_text(re.sub(r"(gaussian_blur:\n  sigma: ).*", r"\g<1>0.9", config))
+    with pytest.raises(UserError, match=r"gaussian_blur.sigma=0.9: .*other/purifier was saved with 0.5"):
+        evaluate(["--robustbench", str(other)])
+    shutil.rmtree(other / "purifier")
+    stronger = load_settings("gaussian_blur/digits", ["gaussian_blur.sigma=0.9"])
+    save_purifier(purifier_class("gaussian_blur").from_settings(stronger), other / "purifier")
     with pytest.raises(UserError, match=r"other: its evaluation is of another purifier, classifier or images than it"):
         evaluate(["--robustbench", str(other)])
     assert not (other / "robustbench").exists()

@@ -118,9 +118,10 @@ def test_generative_defenses_on_cifar10_are_as_told() -> None:
         for name, each in stand.items()
         if len({*each.values()}) > 3 and [each[a] for a in attackers] == sorted(each[a] for a in attackers)
     }
-    assert ordered == {"GDMP"}
-    gdmp = [stand["GDMP"][attacker] for attacker in attackers]
+    assert ordered == {"GDMP", "ScoreOpt-N"}
+    gdmp, last = ([stand[name][attacker] for attacker in attackers] for name in ("GDMP", "ScoreOpt-N"))
     assert "({:.1f}, {:.1f}, {:.1f} and {:.1f} % stand)".format(*gdmp) in text
+    assert "ScoreOpt-N ({:.1f}, {:.1f}, {:.1f} and {:.1f} %), whose gradients are true".format(*last) in text
     draws = {row["threat_model"]: row for row in committed("diffpure_cifar10")}
     exact, follower, averaged = (draws[name] for name in ("adaptive", "surrogate", "adaptive-eot"))
     assert (exact["robust_accuracy"] * exact["n"], follower["robust_accuracy"] * follower["n"]) == (400, 300)
@@ -135,7 +136,8 @@ def test_generative_defenses_on_cifar10_are_as_told() -> None:
     right = rows["ScoreOpt-O"]["bpda"]["clean_accuracy"]["mean"]
     assert f"{score['bpda']:.1f} % stand against it, more than are right unattacked ({right:.1f} %)" in text
     assert f"gradients leave {score['adaptive']:.1f} %" in text
-    assert committed("scoreopt_cifar10")[0]["alarms"] == ["finite differences"]
+    alarms = [committed(f"{name}_cifar10")[0]["alarms"] for name in ("scoreopt", "scoreopt_n")]
+    assert alarms == [["finite differences"], []]
     told = f"{clean['FlowPure']:.1f} % of the clean images, {stand['FlowPure']['oblivious']:.1f} % of the attacked ones"
     assert told in text
     left = (

@@ -15,6 +15,7 @@ from maep.config.load import load_settings, sweep_names
 from maep.config.pair_source import TRAININGS
 from maep.config.schema import Settings
 from maep.launch.processes import spawn
+from maep.pipeline.unread_settings import say_unread
 from maep.runtime.console import say
 from maep.runtime.errors import fail
 
@@ -43,7 +44,9 @@ def main(arguments: Sequence[str]) -> int:
     for option in ("scale", "only"):
         if getattr(namespace, option):
             fail(f"--{option}: {namespace.cfg} is no sweep; choose one of {', '.join(sweep_names())}")
-    return _run(namespace, load_settings(namespace.cfg, overrides), stages[-1] if stages else "all")
+    settings = load_settings(namespace.cfg, overrides)
+    say_unread(settings, overrides)
+    return _run(namespace, settings, stages[-1] if stages else "all")
 
 
 def _run(namespace: argparse.Namespace, settings: Settings, stage: str) -> int:

@@ -43,6 +43,7 @@ from maep.launch.job.attempts import warn
 from maep.launch.monitor.logs import show_logs
 from maep.launch.monitor.preemption import cancelled_by_preemption
 from maep.launch.monitor.status import follow, job_text, print_status, print_submitted
+from maep.pipeline.unread_settings import say_unread
 from maep.runtime.console import console, say
 from maep.runtime.errors import UserError, fail
 from maep.runtime.exits import ExitCode
@@ -83,6 +84,7 @@ def _launch(words: Sequence[str]) -> int:
     if namespace.scale:
         fail(f"--scale: {namespace.cfg} is no sweep; choose one of {', '.join(sweep_names())}")
     settings = load_settings(namespace.cfg, words)
+    say_unread(settings, words)
     if namespace.plan:
         from maep.launch.estimate.scaling_table import print_plan
 

@@ -37,7 +37,6 @@ from maep.pipeline.superseded import (
     step_to_go_on_from,
     steps_of,
 )
-from maep.pipeline.unread_settings import say_unread
 from maep.runtime.console import say
 from maep.runtime.errors import UserError, fail
 from maep.storage.atomic import atomic_file
@@ -321,7 +320,6 @@ def run_pipeline(settings: Settings, wanted: str, launch: Launcher) -> None:
     names = wanted_stages(settings, wanted)
     directory = Path(settings.run.dir)
     check_inputs(names, settings)
-    say_unread(settings)
     with run_lock(directory) as lock:
         _require_needs(names[0], settings)
         with atomic_file(directory / "config.yaml") as temporary:

@@ -1,11 +1,13 @@
-"""Settings that were given and change nothing, as another one decides: said, since who gave them believes otherwise.
+"""Settings that a command gives and that change nothing, as another one decides: said, since who gave them believes
+otherwise.
 
-None of them is refused: a sweep switches what decides, and a configuration brings what an argument replaces.
+None of them is refused: a sweep switches what decides. Of what a configuration brings and a later one replaces, such as
+its epochs, nothing is said.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from functools import cache
 
 from maep.config.schema import RobustSettings, Settings
 from maep.runtime.console import say
@@ -14,7 +16,7 @@ READ_BY_OTHERS = ("classifiers", "teacher")  # of robust: refused by themselves 
 
 
 def unread_settings(settings: Settings) -> Iterator[str]:
-    """A line for each, with what decides in its place."""
+    """A line for each that is not its default, with what decides in its place; it begins with the settings' names."""
     data, attack = settings.data, settings.attack
     if data.shards and data.root:
         yield f"data.root={data.root}: without effect: data.shards={data.shards} are used"
@@ -35,12 +37,9 @@ def unread_settings(settings: Settings) -> Iterator[str]:
             yield f"{named}: without effect: read by trainings against the whole alone (pretrain.attacked=whole)"
 
 
-@cache
-def _say_once(line: str) -> None:
-    say(line)
-
-
-def say_unread(settings: Settings) -> None:
-    """Say them, each line once in a process: points of a sweep share most of theirs."""
+def say_unread(settings: Settings, words: Sequence[str]) -> None:
+    """Say those that are among a command's `key=value` words."""
+    given = {word.partition("=")[0] for word in words}
     for line in unread_settings(settings):
-        _say_once(line)
+        if given & set(re.findall(r"[a-z0-9_.]+", line.partition(": without effect")[0])):
+            say(line)

@@ -28,7 +28,15 @@ def test_what_is_given_and_not_read_is_said(word: str, further: list[str], decid
 
 
 def test_a_line_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
-    """Points of a sweep share it."""
-    for seed in range(2):
-        say_unread(load_settings("digits", ["robust.overfit_drop=11", f"run.seed={seed}"]))
+    """Of several settings in one line, too."""
+    words = ["robust.check_every=7", "robust.overfit_drop=11"]
+    say_unread(load_settings("digits", words), words)
     assert capsys.readouterr().out.count("robust.overfit_drop: without effect") == 1
+
+
+@pytest.mark.parametrize("name", ["cifar10_cpu", "certified/cifar10_cpu", "digits"])
+def test_what_only_a_configuration_brings_is_not_said(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Such as the epochs of the one below, whose steps replace them: who runs it gave neither."""
+    words = ["data.root=/images", "run.seed=1"]
+    say_unread(load_settings(name, words), words)
+    assert capsys.readouterr().out == ""

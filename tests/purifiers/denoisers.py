@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from maep.config.load import load_settings
+from maep.purifiers.base import Purifier
 from maep.purifiers.denoising import DenoiserPurifier
 
 P = TypeVar("P", bound=DenoiserPurifier)
@@ -24,3 +25,12 @@ def random_purifier(kind: type[P], words: Sequence[str]) -> P:
 def pictures(count: int = 3, side: int = 8) -> Tensor:
     """Always the same, [count, 3, side, side] in [0, 1]."""
     return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def assert_same_in_inference_mode(subject: Purifier, images: Tensor) -> None:
+    """That it purifies in torch.inference_mode, whose tensors autograd refuses, to the same bits."""
+    subject.reseed(0)
+    expected = subject(images)
+    with torch.inference_mode():
+        subject.reseed(0)
+        assert torch.equal(subject(images), expected)

@@ -23,6 +23,7 @@ from maep.storage.atomic import sha256_file
 from maep.storage.tensor_files import ShardedTensors
 from maep.training.chains import Chains
 from maep.training.pretrain import pretrain
+from tests.purifiers.denoisers import assert_same_in_inference_mode
 from tests.tiny import Problem
 
 SMALL = ["purifier.kind=ebm", "ebm.width=4", "objective.name=energy", "pretrain.mask_ratio=0"]
@@ -121,12 +122,7 @@ def test_seeds_decide_and_each_image_is_alone() -> None:
 @pytest.mark.parametrize("activation", ["leaky_relu", "silu"])
 def test_it_walks_where_a_caller_derives_nothing(activation: str) -> None:
     """In torch.inference_mode, whose tensors autograd refuses, to the same bits."""
-    subject = purifier(f"ebm.activation={activation}")
-    subject.reseed(0)
-    expected = subject(pictures())
-    with torch.inference_mode():
-        subject.reseed(0)
-        assert torch.equal(subject(pictures()), expected)
+    assert_same_in_inference_mode(purifier(f"ebm.activation={activation}"), pictures())
 
 
 def test_exact_gradients_are_hessian_products() -> None:

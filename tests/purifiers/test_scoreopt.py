@@ -12,7 +12,7 @@ from maep.models.noise_schedule import alpha_bar
 from maep.purifiers.scoreopt import ScoreOptPurifier, adam_step
 from maep.purifiers.stepwise import stepwise, walk
 from maep.runtime.errors import UserError
-from tests.purifiers.denoisers import pictures, random_purifier
+from tests.purifiers.denoisers import assert_same_in_inference_mode, pictures, random_purifier
 
 SMALL = [
     "purifier.kind=scoreopt", "scoreopt.width=16", "scoreopt.multipliers=[1]", "scoreopt.unshuffle=2",
@@ -105,12 +105,7 @@ def test_every_image_is_purified_as_if_it_were_alone(variant: str) -> None:
 @pytest.mark.parametrize("variant", ["o", "n"])
 def test_it_purifies_where_a_caller_derives_nothing(variant: str) -> None:
     """In torch.inference_mode, whose tensors autograd refuses, to the same bits."""
-    subject = purifier(f"scoreopt.variant={variant}")
-    subject.reseed(0)
-    expected = subject(pictures())
-    with torch.inference_mode():
-        subject.reseed(0)
-        assert torch.equal(subject(pictures()), expected)
+    assert_same_in_inference_mode(purifier(f"scoreopt.variant={variant}"), pictures())
 
 
 @pytest.mark.parametrize("variant", ["o", "n"])

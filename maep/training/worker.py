@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from maep.config.command_line import command_line
 from maep.config.schema import Settings
 from maep.runtime.errors import PeerLost, exit_code, fail
-from maep.runtime.exits import ExitCode
+from maep.runtime.exits import ExitCode, leave
 from maep.training.distributed.heartbeat import is_peer_loss
 from maep.training.distributed.world import join_world
 from maep.training.finetune import finetune
@@ -45,4 +45,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: main(sys.argv[1:])))
+    leave(exit_code(lambda: main(sys.argv[1:])))

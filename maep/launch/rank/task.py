@@ -21,7 +21,7 @@ from maep.launch.cluster.jobs import ARRAY, POINTS, RANKS
 from maep.launch.job.attempts import Outcome, attempt_number, job_name, write_exit
 from maep.launch.rank.environment import rank_environment
 from maep.runtime.errors import EarlyEnd, PeerLost, Stopped, UserError, fail, shown_traceback
-from maep.runtime.exits import ExitCode
+from maep.runtime.exits import ExitCode, leave
 from maep.training.signals import SIGNALS, arm
 
 # Above what clusters reserve for services, and below 32768, from where Linux hands ports out to anybody who asks.
@@ -59,7 +59,7 @@ class Task:
             frames = shown_traceback() if kind in (Outcome.CRASHED, Outcome.PEER_LOST) else ""
             record_exit(kind, code, _line(error), frames)
             print(frames or _line(error), file=sys.stderr, flush=True)
-            _leave(code)
+            leave(code)
 
     def _run(self, node: str, record_exit: RecordExit) -> None:
         if self.kind == RANKS:
@@ -162,10 +162,3 @@ def _unwind_on_signals() -> None:
 
 def _refuse_to_launch(name: str, _settings: Settings) -> None:
     raise RuntimeError(f"{name}: a stage of a single process launches nothing")
-
-
-def _leave(code: int) -> None:
-    """End the process without waiting for threads of libraries that may hang after a peer is lost."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)

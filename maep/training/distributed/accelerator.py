@@ -14,7 +14,7 @@ from accelerate.utils import DeepSpeedPlugin, DistributedDataParallelKwargs, Ini
 from maep.config.schema import ComputeSettings, TrainSettings
 from maep.runtime.device import prepare_device, warn_of_slow_bf16
 from maep.runtime.errors import fail
-from maep.training.distributed.world import join_world
+from maep.training.distributed.world import close_group_at_exit, join_world
 
 
 def make_accelerator(compute: ComputeSettings, train: TrainSettings) -> Accelerator:
@@ -83,6 +83,7 @@ def _deepspeed_plugin(stage: int, train: TrainSettings, processes: int, device: 
             os.environ.setdefault(name, value)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+        close_group_at_exit()
     import deepspeed.ops
 
     # Building this CPU op takes 40 s and a compiler, and an interrupted build hangs later runs; gloo serves as well.

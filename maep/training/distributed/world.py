@@ -3,6 +3,8 @@
 RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT come from the launcher: launch/local.py, SLURM's variables, torchrun.
 """
 
+import atexit
+import gc
 import json
 import os
 import socket
@@ -107,6 +109,21 @@ def _make_group(rank: int, size: int, store: dist.Store, compute: ComputeSetting
         world_size=size,
         timeout=timedelta(seconds=compute.stall_timeout),
     )
+    close_group_at_exit()
+
+
+def close_group_at_exit() -> None:
+    """Let a process that ends by itself end torch's process group first, and so wait for its threads.
+
+    One of gloo's that still frees a tensor when the interpreter is gone aborts the process, with everything done.
+    """
+    atexit.register(_close_group)
+
+
+def _close_group() -> None:
+    gc.collect()  # trainings hold groups of their own, in cycles
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _meet(rank: int, size: int, seconds: float, nodes: Sequence[str]) -> dist.Store:

@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.queues import Queue
@@ -71,6 +73,44 @@ def meet(settings: Settings) -> tuple[list[float], list[int]]:
 def test_ranks_meet() -> None:
     """Three processes join, and then sum and gather over all of them."""
     assert run_ranks(meet, [(0, 3), (1, 3), (2, 3)]) == [(rank, ([3.0, 3.0], [0, 1, 2])) for rank in range(3)]
+
+
+ENDS_BY_ITSELF = """
+import atexit
+from pathlib import Path
+import torch.distributed as dist
+from maep.config.load import load_settings
+from maep.training.distributed.world import join_world
+
+def say_threads():
+    print(sum("gloo" in name.read_text() for name in Path("/proc/self/task").glob("*/comm")))
+
+atexit.register(say_threads)  # handlers run in reverse order
+join_world(load_settings(None, ["compute.join_timeout=60"]).compute)
+group = dist.new_group(backend="gloo")
+dist.barrier(group)
+say_threads()
+holders = [[group]]
+holders[0].append(holders[0])
+del group, holders
+"""
+
+
+def test_no_thread_of_the_group_outlives_the_interpreter() -> None:
+    """At the end of a rank that joined and made a group more, as checkpoints do, gloo's threads have ended.
+
+    One that frees a tensor when the interpreter is gone aborts the process, whose work was done.
+    """
+    here = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command = [sys.executable, "-c", ENDS_BY_ITSELF]
+    ranks = [
+        subprocess.Popen(command, env={**here, "RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        said, errors = rank.communicate(timeout=120)
+        during, after = map(int, said.split())
+        assert (rank.returncode, during > 0, after) == (0, True, 0), errors.decode()
 
 
 def test_missing_rank_is_named_with_its_node() -> None:

@@ -11,15 +11,24 @@ import os
 import re
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from maep.runtime.digests import as_read, canonical
+from maep.runtime.digests import as_read, canonical, digest
 from maep.runtime.errors import UserError, fail
 from maep.runtime.plain_files import open_regular
+from maep.runtime.process_identity import IDENTITY, has_ended, this_process
 from maep.storage.json_files import read_json as read_json
+
+LONGEST = 160  # bytes of a name that leave room for what a temporary name adds: most file systems take 255
+ABANDONED = 7 * 86400.0  # seconds: longer than any queue or clock holds a writer up between two writes
+# A temporary name ends in its writer's identity; those of earlier versions in the name of its host and a number.
+WRITER = re.compile(
+    rf"\.tmp-.+-(?P<identity>{IDENTITY.pattern})|\.tmp-.+-{re.escape(socket.gethostname())}-\d+", re.DOTALL
+)
 
 
 def sha256_file(path: Path) -> str:
@@ -51,8 +60,9 @@ def require_writable(directory: Path, name: str) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """The name under which this process writes `path` before it is whole."""
-    return path.with_name(f".tmp-{path.name}-{socket.gethostname()}-{os.getpid()}")
+    """The name under which this process, and no other on any machine, writes `path` before it is whole."""
+    name = path.name if len(os.fsencode(path.name)) <= LONGEST else digest(path.name)
+    return path.with_name(f".tmp-{name}-{this_process()}")
 
 
 @contextmanager
@@ -93,13 +103,21 @@ def link_or_copy(source: str, target: str) -> None:
 
 
 def remove_temporaries(directory: Path) -> None:
-    """Remove what an earlier, killed writer on this host left half-written in `directory`.
+    """Remove what killed writers left half-written in `directory`.
 
-    On this very host: beside one called `node` there may be a `node-1`, whose writers this one cannot see.
+    A writer of this machine is known to have ended. Of another one, or of this one before it was booted again, nothing
+    is known: what it left goes when nobody has written to it for `ABANDONED`.
     """
-    ours = re.compile(rf"\.tmp-.+-{re.escape(socket.gethostname())}-(\d+)", re.DOTALL)
     for path in directory.glob(".tmp-*"):
-        match = ours.fullmatch(path.name)
-        if match is None or (int(match[1]) != os.getpid() and Path(f"/proc/{match[1]}").exists()):
-            continue
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        writer = WRITER.fullmatch(path.name)
+        if writer and (has_ended(writer["identity"] or "") or _is_abandoned(path)):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether a temporary, and everything in it, was last written long ago."""
+    try:
+        written = max(each.lstat().st_mtime for each in (path, *path.rglob("*")))
+    except FileNotFoundError:  # its writer lives, and has just finished
+        return False
+    return time.time() - written > ABANDONED

@@ -5,9 +5,9 @@
 
 A claim is made with O_EXCL, and a takeover makes the next number, so of two takers one fails. The highest number
 counts. Times are compared on the file system's clock, never on a host's; a claim from the future is as old as it is
-far from now: that clock went back, and nobody has refreshed the claim since. A process that has ended on the same host
-is known to be dead at once. A frozen worker that wakes up after a takeover does its unit twice over: work that is
-claimed must be deterministic and committed atomically.
+far from now: that clock went back, and nobody has refreshed the claim since. A process that has ended on the same
+machine is known to be dead at once; of a host of the same name nothing is known. A frozen worker that wakes up after a
+takeover does its unit twice over: work that is claimed must be deterministic and committed atomically.
 """
 
 import os
@@ -23,25 +23,25 @@ from typing import Self
 from maep.runtime.console import say
 from maep.runtime.errors import UserError
 from maep.runtime.plain_files import open_regular
+from maep.runtime.process_identity import IDENTITY, has_ended, this_process
 from maep.runtime.slurm_job import this_job
 from maep.storage.atomic import remove_temporaries, temporary_name
 
 REFRESHES = 4  # in a timeout: three may come late or fail before a living worker loses its unit
-OWNER = re.compile(r"process (?P<process>\d+) on (?P<host>[^,]+)")
+OWNER = re.compile(rf".*\[(?P<identity>{IDENTITY.pattern})\]", re.DOTALL)
 
 
 def this_worker() -> str:
-    """Host, process and job of this process, in words."""
+    """Host, process and job of this process, in words, and which of all processes it is."""
     job = this_job()
-    return f"process {os.getpid()} on {socket.gethostname()}" + (f", job {job}" if job else "")
+    named = f"process {os.getpid()} on {socket.gethostname()}" + (f", job {job}" if job else "")
+    return f"{named} [{this_process()}]"
 
 
 def _has_ended(owner: str | None) -> bool:
-    """Whether an owner, as `this_worker` names it, was a process of this host and is no more."""
-    words = OWNER.match(owner or "")
-    if words is None or words["host"] != socket.gethostname():
-        return False
-    return not Path(f"/proc/{words['process']}").exists()
+    """Whether an owner, as `this_worker` names it, was a process of this machine and is no more."""
+    words = OWNER.fullmatch(owner or "")
+    return words is not None and has_ended(words["identity"])
 
 
 class Claims:

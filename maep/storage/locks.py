@@ -18,6 +18,7 @@ from typing import IO, Any, Self
 from maep.runtime.console import say
 from maep.runtime.errors import UserError, fail
 from maep.runtime.slurm_job import this_job
+from maep.storage.atomic import temporary_name
 from maep.storage.documents import Document
 from maep.storage.json_files import LIMIT, parse_json
 
@@ -130,7 +131,7 @@ def _try(directory: Path, setting: str = "") -> tuple[Lock | None, Signature | N
 def _take_over(path: Path, holder: Signature | None) -> Lock:
     """Replace the lock's file, whose holder does not let go, by one that this process holds."""
     say(f"{path.parent}: taken over from {_name_of(holder)}, an earlier attempt of this job")
-    temporary = path.with_name(f".tmp-lock-{socket.gethostname()}-{os.getpid()}")
+    temporary = temporary_name(path)
     file = temporary.open("a+")
     fcntl.flock(file, fcntl.LOCK_EX)
     _sign(file)

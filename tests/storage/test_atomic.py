@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from maep.storage.atomic import atomic_file, remove_temporaries, write_json
+from maep.runtime.process_identity import this_machine
+from maep.storage.atomic import atomic_file, remove_temporaries, temporary_name, write_json
 
 
 def test_failed_write_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> None:
@@ -43,14 +44,42 @@ def test_full_disk_is_a_user_error_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_temporaries_of_dead_writers_are_removed(tmp_path: Path) -> None:
-    """What a killed process left goes; what a living one writes stays, and what one of a host of a longer name does."""
-    host = os.uname().nodename
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    gone, kept = tmp_path / f".tmp-a-{host}-{dead.pid}", tmp_path / f".tmp-b-{host}-{os.getppid()}"
-    elsewhere, odd = tmp_path / f".tmp-c-{host}-1-{dead.pid}", tmp_path / f".tmp-d-{host}-x"
-    for path in (gone, kept, elsewhere, odd):
-        path.touch()
+    """What a killed process of this machine left goes; what a living one writes stays, and what is of elsewhere."""
+    code = "import sys; from pathlib import Path; from maep.storage.atomic import temporary_name\n"
+    code += "temporary_name(Path(sys.argv[1])).touch(); input()"
+    writer = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "a")], stdin=subprocess.PIPE)
+    while not (written := list(tmp_path.iterdir())):
+        assert writer.poll() is None
+    machine = this_machine()
+    elsewhere = tmp_path / written[0].name.replace(machine, f"{int(machine, 16) ^ 1:08x}")
+    elsewhere.touch()
+    temporary_name(tmp_path / "b").touch()
     remove_temporaries(tmp_path)
-    assert not gone.exists()
-    assert all(path.exists() for path in (kept, elsewhere, odd))
+    assert len(list(tmp_path.iterdir())) == 3
+    writer.kill()
+    writer.communicate()
+    remove_temporaries(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([elsewhere, temporary_name(tmp_path / "b")])
+
+
+@pytest.mark.parametrize("name", [".tmp-a-999-0123abcd-5", f".tmp-a-{os.uname().nodename}-999"])
+def test_temporaries_of_elsewhere_go_when_they_are_old(tmp_path: Path, name: str) -> None:
+    """After days in which nobody has written to them, or within them; also those named by an earlier version."""
+    old, others = tmp_path / name, tmp_path / f"{name}x"
+    for path in (old, others):
+        path.mkdir()
+        (path / "part").touch()
+        os.utime(path, (1, 1))
+    remove_temporaries(tmp_path)
+    assert old.exists()
+    for path in (old, others):
+        os.utime(path / "part", (1, 1))
+    remove_temporaries(tmp_path)
+    assert list(tmp_path.iterdir()) == [others]
+
+
+def test_a_file_may_have_the_longest_of_names(tmp_path: Path) -> None:
+    """The name under which it is written first is no longer than that."""
+    path = tmp_path / ("\u00e9" * 125 + ".json")
+    write_json(path, {})
+    assert list(tmp_path.iterdir()) == [path]

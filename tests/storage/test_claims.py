@@ -3,6 +3,8 @@
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing import get_context
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from maep.runtime.errors import UserError
+from maep.runtime.process_identity import this_process
 from maep.storage.claims import Claims, this_worker
 
 TIMEOUT = 1.5
@@ -66,7 +69,7 @@ def test_a_worker_of_an_array_is_named(
         monkeypatch.delenv(f"SLURM_{name}", raising=False)
         if value is not None:
             monkeypatch.setenv(f"SLURM_{name}", value)
-    assert this_worker() == f"process {os.getpid()} on {socket.gethostname()}{named}"
+    assert this_worker() == f"process {os.getpid()} on {socket.gethostname()}{named} [{this_process()}]"
 
 
 def test_what_is_no_claim_is_none(tmp_path: Path) -> None:
@@ -95,6 +98,55 @@ def test_a_unit_of_a_process_that_ended_on_this_host_is_free_at_once(tmp_path: P
             assert not mine
         os.kill(process.pid or 0, signal.SIGKILL)
         process.join()
+        with claims.hold("a") as mine:
+            assert mine
+
+
+IN_CONTAINER = """\
+import sys, time
+from pathlib import Path
+from maep.storage.claims import Claims
+from maep.storage.atomic import temporary_name
+directory = Path(sys.argv[1])
+with Claims(directory, 600.0) as claims, claims.hold("a"):
+    temporary_name(directory / "b").touch()
+    (directory / "holds").touch()
+    time.sleep(600)
+"""
+
+
+def test_a_host_of_the_same_name_is_another(tmp_path: Path) -> None:
+    """What a living process of a PID namespace of its own has claimed and writes, under this host's name, stays.
+
+    Its number, 1, is there that of a process which here is another one; once there is none of that number either.
+    """
+    namespaces = ["unshare", "--map-root-user", "--pid", "--fork", "--kill-child=KILL"]
+    if subprocess.run([*namespaces, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("needs PID namespaces")
+    container = subprocess.Popen([*namespaces, sys.executable, "-c", IN_CONTAINER, str(tmp_path)])
+    try:
+        wait_for(tmp_path / "holds")
+        (claim,) = tmp_path.glob("a.claim-*")
+        assert f"process 1 on {socket.gethostname()}" in claim.read_text()
+        claim.write_text(claim.read_text().replace("process 1 ", "process 999999999 ").replace("[1-", "[999999999-"))
+        with Claims(tmp_path, 600.0) as claims, claims.hold("a") as mine:
+            assert not mine
+            assert len(list(tmp_path.glob(".tmp-b-*"))) == 1
+    finally:
+        container.kill()
+        container.wait()
+
+
+def test_a_claim_of_an_earlier_version_waits_for_its_time(tmp_path: Path) -> None:
+    """It names a host and a number alone, which another host may have too; it is taken over when it is old."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    with Claims(tmp_path, 600.0) as claims:
+        claim = tmp_path / "a.claim-0"
+        claim.write_text(f"process {dead.pid} on {socket.gethostname()}, job 7")
+        with claims.hold("a") as mine:
+            assert not mine
+        os.utime(claim, (1, 1))
         with claims.hold("a") as mine:
             assert mine
 

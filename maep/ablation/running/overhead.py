@@ -4,7 +4,6 @@ Any number of workers run a sweep, now or later, so none of them adds to a commo
 """
 
 import os
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Self
 
 from maep.ablation.grid.points import Point
 from maep.ablation.running.point_records import recorded_seconds
+from maep.runtime.process_identity import start_ticks, this_process
 from maep.storage.documents import Document
 
 FOLDER = "overhead"
@@ -49,10 +49,8 @@ class SweepTime:
 
 def process_age() -> float:
     """Seconds since this process began, its imports included."""
-    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     uptime = float(Path("/proc/uptime").read_text().split()[0])
-    # proc(5): starttime is the 22nd field, the 20th after the process's name.
-    return uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return uptime - (start_ticks(os.getpid()) or 0) / os.sysconf("SC_CLK_TCK")
 
 
 class OverheadTimer:
@@ -62,8 +60,8 @@ class OverheadTimer:
     """
 
     def __init__(self, directory: Path) -> None:
-        # The time tells processes apart that had the same number, here or after a restart of the host.
-        self.path = directory / FOLDER / f"{socket.gethostname()}-{os.getpid()}-{time.time():.0f}.json"
+        # A process may be at a sweep more than once.
+        self.path = directory / FOLDER / f"{this_process()}-{time.time_ns()}.json"
         self.stages: dict[str, float] = {}
 
     def __enter__(self) -> Self:

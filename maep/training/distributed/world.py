@@ -22,6 +22,7 @@ from torch import Tensor
 from maep.config.schema import ComputeSettings
 from maep.runtime.device import Readback, prepare_device
 from maep.runtime.errors import PeerLost, UserError, fail
+from maep.runtime.process_identity import this_process
 from maep.storage.documents import read_fields
 from maep.storage.json_files import parse_json
 
@@ -52,10 +53,14 @@ def world() -> World:
 
 @dataclass(frozen=True)
 class Member:
-    """What a process registers with as a rank: its node and process id, and how many processes it was started as."""
+    """What a process registers with as a rank: its node and process id, and how many processes it was started as.
+
+    identity: which of all processes it is, as in `maep.runtime.process_identity`; nodes may have one name.
+    """
 
     node: str
     process: int
+    identity: str
     size: int
 
     @classmethod
@@ -130,7 +135,7 @@ def _meet(rank: int, size: int, seconds: float, nodes: Sequence[str]) -> dist.St
     """Register with the store on rank 0 and wait for its verdict."""
     deadline = time.monotonic() + seconds
     store = _open_store(rank, seconds)
-    member = Member(socket.gethostname(), os.getpid(), size)
+    member = Member(socket.gethostname(), os.getpid(), this_process(), size)
     first = Member.from_text(store.compare_set(f"rank-{rank}", "", member.to_text()))
     if first != member:
         raise PeerLost(f"rank {rank}: joined twice; the first is process {first.process} on node {first.node}")

@@ -6,7 +6,6 @@ import random
 import resource
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from maep.data.images.build import build_shards, clean_shards_path, clean_split,
 from maep.data.shard_manifest import CleanManifest
 from maep.data.shards import ShardSet, index_of, shard_name
 from maep.runtime.errors import UserError
+from maep.storage.atomic import temporary_name
 from maep.storage.sealed import MANIFEST
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -167,7 +167,7 @@ def test_interrupted_build_keeps_what_is_finished(tmp_path: Path, monkeypatch: p
     working = path / ".building-train"
     index_of(working / shard_name(1)).unlink()
     written = {file.name: file.stat().st_mtime_ns for file in working.iterdir()}
-    alive = f".tmp-{shard_name(2)}-{socket.gethostname()}-1"
+    alive = temporary_name(working / shard_name(2)).name
     (working / alive).write_bytes(b"half a shard of a process that still runs")
     build_shards(settings)
     assert tree(path) == wanted

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -133,12 +134,26 @@ def test_second_process_of_a_rank_is_refused() -> None:
     assert told[0].startswith("PeerLost: rank 1: joined twice; the first is process ")
 
 
+def join_as_number_7(settings: Settings) -> int:
+    """As a process that has a container, whose name is another's too, to itself."""
+    mock.patch.object(world, "os", SimpleNamespace(environ=os.environ, getpid=lambda: 7)).start()
+    return join_only(settings)
+
+
+def test_a_second_process_of_the_same_name_and_number_is_refused() -> None:
+    """On nodes of one name two processes may have one number; they are two all the same."""
+    results = run_ranks(join_as_number_7, [(0, 2), (1, 2), (1, 2)])
+    told = [result for _, result in results if result != 2]
+    assert len(told) == 1
+    assert told[0].startswith("PeerLost: rank 1: joined twice; the first is process 7 ")
+
+
 @pytest.mark.parametrize("text", ["7", "{", "[]", '{"node": "a"}', '{"node": 1, "process": 2, "size": 2}', "\ud800"])
 def test_what_another_program_wrote_is_refused(text: str) -> None:
     """Whoever reaches the port can write into the store."""
     with pytest.raises(UserError, match="the processes' store"):
         Member.from_text(text.encode(errors="surrogatepass"))
-    member = Member("a", 1, 2)
+    member = Member("a", 1, "1-0123abcd-5", 2)
     assert Member.from_text(member.to_text().encode()) == member
 
 

@@ -25,6 +25,7 @@ import argparse
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.table import Table
@@ -33,11 +34,12 @@ from maep.ablation.grid.sweep import is_sweep
 from maep.config.command_line import Parser, split_arguments
 from maep.config.load import load_settings, sweep_names
 from maep.config.schema import Settings
+from maep.launch.cluster.job_memory import JobMemory
 from maep.launch.cluster.job_records import JobRecord, find_run, live_jobs
 from maep.launch.cluster.jobs import KINDS, POINTS, Job
 from maep.launch.cluster.partition_nodes import fit_to_nodes, unfitted
 from maep.launch.cluster.settings import Cluster, add_options, read_cluster
-from maep.launch.cluster.slurm_client import cancel, is_forgotten, job_states, require_slurm
+from maep.launch.cluster.slurm_client import cancel, job_states, require_slurm
 from maep.launch.command_name import command_name
 from maep.launch.job.attempts import warn
 from maep.launch.monitor.logs import show_logs
@@ -106,12 +108,12 @@ def _launch(words: Sequence[str]) -> int:
     records = _submit(settings, cluster, stage, namespace)
     if not records or not namespace.wait:
         return 0
-    run = Path(settings.run.dir)
-    code = _follow(run, records)
-    while code == ExitCode.FAILED and (preempted := cancelled_by_preemption(records)):
+    run, memory = Path(settings.run.dir), JobMemory()
+    code = _wait(run, partial(follow, run, records, memory))
+    while code == ExitCode.FAILED and (preempted := cancelled_by_preemption(records, memory)):
         say(f"{', '.join(preempted)}: preempted and cancelled by Slurm; what is left is submitted again")
         records = _submit(settings, cluster, stage, namespace)
-        code = _follow(run, records) if records else ExitCode.DONE
+        code = _wait(run, partial(follow, run, records, memory)) if records else ExitCode.DONE
     return code
 
 
@@ -168,36 +170,33 @@ def _launch_sweep(namespace: argparse.Namespace, words: list[str], stages: Seque
     if stages:
         fail("stage=: not for a sweep, whose points run every stage; leave it out")
     from maep.launch.monitor.sweep_status import print_sweep
-    from maep.launch.submission.sweep_jobs import preview_sweep, submit_sweep
+    from maep.launch.submission.sweep_jobs import is_sweep_finished, preview_sweep, submit_sweep
 
     if namespace.dry_run:
         scripts = preview_sweep(namespace, words, _cluster(namespace))
         return _print_scripts(scripts) if scripts else 0
     require_slurm()
-    cluster = _cluster(namespace)
+    cluster, memory = _cluster(namespace), JobMemory()
     while records := submit_sweep(namespace, words, cluster):
         run = Path(load_settings(records[0].config).run.dir)
         print_sweep(run)
         say(f"array {job_text(records[0])}; {command_name('slurm')} status {run} · logs {run} · cancel {run}")
-        code = _await(records[0]) if namespace.wait else 0
-        if not code or not (preempted := cancelled_by_preemption(records)):
+        if not namespace.wait:
+            return 0
+        code = _wait(run, partial(_await, records[0], memory, partial(is_sweep_finished, run)))
+        if code != ExitCode.FAILED or not (preempted := cancelled_by_preemption(records, memory)):
             return code
         say(f"{', '.join(preempted)}: preempted and cancelled by Slurm; what is left is submitted again")
     return 0
 
 
-def _await(record: JobRecord) -> int:
-    """Wait until Slurm will do nothing more for a job; 0 if it ended well, else 1.
-
-    Where there is no accounting Slurm forgets each worker some minutes after its end, so it is noted here.
-    """
-    ended: dict[str, str] = {}
-    while True:
-        states = job_states([record.job]).get(record.job, [])
-        ended |= {state.job: state.state for state in states if state.ended}
-        if all(state.ended for state in states) and (states or is_forgotten(record.job)):
-            return int(not ended or any(state != "COMPLETED" for state in ended.values()))
+def _await(record: JobRecord, memory: JobMemory, is_finished: Callable[[], bool]) -> int:
+    """Wait until Slurm will do nothing more for a job; 0 if it ended well, else 1. is_finished: as of `went_wrong`."""
+    memory.states([record.job])
+    while not memory.is_over(record.job):
         time.sleep(POLL)
+        memory.states([record.job])
+    return int(memory.went_wrong(record, is_finished))
 
 
 def _grace(words: Sequence[str]) -> list[str]:
@@ -222,9 +221,10 @@ def _settle(records: Sequence[JobRecord]) -> None:
         time.sleep(SETTLE_POLL)
 
 
-def _follow(run: Path, records: Sequence[JobRecord]) -> int:
+def _wait(run: Path, wait: Callable[[], int]) -> int:
+    """What `wait` returns; Ctrl-C ends the waiting alone."""
     try:
-        return follow(run, [record.job for record in records])
+        return wait()
     except KeyboardInterrupt:
         say(f"the jobs go on; {command_name('slurm')} status {run}")
         return ExitCode.INTERRUPTED

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from maep.launch.cluster.job_memory import JobMemory
 from maep.launch.cluster.job_records import JobRecord
-from maep.launch.cluster.slurm_client import JobState, job_states
+from maep.launch.cluster.slurm_client import JobState
 from maep.launch.command_name import command_name
 
 PREEMPTED = "PREEMPTED"  # a state that ends a job; one that is requeued leaves it at once
@@ -14,9 +15,9 @@ def is_preempted(states: Sequence[JobState]) -> bool:
     return bool(states) and all(state.ended for state in states) and any(state.state == PREEMPTED for state in states)
 
 
-def cancelled_by_preemption(records: Sequence[JobRecord]) -> list[str]:
+def cancelled_by_preemption(records: Sequence[JobRecord], memory: JobMemory) -> list[str]:
     """The stages and jobs among these that were, in words."""
-    states = job_states([record.job for record in records])
+    states = memory.states([record.job for record in records])
     return [f"{record.stage} {record.job}" for record in records if is_preempted(states.get(record.job, []))]
 
 

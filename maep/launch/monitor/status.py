@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -13,9 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from maep.config.load import load_settings
+from maep.launch.cluster.job_memory import JobMemory
 from maep.launch.cluster.job_records import JobRecord, exit_folders, read_records, stage_folder
 from maep.launch.cluster.jobs import ARRAY, KINDS
-from maep.launch.cluster.slurm_client import JobState, is_forgotten, job_states
+from maep.launch.cluster.slurm_client import JobState, job_states
 from maep.launch.job.attempts import read_attempts
 from maep.launch.monitor.failures import failures_of
 from maep.launch.monitor.preemption import is_preempted, preemption_line
@@ -26,6 +28,7 @@ from maep.runtime.errors import UserError
 
 POLL = 2.0  # seconds between two looks while following: each asks the controller once a job
 Report = Callable[[str], object]  # takes one line about a record that cannot be read
+StatesOf = Callable[[Sequence[str]], dict[str, list[JobState]]]
 
 
 @dataclass(frozen=True)
@@ -66,13 +69,14 @@ def _counted(states: Sequence[JobState]) -> str:
     return ", ".join(f"{n} {state}" if len(states) > 1 else state for state, n in counts.items())
 
 
-def read_status(run: Path, damaged: Report) -> list[StageStatus]:
+def read_status(run: Path, damaged: Report, states_of: StatesOf = job_states) -> list[StageStatus]:
     """The stages in order, with their newest job each.
 
-    damaged: called with one line for each record that cannot be read, which then counts as missing.
+    damaged: called with one line for each record that cannot be read, which then counts as missing. states_of: tells
+    how jobs stand.
     """
     newest = {record.stage: record for record in read_records(run, damaged)}
-    states = job_states([record.job for record in newest.values()])
+    states = states_of([record.job for record in newest.values()])
     books = _stage_records(run, damaged)
     return [_stage_status(run, stage, newest.get(stage), states, books, damaged) for stage in KINDS]
 
@@ -185,28 +189,15 @@ def print_status(run: Path) -> None:
     screen().print(render(run, rows, damaged), highlight=False)
 
 
-def _is_over(row: StageStatus) -> bool:
-    """Whether Slurm will do nothing more for a stage's job; without accounting it forgets it after a while."""
-    return row.ended if row.states else row.record is not None and is_forgotten(row.record.job)
-
-
-def _went_wrong(row: StageStatus, last: StageStatus | None) -> bool:
-    """Of a job that is over. last: as Slurm last knew it; what it has forgotten went well if its stage is finished."""
-    if row.states:
-        return row.failed
-    return not row.finished and (last is None or not last.ended or last.failed)
-
-
-def follow(run: Path, jobs: Sequence[str]) -> int:
+def follow(run: Path, records: Sequence[JobRecord], memory: JobMemory) -> int:
     """Show how the run stands until these jobs have ended; 0 if all ended well, else 1. Ctrl-C only stops looking."""
-    known: dict[str, StageStatus] = {}
+    jobs = [record.job for record in records]
     with Live(console=screen(), auto_refresh=False) as live:
         while True:
             damaged: list[str] = []
-            rows = read_status(run, damaged.append)
+            rows = read_status(run, damaged.append, lambda newest: memory.states([*{*jobs, *newest}]))
             live.update(render(run, rows, damaged), refresh=True)
-            followed = {row.record.job: row for row in rows if row.record and row.record.job in jobs}
-            known |= {job: row for job, row in followed.items() if row.states}
-            if all(map(_is_over, followed.values())):
-                return int(any(_went_wrong(row, known.get(job)) for job, row in followed.items()))
+            if all(map(memory.is_over, jobs)):
+                finished = {row.stage for row in rows if row.finished}
+                return int(any(memory.went_wrong(each, partial(finished.__contains__, each.stage)) for each in records))
             time.sleep(POLL)

@@ -7,11 +7,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
+from maep.ablation.grid.points import Point
 from maep.ablation.running.point_records import is_finished
 from maep.ablation.running.pretrained import by_pretraining
 from maep.ablation.running.rungs import halving_state
-from maep.ablation.study import REQUEST, Study, SweepRequest, prepare
+from maep.ablation.study import REQUEST, Study, SweepRequest, prepare, read_study
 from maep.ablation.tables.summary import write_summary
 from maep.config.load import to_yaml
 from maep.config.schema import Settings
@@ -32,10 +34,19 @@ def sweep_settings(study: Study) -> Settings:
     return replace(first, run=replace(first.run, name=study.sweep.name, dir=str(study.directory)))
 
 
+def _remaining_points(study: Study) -> list[Point]:
+    """Those that are to run: neither finished nor stopped."""
+    return [point for point in halving_state(study.sweep, study.points).active if not is_finished(point)]
+
+
+def is_sweep_finished(directory: Path) -> bool:
+    """Whether no point of a sweep that was submitted is left to run."""
+    return not _remaining_points(read_study(directory)[0])
+
+
 def points_job(study: Study, cluster: Cluster) -> Job:
     """An array of a worker for each pretraining of points that are to run, `array_parallelism` of them at a time."""
-    settings, contenders = cluster.of(POINTS), halving_state(study.sweep, study.points).active
-    workers = len(by_pretraining([point for point in contenders if not is_finished(point)]))
+    settings, workers = cluster.of(POINTS), len(by_pretraining(_remaining_points(study)))
     return Job(POINTS, ARRAY, settings, (1, 1), 1, min(settings.gpus_per_node or 0, 1), workers, ())
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from maep.cli.slurm import _await
 from maep.config.load import load_settings
+from maep.launch.cluster.job_memory import JobMemory
 from maep.launch.cluster.job_records import JobRecord, find_run, read_records, write_record
 from maep.launch.cluster.slurm_client import JobState, fields_of, is_forgotten, seconds_of
 from maep.launch.job.attempts import Outcome
@@ -273,14 +274,18 @@ def knows(program: Path, job: str, state: str) -> None:
 
 def test_a_job_that_slurm_has_forgotten_is_not_waited_for(tmp_path: Path, slurm_without_accounting: Path) -> None:
     """Without accounting the controller forgets the first stage's job while the last one's runs: its record tells."""
-    for job, stage in (("7", "shards"), ("8", "report")):
-        write_record(tmp_path, JobRecord(job, stage, "single", 1, (1, 1), 1, 0, submitted=float(job)))
+    stages = (("7", "shards"), ("8", "report"))
+    records = [JobRecord(job, stage, "single", 1, (1, 1), 1, 0, submitted=float(job)) for job, stage in stages]
+    for record in records:
+        write_record(tmp_path, record)
     knows(slurm_without_accounting, "8", "COMPLETED")
-    assert follow(tmp_path, ["7", "8"]) == 1, "nothing says that the shards were made"
+    assert follow(tmp_path, records, JobMemory()) == 1, "nothing says that the shards were made"
     StageRecord(finished=True, identity="x").write(tmp_path / "stages" / "shards.json")
-    assert follow(tmp_path, ["7", "8"]) == 0
+    assert follow(tmp_path, records, JobMemory()) == 0
     knows(slurm_without_accounting, "8", "FAILED")
-    assert follow(tmp_path, ["7", "8"]) == 1
+    assert follow(tmp_path, records, JobMemory()) == 1
+    (tmp_path / "jobs" / "report" / "8.json").write_text("{")
+    assert follow(tmp_path, records, JobMemory()) == 1, "its record is damaged, the job is the same"
 
 
 def test_a_controller_that_does_not_answer_has_forgotten_nothing(
@@ -293,8 +298,9 @@ def test_a_controller_that_does_not_answer_has_forgotten_nothing(
 
 
 def test_a_sweep_that_slurm_has_forgotten_is_not_waited_for(slurm_without_accounting: Path) -> None:
-    """It ended, and how is not known: that is no success."""
-    array = JobRecord("9", "points", "array", 2, (1, 1), 1, 0)
-    assert _await(array) == 1
+    """It ended, and how is not known: that is no success unless its points are finished."""
+    array = JobRecord("9", "points", "array", 1, (1, 1), 1, 0)
+    assert _await(array, JobMemory(), lambda: False) == 1
+    assert _await(array, JobMemory(), lambda: True) == 0
     knows(slurm_without_accounting, "9", "COMPLETED")
-    assert _await(array) == 0
+    assert _await(array, JobMemory(), lambda: False) == 0

@@ -1,6 +1,7 @@
 """What the batch script of a job asks of Slurm. Only the standard library, as in maep.launch.job.requeue."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 REQUEUE_TRIES = 10
 PAUSE = 3.0  # seconds between two questions: thousands of jobs may ask one controller
 PROBE = 30.0  # seconds in which a node that lives starts a command, also when all probes of a large job come at once
+WITH_OVERLAP = (20, 11)  # the first Slurm in which steps share nothing unless they say so
 ANSWER = "MAEP_JOB_STATE"  # what scontrol told the batch script of its job, for an interpreter in a container
 PATIENCE = 900.0  # seconds for Slurm to take a dead node out: SlurmdTimeout is 300 by default, and sites treble it
 
@@ -86,10 +88,16 @@ def down(nodes: Sequence[str]) -> list[str]:
 def unreachable(nodes: Sequence[str]) -> list[str]:
     """Those, other than this one, on which no command can be started within `PROBE` seconds."""
     others = [node for node in nodes if node != os.environ.get("SLURMD_NODENAME")]
-    words = ["srun", "--overlap", "--nodes=1", "--ntasks=1", "--cpus-per-task=1", "--mem=0", "--quiet"]
+    words = ["srun", *overlap(), "--nodes=1", "--ntasks=1", "--cpus-per-task=1", "--mem=0", "--quiet"]
     probes = {node: subprocess.Popen([*words, f"--nodelist={node}", "true"]) for node in others}
     deadline = time.monotonic() + PROBE
     return [node for node, probe in probes.items() if not _succeeds(probe, deadline - time.monotonic())]
+
+
+def overlap() -> list[str]:
+    """The option of srun with which a step shares what another one holds; before Slurm 20.11 all did, without it."""
+    version = re.match(r"slurm (\d+)\.(\d+)", slurm("srun", "--version") or "")
+    return [] if version and (int(version[1]), int(version[2])) < WITH_OVERLAP else ["--overlap"]
 
 
 def _succeeds(probe: "subprocess.Popen[bytes]", seconds: float) -> bool:

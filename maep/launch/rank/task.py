@@ -91,6 +91,7 @@ class Task:
 
     def _run_as_rank(self, settings: Settings, record_exit: RecordExit) -> None:
         """Join the others; rank 0 keeps the stage's books and tells them when to train."""
+        from maep.launch.rank.meeting_point import meeting_point
         from maep.pipeline.execution import run_pipeline
         from maep.training.distributed.coordinator import run_coordinated
         from maep.training.distributed.world import join_world
@@ -98,8 +99,8 @@ class Task:
 
         slurm = JobEnvironment()
         self._check_world(slurm.num_nodes, slurm.num_tasks)
-        port = master_port(int(slurm.raw_job_id), attempt_number())
-        os.environ |= rank_environment(slurm.global_rank, slurm.num_tasks, slurm.local_rank, slurm.hostnames[0], port)
+        port, address = master_port(int(slurm.raw_job_id), attempt_number()), meeting_point(slurm.hostnames)
+        os.environ |= rank_environment(slurm.global_rank, slurm.num_tasks, slurm.local_rank, address, port)
         world = join_world(settings.compute, [name for name in slurm.hostnames for _ in range(self.tasks)])
         train = partial(run_training, on_stall=partial(record_exit, Outcome.PEER_LOST, ExitCode.PEER_LOST))
         run_coordinated(world, settings, lambda launch: run_pipeline(settings, self.stage, launch), train)

@@ -16,6 +16,7 @@ from maep.launch.cluster.settings import megabytes_of
 from maep.launch.cluster.single_line import job_name, single_lines
 from maep.launch.cluster.slurm_options import sbatch_parameters, srun_arguments
 from maep.launch.job.requeue import TO_REQUEUE
+from maep.launch.rank.environment import NODE_ADDRESS
 from maep.launch.rank.task import Task
 from maep.runtime.digests import digest
 from maep.runtime.errors import fail
@@ -30,6 +31,11 @@ LOOK = """\
 look='test -r "$0" && test -d "$1" && command -v "$2" >/dev/null && exit; echo "node $SLURMD_NODENAME does not see $0, $1 or $2"; exit {code}'
 unseen=$(srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task=1 --kill-on-bad-exit=0 --quiet \
   sh -c "$look" {config} {directory} {python}) || exit"""  # noqa: E501
+# Where the ranks meet if the first node's name is Slurm's alone; asked here, as their interpreter may have no scontrol.
+ADDRESS = (
+    f'export {NODE_ADDRESS}="$(scontrol --oneliner show node "$SLURMD_NODENAME" '
+    r'''| sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')"'''
+)
 # On the way out: is the job requeued? Signals only end srun, whose exit code says so; the script itself must go on.
 # An interpreter in a container may have no Slurm beside it: then it is told the answer, and says what to do.
 LEAVE = """\
@@ -91,6 +97,7 @@ class Submission:
             lines.append(f'export SLURM_NTASKS="$((SLURM_JOB_NUM_NODES * {job.tasks}))"')
         if job.nodes[1] > 1:
             code_unseen = int(ExitCode.RUN_UNSEEN)
+            lines.append(ADDRESS)
             lines += LOOK.format(code=code_unseen, config=config, directory=directory, python=program).splitlines()
         return lines
 

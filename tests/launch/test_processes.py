@@ -1,11 +1,13 @@
-"""How the launcher of several processes ends when one of them does."""
+"""What the launcher of several processes gives each of them, and how it ends when one of them does."""
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
-from maep.config.load import load_settings
+from maep.config.load import load_settings, to_yaml
+from maep.launch import processes
 from maep.launch.processes import spawn
 from maep.runtime.errors import ProcessFailed, exit_code
 
@@ -24,3 +26,35 @@ def test_it_ends_with_the_code_of_the_process(
         spawn("pretrain", settings, 2)
     assert exit_code(lambda: spawn("pretrain", settings, 2)) == code  # type: ignore[func-returns-value, return-value, arg-type]
     assert f"pretrain: one of its 2 processes ended with code {code}" in capsys.readouterr().err
+
+
+MEASURE = """\
+import os, sys, torch
+from pathlib import Path
+from maep.training import worker
+
+def measure(settings, on_stall):
+    text = f"{torch.get_num_threads()} of {os.environ['LOCAL_WORLD_SIZE']}"
+    Path(settings.run.dir, f"threads-{os.environ['RANK']}").write_text(text)
+
+worker.TRAININGS["pretrain"] = measure
+sys.exit(worker.main(sys.argv[3:]))
+"""
+
+
+@pytest.mark.parametrize(("cores", "words", "threads"), [(4, [], 2), (2, [], 1), (2, ["compute.threads=2"], 2)])
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="torch takes no more threads than there are cores")
+def test_processes_share_the_cores(
+    cores: int, words: list[str], threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two real ones, which join: torch computes in each with its share of the cores, or with what a setting says."""
+    program = tmp_path / "python"
+    (tmp_path / "measure.py").write_text(MEASURE)
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {tmp_path}/measure.py "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(processes, "task_cores", lambda: cores)
+    settings = load_settings("digits", [f"run.dir={tmp_path}", "compute.device=cpu", *words])
+    (tmp_path / "config.yaml").write_text(to_yaml(settings))
+    spawn("pretrain", settings, 2)
+    assert [(tmp_path / f"threads-{rank}").read_text() for rank in range(2)] == [f"{threads} of 2"] * 2

@@ -13,6 +13,7 @@ from maep.models.defended import DefendedClassifier
 from maep.runtime.console import say
 from maep.runtime.device import fork_rng
 from maep.runtime.errors import fail
+from maep.runtime.recomputation import ComputedTwice
 
 
 class ThreatModel(Protocol):
@@ -217,7 +218,8 @@ class Expectation(nn.Module):
     def _answers(self, images: Tensor, keys: Sequence[tuple[int, ...]]) -> Tensor:
         """Logits [K, N, C] of K draws."""
         if torch.is_grad_enabled() and images.requires_grad:
-            return checkpoint(self._drawn, images, keys, use_reentrant=False)
+            twice = ComputedTwice(), ComputedTwice()
+            return checkpoint(self._drawn, images, keys, use_reentrant=False, context_fn=lambda: twice)
         return self._drawn(images, keys)
 
     def _drawn(self, images: Tensor, keys: Sequence[tuple[int, ...]]) -> Tensor:

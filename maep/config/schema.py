@@ -516,6 +516,12 @@ class PurifySettings:
         high=2**20,
         affects_result=("evaluate", "point"),
     )
+    gradient_memory: int = setting(
+        10**9,  # of a laptop's; the digits' purifiers then take no step twice
+        "what exact gradients through a purifier of many steps may keep of the steps' graphs, beside one step; the "
+        "steps that do not fit are computed twice, at half as much time again (0: all)",
+        unit="bytes", low=0, high=2**50, affects_result=False, added=True,
+    )  # fmt: skip
     overlap: int = setting(0, "overlap of neighbouring tiles, blended", unit="pixels", low=0)
     shifts: int = setting(
         1,

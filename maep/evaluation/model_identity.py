@@ -4,7 +4,7 @@ import functools
 import hashlib
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import PurePath
 from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from maep.attacks.attack_state import tensors_sha256
+from maep.config.identity import decisive_fields
 from maep.runtime.digests import digest
 
 # Code that has a version of its own, known by names alone. What a model has from elsewhere is read, installed or not.
@@ -95,6 +96,8 @@ class Description:
     def _of_object(self, value: object) -> object:
         if isinstance(value, Mapping):
             return sorted(([self.of_value(key), self.of_value(item)] for key, item in value.items()), key=str)
+        if _is_section(value):
+            return [type(value).__qualname__, self.of_value(decisive_fields(value, "records"))]
         if isinstance(value, list | tuple):
             return [type(value).__name__, [self.of_value(item) for item in value]]
         if isinstance(value, set | frozenset):
@@ -155,6 +158,13 @@ class Description:
             [self.of_value(value) for value in cells],
             {name: self.of_value(value) for name, value in _globals(function)},
         ]
+
+
+def _is_section(value: object) -> bool:
+    """Whether it is a section of this project's settings, which say themselves what they decide."""
+    if isinstance(value, type) or not is_dataclass(value):
+        return False
+    return any("affects_result" in item.metadata for item in fields(value))
 
 
 def _is_machinery(cls: type) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -29,7 +30,7 @@ from maep.purifiers.base import (
 )
 from maep.purifiers.registry import network_entries, purifier_class, use_entries
 from maep.purifiers.serialization import load_purifier
-from maep.purifiers.stepwise import Step, stepwise, walk
+from maep.purifiers.stepwise import GraphMemory, Step, stepwise, walk
 from maep.runtime.device import upload
 from maep.runtime.errors import fail
 from maep.runtime.randomness import SideBySide, keyed_rng
@@ -83,6 +84,7 @@ class DenoiserPurifier(TrainedPurifier):
     """
 
     is_iterative = True
+    options = ("batch_tiles", "gradient_memory")
 
     Settings: ClassVar[type[Any]]
     stages: ClassVar[tuple[str, ...]] = ("shards", "classifier", "pretrain")
@@ -183,24 +185,32 @@ class DenoiserPurifier(TrainedPurifier):
         """images: [N, 3, H, W] in [0, 1]. Returns the same shape, clipped to [0, 1].
 
         At most `batch_tiles` times 32 x 32 pixels are purified together, or one image where that has more. The
-        gradient with respect to the images is exact (`maep.purifiers.stepwise`). Raises ValueError for another shape,
+        gradient with respect to the images is exact (`maep.purifiers.stepwise`), and keeps graphs of steps of at most
+        `gradient_memory` until the backward pass. Raises ValueError for another shape, for images in half precision,
         and where it is exported.
         """
         require_images(images)
+        if images.dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"images of {images.dtype}: the little noise at the end of a diffusion is none in it, and the result "
+                "no number; give float32, and have the network alone compute in it by torch.autocast"
+            )
         require_eager(self)
         seeds = torch.from_numpy(self.rng.integers(-(2**63), 2**63, len(images), dtype=np.int64))
         size = self.images_at_once(*images.shape[2:])
+        memory = GraphMemory(self.settings.gradient_memory, chain(self.model.parameters(), self.model.buffers()))
         with derivable():
             parts = zip(images.split(size), upload(seeds, images.device).split(size), strict=True)
-            return torch.cat([self._purified(*part) for part in parts])
+            return torch.cat([self._purified(*part, memory) for part in parts])
 
-    def _purified(self, images: Tensor, seeds: Tensor) -> Tensor:
+    def _purified(self, images: Tensor, seeds: Tensor, memory: GraphMemory) -> Tensor:
         height, width = images.shape[2:]
         down, across = (-side % self.model.factor for side in (height, width))
         pictures = F.pad(2 * images - 1, (0, across, 0, down), mode="replicate")
+        start, steps = self.start(pictures, seeds), self.steps(seeds)
         # Weights that are trained get their gradients from the whole graph.
-        follow = walk if any(weight.requires_grad for weight in self.model.parameters()) else stepwise
-        state = follow(self.start(pictures, seeds), pictures, self.steps(seeds))
+        is_trained = any(weight.requires_grad for weight in self.model.parameters())
+        state = walk(start, pictures, steps) if is_trained else stepwise(start, pictures, steps, memory)
         return ((self.result(state, seeds)[:, :, :height, :width] + 1) / 2).clamp(0, 1)
 
     def images_at_once(self, height: int, width: int) -> int:

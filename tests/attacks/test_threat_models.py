@@ -1,5 +1,7 @@
 """Each threat model gives the attacker exactly what it says: gradients, their stand-ins, expectations, or answers."""
 
+from unittest import mock
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,10 @@ from maep.attacks.threat_models import THREAT_MODELS, Expectation, threat_model
 from maep.config.schema import ModelSettings, PurifySettings
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.purifiers import MAEPurifier
+from maep.purifiers.diffpure import DiffPurePurifier
+from maep.purifiers.stepwise import GraphMemory
 from maep.runtime.errors import UserError
+from tests.purifiers.denoisers import random_purifier as random_diffusion
 from tests.small import Blur, digits, train_small
 
 
@@ -89,6 +94,27 @@ def test_eot_is_the_mean_over_draws() -> None:
         answers.append(purified_classifier(other))
     (direct,) = torch.autograd.grad(torch.stack(answers).mean(0).logsumexp(1).sum(), other)
     assert torch.allclose(grad, direct, atol=1e-6), "activations were computed again with the same draws"
+
+
+def test_eot_through_many_steps_keeps_no_graph_of_a_draw() -> None:
+    """It is computed again as a whole: what a step kept would be kept of all draws together. Gradients are the same to
+    the bit as without any room, and may be asked for twice.
+    """
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(16), train_small())
+    words = ["purifier.kind=diffpure", "objective.name=denoise", "pretrain.mask_ratio=0"]
+    words += ["diffpure.width=16", "diffpure.multipliers=[1]", "diffpure.steps=3"]
+    purifier = random_diffusion(DiffPurePurifier, words).float()
+    images, found, kept = digits()[0][:2], [], []
+    for room in (10**9, 0):
+        model = nn.Sequential(purifier.with_options(PurifySettings(gradient_memory=room)), network).eval()
+        inputs, expectation = images.clone().requires_grad_(), Expectation(model, 2).eval()
+        with mock.patch.object(GraphMemory, "taken", autospec=True) as taken:
+            logits = expectation(inputs)
+        kept.append(taken.call_count)
+        found += [torch.autograd.grad(logits.logsumexp(1).sum(), inputs, retain_graph=True)[0] for _ in range(2)]
+    assert kept == [0, 0]
+    assert all(torch.equal(found[0], each) for each in found)
+    assert found[0].any()
 
 
 @pytest.mark.parametrize("how", [{"noise": 0.1}, {"mask_ratio": 0.5}, {"noise": 0.1, "mask_ratio": 0.25, "passes": 2}])

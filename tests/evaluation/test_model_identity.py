@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from maep.config.schema import PurifySettings
 from maep.evaluation.model_identity import model_identity
 from tests.tiny import ROOT
 
@@ -94,6 +95,14 @@ def test_attributes_count(name: str) -> None:
         for module, value in ((first, PAIRS[name][0]), (again, PAIRS[name][0]), (other, PAIRS[name][1])):
             setattr(module, "forward" if name == "own forward" else attribute, value)
         assert model_identity(first, "net") == model_identity(again, "net") != model_identity(other, "net")
+
+
+def test_settings_count_as_far_as_they_decide() -> None:
+    """A purifier that is judged as any model: how much memory it may take changes nothing of what it answers."""
+    first, roomy, other = nn.ReLU(), nn.ReLU(), nn.ReLU()
+    first.settings, other.settings = PurifySettings(), PurifySettings(passes=2)  # type: ignore[assignment]
+    roomy.settings = PurifySettings(batch_tiles=3, gradient_memory=0)  # type: ignore[assignment]
+    assert model_identity(first, "net") == model_identity(roomy, "net") != model_identity(other, "net")
 
 
 def test_hooks_and_circles_count_and_end() -> None:

@@ -23,7 +23,7 @@ from maep.runtime.errors import Paused, UserError
 from maep.runtime.keyed_noise import normal_of, uniform_of
 from maep.storage.atomic import read_json, sha256_file
 from maep.training.pretrain import pretrain, seeded_purifier
-from maep.training.robust import AgainstWhole, RobustTraining
+from maep.training.robust import AgainstWhole, AttackedWhole, RobustTraining
 from tests.purifiers.denoisers import pictures, random_purifier
 from tests.small import digits, train_small
 from tests.tiny import Problem
@@ -100,6 +100,17 @@ def test_its_attack_is_on_what_the_loss_asks() -> None:
     assert risen > 0.1
     assert risen > loss(moved, others) - loss(images, others)
     assert all(parameter.grad is None and parameter.requires_grad for parameter in network.parameters())
+
+
+def test_its_attack_is_one_graph() -> None:
+    """torch.compile meets no break in what an attack on bridges asks, as it meets none in the loss."""
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 10)).eval().requires_grad_(False)
+    estimate = implementation(OBJECTIVES["bridge"].attacked)
+    whole = AttackedWhole(Denoiser(8, [1], 1, 1, 0.2), (classifier,), torch.float32, estimate)
+    images = pictures().float()
+    torch._dynamo.reset()
+    report = torch._dynamo.explain(whole)(images.clone().requires_grad_(), None, None, 0, (images, SEEDS))
+    assert (report.graph_count, report.graph_break_count) == (1, 0)
 
 
 def test_it_purifies_as_diffpure_with_five_steps_of_ddim() -> None:

@@ -141,6 +141,16 @@ def test_seeds_decide_and_batches_do_not(sampler: str) -> None:
     torch.testing.assert_close(parts(pictures(side=32)), purified(pictures(side=32)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_images_in_half_precision_are_refused(dtype: torch.dtype) -> None:
+    """There 1-ᾱ is 0 at the last steps, and what it divides no number; under autocast the schedule stays in fp32."""
+    subject = purifier("diffpure.steps=2").float()
+    with pytest.raises(ValueError, match=r"images of torch\.b?float16: .* give float32, .* torch\.autocast"):
+        subject(pictures().to(dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert bool(subject(pictures().float()).isfinite().all())
+
+
 def test_draws_of_several_keys_in_one_batch() -> None:
     """Each part of the batch gets what its key gives it alone; a part that does not fit is refused."""
     subject, keys = purifier("diffpure.steps=2"), [(3,), (4,), (3,)]

@@ -167,7 +167,8 @@ def test_is_saved_and_loaded(purifier: Purifier, tmp_path: Path) -> None:
 def test_other_options_leave_the_purifier_as_it_is(purifier: Purifier) -> None:
     """`with_options` gives a purifier of the same weights, and refuses what it would not heed, also in the settings."""
     before = purified(purifier, pictures())
-    options = {"batch_tiles": 7, "passes": 2, "overlap": 4, "shifts": 2, "noise": 0.1, "mask_ratio": 0.5}
+    options = {"batch_tiles": 7, "passes": 2, "overlap": 4, "shifts": 2, "noise": 0.1, "mask_ratio": 0.5,
+               "gradient_memory": 5}  # fmt: skip
     assert set(purifier.options) <= set(options)
     for name in options.keys() - set(purifier.options):
         with pytest.raises(UserError, match=rf"purify\.{name}=.*: {purifier.kind} has no such option"):
@@ -178,6 +179,20 @@ def test_other_options_leave_the_purifier_as_it_is(purifier: Purifier) -> None:
     assert type(other) is type(purifier)
     assert other.weights().keys() == purifier.weights().keys()
     assert torch.equal(purified(purifier, pictures()), before)
+
+
+def test_graphs_that_are_kept_change_no_bit_of_a_gradient(purifier: Purifier) -> None:
+    """Of a kind whose steps may be computed again: with room for none, for some and for all of their graphs."""
+    if "gradient_memory" not in purifier.options:
+        return
+    found = []
+    for room in (0, 3 * 10**5, 10**9):
+        images, other = pictures().requires_grad_(), purifier.with_options(PurifySettings(gradient_memory=room))
+        result = purified(other, images)
+        found += [result, *torch.autograd.grad((result * pictures().flip(0)).sum(), images)]
+    assert all(torch.equal(each, found[0]) for each in found[::2])
+    assert all(torch.equal(each, found[1]) for each in found[1::2])
+    assert found[1].any()
 
 
 def test_adapters_are_taken_or_refused_by_name(purifier: Purifier, tmp_path: Path) -> None:

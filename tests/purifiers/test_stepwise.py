@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from maep.evaluation.audit.purification_cost import PeakMemory
 from maep.models.denoiser import Denoiser
-from maep.purifiers.stepwise import Step, stepwise, walk
+from maep.purifiers.stepwise import GraphMemory, Step, gradient_within, stepwise, walk
 from maep.runtime.keyed_noise import normal_of
+from maep.runtime.recomputation import ComputedTwice
 
 SEEDS = torch.tensor([5, 6])
 
@@ -52,6 +54,72 @@ def test_equals_plain_autograd() -> None:
     torch.testing.assert_close(exact[1], plain[1], rtol=1e-5, atol=1e-6)
     unguided = gradient(lambda start, at, taken: stepwise(start, at.detach(), taken), 3)[1]
     assert (unguided - plain[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("arithmetic", [torch.float32, torch.bfloat16])
+def test_graphs_of_the_last_steps_are_kept_as_a_budget_allows(arithmetic: torch.dtype) -> None:
+    """None, some, all: as many as fit, the last ones, and what they keep is no more than the budget. The gradient is
+    the same to the bit, also of a second backward pass, which has no graph left; beside weights nothing counts twice.
+    """
+
+    def found(budget: int, count: int = 6) -> tuple[list[int], int, Tensor]:
+        denoiser, at = network(), pictures().requires_grad_()
+        memory = GraphMemory(budget, denoiser.parameters())
+        with torch.autocast("cpu", dtype=arithmetic, enabled=arithmetic != torch.float32):
+            result = stepwise(0.9 * at, at, [partial(taken, denoiser, number) for number in range(count)], memory)
+        kept = sorted(result.grad_fn.kept)  # type: ignore[union-attr]
+        gradients = [torch.autograd.grad(result.square().sum(), at, retain_graph=True)[0] for _ in range(2)]
+        assert torch.equal(*gradients)
+        assert result.grad_fn.kept == {}  # type: ignore[union-attr]
+        return kept, budget - memory.left, gradients[0]
+
+    none, whole = found(0), found(10**9)
+    size = whole[1] // 6
+    some = found(5 * size // 2)
+    assert (none[:2], whole[0]) == (([], 0), list(range(6)))
+    assert some[0] in ([4, 5], [5])  # the first step, by which others are judged, may keep more than they
+    assert 0 < some[1] <= 5 * size // 2
+    assert torch.equal(some[2], none[2])
+    assert torch.equal(whole[2], none[2])
+    assert found(size // 2)[:2] == ([], 0)
+
+
+def test_what_a_step_lets_go_counts_for_nothing() -> None:
+    """A derivative within a step needs a graph of its own, of which nothing is left where the step does not follow it;
+    weights are there anyway.
+    """
+    energy = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 1, 3)).requires_grad_(False)
+
+    def descended(state: Tensor, at: Tensor) -> Tensor:
+        return state - gradient_within(lambda v: energy(v).sum(), state.detach(), energy)
+
+    memory = GraphMemory(10**9, energy.parameters())
+    kept = memory.taken(descended, pictures(), pictures())
+    assert (kept.size, memory.left) == (0, 10**9)
+    followed = memory.taken(lambda state, _: energy(state), pictures(), pictures()).size
+    assert followed >= 2 * 8 * 14 * 14 * 4
+    assert GraphMemory(10**9).taken(lambda state, _: energy(state), pictures(), pictures()).size > followed
+
+
+def test_graphs_stay_within_a_budget() -> None:
+    """Of 12 steps, the memory is that of one, the states and the budget; where it is checkpointed no graph is kept."""
+    one = peak_of_tensors(lambda: gradient(walk, 1))
+    budget = 3 * one
+
+    def limited(start: Tensor, at: Tensor, taken: list[Step]) -> Tensor:
+        return stepwise(start, at, taken, GraphMemory(budget))
+
+    states = 13 * pictures().nbytes
+    assert 2 * one < peak_of_tensors(lambda: gradient(limited, 12)) <= 1.5 * one + states + budget
+    with ComputedTwice():
+        assert peak_of_tensors(lambda: gradient(limited, 12)) <= 1.5 * one + states
+
+
+def peak_of_tensors(work: Callable[[], object]) -> int:
+    """Bytes of tensors alive at once, at most."""
+    with PeakMemory() as memory:
+        work()
+    return memory.peak
 
 
 def test_a_gradient_through_the_start_alone_or_the_pictures_alone() -> None:

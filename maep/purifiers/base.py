@@ -1,7 +1,7 @@
 """What a purifier is: a module from images to images, and what a kind of it says about itself."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from itertools import chain
 from pathlib import Path
@@ -424,6 +424,12 @@ def derivable() -> Iterator[None]:
         return
     with torch.inference_mode(False), torch.no_grad():
         yield
+
+
+def in_own_type(images: Tensor) -> AbstractContextManager[object]:
+    """Within it autocast is off: of products that are the purifier itself, and no network's, images keep their bits."""
+    device = images.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def require_images(images: Tensor) -> None:

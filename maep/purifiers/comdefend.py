@@ -114,7 +114,7 @@ class ComDefendPurifier(WholeImagePurifier):
     def _decoded(self, images: Tensor) -> Tensor:
         shape = (len(images), self.network.bits, *images.shape[2:])
         noise = torch.from_numpy(self._rng.standard_normal(shape, dtype=np.float32)).to(images)
-        return cast(Tensor, self.model(images, self.network.test_noise * noise))
+        return cast(Tensor, self.model(images, self.network.test_noise * noise)).to(images.dtype)
 
 
 def _only(directory: Path, pattern: str) -> Path:

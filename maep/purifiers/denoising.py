@@ -104,7 +104,7 @@ class DenoiserPurifier(TrainedPurifier):
 
     def reseed(self, *key: int) -> None:
         """Start the seeds of images at `key`; what follows depends on it and on the images since alone."""
-        self.rng: np.random.Generator | SideBySide = keyed_rng("purifier", *key)
+        self.reseed_each([key])
 
     def reseed_each(self, keys: Sequence[tuple[int, ...]]) -> None:
         """Of images that are so many batches, one after the other, each has the seeds of its own key."""
@@ -196,7 +196,10 @@ class DenoiserPurifier(TrainedPurifier):
                 "no number; give float32, and have the network alone compute in it by torch.autocast"
             )
         require_eager(self)
-        seeds = torch.from_numpy(self.rng.integers(-(2**63), 2**63, len(images), dtype=np.int64))
+        if not len(images):
+            return images
+        drawn = [rng.integers(-(2**63), 2**63, dtype=np.int64) for rng in self.rng.of_images(len(images))]
+        seeds = torch.tensor(drawn, dtype=torch.int64)
         size = self.images_at_once(*images.shape[2:])
         memory = GraphMemory(self.settings.gradient_memory, chain(self.model.parameters(), self.model.buffers()))
         with derivable():

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from maep.config.schema import setting
-from maep.purifiers.base import Filter, require_images
+from maep.purifiers.base import Filter, in_own_type, require_images
 from maep.purifiers.tiling import reflected
 
 REACH = 3  # deviations on each side; what lies beyond has 0.3 % of the weight
@@ -40,5 +40,6 @@ class GaussianBlurPurifier(Filter):
         for axis in (2, 3):
             length = images.shape[axis]
             continued = reflected(length, length + 2 * half, half).to(images.device)
-            images = images.index_select(axis, continued).unfold(axis, 2 * half + 1, 1) @ weights
+            with in_own_type(images):
+                images = images.index_select(axis, continued).unfold(axis, 2 * half + 1, 1) @ weights
         return images.clamp(0, 1)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -39,6 +39,15 @@ def tile_options(options: PurifySettings, size: int) -> dict[str, PurifySettings
     return layouts if options in layouts.values() else {**layouts, "as used": options}
 
 
+class Draws(NamedTuple):
+    """What a pass over N images draws. noise: [N, 3, H, W], of deviation 1, or None; visible: of each grid the patches
+    shown of its K tiles an image, bool [N * K, T], or None.
+    """
+
+    noise: np.ndarray | None
+    visible: list[np.ndarray] | None
+
+
 class MAEPurifier(TrainedPurifier):
     """Purifies with a masked autoencoder that sees the whole image (r = 0), tile by tile where it is larger.
 
@@ -65,8 +74,8 @@ class MAEPurifier(TrainedPurifier):
         return bool(self.settings.noise or self.settings.mask_ratio)
 
     def reseed(self, *key: int) -> None:
-        """Start the noise and masks at `key`; what follows depends on it and on the calls since alone."""
-        self._rng: np.random.Generator | SideBySide = keyed_rng("purifier", *key)
+        """Start the noise and masks at `key`; images draw one after another, all of one before the next one's."""
+        self.reseed_each([key])
 
     def reseed_each(self, keys: Sequence[tuple[int, ...]]) -> None:
         """Of images that are so many batches, one after the other, each has the draws of its own key."""
@@ -84,25 +93,46 @@ class MAEPurifier(TrainedPurifier):
             raise ValueError(
                 "purify.noise and purify.mask_ratio must be 0 in an export: it would repeat one draw for ever"
             )
-        for _ in range(self.settings.passes):
-            images = self._once(self._noisy(images)).clamp(0, 1)
+        if self.is_random and not len(images):  # of which nothing can be drawn
+            return images
+        for draws in self._drawn(images):
+            images = self._once(self._noisy(images, draws.noise), draws.visible).clamp(0, 1)
         return images
 
-    def _noisy(self, images: Tensor) -> Tensor:
-        if not self.settings.noise:
-            return images
-        noise = self._rng.standard_normal(tuple(images.shape), dtype=np.float32)
-        return images + self.settings.noise * upload(torch.from_numpy(noise), images.device).to(images.dtype)
+    def _drawn(self, images: Tensor) -> list[Draws]:
+        """For each pass. An image draws for all passes before the next one does: no batch decides what it gets."""
+        if not self.is_random:
+            return [Draws(None, None)] * self.settings.passes
+        count, passes, patches = len(images), self.settings.passes, self.model.num_patches
+        tiles = [grid.rows * grid.columns for grid in self._grids(*images.shape[-2:])]
+        noise = np.empty((passes, *images.shape) if self.settings.noise else 0, np.float32)
+        visible = [np.empty((passes, count, each, patches) if self.settings.mask_ratio else 0, bool) for each in tiles]
+        for image, rng in enumerate(self._rng.of_images(count)):
+            for number in range(passes):
+                if self.settings.noise:
+                    noise[number, image] = rng.standard_normal(images.shape[1:], dtype=np.float32)
+                if self.settings.mask_ratio:
+                    for shown in visible:
+                        shown[number, image] = self._visible(rng, shown.shape[2])
+        return [
+            Draws(
+                noise[number] if self.settings.noise else None,
+                [shown[number].reshape(-1, patches) for shown in visible] if self.settings.mask_ratio else None,
+            )
+            for number in range(passes)
+        ]
 
-    def _visible(self, tiles: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Patches shown of each tile, equally many: bool [N, T], and their indices, int64 [N, K]; None for all."""
-        if not self.settings.mask_ratio:
-            return None
+    def _visible(self, rng: np.random.Generator, tiles: int) -> np.ndarray:
+        """Patches shown of each tile, equally many: bool [tiles, T]."""
         patches = self.model.num_patches
         hidden = min(patches - 1, round(self.settings.mask_ratio * patches))
-        visible = self._rng.random((len(tiles), patches)).argsort(1) >= hidden
-        shown = visible.nonzero()[1].reshape(len(tiles), -1)
-        return upload(torch.from_numpy(visible), tiles.device), upload(torch.from_numpy(shown), tiles.device)
+        shown: np.ndarray = rng.random((tiles, patches)).argsort(1) >= hidden
+        return shown
+
+    def _noisy(self, images: Tensor, noise: np.ndarray | None) -> Tensor:
+        if noise is None:
+            return images
+        return images + self.settings.noise * upload(torch.from_numpy(noise), images.device).to(images.dtype)
 
     def images_at_once(self, height: int, width: int) -> int:
         """As many as fill one batch of tiles."""
@@ -134,26 +164,28 @@ class MAEPurifier(TrainedPurifier):
             self._grids_key = key
         return self._kept_grids
 
-    def _once(self, images: Tensor) -> Tensor:
+    def _once(self, images: Tensor, visible: list[np.ndarray] | None) -> Tensor:
         size = self.model.config.image_size
         if images.shape[-2:] == (size, size):
-            return self._tiles(images)
+            return self._tiles(images, None if visible is None else visible[0])
         grids = self._grids_on(images)
         removed = torch.zeros_like(images)
-        for grid in grids:
+        for number, grid in enumerate(grids):
             tiles = grid.cut(images)
-            removed = removed + grid.join(self._tiles(tiles) - tiles)
+            shown = None if visible is None else visible[number]
+            removed = removed + grid.join(self._tiles(tiles, shown) - tiles)
         return images + removed / len(grids)
 
-    def _tiles(self, tiles: Tensor) -> Tensor:
+    def _tiles(self, tiles: Tensor, visible: np.ndarray | None) -> Tensor:
         """Drawn before the batches, masks are the same when activations are computed again."""
         if is_recorded():
             return cast(Tensor, self.model(tiles))
         size = self.settings.batch_tiles
         parts: list[tuple[Tensor, ...]] = [(batch,) for batch in tiles.split(size)]
-        mask = self._visible(tiles)
-        if mask is not None:
-            parts = list(zip(tiles.split(size), *(each.split(size) for each in mask), strict=True))
+        if visible is not None:
+            index = visible.nonzero()[1].reshape(len(tiles), -1)  # of the patches shown, int64 [N, K]
+            mask = [upload(torch.from_numpy(each), tiles.device).split(size) for each in (visible, index)]
+            parts = list(zip(tiles.split(size), *mask, strict=True))
         if len(parts) > 1 and torch.is_grad_enabled() and tiles.requires_grad:
             return torch.cat([checkpoint(self._through_model, *part, use_reentrant=False) for part in parts])
         return torch.cat([self._through_model(*part) for part in parts])

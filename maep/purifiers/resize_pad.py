@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from maep.config.schema import setting
-from maep.purifiers.base import RandomFilter, require_eager, require_images
+from maep.purifiers.base import RandomFilter, in_own_type, require_eager, require_images
 from maep.runtime.errors import fail
 
 PLACES = (0.0, 0.5, 1.0)  # of the gap left or above: at one end, in the middle, at the other end
@@ -54,10 +54,13 @@ class ResizePadPurifier(RandomFilter):
         """
         require_images(images)
         require_eager(self)
+        if not len(images):
+            return images
         height, width = images.shape[2:]
         pairs = [self._drawn(height, width) for _ in range(len(images))]
         rows, columns = (torch.stack(each).to(images) for each in zip(*pairs, strict=True))
-        return (rows[:, None] @ images @ columns[:, None].transpose(2, 3)).clamp(0, 1)
+        with in_own_type(images):
+            return (rows[:, None] @ images @ columns[:, None].transpose(2, 3)).clamp(0, 1)
 
     def _drawn(self, height: int, width: int) -> tuple[Tensor, Tensor]:
         """The two matrices that resize and place one image; every image draws four numbers, whatever they are."""

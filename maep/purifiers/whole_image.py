@@ -80,12 +80,15 @@ class WholeImagePurifier(TrainedPurifier):
         return images
 
     def _once(self, images: Tensor) -> Tensor:
+        """Its images in the type of those it is given: under autocast a network gives them in another."""
         if is_recorded():
-            return cast(Tensor, self.model(images))
+            return cast(Tensor, self.model(images)).to(images.dtype)
         parts = images.split(self.images_at_once(*images.shape[2:]))
         if len(parts) > 1 and torch.is_grad_enabled() and images.requires_grad:
-            return torch.cat([checkpoint(self.model, part, use_reentrant=False) for part in parts])
-        return torch.cat([self.model(part) for part in parts])
+            purified = [checkpoint(self.model, part, use_reentrant=False) for part in parts]
+        else:
+            purified = [self.model(part) for part in parts]
+        return torch.cat(purified).to(images.dtype)
 
     def images_at_once(self, height: int, width: int) -> int:
         """As many as have the pixels of `batch_tiles` tiles."""

@@ -72,26 +72,18 @@ def _hashed(values: np.ndarray, constants: Iterator[tuple[np.uint32, np.uint32]]
 
 
 class SideBySide:
-    """Several generators as one: each gives an equal part of the first dimension, as it would alone."""
+    """Generators of batches that lie one after the other: an image draws from that of its batch, as it would alone."""
 
     def __init__(self, generators: Sequence[np.random.Generator]) -> None:
         self.generators = generators
 
-    def random(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Uniform in [0, 1), float64 of `shape`, whose first number is a multiple of the generators'."""
-        return np.concatenate([each.random(self._part(shape)) for each in self.generators])
+    def of_images(self, count: int) -> Iterator[np.random.Generator]:
+        """The generator of each of `count` images, in order. Draw all that an image needs before asking for the next.
 
-    def standard_normal(self, shape: tuple[int, ...], dtype: type[np.floating] = np.float64) -> np.ndarray:
-        """As `random`, normally distributed."""
-        return np.concatenate([each.standard_normal(self._part(shape), dtype=dtype) for each in self.generators])
-
-    def integers(self, low: int, high: int, size: int, dtype: type[np.integer] = np.int64) -> np.ndarray:
-        """As `random`, uniform in [low, high): [size]."""
-        (count,) = self._part((size,))
-        return np.concatenate([each.integers(low, high, count, dtype=dtype) for each in self.generators])
-
-    def _part(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        count, rest = divmod(shape[0], len(self.generators))
+        Raises ValueError where the batches are not equally many images.
+        """
+        each, rest = divmod(count, len(self.generators))
         if rest:
-            raise ValueError(f"{shape}: not a multiple of {len(self.generators)} draws")
-        return count, *shape[1:]
+            raise ValueError(f"{count} images: not a multiple of {len(self.generators)} draws")
+        for generator in self.generators:
+            yield from [generator] * each

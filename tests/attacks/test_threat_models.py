@@ -177,9 +177,12 @@ def test_random_purifiers_are_keyed(how: dict[str, float]) -> None:
 def test_random_masks_hide_their_share() -> None:
     """Each image has its own mask, with exactly the share of patches hidden."""
     purifier = random_purifier(mask_ratio=0.25)
-    drawn = purifier._visible(torch.zeros(5, 3, 16, 16))
-    assert drawn is not None
-    visible, index = drawn
+    asked: list[tuple[Tensor, Tensor]] = []
+    purifier.model.register_forward_pre_hook(
+        lambda _, args, named: asked.append((args[1], named["index"])), with_kwargs=True
+    )
+    purifier(torch.zeros(5, 3, 16, 16))
+    ((visible, index),) = asked
     assert visible.sum(1).tolist() == [12] * 5
     assert index.tolist() == [row.nonzero().flatten().tolist() for row in visible]
     assert len({tuple(row) for row in visible.tolist()}) > 1

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, asdict, field, fields, is_dataclass, make_dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -18,6 +19,7 @@ from omegaconf import OmegaConf
 
 from maep.config.consistency import PIXELS, check_budget, check_consistency
 from maep.config.implementations import implementation, names_of
+from maep.config.norms import require_own_budgets
 from maep.config.published_classifiers import PUBLISHED
 from maep.config.schema import PurifierSettings, Settings
 from maep.config.values import (
@@ -303,19 +305,23 @@ def load_settings(
     Raises UserError for an unknown key, a wrong type, a value out of range, or values that do not fit together.
     """
     trees = [*(layers_of(cfg) if cfg else []), *layers]
-    entries = [(key, value, source) for source, tree in trees for key, value in _flatten(tree)]
+    written = [[(key, value, source) for key, value in _flatten(tree)] for source, tree in trees]
     kinds = [_parse_argument(word, leaves(Settings)) for word in overrides if word.startswith(KIND)]
-    cls = settings_class(_kind([*entries, *kinds]))
-    entries += [_parse_argument(word, leaves(cls)) for word in overrides]
+    cls = settings_class(_kind([*chain(*written), *kinds]))
+    written.append([_parse_argument(word, leaves(cls)) for word in overrides])
     values: dict[str, Any] = {key: default_of(item) for key, (item, _) in leaves(cls).items()}
     if cfg:
         values["run.name"] = _name_of(cfg)
-    for key, value, source in entries:
-        values[key] = _typed(cls, key, value, source)
-        if key == "classifier.robustbench" and values[key]:
-            values |= PUBLISHED[values[key]].settings
+    typed: list[dict[str, tuple[Any, str]]] = [{} for _ in written]
+    for layer, into in zip(written, typed, strict=True):
+        for key, value, source in layer:
+            values[key] = _typed(cls, key, value, source)
+            into[key] = values[key], source
+            if key == "classifier.robustbench" and values[key]:
+                values |= PUBLISHED[values[key]].settings
     settings = _built(cls, {key: _resolved(key, value, values) for key, value in values.items()})
     check_consistency(settings)
+    require_own_budgets(typed, values)
     for key, (item, _) in leaves(cls).items():
         if item.metadata.get("unit") == PIXELS:
             _check_pixels(key, settings)

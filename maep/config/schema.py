@@ -235,7 +235,7 @@ class AttackSettings:
     method: str = setting(
         "pgd", "attack of the training pairs; ssp: NRP's, on a feature map of the classifier", choices=GRADIENT_ATTACKS
     )
-    norm: str = setting("Linf", "norm of the budget", choices=NORMS)
+    norm: str = setting("Linf", "norm of the budget; another than before needs its own", choices=NORMS)
     eps: float = setting(8 / 255, "budget; a fraction such as 8/255 may be written", unit="[0,1] pixels", low=0.0)
     step: float = setting(2 / 255, "step size", unit="[0,1] pixels", above=0.0)
     steps: int = setting(10, "iterations", low=1)
@@ -567,7 +567,7 @@ class EvaluationSettings:
     blackbox_attacks: list[str] = setting(
         ["square"], "attacks of the black-box threat model: square, or square-K with K queries instead of 5000"
     )
-    norm: str = setting("Linf", "norm of the budget", choices=NORMS)
+    norm: str = setting("Linf", "norm of the budget; another than before needs its own", choices=NORMS)
     eps: list[float] = setting([8 / 255], "budgets; fractions may be written", unit="[0,1] pixels", low=0.0)
     threat_models: list[str] = setting(
         ["oblivious", "bpda", "adaptive", "adaptive-eot", "blackbox"], "what the attacker knows", choices=THREAT_MODELS

@@ -205,7 +205,9 @@ def test_pixels_end_at_one(word: str, meant: str) -> None:
 
 def test_budgets_of_l2_may_be_larger() -> None:
     """An image has many pixels."""
-    settings = load_settings(None, ["attack.norm=L2", "attack.eps=3", "evaluation.norm=L2", "evaluation.eps=[2, 5]"])
+    settings = load_settings(
+        None, ["attack.norm=L2", "attack.eps=3", "attack.step=1", "evaluation.norm=L2", "evaluation.eps=[2, 5]"]
+    )
     assert (settings.attack.eps, settings.evaluation.eps) == (3.0, [2.0, 5.0])
     check_budget(3, "L2", "eps")
 

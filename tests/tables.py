@@ -210,6 +210,8 @@ def detail_lines(table: str) -> list[str]:
         accuracies = (claim["claimed"], claim["found"], detail["lowest"])
         columns = [f"{costs['parameters']:,.0f}", f"{costs['seconds_per_image']:.2g}"]
         columns += ["–" if number is None else f"{number:.4g}" for number in accuracies]
+        if "lowest_images" in detail:  # summaries of before do not say
+            columns[-1] += f" ({detail['lowest_images']} images)"
         lines.append(f"| {detail['names'][0]} | {' | '.join([*columns, claim['by']])} |")
     return lines
 

@@ -14,8 +14,9 @@ from maep.ablation.grid.sweep import ACCURACIES, Sweep
 from maep.config.identity import decisive_settings
 from maep.config.load import leaves, load_settings, setting_value
 from maep.config.pair_source import source_facts
-from maep.config.schema import DataSettings, EvaluationSettings, Settings
+from maep.config.schema import DataSettings, Settings
 from maep.evaluation.scoring.tasks import attacks_of, eps_text
+from maep.purifiers.registry import stages_before
 from maep.runtime.digests import digest
 from maep.runtime.errors import UserError, fail
 
@@ -160,7 +161,12 @@ def _with_source_words(settings: Mapping[str, Any], overrides: Sequence[str]) ->
 def _check_readings(sweep: Sweep, points: Sequence[Point]) -> None:
     """Raise UserError if a column of the table would stay empty after all points have been run."""
     for name, selector in sweep.row_selectors.items():
-        if not any(_is_judged(selector, point.settings.evaluation) for point in points):
+        if not any(_is_made(selector, point.settings) for point in points):
+            fail(
+                f"{sweep.file}: readings{f'.{name}' if name else ''}: purifier={selector.purifier}: no point judges "
+                "such a one, by its purifier.kind, finetune.method and evaluation.purifiers"
+            )
+        if not any(is_judged(selector, point.settings) for point in points):
             evaluation = points[0].settings.evaluation
             threats = {threat: attacks_of(evaluation, threat) for threat in evaluation.threat_models}
             there = "; ".join(f"{threat}: {', '.join(attacks)}" for threat, attacks in threats.items())
@@ -171,9 +177,20 @@ def _check_readings(sweep: Sweep, points: Sequence[Point]) -> None:
             )
 
 
-def _is_judged(selector: RowSelector, evaluation: EvaluationSettings) -> bool:
-    """Whether a report has rows of this attacker, attack and budget."""
-    if not any(map(selector.is_at, evaluation.eps)):
+def _is_made(selector: RowSelector, settings: Settings) -> bool:
+    """Whether a point judges a purifier that is finetuned, or one that is not, as the selector asks."""
+    if selector.purifier == "final" or settings.evaluation.purifier:
+        return True
+    if selector.purifier == "pretrained":
+        return settings.evaluation.purifiers != "finetuned"
+    is_finetuned = "finetune" in stages_before(settings.purifier.kind) and settings.finetune.method != "none"
+    return is_finetuned and settings.evaluation.purifiers != "pretrained"
+
+
+def is_judged(selector: RowSelector, settings: Settings) -> bool:
+    """Whether the report of a point has rows of this purifier, attacker, attack and budget."""
+    evaluation = settings.evaluation
+    if not any(map(selector.is_at, evaluation.eps)) or not _is_made(selector, settings):
         return False
     threat = selector.threat_model
     return threat == WORST_CASE or (

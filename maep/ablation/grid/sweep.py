@@ -197,14 +197,16 @@ def _scale(file: Path, tree: Mapping[str, Any], name: str | None) -> tuple[str, 
     if "base" not in part:
         fail(f"{file}: scales.{name}: name its base configuration, such as base: cifar10")
     for key in ("grid", "zip"):
-        _check_keys(f"{file}: scales.{name}.{key}", part.get(key, {}), list(tree.get(key, {})))
+        _check_keys(f"{file}: scales.{name}.{key}", part.get(key) or {}, list(tree.get(key) or {}))
     return name, part
 
 
 def _at_scale(tree: Mapping[str, Any], part: Mapping[str, Any]) -> Mapping[str, Any]:
     """The file with a scale's own axes and names; those that are ~ there are left out."""
     replaced = {
-        key: {name: value for name, value in {**tree.get(key, {}), **part[key]}.items() if value is not None}
+        key: {
+            name: value for name, value in {**(tree.get(key) or {}), **(part[key] or {})}.items() if value is not None
+        }
         for key in AXIS_FIELDS
         if key in part
     }
@@ -213,7 +215,7 @@ def _at_scale(tree: Mapping[str, Any], part: Mapping[str, Any]) -> Mapping[str, 
 
 def _overridden(file: Path, tree: Mapping[str, Any], overrides: Sequence[str]) -> Mapping[str, Any]:
     """The axes after arguments such as `grid.model.patch_size=[2, 4]`."""
-    changed = {**tree, "grid": dict(tree.get("grid", {})), "zip": dict(tree.get("zip", {}))}
+    changed = {**tree, "grid": dict(tree.get("grid") or {}), "zip": dict(tree.get("zip") or {})}
     for argument in overrides:
         path, _, text = argument.partition("=")
         try:
@@ -229,7 +231,7 @@ def _overridden(file: Path, tree: Mapping[str, Any], overrides: Sequence[str]) -
         changed[kind][key] = value
         # Names belong to the values that were there before.
         axis = key if kind == "grid" else ZIP
-        changed["names"] = {name: names for name, names in tree.get("names", {}).items() if name != axis}
+        changed["names"] = {name: names for name, names in (tree.get("names") or {}).items() if name != axis}
     return changed
 
 

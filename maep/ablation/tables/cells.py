@@ -7,7 +7,7 @@ from itertools import product
 from statistics import fmean, stdev
 from typing import Any
 
-from maep.ablation.grid.points import Point
+from maep.ablation.grid.points import Point, is_judged
 from maep.ablation.grid.row_selector import row_of
 from maep.ablation.grid.sweep import Sweep
 from maep.ablation.running.point_records import PointState, stage_seconds
@@ -26,7 +26,8 @@ class Measure:
     """One number of a cell: the mean over `seeds` runs, 0 if none has been run.
 
     interval: Wilson's 95 % of the one run, where it is an accuracy; deviation: the standard deviation over several.
-    paper: the published number.
+    paper: the published number. images: how many the accuracies are of, in the run that has the fewest; None where no
+    report says.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Measure:
     deviation: float | None = None
     interval: tuple[float, float] | None = None
     paper: float | None = None
+    images: int | None = None
 
     @property
     def difference(self) -> float | None:
@@ -66,9 +68,10 @@ def check_values(sweep: Sweep) -> None:
 
 def read_cells(sweep: Sweep, points: Sequence[Point]) -> list[Cell]:
     """Every cell of the sweep's table, in order; of points that have not run it has no numbers, nor of those whose
-    reports lack one, such as the worst of the draws of a defense that draws nothing.
+    reports lack one, such as the worst of the draws of a defense that draws nothing, nor where a point is not judged
+    so, as one that is not finetuned.
 
-    Raises UserError, naming point and reading, when a finished point's report lacks the row that the table reads.
+    Raises UserError, naming point and reading, when a finished point's report lacks a row that its settings promise.
     """
     check_values(sweep)
     cells, stopped = [], halving_state(sweep, points).stopped
@@ -83,7 +86,8 @@ def _cells_of(sweep: Sweep, names: tuple[str, ...], seeds: list[Point], stopped:
     finished = [point for point, status in zip(seeds, states, strict=True) if status.state == PointState.FINISHED]
     cells = []
     for reading in sweep.row_selectors:
-        rows = [_row(sweep, point, reading) for point in finished]
+        judged = [point for point in finished if is_judged(sweep.row_selectors[reading], point.settings)]
+        rows = [_row(sweep, point, reading) for point in judged]
         paper = sweep.paper.get((*names, reading), (None,) * len(sweep.values))
         measures = (_measure(value, rows, number) for value, number in zip(sweep.values, paper, strict=True))
         cells.append(Cell(names, reading, _in_words(states), tuple(measures)))
@@ -120,4 +124,5 @@ def _measure(name: str, rows: Sequence[Mapping[str, Any]], paper: float | None) 
     deviation = stdev(numbers) if len(numbers) > 1 else None
     low_high = rows[0].get(INTERVALS.get(name, ""))
     interval = (low_high[0], low_high[1]) if low_high and len(rows) == 1 else None
-    return Measure(name, len(numbers), fmean(numbers), deviation, interval, paper)
+    images = min((int(row["n"]) for row in rows if "n" in row), default=None)
+    return Measure(name, len(numbers), fmean(numbers), deviation, interval, paper, images)

@@ -25,12 +25,14 @@ class Detail:
     """names: along the axes; costs: measures of the point's first row; claim: of elsewhere, None where there is none.
 
     lowest: our robust accuracy against the strongest of the attackers that the table reads; None before it was run.
+    lowest_images: how many images it is of, since who knows a defense often attacks fewer than who does not.
     """
 
     names: tuple[str, ...]
     costs: tuple[Measure, ...]
     claim: Claim | None = None
     lowest: float | None = None
+    lowest_images: int | None = None
 
 
 def read_details(sweep: Sweep, points: Sequence[Point], cells: Sequence[Cell]) -> list[Detail]:
@@ -45,9 +47,16 @@ def read_details(sweep: Sweep, points: Sequence[Point], cells: Sequence[Cell]) -
 
 def _detail(sweep: Sweep, names: tuple[str, ...], seeds: Sequence[Point], cells: Sequence[Cell]) -> Detail:
     finished = [point for point in seeds if read_record(point).state == PointState.FINISHED]
-    rows = [row_of(point.directory / "report.json", sweep.first_selector) or {} for point in finished]
+    rows = [_first_row(sweep, point) for point in finished]
     costs = tuple(_cost(sweep, name, rows) for name in sweep.costs)
-    return Detail(names, costs, sweep.claims.get(names), _lowest(names, cells))
+    strongest = _lowest(names, cells)
+    return Detail(names, costs, sweep.claims.get(names), strongest.mean, strongest.images)
+
+
+def _first_row(sweep: Sweep, point: Point) -> Mapping[str, Any]:
+    """Of those that the table reads of a point's report, in order; {} for one of which it reads none."""
+    rows = (row_of(point.directory / "report.json", selector) for selector in sweep.row_selectors.values())
+    return next((row for row in rows if row is not None), {})
 
 
 def _cost(sweep: Sweep, name: str, rows: Sequence[Mapping[str, Any]]) -> Measure:
@@ -59,12 +68,20 @@ def _cost(sweep: Sweep, name: str, rows: Sequence[Mapping[str, Any]]) -> Measure
     return Measure(name, len(numbers), fmean(numbers)) if numbers else Measure(name)
 
 
-def _lowest(names: tuple[str, ...], cells: Sequence[Cell]) -> float | None:
+def _lowest(names: tuple[str, ...], cells: Sequence[Cell]) -> Measure:
+    """Of equal ones that of the most images."""
     measures = (measure for cell in cells if cell.names == names for measure in cell.measures)
-    return min((each.mean for each in measures if each.name == ROBUST and each.mean is not None), default=None)
+    measured = [(each.mean, -(each.images or 0), each) for each in measures if each.name == ROBUST and each.seeds]
+    return min(measured, key=lambda entry: entry[:2])[2] if measured else Measure(ROBUST)
 
 
 # --- as text ---
+
+
+def lowest(detail: Detail) -> str:
+    """The accuracy, and of how many images it is where the reports say."""
+    images = "" if detail.lowest_images is None else f" ({detail.lowest_images} images)"
+    return number(detail.lowest) + images
 
 
 def cost(measure: Measure) -> str:
@@ -77,7 +94,7 @@ def cost(measure: Measure) -> str:
 def columns_of(detail: Detail) -> list[str]:
     """The cells of its row, without the names."""
     claim = detail.claim or Claim("")
-    accuracies = [number(value) for value in (claim.claimed, claim.found, detail.lowest)]
+    accuracies = [number(claim.claimed), number(claim.found), lowest(detail)]
     return [*map(cost, detail.costs), *accuracies, claim.by or EMPTY]
 
 

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from maep.ablation.grid.sweep import OtherDefense, Sweep, read_sweep
 from maep.ablation.running.point_records import PointState
 from maep.ablation.tables.cells import Measure
-from maep.ablation.tables.details import Detail, cost
+from maep.ablation.tables.details import Detail, cost, lowest
 from maep.ablation.tables.render import EMPTY, number, other_numbers
 from maep.ablation.tables.summary_document import SweepSummary
 from maep.config.load import sweep_names
@@ -124,7 +124,7 @@ def _lines_of_detail(detail: Detail) -> list[PageLine]:
     if detail.claim is None:
         return costs
     found = PageLine(
-        " · ".join(detail.names), f"lowest robust accuracy; found by {detail.claim.by}", number(detail.lowest),
+        " · ".join(detail.names), f"lowest robust accuracy; found by {detail.claim.by}", lowest(detail),
         detail.lowest is None, "", f"{number(detail.claim.claimed)} claimed, {number(detail.claim.found)} found", EMPTY,
     )  # fmt: skip
     return [*costs, found]

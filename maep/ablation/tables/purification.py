@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from maep.ablation.grid.points import Point
+from maep.ablation.grid.points import Point, is_judged
 from maep.ablation.grid.row_selector import row_of
 from maep.ablation.grid.sweep import Sweep
 from maep.ablation.running.point_records import PointState, read_record
@@ -38,7 +38,8 @@ def draw_purification(sweep: Sweep, points: Sequence[Point], folder: Path) -> No
     """Write purified.png and directions.png, if the sweep reads distances and a point is finished."""
     if not set(VALUES) & set(sweep.values):
         return
-    views = [_view(sweep, point) for point in points if read_record(point).state == PointState.FINISHED]
+    finished = [point for point in points if read_record(point).state == PointState.FINISHED]
+    views = [_view(sweep, point) for point in finished if is_judged(sweep.first_selector, point.settings)]
     if views:
         save_figure(purified_figure(views), folder / "purified.png")
         save_figure(directions_figure(views), folder / "directions.png")

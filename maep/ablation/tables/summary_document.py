@@ -118,7 +118,18 @@ class SweepSummary(Document):
         for cell, cell_entry in zip(self.cells, entries["cells"], strict=True):
             for measure, entry in zip(cell.measures, cell_entry["measures"], strict=True):
                 entry["difference"] = measure.difference
+        _without_unknown_images(entries)
         return entries
+
+
+def _without_unknown_images(entries: Any) -> None:
+    """Numbers of images that no report told are left out, as summaries had none before."""
+    for value in entries.values() if isinstance(entries, dict) else entries:
+        if isinstance(value, dict | list | tuple):
+            _without_unknown_images(value)
+    for name in ("images", "lowest_images"):
+        if isinstance(entries, dict) and name in entries and entries[name] is None:
+            del entries[name]
 
 
 def read_summary(directory: Path) -> SweepSummary | None:

@@ -61,6 +61,27 @@ def test_costs_claims_and_the_lowest_accuracy_stand_in_a_row(tmp_path: Path) -> 
     assert "l1 & 1,567,299 & 0.0123 & 85.50 & 1.00 & 12.50 & full gradients" in latex_details(sweep, details)
 
 
+def test_the_lowest_accuracy_says_of_how_many_images_it_is(tmp_path: Path) -> None:
+    """Attackers are compared who attacked different numbers of them; of equal accuracies the one of more images."""
+    sweep, points = study(tmp_path)
+    for point, counts, accuracies in zip(points, ((1000, 32), (32, 1000)), ((80.0, 3.1), (0.0, 0.0)), strict=True):
+        finish(point)
+        path = point.directory / "report.json"
+        rows = read_json(path)["results"]
+        for row, n, robust in zip(rows, counts, accuracies, strict=True):
+            row |= {"n": n, "robust_accuracy": robust}
+        write_json(path, {"results": rows})
+    cells = read_cells(sweep, points)
+    assert [cell.measures[0].images for cell in cells] == [1000, 32, 32, 1000]
+    details = read_details(sweep, points, cells)
+    assert [(each.lowest, each.lowest_images) for each in details] == [(3.1, 32), (0.0, 1000)]
+    assert [columns_of(each)[-2] for each in details] == ["3.10 (32 images)", "0.00 (1000 images)"]
+    assert "3.10 (32 images)" in markdown_details(sweep, details)
+    assert "3.10 (32 images)" in latex_details(sweep, details)
+    summary = write_summary(sweep, points, tmp_path / "out", ["command"])
+    assert SweepSummary.read(tmp_path / "out" / SUMMARY).details == summary.details == tuple(details)
+
+
 def test_a_number_that_a_report_has_not_is_a_dash(tmp_path: Path) -> None:
     """Of a defense that draws nothing, beside one that does; of a worst case; none of it keeps the table from being."""
     readings = {**READINGS, "worst": {"eps": "32/255", "threat_model": "worst-case"}}

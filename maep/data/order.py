@@ -4,6 +4,7 @@ Training consumes one endless sequence: a permutation of all samples, then the n
 only state is the global position, *samples consumed*.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TypeVar
@@ -47,3 +48,16 @@ def slice_of(batch: Sequence[T], rank: int, world: int) -> Sequence[T]:
     if not 0 <= rank < world:
         raise ValueError(f"rank {rank} of {world}: out of range")
     return batch[len(batch) * rank // world : len(batch) * (rank + 1) // world]
+
+
+def held_out_indices(seed: int, images: int, count: int) -> list[int]:
+    """Which of so many training images are held out, in order."""
+    drawn = keyed_rng("held out", seed).choice(images, count, replace=False) if count else ()
+    return sorted(map(int, drawn))
+
+
+def labels_held_out(labels: Sequence[int], held: Sequence[int]) -> list[int]:
+    """Labels all of whose images are held out, in order: nothing is learnt of them."""
+    rest = Counter(labels)
+    rest.subtract(labels[index] for index in held)
+    return sorted(label for label, count in rest.items() if not count)

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from maep.config.schema import TrainSettings
-from maep.data.order import batch_at, slice_of
+from maep.data.order import batch_at, held_out_indices, slice_of
 from maep.data.shards import ShardSet
 from maep.runtime.errors import UserError
-from maep.runtime.randomness import keyed_rng, keyed_rngs
+from maep.runtime.randomness import keyed_rngs
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,7 @@ class PairDataset(Dataset):
         held_out: int = 0,
     ) -> None:
         self.clean, self.adversarial = clean, adversarial
-        drawn = keyed_rng("held out", seed).choice(len(clean), held_out, replace=False) if held_out else ()
-        self.held: list[int] = sorted(map(int, drawn))
+        self.held = held_out_indices(seed, len(clean), held_out)
         self.settings, self.size, self.seed = settings, size, seed
         self.patches = (size // patch) ** 2
 

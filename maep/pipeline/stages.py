@@ -19,13 +19,16 @@ from maep.config.schema import Settings, TrainSettings
 from maep.data.adversarial_set import adversarial_path
 from maep.data.classifier_weights import classifier_weights, further_classifiers, teacher
 from maep.data.images.build import SPLITS, build_shards, check_source, clean_shards, clean_split, shards_are_outdated
+from maep.data.order import held_out_indices, labels_held_out
 from maep.data.shards import ShardSet
 from maep.models.classifiers import classifier_identity
 from maep.models.weight_files import check_weights
 from maep.pipeline.stage_records import digests_of, read_stage_record
 from maep.purifiers.registry import stages_before
+from maep.runtime.console import say
 from maep.runtime.digests import digest
 from maep.runtime.errors import fail
+from maep.runtime.text import listed
 from maep.storage.atomic import require_writable, sha256_file
 from maep.storage.remote import Reading, location, open_storage
 from maep.storage.sealed import MANIFEST
@@ -152,8 +155,17 @@ def _check_share(section: str, settings: Settings, train: TrainSettings) -> None
 def _check_held_out(settings: Settings, train: TrainSettings) -> None:
     """What is held out must leave something, as soon as there are images: a classifier may be trained before it."""
     images = clean_shards(source_settings(settings, train)).get("train")
-    if images is not None:
-        check_held_out(held_out_images(train, settings.robust), len(images))
+    held_out = held_out_images(train, settings.robust)
+    if images is None:
+        return
+    check_held_out(held_out, len(images))
+    if held_out < len(images) // len(images.classes):  # fewer than a class has, if they are about equally many
+        return
+    held = held_out_indices(settings.run.seed, len(images), held_out)
+    lost = [images.classes[label] for label in labels_held_out(images.labels(range(len(images))), held)]
+    if lost:
+        say(f"warning: robust.check_images={held_out}: holds out all training images of {len(lost)} of "
+            f"{len(images.classes)} classes: {listed(lost)}; choose fewer")  # fmt: skip
 
 
 def _check_finetune(settings: Settings) -> None:

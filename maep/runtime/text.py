@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 # Categories of Unicode that steer what shows them: control codes, line ends, halves of a pair (undecodable bytes of a
 # file name); and the marks that turn the direction of writing. Joiners, which languages need, are none.
@@ -21,6 +22,7 @@ ASSIGNMENT = re.compile(rf"(?i)(?<![A-Za-z0-9])((?:[\w-]*[_-])?(?:{SECRET_WORDS}
 HEADER = re.compile(
     r"(?i)(\bauthorization['\"]?\s*[:=]\s*['\"]?(?:(?:bearer|basic|token)\s+)?|\bbearer\s+)[^\s'\",}]{4,}"
 )
+NAMES_LISTED = 5
 MASK = "***"
 ENTITY = re.compile(r"&(?=#?\w+;)")
 LATEX = {
@@ -28,6 +30,11 @@ LATEX = {
     "^": "\\textasciicircum{}", "~": "\\textasciitilde{}", "<": "\\textless{}", ">": "\\textgreater{}",
     "|": "\\textbar{}", "±": "$\\pm$", "–": "--", "·": "$\\cdot$", "→": "$\\to$",
 }  # fmt: skip
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first of many names, for a line."""
+    return ", ".join(names[:NAMES_LISTED]) + (", …" if len(names) > NAMES_LISTED else "")
 
 
 def is_steering(character: str) -> bool:

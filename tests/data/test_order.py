@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maep.data.order import batch_at, sample_at, slice_of
+from maep.data.order import batch_at, held_out_indices, labels_held_out, sample_at, slice_of
 
 
 @settings(derandomize=True, deadline=None)
@@ -53,3 +53,17 @@ def test_bad_arguments_are_refused() -> None:
             sample_at(position, count, 0)
     with pytest.raises(ValueError, match="rank 2 of 2"):
         slice_of([1, 2, 3], 2, 2)
+
+
+def test_labels_that_are_held_out_whole_are_told() -> None:
+    """Of the drawn indices, which are a function of the seed; none where every label keeps an image."""
+    held = held_out_indices(3, 12, 5)
+    assert held == sorted(set(held)) == held_out_indices(3, 12, 5) != held_out_indices(4, 12, 5)
+    assert held_out_indices(3, 12, 0) == []
+    labels = [0] * 12
+    for index in held[:2]:
+        labels[index] = 7
+    labels[held[2]] = 5
+    assert labels_held_out(labels, held) == [5, 7]
+    assert labels_held_out(labels, held[1:]) == [5]
+    assert labels_held_out(labels, []) == []

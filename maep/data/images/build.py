@@ -11,7 +11,7 @@ A directory gets its final name when it is whole; a build that was killed goes o
 import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -35,6 +35,7 @@ from maep.runtime.console import progress_bar, say
 from maep.runtime.cores import worker_count
 from maep.runtime.digests import digest
 from maep.runtime.errors import UserError, fail
+from maep.runtime.text import listed
 from maep.storage.atomic import remove_temporaries
 from maep.storage.documents import Document
 from maep.storage.locks import one_at_a_time
@@ -124,6 +125,13 @@ def check_source(settings: Settings) -> None:
         survey(settings.data)
 
 
+def class_names(settings: Settings) -> Sequence[str]:
+    """Of the images, whether shards of them were built already or not. Raises UserError as `check_source`."""
+    for shards in clean_shards(settings).values():
+        return shards.classes
+    return survey(settings.data).source.classes
+
+
 def shards_are_outdated(settings: Settings) -> bool:
     """Whether `data.root` holds other images now than the shards that are there were built from."""
     return not settings.data.shards and source_changed(_built_path(settings), settings.data.root)
@@ -173,6 +181,8 @@ def _build_split(path: Path, split: str, source: Source, items: list[Item], sett
         images, skipped = _choose(source, items, limit, settings)
         if not images:
             fail(f"data.root={settings.root}: all {len(skipped)} images of the {split} split are corrupt")
+        for line in absent_classes(split, source.classes, items, images, limit):
+            say(line)
         tasks = _plan_shards(working, source, images, settings)
         missing = [task for task in tasks if not index_of(task.path).exists()]
         _run(_write_shard, missing, [len(task.items) for task in missing], f"{split} shards", settings)
@@ -181,6 +191,23 @@ def _build_split(path: Path, split: str, source: Source, items: list[Item], sett
     except OSError as error:
         raise UserError(f"{path / split}: cannot be written: {error.strerror or error}") from error
     say(f"{split}: {len(images)} images in {len(tasks)} shards, {path / split}")
+
+
+def absent_classes(
+    split: str, classes: Sequence[str], items: Sequence[Item], images: Sequence[Item], limit: int | None
+) -> Iterator[str]:
+    """In words, classes of which a split has no image: items are all that it could have, images those it takes.
+
+    limit: how many it may take at most. What is absent is not learnt, or not judged.
+    """
+    there, taken = ({item.label for item in each} for each in (items, images))
+    lost = [classes[label] for label in sorted(there - taken)]
+    none = [name for label, name in enumerate(classes) if label not in there]
+    if lost:
+        why = "only corrupt ones were left" if limit is None or limit >= len(there) else f"data.{split}_limit={limit}"
+        yield f"warning: {split}: no image of {len(lost)} of {len(classes)} classes: {listed(lost)} ({why})"
+    if none:
+        yield f"warning: {split}: the images have none of {len(none)} of {len(classes)} classes: {listed(none)}"
 
 
 def _state(source: Source) -> str:

@@ -11,6 +11,7 @@ import sys
 import time
 import zipfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,34 @@ def test_limits_keep_the_balance(tmp_path: Path) -> None:
     assert (len(train), len(test)) == (9, 3)
     assert Counter(train.label(index) for index in range(9)) == {0: 3, 1: 3, 2: 3}
     assert all(np.array_equal(train.image(index), whole.image(index)) for index in range(9))
+
+
+def said(build: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> str:
+    """What a build says, on one line."""
+    build()
+    captured = capsys.readouterr()
+    return " ".join((captured.out + captured.err).split())
+
+
+def test_classes_that_are_left_out_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By a limit of either split, by what is corrupt, by a share that is held out; none where each class has one."""
+    root = write_folders(tmp_path / "data")
+
+    def build_with(*words: str) -> str:
+        return said(lambda: build_shards(configured(tmp_path / "c", root, *words)), capsys)
+
+    assert "warning" not in build_with("data.train_limit=3", "data.test_limit=3")
+    text = build_with("data.train_limit=2", "data.test_limit=1")
+    assert "warning: train: no image of 1 of 3 classes: c (data.train_limit=2)" in text
+    assert "warning: test: no image of 2 of 3 classes: b, c (data.test_limit=1)" in text
+    for path in (root / "b").iterdir():
+        path.write_bytes(b"no image")
+    text = build_with("data.on_error=skip", "data.test_fraction=0")
+    assert "warning: train: no image of 1 of 3 classes: b (only corrupt ones were left)" in text
+    few = write_folders(tmp_path / "few", each=1)
+    text = said(lambda: build_shards(configured(tmp_path / "f", few, "data.test_fraction=0.4")), capsys)
+    assert "warning: train: the images have none of 1 of 3 classes: " in text
+    assert "warning: test: the images have none of 2 of 3 classes: " in text
 
 
 def test_a_split_without_images_is_absent(tmp_path: Path) -> None:

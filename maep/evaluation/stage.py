@@ -13,7 +13,7 @@ from maep.config.load import load_settings
 from maep.config.pair_source import source_settings
 from maep.config.schema import Settings
 from maep.data.classifier_weights import classifier_weights
-from maep.data.images.build import clean_split
+from maep.data.images.build import class_names, clean_split
 from maep.data.shards import ShardSet, to_float
 from maep.evaluation.scoring.defense import Defense
 from maep.evaluation.scoring.evaluation import Evaluation
@@ -22,6 +22,7 @@ from maep.models.classifiers import classifier_identity, load_classifier
 from maep.purifiers import Purifier, load_purifier, save_purifier
 from maep.purifiers.registry import purifier_class
 from maep.purifiers.serialization import CONFIG, PurifierConfig
+from maep.runtime.console import say
 from maep.runtime.device import prepare_device
 from maep.runtime.digests import digest
 from maep.runtime.errors import UserError, fail
@@ -78,11 +79,10 @@ def purifier_identity(settings: Settings, label: str) -> str:
         return digest([function_identity(purifier_class(settings.purifier.kind).from_settings(settings))])
     run = Path(settings.run.dir)
     names = filter(None, ("purifier/model.safetensors", FINETUNING.get(label)))
-    inputs = [[sha256_file(run / name) for name in names], _use(settings)]
-    kind = purifier_class(settings.purifier.kind)
+    weights, kind = [sha256_file(run / name) for name in names], purifier_class(settings.purifier.kind)
     if kind.network_name and kind.Settings is not None:  # its own section is how the network is used
-        inputs.append(asdict(getattr(settings, kind.kind)))
-    return digest(inputs)
+        return digest([weights, decisive_fields(settings.purify, "records"), asdict(getattr(settings, kind.kind))])
+    return digest([weights, _use(settings)])
 
 
 def _use(settings: Settings) -> dict[str, object]:
@@ -198,7 +198,8 @@ def require_classes(path: str, classes: int) -> None:
         own = load_settings(str(run / "config.yaml"))
         theirs = source_settings(own, own.pretrain)
         seen = len(clean_split(theirs, "train").classes) if OBJECTIVES[theirs.objective.name].classifies else classes
-    except UserError:  # its images are gone, or lie elsewhere: then nothing says of how many classes they are
+    except UserError as error:  # its images are gone, or lie elsewhere
+        say(f"evaluation.twin={path}: whether it was trained for {classes} classes is not known ({error})")
         return
     if seen != classes:
         fail(f"evaluation.twin={path}: was trained to tell {seen} classes apart, and these are {classes}; name another")
@@ -230,6 +231,7 @@ def check_twin(settings: Settings) -> None:
     with torch.random.fork_rng(devices=[]):  # what trains afterwards draws as without a twin
         purifier = load_purifier(judged).used_as(settings, judged) if judged else kind.from_settings(settings)
     _twin_of(purifier, settings)
+    require_classes(str(settings.evaluation.twin), len(class_names(settings)))
 
 
 def _require_twin(twin: Purifier, purifier: Purifier, path: str) -> None:

@@ -15,7 +15,7 @@ from maep.config.consistency import check_model, check_objective
 from maep.config.schema import PurifySettings
 from maep.models.defended import DefendedClassifier
 from maep.purifiers.parts import Part, Read, block_side, by_blocks
-from maep.purifiers.registry import network_section
+from maep.purifiers.registry import network_entries, network_section
 from maep.runtime.errors import fail
 from maep.runtime.randomness import keyed_rng
 from maep.storage.documents import read_fields
@@ -389,15 +389,16 @@ def section_of(cls: type[S], values: object, source: str) -> S:
 def require_as_saved(kind: str, saved: Any, settings: schema.Settings, source: str | Path) -> None:
     """Raise UserError where a kind's section of the settings says otherwise than that which a purifier was saved with.
 
-    For kinds whose section is part of the purifier: what was asked for would not be what is judged. settings of another
-    kind say nothing of it. saved: its section; source: where it was read from.
+    For kinds whose section is part of the purifier: what was asked for would not be what is judged. Settings of how a
+    trained one is used are not part of it, and settings of another kind say nothing of it. saved: its section; source:
+    where it was read from.
     """
     if settings.purifier.kind != kind:
         return
-    for item in fields(saved):
-        asked, own = getattr(getattr(settings, kind), item.name), getattr(saved, item.name)
+    for name, own in network_entries(saved).items():
+        asked = getattr(getattr(settings, kind), name)
         if asked != own:
-            fail(f"{kind}.{item.name}={asked}: {source} was saved with {own}, which is part of it; set it to that, or "
+            fail(f"{kind}.{name}={asked}: {source} was saved with {own}, which is part of it; set it to that, or "
                  "make one of your own")  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from maep.config import schema
 from maep.config.consistency import check_model
+from maep.config.identity import decisive_fields
 from maep.config.schema import ModelSettings, PurifySettings, setting
 from maep.models.masked_autoencoder import MaskedAutoencoder, visible_pixels
 from maep.models.weights import build_with_weights
@@ -33,6 +34,7 @@ from maep.purifiers.base import (
     require_images,
     section_of,
 )
+from maep.purifiers.registry import USED, use_entries
 from maep.purifiers.tiling import Tiling
 from maep.runtime.errors import fail
 from maep.runtime.randomness import keyed_rng
@@ -44,11 +46,18 @@ THRESHOLD = "dram.threshold"  # among the saved tensors
 class DramSettings:
     """Section `dram`. The defaults are ours, in the unit of attacks; the authors' are 4/255, 8/255 and 4 steps."""
 
-    eps: float = setting(8 / 255, "bound of what is added to an image (L∞)", unit="[0,1] pixels", above=0.0, high=1.0)
-    step: float = setting(2 / 255, "size of a step", unit="[0,1] pixels", above=0.0, high=1.0)
-    steps: int = setting(20, "steps of descent", low=1, high=1000)
+    eps: float = setting(
+        8 / 255, "bound of what is added to an image (L∞)", unit="[0,1] pixels", above=0.0, high=1.0,
+        affects_result=USED,
+    )  # fmt: skip
+    step: float = setting(
+        2 / 255, "size of a step", unit="[0,1] pixels", above=0.0, high=1.0, affects_result=USED
+    )  # fmt: skip
+    steps: int = setting(20, "steps of descent", low=1, high=1000, affects_result=USED)
     mask_ratio: float = setting(0.75, "share of patches that the autoencoder does not see", above=0.0, high=0.99)
-    fresh_masks: bool = setting(False, "hide other patches at every step; as published the same ones")
+    fresh_masks: bool = setting(
+        False, "hide other patches at every step; as published the same ones", affects_result=USED
+    )
     false_alarms: float = setting(
         1.0, "share of clean images that count as attacked and are repaired; 1: every image is", above=0.0, high=1.0
     )
@@ -116,6 +125,8 @@ class DramPurifier(TrainedPurifier):
         """
         require_images(images)
         require_eager(self)
+        if not len(images):
+            return images
         if self.threshold.isnan():
             fail(f"dram.false_alarms={self.repair.false_alarms:g}: this purifier was not calibrated; take that of "
                  "purifier/, or set it to 1")  # fmt: skip
@@ -207,13 +218,29 @@ class DramPurifier(TrainedPurifier):
     # variants of it
 
     def used_as(self, settings: schema.Settings, source: str | Path = "this purifier") -> "DramPurifier":
-        """As the base's. Raises UserError also where the section `dram` says otherwise than it was saved with."""
+        """As the base's. Raises UserError also where the section `dram` says of the threshold otherwise than it was
+        calibrated with.
+        """
         require_as_saved(self.kind, self.repair, settings, source)
-        return self.with_options(settings.purify, source)
+        is_own = settings.purifier.kind == self.kind
+        return self._used(settings.purify, getattr(settings, self.kind) if is_own else self.repair)
+
+    @classmethod
+    def shared_network(cls, settings: schema.Settings) -> Mapping[str, object]:
+        """What its training and its threshold depend on, however an image is repaired."""
+        return {"kind": cls.kind, **decisive_fields(getattr(settings, cls.kind), "pretrain")}
+
+    @classmethod
+    def use_facts(cls, settings: schema.Settings) -> dict[str, object]:
+        """The settings of its section that say how an image is repaired."""
+        return {cls.kind: use_entries(getattr(settings, cls.kind))}
 
     def with_options(self, options: PurifySettings, source: str | Path = "this purifier") -> "DramPurifier":
         """The same network and threshold. Raises UserError for options that it has not."""
-        other = DramPurifier(self.model, options, self.repair).train(self.training)
+        return self._used(options, self.repair)
+
+    def _used(self, options: PurifySettings, repair: DramSettings) -> "DramPurifier":
+        other = DramPurifier(self.model, options, repair).train(self.training)
         other.threshold.copy_(self.threshold)
         return other
 

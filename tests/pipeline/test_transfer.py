@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from maep.config.load import load_settings, to_yaml
 from maep.config.schema import PurifySettings
@@ -15,7 +16,7 @@ from maep.data.images.build import clean_split
 from maep.data.shards import to_float
 from maep.evaluation import evaluate
 from maep.evaluation.scoring.defense import Defense
-from maep.evaluation.stage import given_identity, require_classes, with_twin
+from maep.evaluation.stage import check_twin, given_identity, require_classes, with_twin
 from maep.models.classifiers import load_classifier
 from maep.pipeline.execution import run_pipeline
 from maep.purifiers import load_purifier, save_purifier
@@ -170,7 +171,9 @@ def test_what_is_no_twin_is_refused(problem: Problem, purifier: Path, tmp_path: 
         evaluate(train_small(), digits(), run_dir=tmp_path / "model", twin="x", threat_models=["adaptive", "twin"])
 
 
-def test_a_twin_of_other_classes_is_refused(problem: Problem, tmp_path: Path) -> None:
+def test_a_twin_of_other_classes_is_refused(
+    problem: Problem, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Where it was trained by what a classifier says of it, and its images are there to tell; else nobody knows."""
     for name, words in (
         ("robust", ["objective.name=robust"]),
@@ -186,7 +189,27 @@ def test_a_twin_of_other_classes_is_refused(problem: Problem, tmp_path: Path) ->
     ):
         require_classes(str(tmp_path / "robust"), 7)
     require_classes(str(tmp_path / "plain"), 7)
+    assert "is not known" not in "".join(capsys.readouterr())
     require_classes(str(tmp_path / "gone"), 7)
+    assert "whether it was trained for 7 classes is not known (" in " ".join("".join(capsys.readouterr()).split())
+
+
+def test_a_twin_of_other_classes_is_refused_before_anything_is_made(problem: Problem, tmp_path: Path) -> None:
+    """Of images of which there are no shards yet: the classes are those that are found in their source."""
+    run, root = tmp_path / "robust", tmp_path / "images"
+    run.mkdir()
+    words = ["objective.name=robust", "model.image_size=16"]
+    (run / "config.yaml").write_text(to_yaml(load_settings("digits", problem.arguments(run, *words)[1:])))
+    saved(run / "purifier", "run.seed=1")
+    for label in "abc":
+        (root / label).mkdir(parents=True)
+        for number in range(5):
+            Image.new("RGB", (20, 20), (number, 0, 0)).save(root / label / f"{number}.png")
+    words = [*TINY, f"run.cache={tmp_path}/cache", f"run.dir={tmp_path}/own", f"data.root={root}", "data.format=auto"]
+    words += [f"evaluation.twin={run}", "evaluation.threat_models=[twin]"]
+    with pytest.raises(UserError, match="was trained to tell 10 classes apart, and these are 3; name another"):
+        check_twin(load_settings("digits", words))
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_twin_that_cannot_stand_before_the_classifier_is_refused(problem: Problem, tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from maep import load_purifier
+from maep.ablation.running.reuse import pretraining_key
+from maep.config.identity import decisive_settings
 from maep.config.load import load_settings
 from maep.config.schema import ModelSettings, PurifySettings
 from maep.data.images.build import clean_split
@@ -126,10 +128,13 @@ def test_threshold_and_steps_are_saved_and_one_that_lacks_it_says_so(tmp_path: P
     assert torch.equal(again(pictures(4)), purifier(pictures(4)))
     assert again.with_options(PurifySettings(batch_tiles=1)).threshold == purifier.threshold
     words = ["purifier.kind=dram", "dram.false_alarms=0.2", "dram.calibration_images=20", "purify.batch_tiles=1"]
-    used = again.used_as(load_settings(None, [*words, "dram.steps=2"]))
+    used = again.used_as(load_settings(None, [*words, "dram.steps=3", "dram.eps=0.1", "dram.fresh_masks=true"]))
     assert used.settings.batch_tiles == 1
-    with pytest.raises(UserError, match=r"dram\.steps=3: this purifier was saved with 2, which is part of it"):
-        again.used_as(load_settings(None, [*words, "dram.steps=3"]))
+    assert (used.repair.steps, used.repair.eps, used.repair.fresh_masks) == (3, 0.1, True)
+    assert used.threshold == purifier.threshold
+    assert again.used_as(load_settings(None, [])).repair == purifier.repair
+    with pytest.raises(UserError, match=r"dram\.mask_ratio=0\.5: this purifier was saved with 0\.75, which is part of"):
+        again.used_as(load_settings(None, [*words, "dram.mask_ratio=0.5"]))
     with pytest.raises(UserError, match=r"dram\.threshold is \(2,\)"):
         DramPurifier.from_config(purifier.config(), {**purifier.weights(), "dram.threshold": torch.zeros(2)})
 
@@ -139,6 +144,29 @@ def test_bad_settings_are_refused(line: str) -> None:
     """By name."""
     with pytest.raises(UserError, match=rf"{line.split('=')[0].replace('.', '[.]')}="):
         load_settings(None, ["purifier.kind=dram", line])
+
+
+@pytest.mark.parametrize("word", ["dram.eps=0.1", "dram.step=0.01", "dram.steps=3", "dram.fresh_masks=true"])
+def test_how_an_image_is_repaired_is_no_part_of_the_training(word: str, tmp_path: Path) -> None:
+    """Another setting of it trains nothing anew, and is another purifier to every record, also of one that is given."""
+    words = ["purifier.kind=dram", "objective.name=mae", "finetune.method=none"]
+    before, after = (load_settings(None, [*words, *more]) for more in ([], [word]))
+    for artefact, differs in (("pretrain", False), ("evaluate", True), ("records", True), ("point", True)):
+        same = decisive_settings(before, artefact) == decisive_settings(after, artefact)
+        assert same != differs, artefact
+    assert pretraining_key(before) == pretraining_key(after)
+    save_purifier(dram(), tmp_path / "purifier")
+    for settings in (before, after):
+        settings.evaluation.purifier = str(tmp_path)
+    assert purifier_identity(before, "purifier") != purifier_identity(after, "purifier")
+
+
+@pytest.mark.parametrize("word", ["dram.mask_ratio=0.5", "dram.false_alarms=0.5", "dram.detection_masks=2"])
+def test_what_the_threshold_rests_on_is_part_of_it(word: str) -> None:
+    """It is measured once the network is trained."""
+    words = ["purifier.kind=dram", "objective.name=mae", "finetune.method=none"]
+    before, after = (load_settings(None, [*words, *more]) for more in ([], [word]))
+    assert decisive_settings(before, "pretrain") != decisive_settings(after, "pretrain")
 
 
 def test_it_is_trained_calibrated_and_judged(problem: Problem, run_dir: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from maep import load_purifier
 from maep.attacks.reseeding import is_random
+from maep.config.identity import decides
 from maep.config.implementations import OBJECTIVES
 from maep.config.load import load_settings
 from maep.config.schema import PurifySettings, Settings
@@ -18,7 +20,7 @@ from maep.models.denoiser import Denoiser
 from maep.pipeline.stages import STAGES
 from maep.purifiers import Purifier, save_purifier
 from maep.purifiers.denoising import DenoiserPurifier
-from maep.purifiers.registry import KINDS, purifier_class, settings_class
+from maep.purifiers.registry import KINDS, purifier_class, settings_class, use_entries
 from maep.runtime.errors import UserError
 
 # A network as small as it can be, for kinds that have one.
@@ -44,6 +46,10 @@ SMALLER = {
     "comdefend": ("widths=[8]", "bits=4"),
     "scoreopt": DENOISER,
 }
+
+
+# In more than one go, of kinds that can.
+DRAWING = PurifySettings(passes=2, shifts=2, overlap=4, noise=0.1, mask_ratio=0.5)
 
 
 def words_of(kind: str) -> list[str]:
@@ -116,6 +122,39 @@ def test_keeps_shape_range_and_type(purifier: Purifier, height: int, width: int)
         purifier(images[:, :1])
 
 
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_what_only_purifying_uses_is_no_part_of_a_training(kind: str) -> None:
+    """Runs that differ in it share one network, and never a record."""
+    settings = settings_of(kind)
+    section = getattr(settings, kind, None)
+    used = use_entries(section) if section is not None and purifier_class(kind).is_trained() else {}
+    if used:
+        assert purifier_class(kind).shared_network(settings) is not None
+        assert set(purifier_class(kind).use_facts(settings)[kind]) <= set(used)  # type: ignore[call-overload]
+        items = {item.name: item for item in fields(section)}
+        for name in used:
+            assert not decides(items[name], "pretrain")
+            assert all(decides(items[name], artefact) for artefact in ("evaluate", "records", "certify", "point"))
+
+
+def test_no_image_is_no_image(purifier: Purifier) -> None:
+    """An empty batch comes back empty, in its shape and type, also where drawing takes several goes."""
+    options = replace(PurifySettings(), **{name: getattr(DRAWING, name) for name in purifier.options})
+    for each in (purifier, ready(purifier.with_options(options))):
+        for height, width in ((16, 16), (7, 21)):
+            result = each(pictures(0, height, width))
+            assert (result.shape, result.dtype) == ((0, 3, height, width), torch.float32)
+
+
+def test_autocast_changes_no_type(purifier: Purifier) -> None:
+    """In bf16 networks compute; images keep the type in which a step of an attack can be told from none."""
+    images = pictures(2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = purified(purifier, images)
+    assert (result.shape, result.dtype) == (images.shape, images.dtype)
+    assert 0 <= result.min() <= result.max() <= 1
+
+
 def test_same_key_same_bits(purifier: Purifier) -> None:
     """What it draws is a function of its key, and whether it draws is what it says."""
     images = pictures()
@@ -136,6 +175,21 @@ def test_a_batch_of_one_is_purified_as_in_a_batch_of_many(purifier: Purifier) ->
     purifier.reseed(0)
     singly = torch.cat([purifier(image) for image in images.split(1)])
     torch.testing.assert_close(together, singly, rtol=0, atol=1e-9)
+
+
+def test_no_split_of_a_batch_changes_what_is_drawn(purifier: Purifier) -> None:
+    """Of one key an image's draws are its own: over passes, shifted grids, noise, masks, and batches of tiles."""
+    options = replace(PurifySettings(), **{name: getattr(DRAWING, name) for name in purifier.options})
+    drawing = ready(purifier.with_options(options))
+    if not drawing.is_random:
+        return
+    images = pictures(3, 16, 21)
+    together = purified(drawing, images)
+    drawing = ready(drawing.with_options(replace(options, batch_tiles=2)))
+    for split in ([1, 2], [2, 1], [1, 1, 1]):
+        drawing.reseed(0)
+        apart = torch.cat([drawing(part) for part in images.split(split)])
+        torch.testing.assert_close(together, apart, rtol=0, atol=1e-6)
 
 
 def test_is_differentiable_as_it_says(purifier: Purifier) -> None:

@@ -33,7 +33,10 @@ class Parser(argparse.ArgumentParser):
 
 def above_zero(text: str) -> float:
     """The value of an option that is a duration or a size, for argparse."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text}: expected a finite number above 0")
     return value
@@ -41,7 +44,10 @@ def above_zero(text: str) -> float:
 
 def at_least_one(text: str) -> int:
     """The value of an option that is a count, for argparse."""
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number, at least 1") from None
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
     return value
@@ -105,9 +111,23 @@ def split_arguments(
     if unknown:
         known = [name for action in parser._actions for name in action.option_strings]
         fail(f"{unknown[0]}: unknown argument{nearest(unknown[0], known)} (settings are written key=value)")
+    _say_what_counts(pairs)
     names = [word.partition("=")[2] for word in pairs if word.startswith("cfg=")]
     namespace.cfg = names[-1] if names else default_cfg
     return namespace, [word for word in pairs if not word.startswith("cfg=")]
+
+
+def _say_what_counts(pairs: Sequence[str]) -> None:
+    """A line for each key that is given with several values, of which the last counts: scripts append their own."""
+    values: dict[str, list[str]] = {}
+    for word in pairs:
+        key, _, value = word.partition("=")
+        values.setdefault(key, []).append(value)
+    for key, given in values.items():
+        if len(set(given)) > 1:
+            from maep.runtime.console import say  # only now: `maep --help` needs no rich
+
+            say(f"{key} is given {len(given)} times: {key}={given[-1]} counts, not {key}={given[0]}")
 
 
 def command_line(

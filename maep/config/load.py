@@ -253,7 +253,15 @@ def config_file(name: str, beside: Path | None = None) -> Path:
             break
     names = [*config_names(), *sweep_names()]
     where = f"{beside}: base: " if beside else "cfg="
-    fail(f"{where}{name}: no such configuration{nearest(name, names)} (there are: {', '.join(names)})")
+    fail(f"{where}{name}: no such configuration{_meant(name, beside, names)} (there are: {', '.join(names)})")
+
+
+def _meant(name: str, beside: Path | None, names: Sequence[str]) -> str:
+    """`; did you mean …?` for a file without its ending, one of configs/ with it, or the name most like this one."""
+    file = Path(f"{name}.yaml")
+    if any(os.path.isfile(folder / file) for folder in (*([beside.parent] if beside else []), Path())):
+        return f"; did you mean {file}?"
+    return nearest(name.removeprefix("./").removeprefix("configs/").removesuffix(".yaml"), names)
 
 
 def layers_of(name: str) -> list[tuple[str, dict[str, Any]]]:

@@ -26,6 +26,7 @@ INTEGER = re.compile(r"[+-]?(?:0|[1-9]\d*(?:_\d+)*)|0x[0-9a-fA-F]+", re.ASCII)
 FLOAT = re.compile(r"[+-]?(?:\d+(?:_\d+)*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 NOTHING = ("", "~", "null", "Null", "NULL")
+PYTHONS_NOTHING = ("None", "none")  # as help and reference write it; for a key of text they are a text
 LARGEST = 2**63 - 1  # what torch and safetensors count with
 MAX_FILE = 2**18  # bytes of a file of settings; the parser takes up to 2,000 bytes of memory a scalar
 ALIASES = 16  # of YAML in one file; a few kilobytes of nested ones are gigabytes when written out
@@ -173,12 +174,13 @@ def read_value(value: Any, hint: Any) -> Any:
     Numbers are finite; `8/255` is a number where one is wanted.
     """
     if get_origin(hint) in (Union, types.UnionType):
-        if _is_nothing(value):
+        if _is_nothing(value) or (not is_text(hint) and _letters(value) in PYTHONS_NOTHING):
             return None
         return read_value(value, next(part for part in get_args(hint) if part is not type(None)))
     if get_origin(hint) is list:
         if not isinstance(value, list | tuple):
-            raise Unfit
+            example = f": write [{value.text.strip('[]')}]" if isinstance(value, Plain) and value.text else ""
+            raise Unfit(f"wrong type, expected a list{example}")
         return [read_value(item, get_args(hint)[0]) for item in value]
     if get_origin(hint) is dict:
         if not isinstance(value, Mapping):

@@ -17,6 +17,7 @@ OF_A_NAME = (
 )  # fmt: skip
 
 
+MOST_MEANT = 3  # choices that a mistyped word is answered with
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -102,12 +103,16 @@ def fail(message: str) -> NoReturn:
 
 
 def nearest(word: str, choices: Sequence[str]) -> str:
-    """`; did you mean …?` for the choice most like `word`, or nothing.
+    """`; did you mean …?` for the choices that end with `.word`, or the one most like `word`, or nothing.
 
-    Half of the letters in common is as far as a typing mistake goes.
+    Half of the letters in common, in whatever case, is as far as a typing mistake goes.
     """
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
+    alike = {choice.casefold(): choice for choice in choices}
+    ends = [choice for folded, choice in alike.items() if word and folded.endswith(f".{word.casefold()}")]
+    close = ends[:MOST_MEANT] or [
+        alike[name] for name in difflib.get_close_matches(word.casefold(), list(alike), n=1, cutoff=0.5)
+    ]
+    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def _terminate(signum: int, _frame: object) -> NoReturn:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from maep.config.command_line import settings_help
+from maep.config.command_line import command_line, settings_help
 from maep.config.load import config_names, leaves, load_settings, to_yaml
 from maep.config.schema import Settings
 from maep.runtime.errors import UserError
@@ -50,6 +50,53 @@ def test_every_configuration_resolves_and_round_trips(name: str, tmp_path: Path)
     path = tmp_path / "resolved.yaml"
     path.write_text(to_yaml(settings))
     assert load_settings(str(path)) == settings
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("configs/digits.yaml", "digits"), ("./configs/robust/digits.yaml", "robust/digits"), ("DIGITS", "digits"),
+        ("cifar10.yaml", "cifar10"), ("Robust/Digits", "robust/digits"), ("mine", "mine.yaml"),
+        ("sub/mine", "sub/mine.yaml"),
+    ],
+)  # fmt: skip
+def test_a_configuration_as_people_name_its_file(
+    name: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the folder and the ending of configs/, in another case, or their own without the ending."""
+    (tmp_path / "sub").mkdir()
+    for path in ("mine.yaml", "sub/mine.yaml"):
+        (tmp_path / path).write_text("base: digits\n")
+    monkeypatch.chdir(tmp_path)
+    assert f"no such configuration; did you mean {meant}?" in refusal(cfg=name)
+
+
+def test_a_base_without_its_ending_is_looked_for_beside_its_file(tmp_path: Path) -> None:
+    """Not where the command runs."""
+    (tmp_path / "child.yaml").write_text("base: parent\n")
+    (tmp_path / "parent.yaml").write_text("base: digits\n")
+    assert "base: parent: no such configuration; did you mean parent.yaml?" in refusal(cfg=str(tmp_path / "child.yaml"))
+
+
+def test_a_key_without_its_section_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    """All sections that have it are named; in any case of letters."""
+    assert "did you mean attack.eps or evaluation.eps?" in refusal("eps=4/255")
+    assert "did you mean run.seed?" in refusal("SEED=3")
+    assert "did you mean attack.eps?" in refusal("ATTACK.EPS=3")
+
+
+def test_of_a_key_that_is_given_twice_the_last_value_counts_and_that_is_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Also of cfg; the same value again is worth no line."""
+    words = ["cfg=cifar10", "cfg=digits", "run.seed=1", "attack.eps=8/255", "run.seed=1", "attack.eps=4/255"]
+    namespace, settings = command_line("", words)
+    assert (namespace.cfg, settings.attack.eps) == ("digits", 4 / 255)
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        "cfg is given 2 times: cfg=digits counts, not cfg=cifar10",
+        "attack.eps is given 2 times: attack.eps=4/255 counts, not attack.eps=8/255",
+    ]
 
 
 def test_mistyped_key_names_key_source_and_nearest() -> None:

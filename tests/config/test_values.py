@@ -249,3 +249,25 @@ def test_a_key_twice_is_an_error() -> None:
     """YAML itself takes the last one in silence."""
     with pytest.raises(yaml.YAMLError, match="twice"):
         parse_yaml("{a: 1, a: 2}")
+
+
+@pytest.mark.parametrize(
+    ("word", "written"),
+    [
+        ("evaluation.attacks=pgd-20", "[pgd-20]"),
+        ("evaluation.eps=8/255,4/255", "[8/255,4/255]"),
+        ("evaluation.threat_models=adaptive", "[adaptive]"),
+    ],
+)
+def test_a_list_without_its_brackets_is_shown_with_them(word: str, written: str) -> None:
+    """Its type alone does not say how a list is written."""
+    assert f"expected a list: write {written}" in refusal(word)
+
+
+@pytest.mark.parametrize("nothing", ["null", "~", "None", "none", ""])
+def test_nothing_is_written_as_help_has_it(nothing: str) -> None:
+    """Help and reference write None; a key of text takes those letters as a text."""
+    settings = load_settings("digits", ["data.train_limit=7", f"data.train_limit={nothing}", "run.name=None"])
+    assert settings.data.train_limit is None
+    assert settings.run.name == "None"
+    assert "wrong type" in refusal(f"attack.eps={nothing}"), "of a key that must have a value it is none"

@@ -43,10 +43,6 @@ PART = 2**20  # bytes of a file that are compared at a time
 PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 
 
-def _is_clutter(name: str) -> bool:
-    return name.startswith(".") or "/." in name or not CLUTTER.isdisjoint(name.split("/"))
-
-
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
@@ -78,6 +74,7 @@ class Archive(ABC):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.hidden: set[str] = set()  # names that `listing` left out
 
     @cached_property
     def listing(self) -> Listing:
@@ -167,12 +164,10 @@ class Archive(ABC):
         folders = set()
         for entry in self._entries():
             name = normal_name(entry.name, self.path)
-            if not name or _is_clutter(name):
+            if not name or self._leaves_out(name):
                 continue
             if entry.kind == "special":
-                fail(
-                    f"{self.path}: {name}: neither a file, a folder nor a link, but a pipe, socket or device; remove it"
-                )
+                fail(f"{self.path}: {name}: neither a file, a folder nor a link (pipe, socket, device); remove it")
             if entry.kind == "folder":
                 folders.add(name)
             elif name not in files:
@@ -180,6 +175,12 @@ class Archive(ABC):
             elif not self._same(files[name], entry):
                 fail(f"{self.path}: {name}: listed twice, with different content; pack it again")
         return Listing(files, folders)
+
+    def _leaves_out(self, name: str) -> bool:
+        """Whether a name is hidden or of what file managers leave behind, which is remembered."""
+        is_clutter = name.startswith(".") or "/." in name or not CLUTTER.isdisjoint(name.split("/"))
+        self.hidden |= {name} if is_clutter else set()
+        return is_clutter
 
     def _same(self, first: Entry, second: Entry) -> bool:
         """Of two entries of one name: the same bytes can mean one thing only, and archives packed twice have them."""
@@ -256,7 +257,7 @@ class _Directory(Archive):
             folder, prefix, around, linked = waiting.pop()
             for item in _scan(folder):
                 name = f"{prefix}{item.name}"
-                if _is_clutter(item.name):
+                if self._leaves_out(name):
                     continue
                 if item.is_file(follow_symlinks=False):  # nearly all are: no Path is made of a million names
                     yield Entry(name, "file", item.path)

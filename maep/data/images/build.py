@@ -27,6 +27,7 @@ from maep.config.schema import DataSettings, Settings
 from maep.data.images.archives import fingerprint
 from maep.data.images.decoding import crop_to
 from maep.data.images.moved_source import content_settings, shards_of_moved_source, take_over
+from maep.data.images.repeated import repetition_warnings
 from maep.data.images.source_record import match_source, source_changed
 from maep.data.images.sources import Item, Source, corrupt_reason, survey
 from maep.data.shard_manifest import CleanManifest, SkippedImage
@@ -110,6 +111,8 @@ def build_shards(settings: Settings) -> Location:
                 if not (path / split).exists():
                     _build_split(path, split, read.source, items, settings.data)
                 (path / PLAN[split]).unlink(missing_ok=True)
+            for line in repetition_warnings(clean_shards(settings)):
+                say(line)
     return _check_built(settings)
 
 

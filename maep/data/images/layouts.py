@@ -54,10 +54,11 @@ SIMILAR = 0.85  # likeness of words from which one is taken for a mistyped other
 
 @dataclass(frozen=True)
 class Inventory:
-    """Names of an archive's images, and how many other files there are by kind."""
+    """Names of an archive's images, how many other files there are by kind, and images that are hidden files."""
 
     images: list[str]
     others: Counter[str]
+    hidden: list[str]
 
 
 def inventory(archive: Archive) -> Inventory:
@@ -66,7 +67,17 @@ def inventory(archive: Archive) -> Inventory:
     rest = [name for name in archive.files if not name.lower().endswith(IMAGE_SUFFIXES)]
     unclear = [name for name in rest if kind_of(name) not in NOT_IMAGES]
     more = {name for name in archive.in_cheap_order(unclear) if begins_like_an_image(archive.head(name, HEAD))}
-    return Inventory(sorted([*images, *more]), Counter(kind_of(name) for name in rest if name not in more))
+    others = Counter(kind_of(name) for name in rest if name not in more)
+    return Inventory(sorted([*images, *more]), others, sorted(filter(_is_hidden_image, archive.hidden)))
+
+
+def _is_hidden_image(name: str) -> bool:
+    """Whether a file that was left out is an image that its user may miss: no file manager's preview (`._x.png`), and
+    in no hidden folder.
+    """
+    folder, _, last = name.rpartition("/")
+    is_preview = last.startswith("._") or not last.startswith(".")
+    return last.lower().endswith(IMAGE_SUFFIXES) and not is_preview and "/." not in f"/{folder}"
 
 
 def kind_of(name: str) -> str:

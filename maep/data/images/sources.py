@@ -20,6 +20,7 @@ from maep.data.images.label_lists import LabelTable, read_labels_csv
 from maep.data.images.layouts import FolderLayout, Inventory, Tree, counted, inventory, kind_of, split_of
 from maep.runtime.errors import UserError, fail
 
+PACKED = (".tar", ".zip", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")  # as ImageNet's tar of a tar a class
 SHOWN = 20  # classes and left-out kinds that are printed: what a mistaken order shows in, and no page of names
 
 
@@ -185,8 +186,12 @@ def _has_image(archive: Archive, folder: str) -> bool:
 
 
 def _other_files(contents: Inventory) -> list[str]:
-    """A note on files that are no images."""
-    return [f"{counted(contents.others)} (no images)"] if contents.others else []
+    """Notes on files that are no images, and on images that are hidden."""
+    packed = any(contents.others[suffix] for suffix in PACKED)
+    unpack = "; unpack the archives among them, each into the folder of its class" if packed else ""
+    others = [f"{counted(contents.others)} (no images{unpack})"] if contents.others else []
+    hidden = [f"{len(contents.hidden)} hidden images ({contents.hidden[0]}, …)"] if contents.hidden else []
+    return [*others, *hidden]
 
 
 def _folders_layout(archive: Archive, contents: Inventory, decoding: Decoding, layout: str) -> Survey:

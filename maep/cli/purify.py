@@ -97,6 +97,24 @@ class Job:
         check_memory(self.purifier, height, width, self.memory, f"{archive.path}: {name}")
         return picture
 
+    def check(self, archive: Archive, names: Sequence[str]) -> None:
+        """Raise UserError, naming the first image that none may be left out for, and how many there are of them.
+
+        All are read before the first is purified, which takes far longer: hours of it would be lost to the last one.
+        """
+        problems = [] if self.skips else list(filter(None, (self._problem(archive, name) for name in names)))
+        if problems:
+            many = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            fail(f"{problems[0]}{many}; data.on_error=skip leaves such images out")
+
+    def _problem(self, archive: Archive, name: str) -> str:
+        """Why an image cannot be purified; "" if it can."""
+        try:
+            self.picture(archive, name)
+        except UserError as error:
+            return str(error)
+        return ""
+
     def read(self, archive: Archive, name: str) -> "Picture | None":
         """An image; None for one that is left out, which is said. Raises UserError, naming it, if none may be."""
         try:
@@ -189,10 +207,11 @@ def plan(source: Path, target: Path) -> Callable[[Job, Path, Path], None]:
         if inner.is_relative_to(outer) or outer.is_relative_to(inner):
             fail(f"{target}: one of IN and OUT lies inside the other; name a folder beside {source}")
         return purify_shard_set if (source / MANIFEST).is_file() and any(source.glob("shard-*")) else purify_folder
-    function, suffixes = (purify_tar, (".tar",)) if source.suffix == ".tar" else (purify_image, (".png", ".webp"))
-    if function is purify_image and source.suffix.lower() not in IMAGE_SUFFIXES:
+    is_tar = source.suffix.lower() == ".tar"
+    function, suffixes = (purify_tar, (".tar",)) if is_tar else (purify_image, (".png", ".webp"))
+    if function is purify_image and not _is_image(open_archive(source.parent), source.name):
         fail(f"{source}: not an image or a shard; expected {USUAL_SUFFIXES}, or .tar")
-    if target.suffix not in suffixes:
+    if target.suffix.lower() not in suffixes:
         fail(f"{target}: the output is lossless; name it with {' or '.join(suffixes)}")
     return function
 
@@ -266,7 +285,7 @@ def purify_image(job: Job, source: Path, target: Path) -> None:
     ((_, purified),) = purify_stream(job.purifier, [(0, picture.pixels)])
     assert purified is not None
     with atomic_file(target) as temporary:
-        temporary.write_bytes(picture.encoded(purified, target.suffix[1:]))
+        temporary.write_bytes(picture.encoded(purified, target.suffix[1:].lower()))
 
 
 def _outputs(source: Path, names: Iterable[str], archive: Archive) -> dict[str, str]:
@@ -300,6 +319,7 @@ def purify_folder(job: Job, source: Path, target: Path) -> None:
     ):
         _reuse(target, directory, job.identity, inputs)
         remaining = [name for name in names if not (directory / outputs[name]).is_file()]
+        job.check(archive, remaining)
         for name, picture, content in _purified_pictures(job, archive, remaining):
             if picture is not None:
                 with atomic_file(directory / outputs[name]) as temporary:
@@ -345,6 +365,7 @@ def purify_tar(job: Job, source: Path, target: Path) -> None:
     if not images:
         raw = "; of raw shards (.npy) purify the whole set" if any(name.endswith(".npy") for name in names) else ""
         fail(f"{source}: holds no image ({USUAL_SUFFIXES}){raw}")
+    job.check(archive, images)
     with _progress(len(images)) as advance, atomic_file(target) as temporary, tarfile.open(temporary, "w") as out:
         dropped = {_sample(name) for name in images if job.skips and job.read(archive, name) is None}
         kept = [name for name in names if _sample(name) not in dropped]

@@ -236,6 +236,40 @@ def test_bad_files_are_left_out_and_the_rest_is_made_once(
     assert close(read(tmp_path / "out/2.png"), expected(run_dir, picture(2)))
 
 
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_bad_files_are_named_before_the_first_is_purified(
+    kind: str, tmp_path: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last of thousands does not cost what was made of the others; how many there are is said, and what helps."""
+    source = folder(tmp_path / "in")
+    for name in ("2.png", "3.png"):
+        (source / name).write_bytes((source / name).read_bytes()[:60])
+    if kind == "tar":
+        with tarfile.open(tmp_path / "in.tar", "w") as tar:
+            tar.add(source, arcname="")
+    monkeypatch.setattr(MAEPurifier, "purify", lambda self, images: pytest.fail("an image was purified"))
+    suffix = ".tar" if kind == "tar" else ""
+    message = r"2\.png: corrupt image: .* \(and 1 more\); data\.on_error=skip leaves such images out"
+    with pytest.raises(UserError, match=message):
+        purify(tmp_path / f"in{suffix}", tmp_path / f"out{suffix}", run_dir)
+    assert not (tmp_path / f"out{suffix}").exists()
+
+
+def test_endings_in_capitals_and_none_at_all(tmp_path: Path, run_dir: Path) -> None:
+    """What an image is, its content says; of a shard its ending does, in any case of letters."""
+    source = folder(tmp_path / "in", count=2)
+    with tarfile.open(tmp_path / "IN.TAR", "w") as tar:
+        tar.add(source, arcname="")
+    (source / "0.png").rename(tmp_path / "photo")
+    assert purify(tmp_path / "photo", tmp_path / "OUT.PNG", run_dir) == 0
+    assert purify(tmp_path / "photo", tmp_path / "OUT.WebP", run_dir) == 0
+    assert close(read(tmp_path / "OUT.PNG"), expected(run_dir, picture(0)))
+    assert (read(tmp_path / "OUT.PNG") == read(tmp_path / "OUT.WebP")).all()
+    assert purify(tmp_path / "IN.TAR", tmp_path / "OUT.TAR", run_dir) == 0
+    with tarfile.open(tmp_path / "OUT.TAR") as tar:
+        assert [member.name for member in tar] == ["0.png", "1.png"]
+
+
 def test_an_interrupted_command_goes_on(tmp_path: Path, run_dir: Path) -> None:
     """What was finished is not made again; the hidden directory goes."""
     source, calls = folder(tmp_path / "in", 5), []

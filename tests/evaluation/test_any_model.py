@@ -55,6 +55,12 @@ class WantsUint8(nn.Module):
         return self.classifier(images.float() / 255)
 
 
+class ChannelsLast(WantsUint8):
+    def forward(self, images: Tensor) -> Tensor:
+        assert images.shape[3] == 3, "channels"
+        return self.classifier(images.permute(0, 3, 1, 2))
+
+
 class Times(nn.Module):
     def __init__(self, factor: float) -> None:
         super().__init__()
@@ -129,6 +135,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "no module": (lambda: torch.sin, "is builtin_function_or_method; expected an nn.Module"),
     "other size": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 10)), "does not take images .64, 3, 16, 16"),
     "uint8": (lambda: WantsUint8(), "wants uint8 images from 0 to 255"),
+    "channels last": (lambda: ChannelsLast(), r"wants images .N, H, W, 3.; put images.permute"),
     "meta": (lambda: train_small().to("meta"), "0.weight has no values yet"),
     "not finite": (lambda: with_weights(float("nan")), "holds values that are not finite"),
     "NaN": (lambda: nn.Sequential(train_small(), Times(float("nan"))), "gives logits that are not finite, for image 0"),

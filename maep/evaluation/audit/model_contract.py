@@ -52,6 +52,8 @@ def handling_of(model: nn.Module, images: Tensor, autocast: Autocast) -> Handlin
     _, error = _asked(model, images, candidates[0])
     if _asked(model, (images * 255).round(), Handling(autocast, torch.uint8))[1] is None:
         fail("model: wants uint8 images from 0 to 255; put the conversion from float in [0, 1] inside the model")
+    if _asked(model, images.permute(0, 2, 3, 1).contiguous(), candidates[0])[1] is None:
+        fail("model: wants images [N, H, W, 3]; put images.permute(0, 2, 3, 1) of [N, 3, H, W] inside the model")
     raise UserError(_refusal(images, error)) from error
 
 

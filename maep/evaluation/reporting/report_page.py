@@ -14,7 +14,7 @@ from PIL import Image
 
 from maep.attacks.threat_models import threat_model
 from maep.config.schema import Settings
-from maep.evaluation.audit.findings import ALARM, Finding, PurifierResult, WorstCase, worst_case
+from maep.evaluation.audit.findings import ALARM, WARNING, Finding, PurifierResult, WorstCase, worst_case
 from maep.evaluation.reporting.bounds import baseline_bounds, bounds_figure, bounds_of, is_shown
 from maep.evaluation.reporting.certificates import SHOWN, certificate_figure
 from maep.evaluation.reporting.curves import Curve
@@ -90,13 +90,15 @@ class Verdict:
     """What a reader takes away of one purifier, or of a model without one.
 
     name: of the purifier, "" for a model without. stood: by budget. alarms: findings that say not to believe the
-    numbers. chance: percent that guessing gives. knows: whether an attacker who knows the whole model was run.
+    numbers. warnings: those that say what else to know of them.
+    chance: percent that guessing gives. knows: whether an attacker who knows the whole model was run.
     """
 
     name: str
     stood: Sequence[Stood]
     threats: Sequence[str]
     alarms: Sequence[Finding]
+    warnings: Sequence[Finding]
     chance: float
     classes: int
     knows: bool
@@ -281,6 +283,7 @@ def _verdict(result: PurifierResult) -> Verdict:
         stood=[_stood(case, 100 / classes) for case in worst_case(result.rows)],
         threats=threats,
         alarms=[finding for finding in result.findings if finding.level == ALARM],
+        warnings=[finding for finding in result.findings if finding.level == WARNING],
         chance=100 / classes,
         classes=classes,
         knows=any(threat_model(name).knows_purifier for name in threats),

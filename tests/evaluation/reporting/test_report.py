@@ -262,6 +262,21 @@ def test_the_verdict_opens_with_what_set_off_an_alarm(settings: Settings) -> Non
     assert "Alarms: none" not in section
 
 
+@pytest.mark.parametrize("ssim", [0.02, 0.31])
+def test_purified_images_that_are_none_are_said_in_the_verdict(settings: Settings, ssim: float) -> None:
+    """With their likeness and how many they are, as a purifier makes that was trained for one classifier alone; what
+    people still recognise is worth no line.
+    """
+    *_, last = read_results(settings, Path(settings.run.dir) / "evaluation")
+    rows = [replace(row, result=replace(row.result, ssim_clean=ssim, psnr_clean=8.76)) for row in last.rows]
+    page = render_page(settings, [replace(last, rows=rows)], rows, {}, [], Report(environment(["test"]), (), {}), "")
+    (section,) = re.findall(r'(?s)<section class="opening.*?</section>', page)
+    n = max(row.result.n for row in rows)
+    text = f"purified clean images are unlike the clean ones (SSIM 0.02, 8.8 dB in the mean of {n})"
+    assert (f'<li class="warning">purified images: {text}' in section) == (ssim == 0.02)
+    assert ("purified images:" in section) == (ssim == 0.02)
+
+
 def test_what_guessing_reaches_is_called_so() -> None:
     """In the verdict, up to chance itself."""
     assert [_stood(WorstCase(0.1, 100, accuracy), 10.0).is_guessing for accuracy in (9.0, 10.0, 11.0)] == [

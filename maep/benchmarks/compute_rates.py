@@ -30,8 +30,8 @@ from maep.runtime.console import say
 from maep.runtime.cores import worker_count
 from maep.storage.manifests import CheckpointManifest
 from maep.training.distributed.world import DTYPES
+from maep.training.inputs import adversary_of, asked_settings, asks_classifiers
 from maep.training.loop import Trainer, TrainingJob
-from maep.training.noise import noisy
 from maep.training.robust import Adversary
 
 CLASSES = 10
@@ -121,13 +121,13 @@ class ComputeBench:
         settings, ratio = self.settings, self.settings.pretrain.mask_ratio
         torch.manual_seed(settings.run.seed)
         trainer = Trainer(self.job(pairs, directory, variant))
-        flops = 3 * trainer.job.model.flops(settings.model.image_size, ratio)  # type: ignore[operator]
+        flops = self._training_flops(trainer)
         batches = self.batches(pairs)
         try:
             same = repeat(next(batches))
-            name = f"training step, r = {ratio:g}, {variant}"
+            name = f"training step, r = {ratio:g}, {variant}{self.attacked}"
             self._add(name, "images/s", _advance(trainer, same), self.batch, flops, variant)
-            name = f"training, r = {ratio:g}, {variant}"
+            name = f"training, r = {ratio:g}, {variant}{self.attacked}"
             self._add(name, "images/s", _advance(trainer, batches), self.batch, flops, variant)
             if self.device == "cpu" and not variant.compile:  # there all tensors look alike, so each read is seen
                 self._waiting(trainer, next(batches))
@@ -160,18 +160,55 @@ class ComputeBench:
             label="bench", model=MaskedAutoencoder(settings.model), dataset=pairs, settings=self.train_settings(),
             objective=settings.objective, compute=compute, directory=directory / "checkpoints",
             metrics=directory / "metrics.jsonl", samples=directory / "samples", manifest=CheckpointManifest(step=0),
-            workers=worker_count(settings.data.workers), adversary=self._judge(),
+            workers=worker_count(settings.data.workers), adversary=self.adversary(),
         )  # fmt: skip
 
-    def _judge(self) -> Adversary:
-        """Noise, or a classifier of random weights, for an objective that asks it; pairs are read, not attacked."""
-        settings, asked = self.settings, OBJECTIVES[self.settings.objective.name]
-        judges = (load_classifier(settings.classifier, CLASSES, None).to(self.device),) if asked.classifies else ()
-        if asked.noises:
-            return Adversary(
-                lambda images, _labels, keys: noisy(images, keys, settings.run.seed, settings.objective), None, judges
-            )
-        return Adversary(classifiers=judges)
+    def adversary(self) -> Adversary:
+        """As the training has it, its classifiers of random weights.
+
+        An attack on the whole is of all its steps from the first one on, and no held-out images stop a step.
+        """
+        settings, train = self._attacked_at_once(), self.train_settings()
+        asked = asked_settings(settings, train) if asks_classifiers(settings, settings.objective) else []
+        classifiers = tuple(load_classifier(each.classifier, CLASSES, None).to(self.device) for each in asked)
+        return adversary_of(settings, train, settings.objective, classifiers)
+
+    def _attacked_at_once(self) -> Settings:
+        """The settings without a beginning of the training that differs from the rest of it."""
+        robust = replace(self.settings.robust, clean_until=0.0, eps_ramp=0.0, check_every=0)
+        return replace(self.settings, robust=robust)
+
+    @property
+    def attack_steps(self) -> int:
+        """Of the attack that a training step makes itself; 0 where shards or noise bring the second images."""
+        settings = self.settings
+        online = settings.attack.online and OBJECTIVES[settings.objective.name].attacks
+        return AttackSpec.of(settings.attack).steps if online else 0
+
+    @property
+    def attacked(self) -> str:
+        """The end of a training row's name, where its figure is of an attack, too."""
+        settings = self.settings
+        whom = "the whole" if settings.pretrain.attacked == "whole" else "the classifier"
+        return f", with {AttackSpec.of(settings.attack).name} on {whom}" if self.attack_steps else ""
+
+    def _training_flops(self, trainer: Trainer) -> float:
+        """Of one image: forward and backward of the network, of the classifier that judges, and of the attack.
+
+        The backward to the images alone costs as much as a forward, that to the weights too costs two.
+        """
+        settings, job = self.settings, trainer.job
+        size = settings.model.image_size
+        network = float(job.model.flops(size, settings.pretrain.mask_ratio))  # type: ignore[operator]
+        against = job.adversary.against
+        asked = against.classifiers if against else job.adversary.classifiers
+        classifier = 0.0
+        if asked or self.attack_steps:
+            model = asked[0] if asked else load_classifier(settings.classifier, CLASSES, None).to(self.device)
+            classifier = flops_of(model, torch.rand(1, 3, size, size, device=self.device))
+        judged = 2 * classifier * bool(job.adversary.classifiers)
+        one_attack_step = 2 * (classifier + network * bool(against))
+        return 3 * network + judged + self.attack_steps * one_attack_step
 
     def train_settings(self) -> TrainSettings:
         """As configured, but for its size; all at one masking ratio."""
@@ -191,12 +228,13 @@ class ComputeBench:
     def attack(self, variant: Variant) -> None:
         """Steps of the configured attack (forward and backward to the input) on the configured classifier."""
         settings, size = self.settings, self.settings.data.image_size
-        count, steps = (ATTACKED, 1) if self.device == "cpu" else (settings.attack.batch_size, settings.attack.steps)
+        spec = AttackSpec.of(settings.attack)
+        count, steps = (ATTACKED, 1) if self.device == "cpu" else (settings.attack.batch_size, spec.steps)
         images = torch.rand(count, 3, size, size, device=self.device)
         exact = load_classifier(settings.classifier, CLASSES, None).to(self.device).requires_grad_(False)
         classifier = variant.surrogate.reduced(variant.surrogate.parts(nn.Identity(), exact)[1])
         labels = torch.zeros(count, dtype=torch.long, device=self.device)
-        spec, keys = replace(AttackSpec.of(settings.attack), steps=steps), list(range(count))
+        spec, keys = replace(spec, steps=steps), list(range(count))
         name = f"attack step ({settings.classifier.arch}){variant.suffix}"
         flops = 2 * flops_of(exact, images)
         work = lambda: attack(classifier, images, labels, spec, keys, settings.run.seed)  # noqa: E731

@@ -46,6 +46,7 @@ from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.purifiers import MAEPurifier, save_purifier
 from maep.runtime.console import console
 from maep.runtime.device import prepare_device
+from maep.runtime.errors import fail
 from maep.storage.atomic import write_json
 
 SIDE, TILES = 224, 49  # an ImageNet image, and its tiles of 32 x 32
@@ -77,13 +78,28 @@ class Bench:
 
     def __init__(self, settings: Settings, images: int, scratch: Path) -> None:
         self.settings, self.images, self.scratch = settings, images, scratch
+        if SIDE // settings.model.image_size != 7 or settings.purify.overlap:
+            fail("bench-evaluation purifies 49 tiles without overlap; set model.image_size=32 purify.overlap=0")
         self.device = prepare_device(settings.compute)
         settings.data.shards = str(Path(str(build_shards(settings))).resolve())
+        count = len(clean_split(settings, "test"))
+        if images > count:
+            fail(f"--images {images}: there are {count} test images")
+        settings.classifier.weights = str(self._trained_classifier().resolve())
         plan = settings.evaluation
         plan.images, plan.chunk_images, plan.batch_size = images, images, images
         plan.attacks, plan.threat_models, plan.eps = ["autoattack-standard"], ["oblivious"], plan.eps[:1]
         plan.check_images = plan.figure_images = 1
         self.rows: list[Row] = []
+
+    def _trained_classifier(self) -> Path:
+        """Weights that are given, or that the classifier stage left in the run's own cache, before that is another."""
+        path = classifier_weights(self.settings)
+        if not path.exists():
+            fail(
+                f"classifier.weights: not set, and {path} is not there; train it first, with maep run stage=classifier"
+            )
+        return path
 
     def evaluation(self, name: str, seed: int = 0) -> Evaluation:
         """A purifier of random weights before the classifier; `name` is that of its run directory and its cache."""
@@ -214,8 +230,6 @@ class Bench:
     def tiles(self, budget: float) -> None:
         """The purifier's forward on one image of 224 x 224: its 49 tiles in one batch."""
         purifier, image = self.purifier().to(self.device), torch.rand(1, 3, SIDE, SIDE, device=self.device)
-        if SIDE // self.settings.model.image_size != 7 or self.settings.purify.overlap:
-            raise RuntimeError("the figure is for 49 tiles of 32 x 32 without overlap")
         purifier.settings.batch_tiles = max(purifier.settings.batch_tiles, TILES)
         peak = matmul_peak(torch.float32, self.device.type, budget)
         seconds = seconds_of(lambda: purifier(image), budget)

@@ -38,6 +38,8 @@ from maep.runtime.errors import fail
 
 LOADER_BENCH = "bench_loader.json"
 SHARD_IMAGES = 1000  # images a shard, as data.shard_images has it
+# A tar is linked once for each shard, and ext4 has 65,000 links of a file.
+MOST_SHARDS = 64_000
 SIDE, PATCH, BATCH = 32, 2, 256  # CIFAR's, and the paper's purifier on it
 STREAMED = 4  # shards that webdataset reads in a round; it reads one like the other
 ROUNDS = 5  # of every rate, in turns; the medians are given
@@ -174,10 +176,13 @@ def build_with_webdataset(folder: Path, target: Path) -> None:
 
 
 def numbers(option: str, text: str) -> list[int]:
-    """`50,1000` as numbers, growing. Raises UserError for anything else."""
-    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
+    """`50,1000` as numbers, growing, none above `MOST_SHARDS`. Raises UserError for anything else."""
+    if not re.fullmatch(r"[1-9][0-9]*(,[1-9][0-9]*)*", text):
         fail(f"{option} {text}: expected numbers above 0, such as 50,1000")
-    return sorted({int(word) for word in text.split(",")})
+    sizes = sorted({int(word) for word in text.split(",")})
+    if sizes[-1] > MOST_SHARDS:
+        fail(f"{option} {text}: {sizes[-1]} shards are more than {MOST_SHARDS}, for which a file system has links")
+    return sizes
 
 
 def measure(settings: Settings, sizes: Sequence[int], starts: Sequence[int], budget: float) -> BenchReport:

@@ -123,10 +123,10 @@ class Bench:
         self.add("adversarial shards", rate, "images/s", f"attack alone {bare_rate:.1f} images/s", rate / bare_rate)
 
     def pairs(self) -> PairDataset:
-        """Of the shards that were written; the clean ones alone for an objective that makes its own noise."""
-        model = self.settings.model
-        noises, seed = OBJECTIVES[self.settings.objective.name].noises, self.settings.run.seed
-        clean, adversarial = ShardSet(self.shards / "clean"), None if noises else ShardSet(self.shards / "adversarial")
+        """Of the shards that were written; the clean ones alone for a training that makes its own second images."""
+        model, seed = self.settings.model, self.settings.run.seed
+        alone = self.settings.attack.online or not OBJECTIVES[self.settings.objective.name].attacks
+        clean, adversarial = ShardSet(self.shards / "clean"), None if alone else ShardSet(self.shards / "adversarial")
         return PairDataset(clean, adversarial, self.settings.pretrain, model.image_size, model.patch_size, seed)
 
     def loader(self, pairs: PairDataset) -> None:
@@ -141,11 +141,18 @@ class Bench:
             count += len(next(batches).clean)
         rate = count / (time.perf_counter() - started)
         batches.close()
-        pixels = 2 * 3 * self.settings.model.image_size**2
+        images = 1 if pairs.adversarial is None else 2  # that a pair takes from shards
+        pixels = images * 3 * self.settings.model.image_size**2
         _, plain_read = _plain_files(self.shards, len(pairs.clean) * pixels, self.budget / 4)
         limit = f"plain file {plain_read:.0f} MB/s"
         megabytes = rate * pixels / 1e6
-        self.add("shard reading (pairs)", megabytes, "MB/s of pixels", limit, megabytes / plain_read)
+        self.add(
+            f"shard reading ({'pairs' if images == 2 else 'clean images'})",
+            megabytes,
+            "MB/s of pixels",
+            limit,
+            megabytes / plain_read,
+        )
         training = max(row.rate for row in self.rows if row.name.startswith("training step"))
         self.add(LOADER, rate, "pairs/s", f"training takes {training:.0f}/s", rate / training)
 

@@ -9,9 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from maep.config.command_line import above_zero, at_least_one, command_line
+from maep.config.schema import Settings
 from maep.purifiers.registry import DEFAULT
 from maep.runtime.errors import fail
 from maep.storage.atomic import require_writable
+
+
+def require_default_purifier(settings: Settings, verb: str) -> None:
+    """Raise UserError for another kind, whose place in the figures the masked autoencoder would take."""
+    if settings.purifier.kind != DEFAULT:
+        fail(f"purifier.kind={settings.purifier.kind}: {verb} measures {DEFAULT} alone; name its configuration")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -24,11 +31,10 @@ def main(arguments: Sequence[str]) -> int:
     )
     options.add_argument("--beside", type=Path, help=argparse.SUPPRESS)  # be a training that is measured beside another
     namespace, settings = command_line(__doc__ or "", arguments, options=options)
+    require_default_purifier(settings, "bench")
     # Imported only now: help and a mistyped setting are answered without torch.
     from maep.benchmarks.pipeline_rates import measure, train_beside
 
-    if settings.purifier.kind != DEFAULT:
-        fail(f"purifier.kind={settings.purifier.kind}: bench measures {DEFAULT} alone; name its configuration")
     require_writable(Path(settings.run.dir), "run.dir")
     if namespace.mae:
         from maep.benchmarks.official_mae import require_checkout, train_official_on_request

@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from maep.cli.bench import require_default_purifier
 from maep.config.command_line import above_zero, at_least_one, command_line
 from maep.data.images.build import check_source
 from maep.runtime.errors import fail
@@ -25,6 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     options.add_argument("--attack", help=argparse.SUPPRESS)
     options.add_argument("--memory", type=int, help=argparse.SUPPRESS)
     namespace, settings = command_line(__doc__ or "", arguments, options=options)
+    require_default_purifier(settings, "bench-evaluation")
     path = namespace.out or Path(settings.run.dir) / "evaluation_bench.json"
     require_writable(path.parent, "--out" if namespace.out else "run.dir")
     if path.is_dir():

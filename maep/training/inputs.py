@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+from torch import nn
+
 from maep.attacks.attack_spec import AttackSpec
 from maep.attacks.gradient import attack
 from maep.config.implementations import OBJECTIVES, implementation
@@ -97,30 +99,46 @@ def adversary(settings: Settings, train: TrainSettings, classes: int) -> Adversa
 
 def _untaught(settings: Settings, train: TrainSettings, classes: int) -> Adversary:
     """The same without a teacher. settings: of the pairs' source."""
-    objective, seed = objective_of(settings, train), settings.run.seed
-    classifies, noises = OBJECTIVES[objective.name].classifies, OBJECTIVES[objective.name].noises
-    if OBJECTIVES[objective.name].clean_images:
-        return Adversary(lambda images, _labels, _keys: images)
-    noise = Adversary(lambda images, _labels, keys: noisy(images, keys, seed, objective)) if noises else Adversary()
-    if not (classifies or (settings.attack.online and not noises)):
-        return noise
+    objective = objective_of(settings, train)
+    if not asks_classifiers(settings, objective):
+        return adversary_of(settings, train, objective, ())
     device = prepare_device(settings.compute, trains=True)
-    several = [settings, *(further_classifiers(settings) if train.attacked == "whole" else ())]
     classifiers = tuple(
-        load_classifier(each.classifier, classes, classifier_weights(each)).to(device) for each in several
+        load_classifier(each.classifier, classes, classifier_weights(each)).to(device)
+        for each in asked_settings(settings, train)
     )
-    judges = classifiers if classifies else ()
-    if noises:
-        return replace(noise, classifiers=judges)
+    return adversary_of(settings, train, objective, classifiers)
+
+
+def asks_classifiers(settings: Settings, objective: ObjectiveSettings) -> bool:
+    """Whether a training asks classifiers: in its losses, or in an attack that goes on with it."""
+    kind = OBJECTIVES[objective.name]
+    return kind.classifies or (settings.attack.online and kind.attacks)
+
+
+def asked_settings(settings: Settings, train: TrainSettings) -> list[Settings]:
+    """The settings once for each classifier that it asks, the run's own first."""
+    return [settings, *(further_classifiers(settings) if train.attacked == "whole" else ())]
+
+
+def adversary_of(
+    settings: Settings, train: TrainSettings, objective: ObjectiveSettings, classifiers: tuple[nn.Module, ...]
+) -> Adversary:
+    """Who attacks or adds noise in a training that asks these frozen classifiers, none where it asks none."""
+    kind, seed = OBJECTIVES[objective.name], settings.run.seed
+    judges = classifiers if kind.classifies else ()
+    if kind.clean_images:
+        return Adversary(lambda images, _labels, _keys: images)
+    if kind.noises:
+        return Adversary(lambda images, _labels, keys: noisy(images, keys, seed, objective), None, judges)
     if not settings.attack.online:
-        if train.attacked == "whole":
+        if classifiers and train.attacked == "whole":
             fail(f"{train.source}: its attack is not online; add attack.online=true to the source_set of the training")
         return Adversary(classifiers=judges)
     if train.attacked == "whole":
-        estimate = OBJECTIVES[objective.name].attacked
-        against = AgainstWhole(
-            classifiers, settings.attack, settings.robust, seed, implementation(estimate) if estimate else None
+        estimate = implementation(kind.attacked) if kind.attacked else None
+        return Adversary(
+            against=AgainstWhole(classifiers, settings.attack, settings.robust, seed, estimate), classifiers=judges
         )
-        return Adversary(against=against, classifiers=judges)
     spec, (own,) = AttackSpec.of(settings.attack), classifiers
     return Adversary(lambda images, labels, keys: attack(own, images, labels, spec, keys, seed), None, judges)

@@ -2,13 +2,19 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from maep.__main__ import run
+from maep.attacks import gradient
+from maep.attacks.attack_spec import AttackSpec
+from maep.benchmarks import pipeline_rates
 from maep.benchmarks.bench_report import BenchReport
 from maep.benchmarks.compute_rates import Variant
 from maep.benchmarks.device_clock import busy_seconds, covered, seconds_of
+from maep.config.load import load_settings
+from maep.training import robust
 from tests.tiny import TINY
 
 NAMES = (
@@ -42,6 +48,48 @@ def test_the_bench_writes_what_it_measured(tmp_path: Path, monkeypatch: pytest.M
     assert report.seconds > 0
     assert {"command", "commit", "device", "versions"} <= set(report.environment)
     assert [path.name for path in tmp_path.iterdir()] == ["run"], "the scratch directory is gone"
+
+
+@pytest.mark.parametrize(
+    ("words", "attacked", "read"),
+    [
+        ([], "", "pairs"),
+        (["attack.online=true", "attack.method=fgsm"], ", with fgsm on the classifier", "clean images"),
+        (
+            ["attack.online=true", "attack.method=pgd", "attack.steps=3", "pretrain.attacked=whole",
+             "objective.name=robust", "robust.clean_until=0.5", "robust.eps_ramp=0.5", "robust.check_every=1"],
+            ", with pgd-3 on the whole", "clean images",
+        ),
+        (["objective.name=nim", "pretrain.mask_ratio=0"], "", "clean images"),
+    ],
+)  # fmt: skip
+def test_a_training_that_attacks_is_measured_with_its_attack(
+    words: list[str], attacked: str, read: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all its steps at once, and named; and what is read of shards is counted, which then is no pair."""
+    monkeypatch.setattr(pipeline_rates, "SHARD_IMAGES", 8)
+    attacks: list[int] = []
+    ascend = gradient.ascend
+
+    def counted(loss: Any, images: Any, labels: Any, spec: AttackSpec, start: Any, **more: Any) -> Any:
+        attacks.append(spec.steps)
+        return ascend(loss, images, labels, spec, start, **more)
+
+    monkeypatch.setattr(gradient, "ascend", counted)
+    monkeypatch.setattr(robust, "ascend", counted)
+    settings = load_settings("digits", [*TINY, "compute.device=cpu", *words])
+    bench = pipeline_rates.Bench(settings, 4, 0.001, "cpu", tmp_path)
+    bench.writing()
+    pairs = bench.pairs()
+    bench.compute.training(pairs, tmp_path / "run", Variant())
+    assert set(attacks) == ({AttackSpec.of(settings.attack).steps} if attacked else set())
+    bench.loader(pairs)
+    ratio = f"r = {settings.pretrain.mask_ratio:g}"
+    rows = {row.name: row for row in bench.rows}
+    assert {f"training step, {ratio}, fp32{attacked}", f"training, {ratio}, fp32{attacked}"} <= set(rows)
+    images = 2 if read == "pairs" else 1
+    megabytes = rows["loader"].rate * images * 3 * settings.model.image_size**2 / 1e6
+    assert rows[f"shard reading ({read})"].rate == pytest.approx(megabytes)
 
 
 def test_variants_are_named_once() -> None:

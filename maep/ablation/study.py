@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from maep.ablation.grid.points import Point, expand
+from maep.ablation.grid.points import Point, expand, writings_of_points
 from maep.ablation.grid.sweep import Sweep, read_sweep
 from maep.ablation.tables.cells import check_values
 from maep.ablation.tables.summary import check_directory
+from maep.pipeline.unread_settings import say_unread_of_points
 from maep.storage.documents import Document
 
 REQUEST = "sweep.json"
@@ -52,6 +53,14 @@ def prepare(name: str, scale: str | None, words: Sequence[str]) -> Study:
     check_directory(sweep, directory)
     check_values(sweep)
     return Study(sweep, expand(sweep, settings), directory)
+
+
+def say_unread(study: Study, words: Sequence[str]) -> None:
+    """Say which settings of the words, or of a sweep file of one's own, no point has a use for."""
+    axes = [word.partition("=")[0].partition(".")[2] for word in words if word.startswith(AXIS_WORDS)]
+    settings = [word for word in words if not word.startswith((*AXIS_WORDS, DIRECTORY_WORD))]
+    written = writings_of_points(study.sweep, settings, axes)
+    say_unread_of_points(list(zip((point.settings for point in study.points), written, strict=True)))
 
 
 def read_study(directory: Path) -> tuple[Study, list[str]]:

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
         if getattr(namespace, option):
             fail(f"--{option}: {namespace.cfg} is no sweep; choose one of {', '.join(sweep_names())}")
     settings = load_settings(namespace.cfg, overrides)
-    say_unread(settings, overrides)
+    say_unread(settings, namespace.cfg, overrides)
     return _run(namespace, settings, stages[-1] if stages else "all")
 
 

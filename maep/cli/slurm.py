@@ -86,7 +86,7 @@ def _launch(words: Sequence[str]) -> int:
     if namespace.scale:
         fail(f"--scale: {namespace.cfg} is no sweep; choose one of {', '.join(sweep_names())}")
     settings = load_settings(namespace.cfg, words)
-    say_unread(settings, words)
+    say_unread(settings, namespace.cfg, words)
     if namespace.plan:
         from maep.launch.estimate.scaling_table import print_plan
 

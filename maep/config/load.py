@@ -7,8 +7,9 @@ names); arguments. Every value is checked alone, so that a mistake names the lay
 
 import os.path
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import Field, asdict, field, fields, is_dataclass, make_dataclass
+from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass, make_dataclass
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -336,6 +337,30 @@ def load_settings(
     if settings.purifier.kind != PurifierSettings().kind:  # that one's are checked above, without importing torch
         implementation("maep.purifiers.registry:purifier_class")(settings.purifier.kind).check_settings(settings)
     return settings
+
+
+@dataclass(frozen=True)
+class Writing:
+    """Who wrote a setting last. layer: counted from the lowest; is_users: not one of the files that come with maep."""
+
+    layer: int
+    is_users: bool
+
+
+def writings(
+    cfg: str, overrides: Sequence[str] = (), layers: Sequence[tuple[str, Mapping[str, Any]]] = ()
+) -> dict[str, Writing]:
+    """`{key: its last writing}` of the settings that a configuration writes; arguments as of `load_settings`.
+
+    A file that holds every setting was written by a run, whatever of it people once gave.
+    """
+    written: dict[str, Writing] = {}
+    for number, (source, tree) in enumerate([*layers_of(cfg), *layers]):
+        keys = {key for key, _ in _flatten(tree)}
+        is_users = CONFIGS.resolve() not in Path(source).resolve().parents and not keys >= leaves(Settings).keys()
+        written |= dict.fromkeys(keys, Writing(number, is_users))
+    names = [word.partition("=")[0] for word in overrides]
+    return written | {ALIASES.get(name, name): Writing(sys.maxsize, is_users=True) for name in names}
 
 
 @cache

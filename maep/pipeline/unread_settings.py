@@ -1,45 +1,83 @@
-"""Settings that a command gives and that change nothing, as another one decides: said, since who gave them believes
+"""Settings that a person gives and that change nothing, as another one decides: said, since who gave them believes
 otherwise.
 
-None of them is refused: a sweep switches what decides. Of what a configuration brings and a later one replaces, such as
-its epochs, nothing is said.
+Given are those in a command's words and in files of one's own. None of them is refused: a sweep switches what decides.
+Nothing is said of what the configurations that come with maep bring, such as epochs, nor of what a later layer replaces
+by writing what decides.
 """
 
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 
-from maep.config.schema import RobustSettings, Settings
+from maep.config.load import Writing, writings
+from maep.config.schema import Settings
 from maep.runtime.console import say
 
 READ_BY_OTHERS = ("classifiers", "teacher")  # of robust: refused by themselves where no training reads them
 
 
-def unread_settings(settings: Settings) -> Iterator[str]:
-    """A line for each that is not its default, with what decides in its place; it begins with the settings' names."""
+@dataclass(frozen=True)
+class Unread:
+    """Settings without effect. names: theirs; deciders: of those that decide in their place; reason: why, in words."""
+
+    names: tuple[str, ...]
+    deciders: tuple[str, ...]
+    reason: str
+
+    def given(self, written: Mapping[str, Writing]) -> list[str]:
+        """Those that a person wrote, and that no later layer replaced."""
+        last = max(written[name].layer if name in written else -1 for name in self.deciders)
+        mine = {name: writing.layer for name, writing in written.items() if writing.is_users}
+        return [name for name in self.names if mine.get(name, -2) >= last]
+
+    def line(self, settings: Settings, names: Sequence[str]) -> str:
+        """What is said of some of them: one with its value."""
+        named = ", ".join(names) if len(names) > 1 else f"{names[0]}={_value_of(settings, names[0])}"
+        return f"{named}: without effect: {self.reason}"
+
+
+def unread_settings(settings: Settings) -> Iterator[Unread]:
+    """All that these settings have no use for, whoever wrote them and whether anybody did."""
     data, attack = settings.data, settings.attack
     if data.shards and data.root:
-        yield f"data.root={data.root}: without effect: data.shards={data.shards} are used"
+        yield Unread(("data.root",), ("data.shards",), f"data.shards={data.shards} are used")
     if attack.shards and attack.online:
-        yield f"attack.shards={attack.shards}: without effect: attack.online=true makes the adversarial images"
+        yield Unread(("attack.shards",), ("attack.online",), "attack.online=true makes the adversarial images")
     for name in ("pretrain", "finetune"):
-        train = getattr(settings, name)
-        if train.steps and train.epochs != type(train)().epochs:
-            yield (
-                f"{name}.epochs={train.epochs:g}: without effect: {name}.steps={train.steps} is its length; set "
-                f"{name}.steps=null to train by epochs"
-            )
+        if steps := getattr(settings, name).steps:
+            why = f"{name}.steps={steps} is its length; set {name}.steps=null to train by epochs"
+            yield Unread((f"{name}.epochs",), (f"{name}.steps",), why)
     if "whole" not in (settings.pretrain.attacked, settings.finetune.attacked):
-        names = [item.name for item in fields(settings.robust) if item.name not in READ_BY_OTHERS]
-        given = [name for name in names if getattr(settings.robust, name) != getattr(RobustSettings(), name)]
-        if given:
-            named = ", ".join(f"robust.{name}" for name in given)
-            yield f"{named}: without effect: read by trainings against the whole alone (pretrain.attacked=whole)"
+        names = tuple(f"robust.{item.name}" for item in fields(settings.robust) if item.name not in READ_BY_OTHERS)
+        why = "read by trainings against the whole alone (pretrain.attacked=whole)"
+        yield Unread(names, ("pretrain.attacked", "finetune.attacked"), why)
 
 
-def say_unread(settings: Settings, words: Sequence[str]) -> None:
-    """Say those that are among a command's `key=value` words."""
-    given = {word.partition("=")[0] for word in words}
-    for line in unread_settings(settings):
-        if given & set(re.findall(r"[a-z0-9_.]+", line.partition(": without effect")[0])):
+def say_unread(settings: Settings, cfg: str, words: Sequence[str]) -> None:
+    """Say those that a command's `key=value` words, or files of the person who gives it, bring."""
+    written = writings(cfg, words)
+    for unread in unread_settings(settings):
+        if names := unread.given(written):
+            say(unread.line(settings, names))
+
+
+def say_unread_of_points(points: Sequence[tuple[Settings, Mapping[str, Writing]]]) -> None:
+    """Of a sweep: say those that none of its points has a use for, among those to which a person gives them.
+
+    points: the settings of each, and who wrote them.
+    """
+    lines: dict[str, str] = {}
+    read: set[str] = set()
+    for settings, written in points:
+        unread = {name: each for each in unread_settings(settings) for name in each.given(written)}
+        lines = {name: each.line(settings, [name]) for name, each in unread.items()} | lines
+        read |= {name for name, writing in written.items() if writing.is_users} - unread.keys()
+    for name, line in lines.items():
+        if name not in read:
             say(line)
+
+
+def _value_of(settings: Settings, name: str) -> object:
+    section, _, key = name.partition(".")
+    value = getattr(getattr(settings, section), key)
+    return f"{value:g}" if isinstance(value, float) else value

@@ -1,9 +1,29 @@
 """Settings that change nothing are said, and refused nowhere."""
 
+from pathlib import Path
+
 import pytest
 
-from maep.config.load import load_settings
-from maep.pipeline.unread_settings import say_unread, unread_settings
+from maep.ablation.study import prepare
+from maep.ablation.study import say_unread as say_unread_of_sweep
+from maep.config.load import load_settings, to_yaml, writings
+from maep.pipeline.unread_settings import say_unread
+
+WORDS = ["pretrain.mask_ratio=0", "data.format=auto"]
+
+
+def said(capsys: pytest.CaptureFixture[str], cfg: str, words: list[str]) -> list[str]:
+    """The lines that a command with this configuration and these words says."""
+    capsys.readouterr()
+    say_unread(load_settings(cfg, words), cfg, words)
+    return capsys.readouterr().out.splitlines()
+
+
+def said_of_sweep(capsys: pytest.CaptureFixture[str], cfg: str, scale: str | None, words: list[str]) -> list[str]:
+    """The same of a sweep."""
+    capsys.readouterr()
+    say_unread_of_sweep(prepare(cfg, scale, words), words)
+    return capsys.readouterr().out.splitlines()
 
 
 @pytest.mark.parametrize(
@@ -16,27 +36,76 @@ from maep.pipeline.unread_settings import say_unread, unread_settings
         ("attack.shards=/shards", ["attack.online=true"], ["attack.online=false"]),
     ],
 )
-def test_what_is_given_and_not_read_is_said(word: str, further: list[str], deciding: list[str]) -> None:
+def test_what_is_given_and_not_read_is_said(
+    word: str, further: list[str], deciding: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     """Until what decides in its place is set otherwise; of what nobody gave nothing is said."""
-    words = ["pretrain.mask_ratio=0", "data.format=auto", *further]
-    (line,) = unread_settings(load_settings("digits", [*words, word]))
-    assert line.startswith(
-        f"{word}: without effect: " if "robust" not in word else "robust.check_every: without effect"
-    )
-    assert not list(unread_settings(load_settings("digits", [*words, word, *deciding])))
-    assert not list(unread_settings(load_settings("digits", words)))
+    (line,) = said(capsys, "digits", [*WORDS, *further, word])
+    assert line.startswith(f"{word}: without effect: ")
+    assert not said(capsys, "digits", [*WORDS, *further, word, *deciding])
+    assert not said(capsys, "digits", [*WORDS, *further])
 
 
 def test_a_line_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     """Of several settings in one line, too."""
-    words = ["robust.check_every=7", "robust.overfit_drop=11"]
-    say_unread(load_settings("digits", words), words)
-    assert capsys.readouterr().out.count("robust.overfit_drop: without effect") == 1
+    (line,) = said(capsys, "digits", ["robust.check_every=7", "robust.overfit_drop=11"])
+    assert line.count("robust.overfit_drop") == line.count("robust.check_every") == 1
 
 
 @pytest.mark.parametrize("name", ["cifar10_cpu", "certified/cifar10_cpu", "digits"])
 def test_what_only_a_configuration_brings_is_not_said(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Such as the epochs of the one below, whose steps replace them: who runs it gave neither."""
-    words = ["data.root=/images", "run.seed=1"]
-    say_unread(load_settings(name, words), words)
-    assert capsys.readouterr().out == ""
+    assert not said(capsys, name, ["data.root=/images", "run.seed=1"])
+    assert not any(writing.is_users for writing in writings(name).values())
+
+
+def test_a_file_of_ones_own_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What it brings is said; not what its base from maep brings, nor what a later layer replaces."""
+    own, above = tmp_path / "own.yaml", tmp_path / "above.yaml"
+    own.write_text("base: digits\npretrain: {epochs: 9}\nrobust: {check_every: 7}\n")
+    lines = said(capsys, str(own), [])
+    assert [line.partition(":")[0] for line in lines] == ["pretrain.epochs=9", "robust.check_every=7"]
+    above.write_text("base: own.yaml\npretrain: {steps: 5}\n")
+    assert [line.partition(":")[0] for line in said(capsys, str(above), [])] == ["robust.check_every=7"]
+    assert not said(capsys, str(above), ["pretrain.attacked=whole", "attack.online=true", "pretrain.mask_ratio=0"])
+    own.write_text("base: cifar10_cpu\n")
+    assert not said(capsys, str(own), ["data.root=/images"])
+
+
+def test_the_settings_that_a_run_left_are_nobodys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run's config.yaml holds all of them: who goes on with it gives none."""
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(load_settings("cifar10_cpu", ["data.root=/images"])))
+    assert not said(capsys, str(path), [])
+    assert len(said(capsys, str(path), ["pretrain.epochs=9"])) == 1
+
+
+SWEEP = """\
+title: of one's own
+scales:
+  paper: {base: digits, set: {robust: {check_every: 7}, evaluation: {eps: [8/255]}}}
+grid:
+  pretrain.steps: [5, %s]
+  model.refine_width: [8, 16]
+values: [clean_accuracy]
+"""
+
+
+def test_of_a_sweep_what_no_point_reads_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Once for all points, of its file and of the words; what one of the points reads has its effect there."""
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(SWEEP % "6")
+    words = [f"run.cache={tmp_path}", "pretrain.epochs=9"]
+    lines = said_of_sweep(capsys, str(sweep), None, words)
+    assert sorted(line.partition(":")[0] for line in lines) == ["pretrain.epochs=9", "robust.check_every=7"]
+    sweep.write_text(SWEEP % "~")
+    lines = said_of_sweep(capsys, str(sweep), None, words)
+    assert [line.partition(":")[0] for line in lines] == ["robust.check_every=7"]
+
+
+def test_of_a_sweep_from_maep_only_the_words_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Axes that the words bring are among them."""
+    words = [f"run.cache={tmp_path}", f"data.root={tmp_path}"]
+    assert not said_of_sweep(capsys, "ablation/table15", "cpu", words)
+    lines = said_of_sweep(capsys, "ablation/table15", "cpu", [*words, "grid.robust.check_every=[7, 8]"])
+    assert [line.partition(":")[0] for line in lines] == ["robust.check_every=7"]

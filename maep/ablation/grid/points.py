@@ -3,7 +3,7 @@
 Points live in run.cache/points, shared by all sweeps: what one sweep has finished, another finds finished.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 from maep.ablation.grid.row_selector import WORST_CASE, RowSelector
 from maep.ablation.grid.sweep import ACCURACIES, Sweep
 from maep.config.identity import decisive_settings
-from maep.config.load import leaves, load_settings, setting_value
+from maep.config.load import Writing, leaves, load_settings, setting_value, writings
 from maep.config.pair_source import source_facts
 from maep.config.schema import DataSettings, Settings
 from maep.evaluation.scoring.tasks import attacks_of, eps_text
@@ -135,16 +135,36 @@ def _point(
     sweep: Sweep, names: tuple[str, ...], varied: Mapping[str, Any], seed: int, overrides: Sequence[str]
 ) -> Point:
     """The point of these names. varied: the settings that the axes give it, its configuration among them."""
-    file, base = str(sweep.file), varied.get(BASE, sweep.base)
-    settings_of_axes = _with_source_words({key: value for key, value in varied.items() if key != BASE}, overrides)
-    layers = [(file, sweep.fixed), (file, {**settings_of_axes, "run.seed": seed})]
-    words = [*filter(_is_for_all, overrides), *words_for(base, overrides)]
+    base, words, layers = _parts(sweep, {**varied, "run.seed": seed}, overrides)
     try:
         settings = load_settings(base, words, layers)
         identity = settings_identity(settings)
     except UserError as error:
-        fail(f"{file}: {', '.join(names) or 'every point'}: {error}")
+        fail(f"{sweep.file}: {', '.join(names) or 'every point'}: {error}")
     return Point(names, seed, as_point(settings), identity)
+
+
+def _parts(
+    sweep: Sweep, varied: Mapping[str, Any], overrides: Sequence[str]
+) -> tuple[str, list[str], list[tuple[str, Mapping[str, Any]]]]:
+    """What a point is loaded from, as `load_settings` takes it: its configuration, words and layers."""
+    base = varied.get(BASE, sweep.base)
+    settings_of_axes = _with_source_words({key: value for key, value in varied.items() if key != BASE}, overrides)
+    layers = [(str(sweep.file), sweep.fixed), (str(sweep.file), settings_of_axes)]
+    return base, [*filter(_is_for_all, overrides), *words_for(base, overrides)], layers
+
+
+def writings_of_points(sweep: Sweep, overrides: Sequence[str], axes: Collection[str]) -> list[dict[str, Writing]]:
+    """Who wrote the settings of each point, in order. axes: keys that the command's words vary, in place of the file.
+
+    The seed is each point's own, and nobody's.
+    """
+    of_points = []
+    for _, varied, _ in _combinations(sweep):
+        written = writings(*_parts(sweep, varied, overrides))
+        theirs = {key: replace(written[key], is_users=True) for key in axes if key in written}
+        of_points.append(written | theirs)
+    return of_points
 
 
 def _with_source_words(settings: Mapping[str, Any], overrides: Sequence[str]) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from maep.ablation.grid.points import Point
 from maep.ablation.running.point_records import is_finished
 from maep.ablation.running.pretrained import by_pretraining
 from maep.ablation.running.rungs import halving_state
-from maep.ablation.study import REQUEST, Study, SweepRequest, prepare, read_study
+from maep.ablation.study import REQUEST, Study, SweepRequest, prepare, read_study, say_unread
 from maep.ablation.tables.summary import write_summary
 from maep.config.load import to_yaml
 from maep.config.schema import Settings
@@ -56,6 +56,7 @@ def preview_sweep(namespace: argparse.Namespace, words: Sequence[str], cluster: 
     Needs no Slurm, and writes nothing.
     """
     study = prepare(namespace.cfg, namespace.scale, words)
+    say_unread(study, words)
     settings, job = sweep_settings(study), points_job(study, cluster)
     print_preview(study)
     warn_without_gpus(settings, [job])
@@ -65,6 +66,7 @@ def preview_sweep(namespace: argparse.Namespace, words: Sequence[str], cluster: 
 def submit_sweep(namespace: argparse.Namespace, words: Sequence[str], cluster: Cluster) -> list[JobRecord]:
     """Submit what is not finished of a sweep; [] if nothing is left. Bad input is told before anything is written."""
     study = prepare(namespace.cfg, namespace.scale, words)
+    say_unread(study, words)
     request = SweepRequest(namespace.cfg, study.sweep.scale, tuple(words), tuple(sys.argv))
     settings, job = sweep_settings(study), points_job(study, cluster)
     if not job.workers:

@@ -11,7 +11,7 @@ from pathlib import Path
 from maep.ablation.running.overhead import OverheadTimer
 from maep.ablation.running.point_records import PointState
 from maep.ablation.running.point_runs import parse_only, run_points
-from maep.ablation.study import Study, prepare, read_study
+from maep.ablation.study import Study, prepare, read_study, say_unread
 from maep.ablation.tables.summary import write_summary
 from maep.ablation.tables.summary_document import SUMMARY
 from maep.launch.command_name import same_command
@@ -27,6 +27,7 @@ def run_sweep(namespace: argparse.Namespace, words: Sequence[str], launch: Launc
     Returns 1 if a point failed. Raises Stopped when it is stopped, UserError before anything runs.
     """
     study = prepare(namespace.cfg, namespace.scale, words)
+    say_unread(study, words)
     only = parse_only(namespace.only, len(study.points), study.sweep.halving)
     try:
         with OverheadTimer(study.directory) as overhead:
@@ -41,6 +42,7 @@ def show_sweep(namespace: argparse.Namespace, words: Sequence[str]) -> int:
     from maep.launch.sweeps.preview import print_preview
 
     study = prepare(namespace.cfg, namespace.scale, words)
+    say_unread(study, words)
     parse_only(namespace.only, len(study.points), study.sweep.halving)
     print_preview(study)
     return ExitCode.DONE

@@ -16,7 +16,9 @@ from tests.cluster.test_worker_faults import CLAIMS, kill_one_worker, no_launch,
 from tests.tiny import Problem
 
 ROBUST = [
-    "attack.online=true", "attack.steps=1", "pretrain.attacked=whole", "objective.name=robust", "pretrain.mask_ratio=0",
+    # A budget at which some held-out images are still classified: accuracies of 0 are equal whatever was trained.
+    "attack.online=true", "attack.steps=1", "attack.eps=8/255", "attack.step=8/255",
+    "pretrain.attacked=whole", "objective.name=robust", "pretrain.mask_ratio=0",
     "pretrain.steps=50", "robust.check_every=20", "robust.check_images=20", "robust.overfit_drop=100",
 ]  # fmt: skip
 CERTIFICATION = [
@@ -42,10 +44,11 @@ def cancel(run: ClusterRun) -> None:
     run.cluster.wait_for(lambda: not run.cluster.run(["squeue", "--noheader"]).stdout, ATTEMPT, told)
 
 
-def held_out(run: ClusterRun) -> list[tuple[int, float]]:
-    """(step, accuracy) of the attacks on held-out images."""
+def held_out(run: ClusterRun) -> list[tuple[int, tuple[float, ...]]]:
+    """(step, accuracies) on held-out images: of the weights and of the averaged ones attacked, and of those without."""
     lines = read_lines(run.directory / "metrics.jsonl")
-    return [(line["step"], line["held_out_accuracy"]) for line in lines if "held_out_accuracy" in line]
+    names = [f"held_out_{name}" for name in ("accuracy", "averaged", "clean")]
+    return [(line["step"], tuple(line[name] for name in names)) for line in lines if names[0] in line]
 
 
 def test_robust_training_signalled_and_without_power(
@@ -68,6 +71,9 @@ def test_robust_training_signalled_and_without_power(
     assert_same(run, undisturbed_robust)
     assert held_out(run) == held_out(undisturbed_robust)
     assert [step for step, _ in held_out(run)] == [20, 40, 50]
+    distinct = {accuracy for _, accuracies in held_out(run) for accuracy in accuracies}
+    assert max(distinct) > 0
+    assert len(distinct) > 1, "equal accuracies say nothing where all are alike"
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import fcntl
 import os
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from maep.runtime.console import say
@@ -40,9 +40,12 @@ class BlockCache:
         path = self.directory / name
         try:
             stored = path.read_bytes()
-            os.utime(path)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise UserError(f"data.cache_dir={self.directory}: {name} cannot be read: {error.strerror}") from error
+        with suppress(OSError):  # of a cache that others filled, or that is mounted read-only: it then counts as older
+            os.utime(path)
         content = stored[HEADER:]
         if stored[:HEADER] == _checksum(content):
             return content

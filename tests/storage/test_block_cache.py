@@ -2,6 +2,9 @@
 
 import fcntl
 import os
+import subprocess
+import sys
+import tempfile
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -95,3 +98,33 @@ def test_a_damaged_total_is_counted_anew(tmp_path: Path) -> None:
         cache.put("b", block(2))
         assert int((tmp_path / ".total").read_text()) <= 4 * 1004
         assert cache.get("b") == block(2)
+
+
+AS_NOBODY = """\
+import os, sys
+from pathlib import Path
+from maep.runtime.errors import exit_code
+from maep.storage.block_cache import BlockCache
+cache = BlockCache(Path(sys.argv[1]), 10**6)
+os.setuid(65534)
+sys.exit(exit_code(lambda: print(cache.get(sys.argv[2]))))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to act as somebody else")
+def test_a_cache_that_somebody_else_filled_is_read() -> None:
+    """Though its blocks cannot be marked as used; one that cannot be read is named with the setting."""
+    with tempfile.TemporaryDirectory() as shared:
+        cache = BlockCache(Path(shared), 10**6)
+        cache.put("readable", b"content")
+        cache.put("hidden", b"content")
+        os.chmod(shared, 0o755)
+        (Path(shared) / "readable").chmod(0o644)
+        (Path(shared) / "hidden").chmod(0o600)
+        read, hidden = (
+            subprocess.run([sys.executable, "-c", AS_NOBODY, shared, name], capture_output=True, text=True, check=False)
+            for name in ("readable", "hidden")
+        )
+    assert read.stdout == "b'content'\n", read.stderr
+    assert (hidden.returncode, hidden.stderr.count("\n")) == (2, 1)
+    assert f"data.cache_dir={shared}: hidden cannot be read: Permission denied" in hidden.stderr

@@ -14,6 +14,7 @@ FIELD = re.compile(r"(?:^| )([A-Z][A-Za-z/:]*)=")
 ENDED = (
     "COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "DEADLINE", "BOOT_FAIL",
 )  # fmt: skip
+SLURMS_MOST_WORKERS = 1001  # of an array, where slurm.conf says no other number
 FORGOTTEN = "Invalid job id"  # scontrol's word for a job that it does not know, or no more
 WHY = {
     "Resources": "waits for nodes to become free",
@@ -79,8 +80,14 @@ def require_slurm() -> None:
 
 
 def _run(*words: str, input: str | None = None) -> subprocess.CompletedProcess[str]:
-    """A command of Slurm, as if the shell were in no allocation."""
-    return subprocess.run(words, capture_output=True, text=True, check=False, env=outer_environment(), input=input)
+    """A command of Slurm, as if the shell were in no allocation.
+
+    Its answers may hold what anybody has written in any encoding, such as why a node is down.
+    """
+    return subprocess.run(
+        words, capture_output=True, encoding="utf-8", errors="replace", check=False, env=outer_environment(),
+        input=input,
+    )  # fmt: skip
 
 
 def _first_line(text: str) -> str:
@@ -100,6 +107,12 @@ def partitions() -> dict[str, int]:
 def default_partition() -> str:
     """The partition that jobs go to which name none."""
     return next(iter(partitions()), "")
+
+
+def most_workers() -> int:
+    """How many workers an array may have on this cluster (MaxArraySize); 1 where it has no arrays."""
+    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", scontrol("show", "config"), re.MULTILINE)
+    return max(int(match[1]), 1) if match else SLURMS_MOST_WORKERS
 
 
 def scontrol(*words: str) -> str:
@@ -154,9 +167,12 @@ def is_forgotten(job: str) -> bool:
 
 
 def fields_of(line: str) -> dict[str, str]:
-    """`{name: value}` of a line of scontrol; values may hold blanks."""
+    """`{name: value}` of a line of scontrol; values may hold blanks.
+
+    The first of a name counts: paths, which come late, may hold what looks like one.
+    """
     parts = FIELD.split(line.strip())[1:]
-    return dict(zip(parts[::2], (value.strip() for value in parts[1::2]), strict=True))
+    return dict(reversed([*zip(parts[::2], (value.strip() for value in parts[1::2]), strict=True)]))
 
 
 def _parse(line: str) -> JobState:

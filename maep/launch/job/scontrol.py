@@ -20,7 +20,8 @@ PATIENCE = 900.0  # seconds for Slurm to take a dead node out: SlurmdTimeout is 
 def slurm(*words: str) -> str | None:
     """What a Slurm command answers; None, and its complaint in the log, if it fails or is not there."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        # What others have written, such as why a node is down, may be in any encoding.
+        done = subprocess.run(words, capture_output=True, encoding="utf-8", errors="replace", check=False)
     except OSError as error:
         print(f"{words[0]}: {error.strerror}", file=sys.stderr, flush=True)
         return None
@@ -55,7 +56,8 @@ def fields_of_job(answer: str, job: str) -> dict[str, str]:
     The last worker that starts has the array's own id for its JobId, so a worker is told by the array and its number.
     """
     for line in answer.splitlines():
-        fields = dict(word.split("=", 1) for word in line.split() if "=" in word)
+        # The first of a name counts: paths, which come late, may hold what looks like one.
+        fields = dict(word.split("=", 1) for word in reversed(line.split()) if "=" in word)
         array = fields.get("ArrayJobId")
         if job == (f"{array}_{fields.get('ArrayTaskId')}" if array else fields.get("JobId")):
             return fields

@@ -20,6 +20,7 @@ from maep.config.schema import Settings
 from maep.launch.cluster.job_records import JobRecord, live_jobs
 from maep.launch.cluster.jobs import ARRAY, POINTS, Job
 from maep.launch.cluster.settings import Cluster
+from maep.launch.cluster.slurm_client import most_workers
 from maep.launch.submission.code_snapshot import check_code, copy_code, mark_as_last
 from maep.launch.submission.submit import submission_of, submit_one, warn_without_gpus
 from maep.launch.submission.validate import check_run, check_with_slurm
@@ -69,6 +70,7 @@ def submit_sweep(namespace: argparse.Namespace, words: Sequence[str], cluster: C
     say_unread(study, words)
     request = SweepRequest(namespace.cfg, study.sweep.scale, tuple(words), tuple(sys.argv))
     settings, job = sweep_settings(study), points_job(study, cluster)
+    job = replace(job, workers=min(job.workers, most_workers()))  # workers share the points
     if not job.workers:
         say(f"{study.sweep.name}: all {len(study.points)} points are finished or stopped, nothing submitted")
         write_summary(study.sweep, study.points, study.directory, sys.argv)

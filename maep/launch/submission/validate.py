@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import re
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from maep.config.identity import decisive_settings
 from maep.config.schema import Settings
 from maep.launch.cluster.jobs import Job
 from maep.launch.cluster.settings import Cluster
-from maep.launch.cluster.slurm_client import node_addresses, partitions, why_refused
+from maep.launch.cluster.slurm_client import most_workers, node_addresses, partitions, why_refused
 from maep.launch.submission.batch_script import MARGIN
 from maep.purifiers.registry import network_entries, network_section
 from maep.runtime.errors import fail, nearest
@@ -22,14 +23,16 @@ from maep.training.checkpointing.directory import checkpoints
 # anybody can list, and a wrong guess is one `--shared` away.
 LOCAL = ("tmpfs", "ramfs", "overlay", "ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "aufs")
 MOUNTS = Path("/proc/self/mountinfo")
+ESCAPE = re.compile(r"\\([0-7]{3})")  # of a blank, tab, newline or backslash in a mount point
 
 
 def check_run(settings: Settings, cluster: Cluster, jobs: Sequence[Job]) -> None:
     """Raise UserError for what this cluster or this run directory does not allow."""
-    sizes = partitions()
+    sizes, most = partitions(), most_workers()
     for job in jobs:
         check_partition(job, sizes)
         check_time(job, settings.compute.grace)
+        check_workers(job, most)
     check_model(settings)
     run = Path(settings.run.dir).absolute()
     if not cluster.general.shared and not nodes_are_here(node_addresses()):
@@ -63,6 +66,15 @@ def check_time(job: Job, grace: float) -> None:
         )
 
 
+def check_workers(job: Job, most: int) -> None:
+    """Raise UserError for more workers than an array of this cluster may have."""
+    if job.workers > most:
+        fail(
+            f"--workers {job.workers} ({job.stage}): arrays of this cluster have at most {most} (MaxArraySize); fewer "
+            f"workers share the same work"
+        )
+
+
 def check_model(settings: Settings) -> None:
     """Refuse a run directory whose newest checkpoint is of another model than the settings ask for."""
     committed = checkpoints(Path(settings.run.dir) / "checkpoints")
@@ -91,9 +103,9 @@ def _is_for_other_settings(run: Path, settings: Settings) -> bool:
 def file_system(path: Path, mounts: str | None = None) -> str:
     """The type of the file system that holds `path`, as the kernel names it: ext4, nfs4, lustre, …"""
     best, kind, place = "", "", Path(os.path.realpath(path))
-    for line in (mounts if mounts is not None else MOUNTS.read_text()).splitlines():
+    for line in (mounts if mounts is not None else os.fsdecode(MOUNTS.read_bytes())).splitlines():
         mount, _, source = line.partition(" - ")
-        point = mount.split()[4].replace("\\040", " ")
+        point = ESCAPE.sub(lambda escape: chr(int(escape[1], 8)), mount.split()[4])
         inside = place == Path(point) or Path(point) in place.parents
         if inside and len(point) >= len(best):
             best, kind = point, source.split()[0]

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from maep.launch.submission.validate import (
     check_partition,
     check_shared,
     check_time,
+    check_workers,
     file_system,
     nodes_are_here,
 )
@@ -111,3 +112,24 @@ def test_no_slurm_is_one_line(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
     assert "launch/local.py" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_more_workers_than_an_array_may_have(cluster_job: Job) -> None:
+    """Named with the option and the most that the cluster takes."""
+    check_workers(replace(cluster_job, workers=1001), 1001)
+    with pytest.raises(UserError, match=r"^--workers 1002 \(evaluate\): arrays of this cluster have at most 1001"):
+        check_workers(replace(cluster_job, workers=1002), 1001)
+
+
+@pytest.fixture
+def cluster_job() -> Job:
+    """An array stage's job."""
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    return job_of("evaluate", read_cluster(parser.parse_args([]), [*KINDS]), [])
+
+
+def test_mount_points_may_have_any_name() -> None:
+    """The kernel writes a blank, a tab, a newline and a backslash as octal numbers."""
+    mounts = "22 1 0:1 / / rw - ext4 x rw\n23 22 0:2 / /a\\040b\\134c\\011d rw - nfs4 y rw\n"
+    assert file_system(Path("/a b\\c\td/runs"), mounts) == "nfs4"

@@ -22,6 +22,7 @@ from maep.attacks.attack_state import AttackState, OnState
 from maep.attacks.reseeding import reseeded
 from maep.attacks.surrogate import perturb_batch, with_surrogate
 from maep.attacks.threat_models import Expectation
+from maep.attacks.verdict import predicted
 from maep.config.attack_names import MIN_CLASSES, PARTS
 from maep.runtime.errors import fail
 
@@ -163,7 +164,7 @@ def _single_attack(attacker: AutoAttack, name: str) -> Callable[[Tensor, Tensor]
 
 @torch.no_grad()
 def _clean_state(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int) -> AttackState:
-    predictions = torch.cat([model(batch).argmax(1) for batch in images.split(batch_size)])
+    predictions = torch.cat([predicted(model(batch)) for batch in images.split(batch_size)])
     robust = predictions == labels
     return AttackState(images.clone(), predictions, robust, {"clean": int(robust.sum())})
 

@@ -13,6 +13,7 @@ from maep.attacks.autoattack import LIBRARY, AttackSuite, autoattack
 from maep.attacks.gradient import attack
 from maep.attacks.reseeding import reseeded
 from maep.attacks.surrogate import perturb_batch, with_surrogate
+from maep.attacks.verdict import predicted
 from maep.config.attack_names import AUTOATTACK, ITERATED, PARTS, SQUARE, check_attack, custom_parts, version_of
 
 
@@ -130,7 +131,7 @@ class NamedAttack:
             adversarial.append(batch)
             answers.append(predictions)
             with torch.no_grad():
-                clean.append(model(images[part.start : part.stop]).argmax(1))
+                clean.append(predicted(model(images[part.start : part.stop])))
         predictions = torch.cat(answers)
         robust = predictions == labels
         survivors = {"clean": int((torch.cat(clean) == labels).sum()), self.name: int(robust.sum())}

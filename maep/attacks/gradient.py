@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from maep.attacks.attack_spec import AttackSpec
 from maep.models.feature_maps import FeatureMap
 from maep.runtime.device import upload
+from maep.runtime.errors import fail
 from maep.runtime.randomness import keyed_rng
 
 NOISE = 2.0  # N-FGSM's noise in units of eps (de Jorge et al. 2022, k = 2)
-TINY = 1e-12  # in the place of a norm of zero: far below any gradient that fp32 tells from zero
+TINY = 1e-12  # in the place of a norm of zero; below it squares are lost in fp32
 
 
 def attack(
@@ -92,7 +93,14 @@ def _norms(delta: Tensor) -> Tensor:
 
 def _direction(gradient: Tensor, norm: str) -> Tensor:
     """Steepest ascent within the unit ball of the norm; an image without gradient stays where it is."""
-    return gradient.sign() if norm == "Linf" else gradient / _norms(gradient).clamp_min(TINY)
+    if norm == "Linf":
+        return gradient.sign()
+    norms = _norms(gradient)
+    # The squares of a sure model's gradients, or of huge ones, are beyond fp32, though the gradients are not.
+    largest = gradient.abs().flatten(1).amax(1).view_as(norms)
+    scaled = gradient / torch.where(largest > 0, largest, 1.0)
+    is_held = (norms > TINY) & norms.isfinite()
+    return torch.where(is_held, gradient / norms.clamp_min(TINY), scaled / _norms(scaled).clamp_min(TINY))
 
 
 def _project(moved: Tensor, images: Tensor, spec: AttackSpec) -> Tensor:
@@ -133,7 +141,12 @@ def _noise(spec: AttackSpec, shape: tuple[int, ...], seed: int, key: int) -> np.
 
 
 def random_targets(labels: Tensor, classes: int, keys: Sequence[int], seed: int) -> Tensor:
-    """For each image a class other than its label, int64 [N], drawn from (seed, its key)."""
+    """For each image a class other than its label, int64 [N], drawn from (seed, its key).
+
+    Raises UserError for a model of one class.
+    """
+    if classes < 2:
+        fail("a targeted attack leads to another class, and this model has one; set attack.targeted=false")
     shifts = [int(keyed_rng("target", seed, key).integers(1, classes)) for key in keys]
     return (labels + upload(torch.tensor(shifts), labels.device)) % classes
 

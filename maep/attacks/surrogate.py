@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from maep.attacks.verdict import predicted
+
 Perturb = Callable[[nn.Module, Tensor], Tensor]
 
 
@@ -25,12 +27,12 @@ def perturb_batch(
     Returns [N, 3, H, W] in [0,1] and int64 [N].
     """
     adversarial = perturb(surrogate or model, torch.arange(len(labels), device=labels.device))
-    predictions = model(adversarial).argmax(1)
+    predictions = predicted(model(adversarial))
     if surrogate is None:
         return adversarial, predictions
-    fooled_alone = (predictions == labels) & (surrogate(adversarial).argmax(1) != labels)
+    fooled_alone = (predictions == labels) & (predicted(surrogate(adversarial)) != labels)
     again = fooled_alone.nonzero().flatten()
     if len(again):
         adversarial[again] = perturb(model, again)
-        predictions[again] = model(adversarial[again]).argmax(1)
+        predictions[again] = predicted(model(adversarial[again]))
     return adversarial, predictions

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from maep.attacks.attack_spec import AttackSpec
-from maep.attacks.gradient import attack, random_targets
+from maep.attacks.gradient import ascend, attack, random_targets
 from maep.config.schema import AttackSettings
+from maep.runtime.errors import UserError
 from tests.small import digits, train_small
 
 PGD = AttackSpec("pgd", "Linf", eps=0.1, step=0.025, steps=10, random_start=True, targeted=False)
@@ -239,3 +240,23 @@ def test_ssp_moves_features_without_a_label(model: nn.Module, batch: tuple[Tenso
     for wrong in ({"norm": "L2"}, {"targeted": True}):
         with pytest.raises(ValueError, match="not an attack"):
             replace(spec, **wrong)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-15, 1e-25, 1e-37, 1e25])
+def test_a_step_in_l2_is_as_long_whatever_the_gradient_is(scale: float) -> None:
+    """Of a sure model, whose gradient has squares below fp32, and of one whose are above; without one it stays."""
+    weights = torch.linspace(0.1, 1, 48).view(3, 4, 4)
+    images = torch.full((2, 3, 4, 4), 0.5)
+    spec = replace(L2, eps=0.3, step=0.3, steps=1, random_start=False)
+    moved = ascend(
+        lambda x: (x * weights).flatten(1).sum(1) * scale, images, images, spec, images, lambda y, _: y.sum()
+    )
+    torch.testing.assert_close(moved - images, (0.3 * weights / weights.norm()).expand(2, -1, -1, -1))
+    still = ascend(lambda x: 0 * x, images, images, spec, images, lambda y, _: y.sum())
+    assert torch.equal(still, images)
+
+
+def test_one_class_has_no_other_to_be_led_to() -> None:
+    """A target is another class."""
+    with pytest.raises(UserError, match=r"targeted=false"):
+        random_targets(torch.zeros(2, dtype=torch.int64), 1, [0, 1], 0)

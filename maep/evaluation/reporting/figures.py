@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from maep.attacks.catalog import title_of
+from maep.attacks.verdict import NO_CLASS
 from maep.evaluation.audit.gradient_masking import CheckAnswers
 from maep.evaluation.reporting.report_row import ReportRow
 from maep.evaluation.reporting.rows import Combination, Samples, judged_word
@@ -207,7 +208,7 @@ def verdicts(samples: Samples, row: str) -> list[tuple[str, bool]] | None:
     predictions, labels = samples.tensors[f"{row}_prediction"].tolist(), samples.tensors["labels"].tolist()
     sure = samples.tensors[f"{row}_confidence"].tolist()
     return [
-        (f"{samples.classes[p]} {100 * share:.0f} %", p == label)
+        ("no number" if p == NO_CLASS else f"{samples.classes[p]} {100 * share:.0f} %", p == label)
         for p, label, share in zip(predictions, labels, sure, strict=True)
     ]
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from maep.attacks.attack_state import AttackState, OnState, load_tensors, save_tensors
 from maep.attacks.reseeding import reseeded
+from maep.attacks.verdict import predicted
 from maep.data.shards import to_float, to_uint8
 from maep.evaluation.scoring.chunk_attack import ChunkAttack
 from maep.evaluation.scoring.chunk_record import ChunkRecord, PerImage, is_recorded, record_path
@@ -128,7 +129,7 @@ def _score(evaluation: Evaluation, task: Task, chunk: Chunk) -> ChunkRecord:
         **asdict(task),
         ids=tuple(task.ids),
         labels=tuple(chunk.labels.tolist()),
-        predictions={name: tuple(answer.argmax(1).tolist()) for name, answer in answers.items()},
+        predictions={name: tuple(predicted(answer).tolist()) for name, answer in answers.items()},
         confidences={name: _rounded(answer.softmax(1).amax(1), 4) for name, answer in answers.items()},
         **_distances(chunk.images, chunk.state.images, rounded, clean, adversarial),
         survivors=chunk.state.survivors,
@@ -153,7 +154,7 @@ def _draws(evaluation: Evaluation, model: TimedDefense, images: Tensor) -> tuple
     if not evaluation.targets.is_random:
         return None
     draws = range(evaluation.settings.evaluation.draws)
-    return tuple(tuple(model.classify_purified(model.purify(images)).argmax(1).tolist()) for _ in draws)
+    return tuple(tuple(predicted(model.classify_purified(model.purify(images))).tolist()) for _ in draws)
 
 
 # the report's images
@@ -180,7 +181,7 @@ def _save_samples(evaluation: Evaluation, task: Task, record: ChunkRecord, image
     tensors = {name: to_uint8(batch) for name, batch in kinds.items()}
     for name, batch in kinds.items():
         answers = model.classify_purified(batch) if name == "purified" else model.classify(batch)
-        tensors[f"{name}_prediction"] = answers.argmax(1)
+        tensors[f"{name}_prediction"] = predicted(answers)
         tensors[f"{name}_confidence"] = answers.softmax(1).amax(1)
     tensors |= {"labels": torch.tensor(record.labels, device=images.device)[index], "ids": index + task.first}
     path = evaluation.directory / task.folder / SAMPLES

@@ -84,7 +84,9 @@ class JpegPurifier(Filter):
 def pillow_jpeg(images: Tensor, quality: int) -> Tensor:
     """libjpeg, image by image, from and to 8-bit levels. images: [N, 3, H, W] in [0, 1]."""
     levels = (images.float().clamp(0, 1) * LEVELS).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    decoded = np.stack([_recoded(pixels, quality) for pixels in levels])
+    decoded = np.empty_like(levels)
+    for place, pixels in enumerate(levels):
+        decoded[place] = _recoded(pixels, quality)
     return (torch.from_numpy(decoded).permute(0, 3, 1, 2).float() / LEVELS).to(images)
 
 

@@ -149,8 +149,6 @@ def test_a_file_of_another_kind(
         (["bench", "cfg=digits", "--seconds", "1s"], "argument --seconds: 1s: expected a finite number above 0"),
         (["bench-loader", "--seconds", "0"], "argument --seconds: 0: expected a finite number above 0"),
         (["bench-evaluation", "cfg=digits", "--images", "-3"], "argument --images: -3: must be at least 1"),
-        (["bench-evaluation", "cfg=digits", "--images", "360"], "--images 360: there are 359 test images"),
-        (["bench-evaluation", "cfg=digits", "--images", "9"], "is not there; train it: maep run stage=classifier"),
         (["bench-evaluation", "cfg=jpeg/digits"], "purifier.kind=jpeg: bench-evaluation measures maep alone"),
         (["bench-evaluation", "cfg=robust/digits", "purify.overlap=2"], "set model.image_size=32 purify.overlap=0"),
         (["bench-evaluation", "cfg=digits_small", "model.image_size=16"], "set model.image_size=32 purify.overlap=0"),

@@ -91,7 +91,7 @@ def test_workers_share_a_stage(
     cache = Path(shutil.copytree(problem.cache, tmp_path / "cache"))
     alone = {path.name: path.read_bytes() for path in (cache / "adversarial").rglob("*.tar")}
     shutil.rmtree(cache / "adversarial")
-    words = [*problem.arguments(directory), f"run.cache={cache}", "stage=attack", "--worker"]
+    words = [*Problem(cache, problem.prepared).arguments(directory), "stage=attack", "--worker"]
     assert run([*words, "0/2"]) == 0
     assert capsys.readouterr().out.endswith("attack: worker 0 of 2 is done; all is finished\n")
     assert run([*words, "1/2"]) == 0

@@ -98,7 +98,7 @@ def test_the_baseline_is_a_classifier_under_its_strongest_attack() -> None:
     for words, message in (
         ([f"evaluation.baseline={PLAIN.parent}/nothing"], "no such run or report.json"),
         ([f"evaluation.baseline={PLAIN}", "evaluation.eps=[8/255]"], "was not attacked within Linf 8/255"),
-        ([f"evaluation.baseline={PLAIN}", "evaluation.norm=L2"], "was not attacked within L2"),
+        ([f"evaluation.baseline={PLAIN}", "evaluation.norm=L2", "evaluation.eps=[1]"], "was not attacked within L2"),
     ):
         with pytest.raises(UserError, match=message):
             read_baseline(load_settings("robust/digits", words))

@@ -103,7 +103,9 @@ def load_tensors(path: Path, identity: str | None = None) -> tuple[dict[str, Ten
             metadata = file.metadata() or {}
             if identity is not None and metadata.get("identity") != identity:
                 return None
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Copied out of the file, where they begin anywhere: on CPUs without AVX-512 a matrix product's last bit
+            # depends on whether its operands are aligned, and what is resumed is to be as what was never interrupted.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         if metadata["sha256"] != tensors_sha256(tensors):
             raise ValueError("its SHA-256 differs")
         facts = parse_json(metadata["facts"], "its facts")

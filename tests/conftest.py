@@ -7,12 +7,20 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-import torch
 
-from maep.config.load import load_settings
-from maep.pipeline.execution import run_pipeline
-from maep.runtime.torchvision_shim import declare_torchvision_operators
-from tests.tiny import Problem
+from maep.runtime.openmp import share_cores
+
+# Before torch reads them. Two processes with two threads each on two cores take turns at waiting for a thread that the
+# other's has pushed aside: small networks take many times as long. What the tests launch inherits this.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+share_cores()
+
+import torch  # noqa: E402
+
+from maep.config.load import load_settings  # noqa: E402
+from maep.pipeline.execution import run_pipeline  # noqa: E402
+from maep.runtime.torchvision_shim import declare_torchvision_operators  # noqa: E402
+from tests.tiny import Problem  # noqa: E402
 
 declare_torchvision_operators()  # some tests import peft by themselves, before anything of ours does
 

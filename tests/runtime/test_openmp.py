@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from maep.runtime.openmp import openmp_variables, share_cores
 from tests.tiny import ROOT
@@ -42,3 +43,9 @@ def test_every_command_sets_it_before_torch(policy: str | None, seen: str) -> No
         [sys.executable, "-c", SEEN], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == [seen, "False"]
+
+
+def test_a_process_of_tests_has_one_thread() -> None:
+    """Whether or not the shell has said so: two of them on two cores would otherwise wait for each other's threads."""
+    assert openmp_variables() == {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "1000"}
+    assert torch.get_num_threads() == 1

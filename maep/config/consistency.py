@@ -168,6 +168,11 @@ def _check_evaluation(evaluation: EvaluationSettings) -> None:
             f"evaluation.adaptive_images=0: leaves nothing to evaluation.threat_models=[{', '.join(threats)}]; set it "
             "above 0, or add oblivious"
         )
+    if evaluation.exact_gradients and evaluation.precision != "fp32":
+        fail(
+            f"evaluation.precision={evaluation.precision}: attacks follow a rounded model, and "
+            "evaluation.exact_gradients=true asks for the defense's own gradients; set it to fp32"
+        )
     check_attacks([*evaluation.attacks, *evaluation.adaptive_attacks], evaluation.blackbox_attacks)
     _check_apart("evaluation.eps", evaluation.eps)
     if "twin" in threats and not evaluation.twin:

@@ -76,6 +76,8 @@ THREAT_MODELS = {
     "adaptive-eot": "maep.attacks.threat_models:AdaptiveEot",
     "blackbox": "maep.attacks.threat_models:BlackBox",
 }
+# Those whose attackers follow no gradient of what purifies: they have none, or another in its place.
+WITHOUT_GRADIENT = ("oblivious", "bpda", "blackbox")
 # Of the training pairs; maep.attacks.gradient takes them by these names.
 GRADIENT_ATTACKS = ("fgsm", "nfgsm", "bim", "pgd", "ssp")
 ATTACKED = ("classifier", "whole")  # what the attack of a training sees

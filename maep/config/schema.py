@@ -572,6 +572,12 @@ class EvaluationSettings:
     threat_models: list[str] = setting(
         ["oblivious", "bpda", "adaptive", "adaptive-eot", "blackbox"], "what the attacker knows", choices=THREAT_MODELS
     )
+    exact_gradients: bool = setting(
+        False,
+        "refuse a defense that has no gradient of its own; otherwise attackers who would follow it get BPDA's, which "
+        "is said and marked in the tables",
+        affects_result=False,
+    )
     precision: str = setting(
         "fp32",
         "arithmetic of the model that attacks follow; verdicts are taken in fp32",

@@ -159,6 +159,11 @@ class JudgedDefense(DefendedClassifier):
         """As the defense says itself."""
         return self.defended.is_random
 
+    @property
+    def is_differentiable(self) -> bool:  # type: ignore[override]
+        """As the defense says itself."""
+        return self.defended.is_differentiable
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N, C] of the defended classifier."""
         logits: Tensor = self.whole(images)

@@ -36,6 +36,7 @@ from maep.evaluation.reporting.report_document import REPORT
 from maep.evaluation.reporting.robustbench import write_model_info
 from maep.evaluation.scoring.defense import Defense
 from maep.evaluation.scoring.evaluation import Evaluation, write_subject
+from maep.evaluation.scoring.gradients import settle_gradients
 from maep.evaluation.scoring.plan import PLAN, SUBJECT, Plan
 from maep.evaluation.scoring.subject import Subject, subject_of
 from maep.evaluation.scoring.tasks import attacks_of
@@ -138,6 +139,7 @@ def _evaluate(
     _require_classes(settings.evaluation, len(test.classes))
     evaluation = Evaluation(settings, defense, test, directory / "evaluation" / label)
     _refuse_another(evaluation)
+    settle_gradients(evaluation)
     subject = _subject(model, defense, handling, images, labels, len(test.classes), settings)
     return _judged(replace(evaluation, subject=subject), label)
 

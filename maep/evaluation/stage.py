@@ -17,6 +17,7 @@ from maep.data.images.build import class_names, clean_split
 from maep.data.shards import ShardSet, to_float
 from maep.evaluation.scoring.defense import Defense
 from maep.evaluation.scoring.evaluation import Evaluation
+from maep.evaluation.scoring.gradients import check_purifier, settle_gradients
 from maep.evaluation.workers import evaluate_all
 from maep.models.classifiers import classifier_identity, load_classifier
 from maep.purifiers import Purifier, load_purifier, save_purifier
@@ -135,7 +136,10 @@ def evaluate_run(settings: Settings, worker: tuple[int, int] = (0, 1)) -> bool:
     """
     test, defenses = subjects_of(settings)
     folder = Path(settings.run.dir) / "evaluation"
-    return evaluate_all([Evaluation(settings, each, test, folder / label) for label, each in defenses.items()], worker)
+    evaluations = [Evaluation(settings, each, test, folder / label) for label, each in defenses.items()]
+    for evaluation in evaluations:
+        settle_gradients(evaluation)
+    return evaluate_all(evaluations, worker)
 
 
 def subjects_of(settings: Settings) -> tuple[ShardSet, dict[str, Defense]]:
@@ -164,6 +168,21 @@ def subjects_of(settings: Settings) -> tuple[ShardSet, dict[str, Defense]]:
         reason = reason if "finetune" in purifier_class(kind).stages else f"purifier.kind={kind}"
         fail(f"evaluation.purifiers={choice}: this run has none ({reason}); choose pretrained")
     return test, defenses
+
+
+def check_gradients(settings: Settings) -> None:
+    """Raise UserError, before anything is made, where `evaluation.exact_gradients` asks for what is not there."""
+    given = settings.evaluation.purifier
+    check_purifier(_judged_untrained(settings), given or f"purifier.kind={settings.purifier.kind}", settings.evaluation)
+
+
+def _judged_untrained(settings: Settings) -> Purifier:
+    """What the settings judge: the given purifier, or the run's own as it is before its training."""
+    judged = settings.evaluation.purifier
+    with torch.random.fork_rng(devices=[]):  # what trains afterwards draws as if nobody had asked
+        if judged:
+            return load_purifier(judged).used_as(settings, judged)
+        return purifier_class(settings.purifier.kind).from_settings(settings)
 
 
 # the twin that an attacker follows who does not know the weights that are judged
@@ -227,10 +246,7 @@ def _twin_of(purifier: Purifier, settings: Settings) -> Purifier:
 
 def check_twin(settings: Settings) -> None:
     """Raise UserError, before anything is made, where `evaluation.twin` is no twin of what the settings judge."""
-    kind, judged = purifier_class(settings.purifier.kind), settings.evaluation.purifier
-    with torch.random.fork_rng(devices=[]):  # what trains afterwards draws as without a twin
-        purifier = load_purifier(judged).used_as(settings, judged) if judged else kind.from_settings(settings)
-    _twin_of(purifier, settings)
+    _twin_of(_judged_untrained(settings), settings)
     require_classes(str(settings.evaluation.twin), len(class_names(settings)))
 
 

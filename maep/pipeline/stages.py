@@ -420,11 +420,14 @@ def identity_of_given(purifier: str) -> str:
     return given_identity(purifier)
 
 
-def _check_twin(settings: Settings) -> None:
-    if settings.evaluation.twin:
-        from maep.evaluation.stage import check_twin
+def _check_judging(settings: Settings) -> None:
+    """What attackers will follow is asked for before anything is made that they would be set on."""
+    if settings.evaluation.twin or settings.evaluation.exact_gradients:
+        from maep.evaluation.stage import check_gradients, check_twin
 
-        check_twin(settings)
+        if settings.evaluation.twin:
+            check_twin(settings)
+        check_gradients(settings)
 
 
 def _is_first_to_classify(settings: Settings) -> bool:
@@ -484,7 +487,7 @@ def _wanted(settings: Settings, wanted: str) -> list[str]:
     pipeline, purifier = stages_of(settings), settings.evaluation.purifier
     if purifier:
         identity_of_given(purifier)
-    _check_twin(settings)
+    _check_judging(settings)
     if wanted == "all" or (wanted == "evaluate" and purifier):
         return pipeline
     if wanted == "certify" and wanted not in pipeline:

@@ -9,6 +9,7 @@ by writing what decides.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
+from maep.config.implementations import WITHOUT_GRADIENT
 from maep.config.load import Writing, writings
 from maep.config.schema import Settings
 from maep.runtime.console import say
@@ -47,6 +48,9 @@ def unread_settings(settings: Settings) -> Iterator[Unread]:
         if steps := getattr(settings, name).steps:
             why = f"{name}.steps={steps} is its length; set {name}.steps=null to train by epochs"
             yield Unread((f"{name}.epochs",), (f"{name}.steps",), why)
+    if settings.evaluation.exact_gradients and set(settings.evaluation.threat_models) <= set(WITHOUT_GRADIENT):
+        why = f"evaluation.threat_models=[{', '.join(settings.evaluation.threat_models)}] follow no gradient of its own"
+        yield Unread(("evaluation.exact_gradients",), ("evaluation.threat_models",), why)
     if "whole" not in (settings.pretrain.attacked, settings.finetune.attacked):
         names = tuple(f"robust.{item.name}" for item in fields(settings.robust) if item.name not in READ_BY_OTHERS)
         why = "read by trainings against the whole alone (pretrain.attacked=whole)"

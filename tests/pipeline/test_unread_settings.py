@@ -34,6 +34,11 @@ def said_of_sweep(capsys: pytest.CaptureFixture[str], cfg: str, scale: str | Non
         ("finetune.epochs=9", ["finetune.steps=5"], ["finetune.steps=null"]),
         ("data.root=/images", ["data.shards=/shards"], ["data.shards=null"]),
         ("attack.shards=/shards", ["attack.online=true"], ["attack.online=false"]),
+        (
+            "evaluation.exact_gradients=True",
+            ["evaluation.threat_models=[bpda]"],
+            ["evaluation.threat_models=[twin]", "evaluation.twin=/run"],
+        ),
     ],
 )
 def test_what_is_given_and_not_read_is_said(

@@ -107,6 +107,28 @@ def test_generative_defenses_are_in_the_known_order() -> None:
     assert told.format(lowest) in flowing(RESULTS)
 
 
+def test_the_draws_of_generative_defenses_are_as_told() -> None:
+    """The worst is never above the mean; the majority is below it where few draws withstand, and once of clean ones."""
+    text, kinds = flowing(RESULTS), ("adp", "diffpure", "gdmp", "scoreopt", "scoreopt_n")
+    names = [f"{kind}_{data}" for kind in kinds for data in ("cifar10", "digits")]
+    rows = {name: committed(name) for name in names if (ROOT / "tests" / "reports" / name).is_dir()}
+    every = [row for report in rows.values() for row in report]
+    for what in ("clean", "robust"):
+        assert all(row[f"{what}_worst"] <= row[f"{what}_average"] for row in every)
+    below = [row["robust_average"] for row in every if row["robust_majority"] < row["robust_average"]]
+    assert f"In {len(below)} rows of attacked images it is below, and in each of these the mean is at most" in text
+    assert f"the mean is at most {max(below):.1f} %" in text
+    above = [row for row in every if row["robust_majority"] > row["robust_average"]]
+    assert len(above) > len([row for row in every if row not in above and row["robust_average"] > max(below)])
+    clean = {
+        name: row for name, report in rows.items() for row in report if row["clean_majority"] < row["clean_average"]
+    }
+    assert list(clean) == ["gdmp_cifar10"]
+    (row,) = clean.values()
+    assert row["n"] * (row["clean_average"] - row["clean_majority"]) == 50
+    assert f"({row['clean_average']:.1f} and {row['clean_majority']:.1f} %) are half an image" in text
+
+
 def test_generative_defenses_on_cifar10_are_as_told() -> None:
     """Which keep the known order, which one draw of 32 images disturbs, and whose gradients are not to be believed."""
     rows, text = readings_of("zoo_generative_cifar10"), flowing(RESULTS)
@@ -131,7 +153,13 @@ def test_generative_defenses_on_cifar10_are_as_told() -> None:
     )
     adp = stand["ADP"]
     assert adp["bpda"] == adp["adaptive"]
-    assert f"of one draw ({adp['bpda']:.1f} %); EOT leaves {adp['adaptive-eot']:.1f} %" in text
+    assert (
+        f"of one draw ({adp['bpda']:.1f} %), and the surrogate leaves {adp['surrogate']:.1f} %, one image more" in text
+    )
+    assert f"EOT leaves {adp['adaptive-eot']:.1f} %" in text
+    means = {row["threat_model"]: row["robust_average"] for row in committed("adp_cifar10")}
+    assert [means[each] for each in attackers] == sorted(means[each] for each in attackers)
+    assert "in order: {:.1f}, {:.1f}, {:.1f} and {:.1f} %.".format(*(means[each] for each in attackers)) in text
     score = stand["ScoreOpt-O"]
     right = rows["ScoreOpt-O"]["bpda"]["clean_accuracy"]["mean"]
     assert f"{score['bpda']:.1f} % stand against it, more than are right unattacked ({right:.1f} %)" in text

@@ -131,6 +131,13 @@ class Targets:
             image = self.examples[:1].detach().clone().requires_grad_()
             return bool(self.defense.purified_classifier(image).requires_grad)
 
+    @property
+    def gives_gradient(self) -> bool:
+        """Whether who follows all of the defense has its own gradient: neither zeros nor an approximation."""
+        defended = self.defense.defended
+        says_so = isinstance(defended, DefendedClassifier) and not defended.is_differentiable
+        return self.has_gradient and not self.defense.is_approximated and not says_so
+
     def exact(self, attacker: ThreatModel, draws: int | None = None) -> nn.Module:
         """The model that an attacker attacks, [N, 3, H, W] in [0,1] → logits [N, C].
 

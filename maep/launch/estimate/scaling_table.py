@@ -64,7 +64,7 @@ def node_counts(text: str) -> list[int]:
 def workload(settings: Settings) -> Workload:
     """What the configuration's pretraining asks for. Raises UserError for another network than the paper's."""
     if settings.purifier.kind != DEFAULT:
-        fail(f"purifier.kind={settings.purifier.kind}: costs are estimated for {DEFAULT} alone; leave the plan out")
+        fail(f"purifier.kind={settings.purifier.kind}: costs are estimated for purifier.kind={DEFAULT} alone")
     config, train = settings.model, settings.pretrain
     with torch.device("meta"):
         model = MaskedAutoencoder(config)

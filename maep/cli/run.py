@@ -2,7 +2,9 @@
 
 A sweep is run point by point: `maep run cfg=ablation/table15 --scale cpu [--only 0,3-5] [--dry-run]`. From a checkout
 also `python launch/local.py …`. With `--dry-run` nothing is run or written: it says what was understood of the images,
-and which stages would run. Several processes share a stage by `stage=evaluate --worker i/n` on each, 0 <= i < n.
+and which stages would run. `--nproc N` takes N processes of this machine: a training distributes over them, and they
+share the attacks, the evaluation and the certificates; of a sweep, they are its trainings'. Processes that were started
+by hand, also elsewhere, share a stage by `stage=evaluate --worker i/n` on each, 0 <= i < n.
 """
 
 import argparse
@@ -24,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     """Parse, resolve, run; exit codes as in maep.runtime.exits."""
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument(
-        "--nproc", type=at_least_one, default=1, help="processes of the training stages on this machine"
+        "--nproc", type=at_least_one, default=1, help="processes that a training, or a shared stage, runs on here"
     )
     options.add_argument("--scale", help="of a sweep: paper, or cpu for a small version of the table")
     options.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
@@ -55,6 +57,7 @@ def _run(namespace: argparse.Namespace, settings: Settings, stage: str) -> int:
         fail(f"--worker {namespace.worker}: shares one stage, such as stage=evaluate, without --dry-run and --nproc")
     # Imported only now: a mistyped setting is answered without waiting for every library.
     from maep.pipeline.execution import describe, run_pipeline, work_on_stage
+    from maep.pipeline.stages import SHARED
 
     if share:
         work_on_stage(stage, settings, share)
@@ -63,10 +66,11 @@ def _run(namespace: argparse.Namespace, settings: Settings, stage: str) -> int:
         for line in describe(settings, stage):
             say(line)
         return 0
-    if namespace.nproc > 1 and stage not in ("all", *TRAININGS):
-        several = " and ".join(TRAININGS)
-        say(f"--nproc {namespace.nproc}: only {several} run on several processes; stage={stage} runs on one")
-    run_pipeline(settings, stage, _launcher(namespace.nproc))
+    processes, several = namespace.nproc, (*TRAININGS, *SHARED)
+    if processes > 1 and stage not in ("all", *several):
+        say(f"--nproc {processes}: only {', '.join(several)} run on several processes; stage={stage} runs on one")
+    share_out = None if processes == 1 else _spawner(processes)
+    run_pipeline(settings, stage, _launcher(processes), share_out)
     return 0
 
 
@@ -80,7 +84,11 @@ def _run_sweep(namespace: argparse.Namespace, overrides: list[str]) -> int:
 
 def _launcher(processes: int) -> Callable[[str, Settings], None]:
     """How a training stage is run: in this process, or on several."""
-    return train_here if processes == 1 else lambda name, settings: spawn(name, settings, processes)
+    return train_here if processes == 1 else _spawner(processes)
+
+
+def _spawner(processes: int) -> Callable[[str, Settings], None]:
+    return lambda name, settings: spawn(name, settings, processes)
 
 
 def train_here(name: str, settings: Settings) -> None:

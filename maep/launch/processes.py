@@ -1,4 +1,4 @@
-"""The processes of a training stage on this machine: started, sent the signals on, and waited for."""
+"""The processes of a stage on this machine, training or shared: started, sent the signals on, and waited for."""
 
 import os
 import signal
@@ -8,6 +8,7 @@ import sys
 import time
 from types import FrameType
 
+from maep.config.pair_source import TRAININGS
 from maep.config.schema import Settings
 from maep.launch.rank.environment import rank_environment
 from maep.runtime.cores import task_cores
@@ -26,15 +27,16 @@ def _free_port() -> int:
 
 
 def spawn(name: str, settings: Settings, processes: int) -> None:
-    """Run a training stage on several processes of this machine; ends them all when one fails.
+    """Run a training stage, or one whose work is shared out, on several processes; ends them all when one fails.
 
     Signals to the launcher are passed on, so that every rank saves. Raises Stopped, Paused, PeerLost when a process was
-    killed or does not answer, or ProcessFailed with the code of the first process that failed.
+    of a training was killed or does not answer, or ProcessFailed with the code of the first process that failed.
     """
-
+    is_training = name in TRAININGS
+    module = "maep.training.worker" if is_training else "maep.pipeline.shared_stage"
     port = _free_port()
     threads = str(settings.compute.threads or max(1, task_cores() // processes))
-    command = [sys.executable, "-m", "maep.training.worker", name, f"cfg={settings.run.dir}/config.yaml"]
+    command = [sys.executable, "-m", module, name, f"cfg={settings.run.dir}/config.yaml"]
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "LOCAL_WORLD_SIZE": str(processes)}
     received: list[int] = []
     workers: list[subprocess.Popen[bytes]] = []
@@ -52,7 +54,7 @@ def spawn(name: str, settings: Settings, processes: int) -> None:
         ]
         previous = {signum: signal.signal(signum, pass_on) for signum in SIGNALS}
     try:
-        code = _wait(workers)
+        code = _wait(workers, end_at_once=not is_training)
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
@@ -60,21 +62,28 @@ def spawn(name: str, settings: Settings, processes: int) -> None:
         raise Stopped(received[0], -1)
     if code < 0 or code == ExitCode.PEER_LOST:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else "lost another; its message is above"
-        raise PeerLost(f"{name}: one of its {processes} processes {how}")
+        message = f"{name}: one of its {processes} processes {how}"
+        raise PeerLost(message) if is_training else ProcessFailed(f"{message}; the same command goes on", PeerLost.code)
     if code == ExitCode.PAUSED:
         raise Paused(name, getattr(settings, name).pause_at)
     if code:
         raise ProcessFailed(f"{name}: one of its {processes} processes ended with code {code}; see above", code)
 
 
-def _wait(workers: list[subprocess.Popen[bytes]]) -> int:
-    """The exit code of the first process that fails, after ending the others; 0 when all end well."""
+def _wait(workers: list[subprocess.Popen[bytes]], *, end_at_once: bool) -> int:
+    """The exit code of the first process that fails, after ending the others; 0 when all end well.
+
+    end_at_once: tell the others to end; ranks of a training find out by themselves, and say whom they lost.
+    """
     while True:
         codes = [worker.poll() for worker in workers]
         failed = next((code for code in codes if code), 0)
         if failed or all(code == 0 for code in codes):
             break
         time.sleep(POLL)
+    for worker in workers:
+        if end_at_once and worker.poll() is None:
+            worker.terminate()
     deadline = time.monotonic() + GRACE
     for worker in workers:
         try:

@@ -26,7 +26,17 @@ from maep.pipeline.stage_records import (
     record_path,
     unproven_files,
 )
-from maep.pipeline.stages import JUDGING, STAGES, Launcher, Stage, identity_of_given, needs_of, stages_of, wanted_stages
+from maep.pipeline.stages import (
+    JUDGING,
+    SHARED,
+    STAGES,
+    Launcher,
+    Stage,
+    identity_of_given,
+    needs_of,
+    stages_of,
+    wanted_stages,
+)
 from maep.pipeline.superseded import (
     copy_aside,
     drop_result,
@@ -214,11 +224,18 @@ def _seconds(settings: Settings, name: str) -> float:
     return record.seconds if record else 0.0
 
 
-def run_stage(stage: Stage, settings: Settings, launch: Launcher, lock: Lock | None = None) -> None:
+def run_stage(
+    stage: Stage,
+    settings: Settings,
+    launch: Launcher,
+    lock: Lock | None = None,
+    share_out: Launcher | None = None,
+) -> None:
     """Run a stage unless it is finished for these settings and inputs; says what it does and why.
 
     lock: of the run directory; once a later attempt of the job has it, this one leaves the stage's record alone. With
-    one, environment.json says what the stage runs on; it stays as it was where nothing runs.
+    one, environment.json says what the stage runs on; it stays as it was where nothing runs. share_out: runs a stage
+    whose work is shared out on several processes; what they leave is done here.
     """
     reasons = why_unfinished(stage, settings)
     if not reasons:
@@ -233,6 +250,8 @@ def run_stage(stage: Stage, settings: Settings, launch: Launcher, lock: Lock | N
     started, before = time.monotonic(), _seconds(settings, stage.name)
     try:
         if not stage.idle(settings):
+            if share_out and stage.share:
+                share_out(stage.name, settings)
             stage.run(settings, launch)
     finally:
         seconds = before + time.monotonic() - started
@@ -282,7 +301,7 @@ def work_on_stage(name: str, settings: Settings, worker: tuple[int, int] = (0, 1
     wanted_stages(settings, name)
     stage = STAGES[name]
     if stage.share is None:
-        fail(f"stage={name}: its work is not shared out; choose {' or '.join(n for n, s in STAGES.items() if s.share)}")
+        fail(f"stage={name}: its work is not shared out; choose {' or '.join(SHARED)}")
     check_inputs([name], settings)
     records = record_path(Path(settings.run.dir), name).parent
     with one_at_a_time(records):
@@ -311,10 +330,11 @@ def check_inputs(names: Sequence[str], settings: Settings) -> None:
             stage.check(settings)
 
 
-def run_pipeline(settings: Settings, wanted: str, launch: Launcher) -> None:
+def run_pipeline(settings: Settings, wanted: str, launch: Launcher, share_out: Launcher | None = None) -> None:
     """Run what `wanted_stages` names, in order, in a run directory that is locked meanwhile.
 
-    launch: runs the function of a training stage on the processes asked for.
+    launch: runs the function of a training stage on the processes asked for. share_out: starts the processes that share
+    a stage's work, and waits for them; None: this process does it alone.
     Raises UserError for an unknown stage, a stage whose needs are not finished, or a run directory in use.
     """
     names = wanted_stages(settings, wanted)
@@ -325,6 +345,6 @@ def run_pipeline(settings: Settings, wanted: str, launch: Launcher) -> None:
         with atomic_file(directory / "config.yaml") as temporary:
             temporary.write_text(to_yaml(settings))
         for number, name in enumerate(names, 1):
-            run_stage(STAGES[name], settings, launch, lock)
+            run_stage(STAGES[name], settings, launch, lock, share_out)
             if name == "shards":  # now that there are images, what they do not fit is said before anything is trained
                 check_inputs(names[number:], settings)

@@ -412,6 +412,8 @@ STAGES = {
     )
 }  # fmt: skip
 
+SHARED = tuple(name for name, stage in STAGES.items() if stage.share)  # any number of processes may work on one
+
 
 def identity_of_given(purifier: str) -> str:
     """Digest of the purifier at a path. Raises UserError if there is none."""

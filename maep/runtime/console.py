@@ -1,5 +1,6 @@
 """One look for every progress bar, on stderr: a bar in a terminal, and elsewhere a line a minute."""
 
+import os
 import sys
 import threading
 from typing import Any
@@ -63,8 +64,9 @@ def progress_bar(*, enabled: bool = True) -> Progress:
     """A rich progress bar: description, bar, done/total, elapsed, time left, and a `note` field.
 
     Use as a context manager and pass `note=""` to `add_task`. Without a terminal it says all this once a minute.
-    enabled: whether this process shows it at all.
+    enabled: whether this process shows it at all. Of several that a launcher started here, the first one does.
     """
+    enabled = enabled and os.environ.get("LOCAL_RANK", "0") == "0"
     in_terminal = sys.stderr.isatty()
     return (Progress if in_terminal or not enabled else SpokenProgress)(
         TextColumn("{task.description:<12}", markup=False),

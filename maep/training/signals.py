@@ -26,6 +26,20 @@ def hold_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def unwind_on_signals() -> None:
+    """From now on signals end the work at once: what is finished is on disk, claims are given back on the way out.
+
+    For a process of a stage whose work is shared out. Signals that were blocked at its start arrive now.
+    """
+
+    def unwind(signum: int, _frame: object) -> None:
+        raise SystemExit(128 + signum)
+
+    for signum in SIGNALS:
+        signal.signal(signum, unwind)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
 class StopFlag:
     """Remembers SIGTERM, SIGUSR2 or SIGINT while in context; a SIGINT some time after one of them interrupts at once.
 

@@ -132,4 +132,7 @@ def test_a_stage_of_one_process_says_that_nproc_is_not_for_it(
     root = write_folders(tmp_path / "data")
     words = ["cfg=cifar10", *arguments(tmp_path / "cache", root), f"run.dir={tmp_path / 'run'}", "stage=shards"]
     assert run([*words, "--nproc", "4"]) == 0
-    assert "--nproc 4: only pretrain and finetune run on several processes" in capsys.readouterr().out
+    assert (
+        "--nproc 4: only pretrain, finetune, attack, evaluate and certify run on several processes"
+        in capsys.readouterr().out
+    )

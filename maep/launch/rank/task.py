@@ -5,7 +5,6 @@ what has been done.
 """
 
 import os
-import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from maep.launch.job.attempts import Outcome, attempt_number, job_name, write_ex
 from maep.launch.rank.environment import rank_environment
 from maep.runtime.errors import EarlyEnd, PeerLost, Stopped, UserError, fail, shown_traceback
 from maep.runtime.exits import ExitCode, leave
-from maep.training.signals import SIGNALS, arm
+from maep.training.signals import SIGNALS, arm, unwind_on_signals
 
 # Above what clusters reserve for services, and below 32768, from where Linux hands ports out to anybody who asks.
 FIRST_PORT, PORTS = 21000, 10000
@@ -65,7 +64,7 @@ class Task:
         if self.kind == RANKS:
             arm()
         else:
-            _unwind_on_signals()
+            unwind_on_signals()
         try:
             os.chdir(self.working_directory)
             settings = load_settings(self.config)
@@ -148,17 +147,6 @@ def _line(error: BaseException) -> str:
         return f"stopped by {STOP_CODES[error.code]}"
     text = " ".join(str(error).split())
     return text if isinstance(error, (UserError, Stopped)) else f"{type(error).__name__}: {text}"
-
-
-def _unwind_on_signals() -> None:
-    """Signals end the work at once: what it has finished is on disk, its claims are given back on the way out."""
-
-    def unwind(signum: int, _frame: object) -> None:
-        raise SystemExit(128 + signum)
-
-    for signum in SIGNALS:
-        signal.signal(signum, unwind)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def _refuse_to_launch(name: str, _settings: Settings) -> None:

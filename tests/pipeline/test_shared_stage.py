@@ -1,0 +1,61 @@
+"""A stage that several processes of this machine share (`maep run --nproc N`): real processes."""
+
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from maep.pipeline import shared_stage
+from maep.runtime.errors import UserError
+from tests.tiny import ROOT, Problem, environment
+
+JPEG = (
+    "purifier.kind=jpeg", "evaluation.threat_models=[oblivious,bpda]", "evaluation.attacks=[pgd-20]",
+    "evaluation.chunk_images=10", "evaluation.batch_size=10", "evaluation.adaptive_images=60",
+)  # fmt: skip
+
+
+def records(run: Path) -> dict[str, str]:
+    """What the chunks' records say, but for the seconds that they took."""
+    return {
+        str(path.relative_to(run)): re.sub(r'"seconds": \{[^}]*\}', "", path.read_text())
+        for path in sorted((run / "evaluation").rglob("chunk-*.json"))
+    }
+
+
+def test_evaluation_of_two_processes_stopped_and_gone_on_with(problem: Problem, run_dir: Path, tmp_path: Path) -> None:
+    """SIGTERM to the launcher ends both at once, and the same command goes on; records are one process's, and the
+    launcher finds them all made.
+    """
+    words = [*JPEG, f"run.cache={shutil.copytree(problem.cache, tmp_path / 'cache')}"]
+    launcher = subprocess.Popen(
+        problem.command("evaluate", run_dir, *words, nproc=2), cwd=ROOT, env=environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not records(run_dir) and launcher.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    launcher.send_signal(signal.SIGTERM)
+    output, _ = launcher.communicate(timeout=60)
+    assert launcher.returncode == 128 + signal.SIGTERM, output
+    assert "goes on from there" in output
+    assert not list(tmp_path.rglob("*.claim-*"))
+
+    done = problem.run("evaluate", run_dir, *words, nproc=2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "evaluation: 12 of 12 chunks were done before\n" in done.stdout, "the launcher had nothing left to do"
+    alone = Path(shutil.copytree(problem.prepared, tmp_path / "alone"))
+    assert problem.run("evaluate", alone, *JPEG).returncode == 0
+    assert len(records(alone)) == 12
+    assert records(run_dir) == records(alone)
+
+
+@pytest.mark.parametrize("arguments", [[], ["pretrain", "cfg=digits"]])
+def test_a_stage_that_is_not_shared_is_refused(arguments: list[str]) -> None:
+    """One line."""
+    with pytest.raises(UserError, match="first argument must be one of attack, evaluate, certify"):
+        shared_stage.main(arguments)

@@ -133,6 +133,6 @@ def test_a_stage_of_one_process_says_that_nproc_is_not_for_it(
     words = ["cfg=cifar10", *arguments(tmp_path / "cache", root), f"run.dir={tmp_path / 'run'}", "stage=shards"]
     assert run([*words, "--nproc", "4"]) == 0
     assert (
-        "--nproc 4: only pretrain, finetune, attack, evaluate and certify run on several processes"
+        "--nproc 4: only pretrain, finetune, attack, evaluate, certify run on several processes"
         in capsys.readouterr().out
     )

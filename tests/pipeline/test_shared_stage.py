@@ -1,11 +1,12 @@
 """A stage that several processes of this machine share (`maep run --nproc N`): real processes."""
 
-import re
+import json
 import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,10 +20,14 @@ JPEG = (
 )  # fmt: skip
 
 
-def records(run: Path) -> dict[str, str]:
-    """What the chunks' records say, but for the seconds that they took."""
+def records(run: Path) -> dict[str, dict[str, Any]]:
+    """What the chunks' records say, but for the seconds that they took and the digest over these too."""
     return {
-        str(path.relative_to(run)): re.sub(r'"seconds": \{[^}]*\}', "", path.read_text())
+        str(path.relative_to(run)): {
+            key: value
+            for key, value in json.loads(path.read_text()).items()
+            if key not in ("seconds", "content_sha256")
+        }
         for path in sorted((run / "evaluation").rglob("chunk-*.json"))
     }
 

@@ -120,3 +120,33 @@ def test_an_upward_import_is_noticed(tmp_path: Path) -> None:
     file = tmp_path / "module.py"
     file.write_text("def f():\n    from maep.cli import paper\nimport maep.config.load\nfrom maep import __version__\n")
     assert sorted(target(name) for _, name in imports(file)) == ["__init__", "cli", "config"]
+
+
+def test_text_is_utf8_whatever_the_locale_says() -> None:
+    """Every file that is read or written as text names its encoding.
+
+    In a locale of another one, Python's own choice ends a page with `…` in it after hours of work.
+    """
+    files = [*MODULES, *(path for folder in ("launch", "shards") for path in (ROOT / folder).rglob("*.py"))]
+    assert [f"{path}:{line}" for path in files for line in _lines_without_encoding(path)] == []
+
+
+def _lines_without_encoding(path: Path) -> Iterator[int]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and not any(keyword.arg == "encoding" for keyword in node.keywords):
+            function = node.func
+            name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+            opened = name == "open" and not (isinstance(function, ast.Attribute) and _name_of(function) == "tarfile")
+            if name in ("read_text", "write_text") or (opened and _is_text_mode(node)):
+                yield node.lineno
+
+
+def _name_of(attribute: ast.Attribute) -> str:
+    return getattr(attribute.value, "id", "")
+
+
+def _is_text_mode(call: ast.Call) -> bool:
+    """Whether an argument is a mode such as "a+", and not one of bytes."""
+    values = [node.value for node in (*call.args, *(keyword.value for keyword in call.keywords))
+              if isinstance(node, ast.Constant) and isinstance(node.value, str)]  # fmt: skip
+    return any(value and set(value) <= set("rwaxt+") for value in values)

@@ -198,7 +198,7 @@ class Bench:
             settings.run.dir, settings.run.cache = str(run), str(run / "cache")
             settings.compute.threads, settings.finetune.method = 1, "none"
             save_purifier(self.purifier().with_options(settings.purify), run / "purifier")
-            (run / "config.yaml").write_text(to_yaml(settings))
+            (run / "config.yaml").write_text(to_yaml(settings), encoding="utf-8")
             seconds[count] = self._run_workers(run, count)
         what = f"one worker {seconds[1]:.1f} s, two {seconds[2]:.1f} s for {plan.images} images, one thread each"
         self.rows.append(Row("two workers", what, seconds[1] / seconds[2], "at least 1.6"))
@@ -240,7 +240,7 @@ class Bench:
     def scripts(self, budget: float) -> None:
         """PGD-20 of the classifier as a script has it from this library and from torchattacks."""
         config = self.scratch / "attacked.yaml"
-        config.write_text(to_yaml(self.settings))
+        config.write_text(to_yaml(self.settings), encoding="utf-8")
         rates = beside_torchattacks(config, budget)
         if rates is not None:
             what = f"{rates[0]:.1f} images/s of one core through the library, torchattacks {rates[0] / rates[1]:.1f}"
@@ -248,7 +248,7 @@ class Bench:
 
     def memory(self) -> None:
         """The most that a process which purifies few images of 224 x 224 takes, all in all, and one with four times."""
-        (self.scratch / "config.yaml").write_text(to_yaml(self.settings))
+        (self.scratch / "config.yaml").write_text(to_yaml(self.settings), encoding="utf-8")
         few, many = (self._memory_of(count) for count in (FEW, MANY))
         with PeakMemory() as tensors, torch.no_grad():
             self.purifier()(torch.rand(1, 3, SIDE, SIDE))

@@ -40,7 +40,7 @@ def write_linked_set(
     with ShardWriter(first, encoding) as writer:
         for index, image in enumerate(images):
             writer.write(index, image, index % len(CLASSES))
-    entry, text = FileEntry(first.stat().st_size, sha256_file(first)), index_of(first).read_text()
+    entry, text = FileEntry(first.stat().st_size, sha256_file(first)), index_of(first).read_text(encoding="utf-8")
     files: dict[str, FileEntry] = {}
     for number in range(shards):
         path = directory / shard_name(number)

@@ -55,7 +55,7 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 
 def resident_bytes() -> int:
     """Memory of this process, mapped files that it has touched included."""
-    match = re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    match = re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
     assert match is not None
     return 1024 * int(match[1])
 

@@ -21,7 +21,7 @@ PERIODS = 3  # times the seconds of other figures: how two processes disturb eac
 def training_command(settings: Settings, batch: int, scratch: Path) -> list[str]:
     """A training that is measured, of the shards in `scratch`, where its configuration is written too."""
     config = scratch.resolve() / "config.yaml"
-    config.write_text(to_yaml(settings))
+    config.write_text(to_yaml(settings), encoding="utf-8")
     return [sys.executable, "-m", "maep", "bench", f"cfg={config}", "--batch", str(batch), "--beside", str(scratch)]
 
 

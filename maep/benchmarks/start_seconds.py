@@ -67,7 +67,7 @@ def _cpu_seconds(root: int) -> float:
     ticks: dict[int, int] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):  # it ended meanwhile, and its parent has its time
-            fields = stat.read_text().rpartition(")")[2].split()
+            fields = stat.read_text(encoding="utf-8").rpartition(")")[2].split()
             number = int(stat.parent.name)
             parents[number], ticks[number] = int(fields[1]), sum(map(int, fields[11:15]))
     family = {root}
@@ -116,11 +116,11 @@ class Starts:
             run_pipeline(load_settings("digits", words[1:]), stage, _launch_nothing)
         self._run([*words, "stage=pretrain", f"pretrain.pause_at={STEPS[0]}"])
         metrics = directory / "run" / "metrics.jsonl"
-        before = len(metrics.read_text().splitlines())
+        before = len(metrics.read_text(encoding="utf-8").splitlines())
         started = time.perf_counter()
         process = self._started([*words, "stage=pretrain", f"pretrain.pause_at={STEPS[1]}"])
         try:
-            while len(metrics.read_text().splitlines()) == before:
+            while len(metrics.read_text(encoding="utf-8").splitlines()) == before:
                 if process.poll() is not None or time.perf_counter() - started > PATIENCE:
                     fail(f"{directory}: the training ended before its first step")
                 time.sleep(0.02)

@@ -17,9 +17,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = Parser(prog="maep compare", description=__doc__)
     parser.add_argument("runs", metavar="RUN", nargs="*", type=Path, help="run directory with a report.json")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="where to write (default runs/compare)")
-    options, unknown = parser.parse_known_args(list(arguments))
-    if unknown:
-        fail(f"compare: {unknown[0]}: unknown argument; expected RUN RUN … [--out DIRECTORY]")
+    options = parser.parse_args(arguments)
     runs = list(dict.fromkeys(options.runs))
     if len(runs) < 2:
         fail("compare: give at least two different runs, such as: maep compare runs/cifar10 runs/cifar10_cpu")

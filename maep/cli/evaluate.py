@@ -70,7 +70,7 @@ def _submit(namespace: argparse.Namespace, words: Sequence[str]) -> int:
 
 def _run_name(arguments: Sequence[str]) -> list[str]:
     """run.name=NAME, from --name or else from the function's; a run.name= among the arguments comes later and wins."""
-    options = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    options = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     options.add_argument("--model", default="")
     options.add_argument("--name", default="")
     try:

@@ -22,9 +22,7 @@ def main(arguments: Sequence[str]) -> int:
     )  # fmt: skip
     parser.add_argument("directory", nargs="?", type=Path)
     parser.add_argument("--out", type=Path, help="the page; DIRECTORY/paper.html if left out")
-    namespace, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        fail(f"maep paper: {unknown[0]}: unknown argument")
+    namespace = parser.parse_args(arguments)
     directory = namespace.directory or Path("runs/ablation")
     if not directory.is_dir() and (namespace.directory or os.path.lexists(directory)):
         fail(f"{directory}: no such directory; give the one that holds the sweeps' directories")
@@ -34,6 +32,6 @@ def main(arguments: Sequence[str]) -> int:
     summaries = sorted(directory.glob(f"*/{SUMMARY}"))
     page, out = render_paper(summaries), namespace.out or directory / "paper.html"
     with atomic_file(out) as temporary:
-        temporary.write_text(page)
+        temporary.write_text(page, encoding="utf-8")
     say(f"{len(summaries)} tables run, {shlex.quote(str(out))}")
     return 0

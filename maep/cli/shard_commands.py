@@ -18,7 +18,8 @@ def main(arguments: Sequence[str]) -> int:
         print(f"usage: maep shards {'|'.join(actions)} …")
         return 0
     if action not in actions:
-        fail(f"maep shards {action}: choose one of {', '.join(actions)}{nearest(action, list(actions))}")
+        what = f"maep shards {action}".rstrip()
+        fail(f"{what}: choose one of {', '.join(actions)}{nearest(action, list(actions))}")
     return actions[action](words)
 
 

@@ -201,7 +201,7 @@ def _await(record: JobRecord, memory: JobMemory, is_finished: Callable[[], bool]
 
 def _grace(words: Sequence[str]) -> list[str]:
     """`--grace S` as the setting that it is short for."""
-    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--grace")
     try:
         seconds = parser.parse_known_args(words)[0].grace
@@ -264,15 +264,8 @@ def _parser(verb: str, description: str) -> Parser:
     return parser
 
 
-def _parse(parser: Parser, words: Sequence[str]) -> argparse.Namespace:
-    namespace, unknown = parser.parse_known_args(words)
-    if unknown:
-        fail(f"{parser.prog}: {unknown[0]}: unknown argument")
-    return namespace
-
-
 def _status(words: Sequence[str]) -> int:
-    namespace = _parse(_parser("status", "How a run, or a sweep, stands."), words)
+    namespace = _parser("status", "How a run, or a sweep, stands.").parse_args(words)
     run = find_run(namespace.run)
     if (run / "sweep.json").is_file():
         from maep.launch.monitor.sweep_status import print_sweep
@@ -284,7 +277,7 @@ def _status(words: Sequence[str]) -> int:
 
 
 def _cancel(words: Sequence[str]) -> int:
-    namespace = _parse(_parser("cancel", "Cancel every job of a run."), words)
+    namespace = _parser("cancel", "Cancel every job of a run.").parse_args(words)
     run = find_run(namespace.run)
     require_slurm()
     records = [record for jobs in live_jobs(run, warn).values() for record, _ in jobs]
@@ -306,7 +299,7 @@ def _logs(words: Sequence[str]) -> int:
     parser.add_argument("--rank", type=int, help="of this process; the first if left out")
     parser.add_argument("--worker", type=int, help="of this worker of an array; all if left out")
     parser.add_argument("--lines", type=int, default=40, help="the last so many; 0: all")
-    namespace = _parse(parser, words)
+    namespace = parser.parse_args(words)
     for line in show_logs(find_run(namespace.run), namespace.stage, namespace.rank, namespace.worker, namespace.lines):
         print(printable(line))
     return 0

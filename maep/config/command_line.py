@@ -3,8 +3,8 @@
 import argparse
 import math
 import textwrap
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
 
 from maep.config.load import (
     config_names,
@@ -24,11 +24,45 @@ NO_SETTING = ("-", "/", "./", "../")
 
 
 class Parser(argparse.ArgumentParser):
-    """One that answers bad input as everything here does: with a UserError of one line, and no usage before it."""
+    """One that answers bad input as everything here does: with a UserError of one line, and no usage before it.
+
+    An option is its whole name: what `--n` stands for today would be another option after the next one is added.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         """Raise it."""
         fail(f"{self.prog}: {message}")
+
+    def refuse(self, unknown: Sequence[str], hint: str = "") -> None:
+        """Raise UserError for the first of the words that are no arguments here, if there are any."""
+        if unknown:
+            known = [name for action in self._actions for name in action.option_strings]
+            fail(f"{self.prog}: {unknown[0]}: unknown argument{nearest(unknown[0], known)}{hint}")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """The namespace. Raises UserError for an unknown argument."""
+        options, unknown = self.parse_known_args(args, namespace)
+        self.refuse(unknown)
+        return options
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
+        """The namespace, and the words that are no arguments here; says which value counts of an option given twice."""
+        words = list(args or ())
+        _say_what_counts(list(self._given(words)))
+        return super().parse_known_args(words, namespace)
+
+    def _given(self, words: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """(option, value) of every option in the words that takes one value."""
+        for word, following in zip(words, [*words[1:], ""], strict=False):
+            name, equals, value = word.partition("=")
+            action = self._option_string_actions.get(name)
+            if action is not None and action.nargs is None and not isinstance(action, argparse._AppendAction):
+                yield max(action.option_strings, key=len), value if equals else following
 
 
 def above_zero(text: str) -> float:
@@ -108,20 +142,20 @@ def split_arguments(
         namespace, unknown = parser.parse_known_args(words)
     except argparse.ArgumentError as error:
         fail(str(error))
-    if unknown:
-        known = [name for action in parser._actions for name in action.option_strings]
-        fail(f"{unknown[0]}: unknown argument{nearest(unknown[0], known)} (settings are written key=value)")
-    _say_what_counts(pairs)
+    parser.refuse(unknown, " (settings are written key=value)")
+    _say_what_counts([(key, value) for key, _, value in (word.partition("=") for word in pairs)])
     names = [word.partition("=")[2] for word in pairs if word.startswith("cfg=")]
     namespace.cfg = names[-1] if names else default_cfg
     return namespace, [word for word in pairs if not word.startswith("cfg=")]
 
 
-def _say_what_counts(pairs: Sequence[str]) -> None:
-    """A line for each key that is given with several values, of which the last counts: scripts append their own."""
+def _say_what_counts(pairs: Sequence[tuple[str, str]]) -> None:
+    """A line for each name that is given with several values, of which the last counts: scripts append their own.
+
+    pairs: (key or option, value).
+    """
     values: dict[str, list[str]] = {}
-    for word in pairs:
-        key, _, value = word.partition("=")
+    for key, value in pairs:
         values.setdefault(key, []).append(value)
     for key, given in values.items():
         if len(set(given)) > 1:

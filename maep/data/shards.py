@@ -135,7 +135,7 @@ class ShardWriter:
             crc32=np.asarray(self._checksums), labels=np.asarray(self._labels),
         )  # fmt: skip
         with atomic_file(index_of(self.path)) as temporary:
-            temporary.write_text(json.dumps(index.to_json(), separators=(",", ":")) + "\n")
+            temporary.write_text(json.dumps(index.to_json(), separators=(",", ":")) + "\n", encoding="utf-8")
 
 
 def _with_contents(manifest: ShardManifest, directory: Path) -> ShardManifest:

@@ -156,7 +156,7 @@ def _judged(evaluation: Evaluation, label: str) -> dict[str, Any]:
     with run_lock(directory):
         write_subject(evaluation)
         with atomic_file(directory / "config.yaml") as temporary:
-            temporary.write_text(to_yaml(settings))
+            temporary.write_text(to_yaml(settings), encoding="utf-8")
         write_environment(directory, sys.argv)
         evaluate_all([evaluation])
         report = build_report(settings, directory, {label: label})

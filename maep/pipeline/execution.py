@@ -343,7 +343,7 @@ def run_pipeline(settings: Settings, wanted: str, launch: Launcher, share_out: L
     with run_lock(directory) as lock:
         _require_needs(names[0], settings)
         with atomic_file(directory / "config.yaml") as temporary:
-            temporary.write_text(to_yaml(settings))
+            temporary.write_text(to_yaml(settings), encoding="utf-8")
         for number, name in enumerate(names, 1):
             run_stage(STAGES[name], settings, launch, lock, share_out)
             if name == "shards":  # now that there are images, what they do not fit is said before anything is trained

@@ -3,7 +3,7 @@
 import os
 import sys
 import threading
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.progress import (
@@ -16,6 +16,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from maep.runtime.exits import ExitCode
 from maep.runtime.text import printable, shown
 
 
@@ -25,6 +26,10 @@ class PlainConsole(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         """A string, also of a table's cell, as rich's text."""
         return super().render_str(printable(text), **{**options, "markup": False, "emoji": False})
+
+    def on_broken_pipe(self) -> NoReturn:
+        """End as others do whose output nobody reads any more: rich would with the code of a failure."""
+        raise SystemExit(ExitCode.READER_LEFT)
 
 
 console = PlainConsole()

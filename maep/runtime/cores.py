@@ -12,7 +12,7 @@ def task_cores() -> int:
     cores = [len(os.sched_getaffinity(0))]
     if (given := os.environ.get("SLURM_CPUS_PER_TASK", "")).isdigit():  # binding is a matter of Slurm's configuration
         cores.append(int(given))
-    quota = QUOTA.read_text().split() if QUOTA.is_file() else []
+    quota = QUOTA.read_text(encoding="utf-8").split() if QUOTA.is_file() else []
     if len(quota) == 2 and quota[0].isdigit():
         cores.append(int(quota[0]) // int(quota[1]))
     return max(1, min(cores))

@@ -89,7 +89,7 @@ def has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool | None:
     """Whether this machine's CPU computes in bf16; None where the system does not say. cpuinfo: as Linux writes it."""
     if not cpuinfo.is_file():
         return None
-    lines = (line.partition(":") for line in cpuinfo.read_text().splitlines())
+    lines = (line.partition(":") for line in cpuinfo.read_text(encoding="utf-8").splitlines())
     return any(name.strip() in ("flags", "Features") and BF16.intersection(words.split()) for name, _, words in lines)
 
 

@@ -6,9 +6,11 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 from maep.runtime.exits import ExitCode
+from maep.runtime.standard_streams import discard_unwritable, has_lost_reader, take_any_text, written
 from maep.runtime.text import shown
 
 # What is wrong with a name, wherever it is first looked at; a file that is missing in the middle of work is ours.
@@ -124,27 +126,37 @@ def exit_code(main: Callable[[], int | None]) -> int:
     """Run a command; turn an `EarlyEnd` into one line on stderr and its exit code.
 
     So does what a file system says of a name that was given: that it may not be read, is too long, or on a full disk.
-    Ctrl-C ends with 130 and SIGTERM with 143, as shells expect, after cleaning up. Every other exception is ours to
-    mend, and shows its traceback, in which secrets are masked too.
+    Ctrl-C ends with 130 and SIGTERM with 143, as shells expect, after cleaning up; where nobody reads the output any
+    more it is 141. Every other exception is ours to mend, and shows its traceback, in which secrets are masked too.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    take_any_text()
     try:
-        return main() or ExitCode.DONE
+        return written(main) or ExitCode.DONE
     except EarlyEnd as end:
-        print(end.line(), file=sys.stderr)
+        _complain(end.line())
         return end.code
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
+        _complain("interrupted: the same command goes on from here")
         return ExitCode.INTERRUPTED
     except Exception as error:  # noqa: BLE001  (the interpreter would print it as it is, addresses and all)
+        if isinstance(error, BrokenPipeError) and has_lost_reader():
+            return ExitCode.READER_LEFT
         if isinstance(error, OSError) and error.errno in OF_A_NAME and error.filename:
-            print(UserError(f"{error.filename}: {error.strerror}").line(), file=sys.stderr)
+            _complain(UserError(f"{error.filename}: {error.strerror}").line())
             return ExitCode.BAD_INPUT
         if isinstance(error, OSError) and error.errno in FULL:  # of a file that was open: the system names none
-            print(UserError(f"{error.strerror}: make room, and the same command goes on").line(), file=sys.stderr)
+            _complain(UserError(f"{error.strerror}: make room, and the same command goes on").line())
             return ExitCode.BAD_INPUT
-        print(shown_traceback(), file=sys.stderr, end="")
+        _complain(shown_traceback().rstrip("\n"))
         return ExitCode.FAILED
+    finally:
+        discard_unwritable()
+
+
+def _complain(text: str) -> None:
+    with suppress(OSError):  # nobody reads the errors, or the log is full: the exit code says it all the same
+        print(text, file=sys.stderr)
 
 
 def shown_traceback() -> str:

@@ -20,6 +20,7 @@ class ExitCode(IntEnum):
     SOME_SKIPPED = 5  # of `maep purify` with data.on_error=skip: done, but for what was left out
     RUN_UNSEEN = 66  # of a batch script: a node does not see the run directory
     INTERRUPTED = 130  # 128 + SIGINT, as shells expect
+    READER_LEFT = 141  # 128 + SIGPIPE: nobody reads the output any more, as after `| head -1`
 
 
 def leave(code: int) -> NoReturn:

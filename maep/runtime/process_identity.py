@@ -29,7 +29,7 @@ def this_machine() -> str:
     Where the kernel does not tell they are random, so that no process is taken for one of this machine.
     """
     try:
-        parts = BOOT.read_text().strip(), os.readlink(NAMESPACE)
+        parts = BOOT.read_text(encoding="utf-8").strip(), os.readlink(NAMESPACE)
     except OSError:
         return secrets.token_hex(4)
     return sha256(" ".join(parts).encode()).hexdigest()[:8]
@@ -56,7 +56,7 @@ def start_ticks(process: int) -> int | None:
     None where /proc does not show it.
     """
     try:
-        fields = Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
     # proc(5): the state is the 3rd field, the first after the process's name, and starttime the 22nd.

@@ -91,7 +91,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def write_json(path: Path, value: Any, *, compact: bool = False) -> None:
     """Commit `value` as indented JSON, or in its canonical form, on one line."""
     with atomic_file(path) as temporary:
-        temporary.write_text((canonical(as_read(value)) if compact else json.dumps(value, indent=1)) + "\n")
+        temporary.write_text(
+            (canonical(as_read(value)) if compact else json.dumps(value, indent=1)) + "\n", encoding="utf-8"
+        )
 
 
 def link_or_copy(source: str, target: str) -> None:

@@ -72,7 +72,7 @@ class BlockCache:
     @contextmanager
     def _room_for(self, size: int) -> Iterator[None]:
         """Enter `size` bytes into the total and evict what exceeds the limit; holds the lock until the block ends."""
-        with (self.directory / ".total").open("a+") as file:
+        with (self.directory / ".total").open("a+", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
             text = file.read(DIGITS)  # none in a new directory, or where its writer was killed

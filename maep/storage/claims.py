@@ -96,7 +96,7 @@ class Claims:
 
     def _text(self, claim: Path) -> str | None:
         with suppress(FileNotFoundError):
-            return claim.read_text(errors="replace")
+            return claim.read_text(encoding="utf-8", errors="replace")
         return None
 
     def shared(self, units: Sequence[str], is_done: Callable[[str], bool]) -> Iterator[str]:
@@ -153,7 +153,7 @@ class Claims:
             number = int(sight[0].name.rpartition("-")[2]) + 1
         path = self.directory / f"{unit}.claim-{number}"
         try:
-            with path.open("x") as file:
+            with path.open("x", encoding="utf-8") as file:
                 file.write(self.owner)
         except FileExistsError:
             return None

@@ -104,7 +104,7 @@ def _try(directory: Path, setting: str = "") -> tuple[Lock | None, Signature | N
     path = directory / LOCK
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", errors="replace")
+        file = path.open("a+", errors="replace", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{setting}{directory}: cannot be written: {error.strerror}") from error
     try:
@@ -132,7 +132,7 @@ def _take_over(path: Path, holder: Signature | None) -> Lock:
     """Replace the lock's file, whose holder does not let go, by one that this process holds."""
     say(f"{path.parent}: taken over from {_name_of(holder)}, an earlier attempt of this job")
     temporary = temporary_name(path)
-    file = temporary.open("a+")
+    file = temporary.open("a+", encoding="utf-8")
     fcntl.flock(file, fcntl.LOCK_EX)
     _sign(file)
     temporary.replace(path)

@@ -45,7 +45,7 @@ def seal_directory(
                 fsync(path)
         files = file_entries(temporary)
     path = temporary / MANIFEST
-    path.write_text(json.dumps(manifest.sealed(files).to_file(), indent=1) + "\n")
+    path.write_text(json.dumps(manifest.sealed(files).to_file(), indent=1) + "\n", encoding="utf-8")
     fsync(path)
     fsync(temporary)
     if final.exists():

@@ -64,7 +64,7 @@ class MetricsLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file():
             forget_after(path, step)
-        self._path, self._file = path, path.open("a")
+        self._path, self._file = path, path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(tensorboard), purge_step=step + 1)
 
     def write(self, values: Mapping[str, int | float]) -> None:
@@ -102,7 +102,7 @@ class SampleLog:
                 forget_after(path, step)
         gather_objects(None)
         self._path = directory / f"rank-{world().rank:04d}.jsonl"
-        self._file = self._path.open("a")
+        self._file = self._path.open("a", encoding="utf-8")
 
     def write(self, step: int, samples: Iterable[tuple[int, int]]) -> None:
         """step: 1-based, as in metrics.jsonl; samples: (epoch, index) of what it consumed, in order."""

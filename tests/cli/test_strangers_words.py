@@ -201,3 +201,36 @@ def test_a_typing_mistake_leaves_a_finished_run_as_it_is(here: Path, capsys: pyt
     assert "data.root=iamges: No such file" in refused([*words, "data.root=iamges"], here, capsys)
     assert run(words) == 0
     assert "shards: finished before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "whole"),
+    [
+        (("run", "cfg=digits", "--dry"), "--dry-run"),
+        (("slurm", "cfg=digits", "--nod", "4"), "--nodes"),
+        (("slurm", "cfg=digits", "--grac", "4"), "--grace"),
+        (("slurm", "logs", "x", "--line", "3"), "--lines"),
+        (("slurm", "logs", "x", "--line=3"), "--lines"),
+        (("evaluate", "--mod", "a:b", "--data", "x"), "--model"),
+        (("evaluate", "--robust", "x"), "--robustbench"),
+        (("checkpoint", "list", "x", "--st", "3"), "--step"),
+        (("compare", "a", "b", "--ou", "x"), "--out"),
+        (("paper", "--ou", "x"), "--out"),
+        (("shards", "build", "--dry"), "--dry-run"),
+        (("certify", "cfg=certified/digits", "--work", "0/2"), "--worker"),
+        (("bench", "cfg=digits", "--sec", "3"), "--seconds"),
+        (("bench-loader", "--start", "3"), "--starts"),
+    ],
+)
+def test_an_option_is_its_whole_name(
+    words: tuple[str, ...], whole: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `--n` stands for would change with every option that is added; the whole one is named."""
+    assert f"did you mean {whole}?" in refused(words, here, capsys)
+
+
+def test_of_an_option_given_twice_it_is_said_which_value_counts(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As of settings; not of one that says the same twice, nor of one that may stand several times."""
+    again = "--sbatch=nice=1", "--sbatch=nice=2", "--scale", "x", "--scale=x"
+    assert exit_code(lambda: run(["slurm", "cfg=digits", "--nodes=1", "--nodes", "2", *again])) == 2
+    assert capsys.readouterr().out == "--nodes is given 2 times: --nodes=2 counts, not --nodes=1\n"

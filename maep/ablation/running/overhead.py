@@ -49,7 +49,7 @@ class SweepTime:
 
 def process_age() -> float:
     """Seconds since this process began, its imports included."""
-    uptime = float(Path("/proc/uptime").read_text().split()[0])
+    uptime = float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0])
     return uptime - (start_ticks(os.getpid()) or 0) / os.sysconf("SC_CLK_TCK")
 
 

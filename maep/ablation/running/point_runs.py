@@ -173,7 +173,7 @@ def _one_line(error: Exception) -> str:
 
 def _write_traceback(point: Point) -> None:
     with atomic_file(point.directory / TRACEBACK) as temporary:
-        temporary.write_text(shown_traceback())
+        temporary.write_text(shown_traceback(), encoding="utf-8")
 
 
 def parse_only(text: str, count: int, halving: Halving | None = None) -> list[int]:

@@ -62,7 +62,7 @@ def write_summary(sweep: Sweep, points: Sequence[Point], directory: Path, comman
         }
         for name, text in texts.items():
             with atomic_file(directory / name) as temporary:
-                temporary.write_text(text)
+                temporary.write_text(text, encoding="utf-8")
         draw_figures(sweep, cells, directory / "figures")
         draw_purification(sweep, points, directory / "figures")
         summary.write(directory / SUMMARY)

@@ -94,7 +94,7 @@ def build_report(
         save_figure(certificate_figure(report.certificates), directory / "figures" / "certificates.png")
     page = render_page(settings, results, rows, curves, notes, report, to_yaml(settings))
     with atomic_file(directory / "report.html") as temporary:
-        temporary.write_text(page)
+        temporary.write_text(page, encoding="utf-8")
     report.write(directory / REPORT)
     for threat in dict.fromkeys(row.result.threat_model for row in rows):
         console.print(terminal_table([row for row in rows if row.result.threat_model == threat]))

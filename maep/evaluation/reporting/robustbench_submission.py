@@ -114,7 +114,7 @@ def write_submission(run: Path, target: Path) -> Path:
         save_purifier(purifier, temporary / "purifier")
         save_file(read_weights(weights, network.state_dict()), temporary / CLASSIFIER_WEIGHTS)
         described.write(temporary / CLASSIFIER)
-        (temporary / LOADER).write_text(SOURCE.format(name=name, version=__version__))
+        (temporary / LOADER).write_text(SOURCE.format(name=name, version=__version__), encoding="utf-8")
         folder = temporary / "model_info" / settings.data.name / settings.evaluation.norm
         folder.mkdir(parents=True)
         write_json(folder / f"{name}.json", entry)

@@ -85,7 +85,7 @@ def write_exit(exits: Path, rank: int, node: str, kind: Outcome, code: int, erro
     entries = {"format": FORMAT, **asdict(RankExit(rank, node, kind, code, error, traceback, time.time()))}
     temporary = path.with_name(f".tmp-{path.name}")
     exits.mkdir(parents=True, exist_ok=True)
-    with temporary.open("w") as file:
+    with temporary.open("w", encoding="utf-8") as file:
         json.dump(entries, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
@@ -98,7 +98,7 @@ def write_attempt(exits: Path, code: int, requeued: bool, kind: Outcome, reason:
     exits.mkdir(parents=True, exist_ok=True)
     record = Attempt(attempt_number(), code, requeued, kind, reason, time.time())
     line = json.dumps({"format": FORMAT, **asdict(record)}) + "\n"
-    with (exits / LOG).open("a") as file:
+    with (exits / LOG).open("a", encoding="utf-8") as file:
         file.write(line)
         file.flush()
         os.fsync(file.fileno())

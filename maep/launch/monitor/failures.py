@@ -69,7 +69,7 @@ def _failure_of_rank(path: Path, record: RankExit) -> str:
 
 def first_killed(log: Path, attempt: int) -> str:
     """The first process that srun saw killed in an attempt, as `rank 3 on n4 was killed`; "" if none was."""
-    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     ends = {int(match["number"]): i for i, line in enumerate(lines) if (match := ATTEMPT.match(line))}
     if attempt not in ends:
         return ""

@@ -38,7 +38,7 @@ def show_logs(run: Path, stage: str | None, rank: int | None, worker: int | None
         fail(f"{record.stage}: job {record.job} has no such output; in {stage_folder(run, record.stage)}: {names}")
     for path in matches:
         yield f"==> {path} <=="
-        text = path.read_text(errors="replace").splitlines()
+        text = path.read_text(errors="replace", encoding="utf-8").splitlines()
         yield from text[-lines:] if lines else text
 
 

@@ -140,7 +140,7 @@ def _submit_all(submission: Submission, plan: Plan) -> list[JobRecord]:
     copy_code(submission.run)
     mark_as_last(submission.code)
     with atomic_file(submission.config) as temporary:
-        temporary.write_text(to_yaml(submission.settings))
+        temporary.write_text(to_yaml(submission.settings), encoding="utf-8")
     jobs_of, records = dict(plan.waits), list[JobRecord]()
     for job in plan.jobs:
         try:

@@ -86,5 +86,5 @@ def submit_sweep(namespace: argparse.Namespace, words: Sequence[str], cluster: C
     mark_as_last(submission.code)
     request.write(study.directory / REQUEST)
     with atomic_file(submission.config) as temporary:
-        temporary.write_text(to_yaml(settings))
+        temporary.write_text(to_yaml(settings), encoding="utf-8")
     return [submit_one(submission, job, {})]

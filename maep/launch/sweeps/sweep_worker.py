@@ -63,7 +63,7 @@ def work_on_points(directory: Path) -> None:
 def _write(study: Study) -> None:
     command = same_command()
     summary = write_summary(study.sweep, study.points, study.directory, command)
-    print((study.directory / "table.md").read_text())
+    print((study.directory / "table.md").read_text(encoding="utf-8"))
     for point in summary.points:
         if point.state == PointState.FAILED:
             say(f"{point.label}: failed: {point.reason}")

@@ -121,7 +121,7 @@ class Heartbeat:
         path = self.directory / f"rank-{world().rank:04d}.json"
         temporary = path.with_name(f".tmp-{path.name}")
         try:
-            temporary.write_text(json.dumps(beat.to_json()) + "\n")
+            temporary.write_text(json.dumps(beat.to_json()) + "\n", encoding="utf-8")
             temporary.replace(path)
         except OSError as error:  # a full disk must not end the training; the others report a missing heartbeat
             print(f"warning: {path}: cannot be written: {error.strerror}", file=sys.stderr)

@@ -132,7 +132,7 @@ def test_a_file_of_another_kind(
     ("words", "message"),
     [
         (["checkpoint"], "the following arguments are required: list|verify|export|convert|import, RUN"),
-        (["checkpoint", "list", "median", "--stpe", "3"], "unrecognized arguments: --stpe 3"),
+        (["checkpoint", "list", "median", "--stpe", "3"], "--stpe: unknown argument; did you mean --step?"),
         (["checkpoint", "list", "median", "--to", "x"], "--to: checkpoint list takes no option"),
         (["checkpoint", "verify", "median", "--parts", "2"], "--parts: checkpoint verify takes --step"),
         (["checkpoint", "export", "median", "--step", "x"], "argument --step: invalid int value: 'x'"),

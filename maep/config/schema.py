@@ -577,6 +577,7 @@ class EvaluationSettings:
         "refuse a defense that has no gradient of its own; otherwise attackers who would follow it get BPDA's, which "
         "is said and marked in the tables",
         affects_result=False,
+        added=True,
     )
     precision: str = setting(
         "fp32",

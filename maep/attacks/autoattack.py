@@ -22,7 +22,7 @@ from maep.attacks.attack_state import AttackState, OnState
 from maep.attacks.reseeding import reseeded
 from maep.attacks.surrogate import perturb_batch, with_surrogate
 from maep.attacks.threat_models import Expectation
-from maep.attacks.verdict import predicted
+from maep.attacks.verdict import decided
 from maep.config.attack_names import MIN_CLASSES, PARTS
 from maep.runtime.errors import fail
 
@@ -87,13 +87,16 @@ def autoattack(
     state: AttackState | None = None,
     on_state: OnState = lambda state: None,
     surrogate: nn.Module | None = None,
+    decision_draws: int = 1,
 ) -> AttackState:
     """AutoAttack: the attacks of a suite, each on the images that survived so far.
 
     model: [N, 3, H, W] in [0,1] → logits [N, C], in eval mode, parameters frozen. labels: int64 [N].
     norm: Linf or L2. eps: budget in [0,1] pixels. batch_size and the images' order are part of the result.
     state: continue from here. on_state: called with the state after the clean predictions and after each attack.
-    surrogate: an inexact copy of the model that the attacks follow; see `maep.attacks.surrogate`.
+    surrogate: an inexact copy of the model that the attacks follow; see `maep.attacks.surrogate`. decision_draws: how
+    often a random model is asked before and after each attack whether it still answers rightly (`decided`); within an
+    attack pyautoattack asks once.
     Raises UserError for fewer classes than the DLR losses can rank.
     """
     models = with_surrogate(model, surrogate)
@@ -102,7 +105,7 @@ def autoattack(
         _limit_targets(attacker, _classes(model, images))
     if state is None:
         with reseeded(model, seed, 0):
-            state = _clean_state(model, images, labels, batch_size)
+            state = _clean_state(model, images, labels, batch_size, decision_draws)
         on_state(state)
     for number, name in enumerate(attackers[model].attacks_to_run, 1):
         perturbs = {each: _single_attack(attacker, name) for each, attacker in attackers.items()}
@@ -111,7 +114,9 @@ def autoattack(
         started = time.perf_counter()
         with attack_warnings(state.warnings), reseeded(models, seed, number):
             for index in state.robust.nonzero().flatten().split(batch_size):
-                _attack_batch(perturbs, model, surrogate, images[index], labels[index], index, state)
+                _attack_batch(
+                    perturbs, model, surrogate, images[index], labels[index], index, state, decision_draws
+                )  # fmt: skip
         state.seconds += time.perf_counter() - started
         state.survivors[name] = int(state.robust.sum())
         on_state(state)
@@ -163,8 +168,8 @@ def _single_attack(attacker: AutoAttack, name: str) -> Callable[[Tensor, Tensor]
 
 
 @torch.no_grad()
-def _clean_state(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int) -> AttackState:
-    predictions = torch.cat([predicted(model(batch)) for batch in images.split(batch_size)])
+def _clean_state(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int, decision_draws: int) -> AttackState:
+    predictions = torch.cat([decided(model, batch, decision_draws) for batch in images.split(batch_size)])
     robust = predictions == labels
     return AttackState(images.clone(), predictions, robust, {"clean": int(robust.sum())})
 
@@ -177,6 +182,7 @@ def _attack_batch(
     labels: Tensor,
     index: Tensor,
     state: AttackState,
+    decision_draws: int,
 ) -> None:
     """One attack on the images at `index`; what it breaks goes into `state`."""
     if not len(index):
@@ -185,7 +191,7 @@ def _attack_batch(
     def perturb(target: nn.Module, positions: Tensor) -> Tensor:
         return finite_or_clean(perturbs[target](images[positions], labels[positions]), images[positions])
 
-    adversarial, predictions = perturb_batch(perturb, model, surrogate, labels)
+    adversarial, predictions = perturb_batch(perturb, model, surrogate, labels, decision_draws)
     broken = predictions != labels
     state.robust[index[broken]] = False
     state.images[index[broken]] = adversarial[broken]

@@ -13,7 +13,7 @@ from maep.attacks.autoattack import LIBRARY, AttackSuite, autoattack
 from maep.attacks.gradient import attack
 from maep.attacks.reseeding import reseeded
 from maep.attacks.surrogate import perturb_batch, with_surrogate
-from maep.attacks.verdict import predicted
+from maep.attacks.verdict import decided
 from maep.config.attack_names import AUTOATTACK, ITERATED, PARTS, SQUARE, check_attack, custom_parts, version_of
 
 
@@ -89,23 +89,25 @@ class NamedAttack:
         state: AttackState | None = None,
         on_state: OnState = lambda state: None,
         surrogate: nn.Module | None = None,
+        decision_draws: int = 1,
     ) -> AttackState:
         """Attack `images` ([N, 3, H, W] in [0,1], labels int64 [N]) in batches of `batch_size`.
 
         keys: the images' sample indices. state, on_state: where to continue and what to do with a state in between;
         the gradient attacks are short and have none in between. surrogate: an inexact copy of the model that the
-        attack follows; the model decides (`maep.attacks.surrogate`).
+        attack follows; the model decides (`maep.attacks.surrogate`), if it is random by the commonest answer of
+        `decision_draws`.
         """
         suite = suite_of(self.name)
         if suite is not None:
             return autoattack(
                 model, images, labels, norm=self.norm, eps=self.eps, seed=seed, batch_size=batch_size, suite=suite,
-                state=state, on_state=on_state, surrogate=surrogate,
+                state=state, on_state=on_state, surrogate=surrogate, decision_draws=decision_draws,
             )  # fmt: skip
         spec = gradient_spec(self.name, self.norm, self.eps)
         assert spec is not None
         with reseeded(with_surrogate(model, surrogate), seed):
-            return self._run_gradient(spec, model, surrogate, images, labels, keys, seed, batch_size)
+            return self._run_gradient(spec, model, surrogate, images, labels, keys, seed, batch_size, decision_draws)
 
     def _run_gradient(
         self,
@@ -117,6 +119,7 @@ class NamedAttack:
         keys: Sequence[int],
         seed: int,
         batch_size: int,
+        decision_draws: int,
     ) -> AttackState:
         started = time.perf_counter()
         adversarial, clean, answers = [], [], []
@@ -127,11 +130,12 @@ class NamedAttack:
                 index = [part[position] for position in positions.tolist()]
                 return attack(target, images[index], labels[index], spec, [keys[i] for i in index], seed)
 
-            batch, predictions = perturb_batch(perturb, model, surrogate, labels[part.start : part.stop])
+            batch, predictions = perturb_batch(
+                perturb, model, surrogate, labels[part.start : part.stop], decision_draws
+            )  # fmt: skip
             adversarial.append(batch)
             answers.append(predictions)
-            with torch.no_grad():
-                clean.append(predicted(model(images[part.start : part.stop])))
+            clean.append(decided(model, images[part.start : part.stop], decision_draws))
         predictions = torch.cat(answers)
         robust = predictions == labels
         survivors = {"clean": int((torch.cat(clean) == labels).sum()), self.name: int(robust.sum())}

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from maep.attacks.verdict import predicted
+from maep.attacks.verdict import decided, predicted
 
 Perturb = Callable[[nn.Module, Tensor], Tensor]
 
@@ -17,22 +17,23 @@ def with_surrogate(model: nn.Module, surrogate: nn.Module | None) -> nn.ModuleLi
 
 @torch.no_grad()
 def perturb_batch(
-    perturb: Perturb, model: nn.Module, surrogate: nn.Module | None, labels: Tensor
+    perturb: Perturb, model: nn.Module, surrogate: nn.Module | None, labels: Tensor, decision_draws: int = 1
 ) -> tuple[Tensor, Tensor]:
     """A batch attacked by following `surrogate`, or `model` if that is None: adversarial images, and `model`'s answers.
 
     perturb: (model to follow, positions in the batch) → adversarial images there. labels: int64 [N] of the batch.
+    decision_draws: how often a random model is asked for its answers, see `decided`.
     An image that fooled the surrogate alone, perhaps before it was attacked, is attacked again by following the model;
     so no image counts as robust without having been attacked.
     Returns [N, 3, H, W] in [0,1] and int64 [N].
     """
     adversarial = perturb(surrogate or model, torch.arange(len(labels), device=labels.device))
-    predictions = predicted(model(adversarial))
+    predictions = decided(model, adversarial, decision_draws)
     if surrogate is None:
         return adversarial, predictions
     fooled_alone = (predictions == labels) & (predicted(surrogate(adversarial)) != labels)
     again = fooled_alone.nonzero().flatten()
     if len(again):
         adversarial[again] = perturb(model, again)
-        predictions[again] = predicted(model(adversarial[again]))
+        predictions[again] = decided(model, adversarial[again], decision_draws)
     return adversarial, predictions

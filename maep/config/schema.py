@@ -608,6 +608,13 @@ class EvaluationSettings:
         low=1,
         added=True,
     )
+    decision_draws: int = setting(
+        1,
+        "draws of a random purifier whose commonest answer decides, after each attack, whether an image has fallen; "
+        "by a single one, as AutoAttack decides, an image that fell by luck is not attacked any further",
+        low=1,
+        added=True,
+    )
     purifiers: str = setting(
         "both",
         "which of the run's purifiers to judge",

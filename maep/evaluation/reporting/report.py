@@ -222,7 +222,7 @@ def honest_notes(settings: Settings, results: Sequence[PurifierResult]) -> list[
     ]
     if fixed:
         notes.append(f"{', '.join(fixed)} draws nothing at random: adaptive-eot is the adaptive attacker there")
-    notes += _notes_on_draws(results)
+    notes += _notes_on_draws(settings, results)
     notes += _notes_on_surrogates(settings, results)
     notes += _notes_on_twins(settings, results)
     notes += [f"{result.name}: {text}" for result in results for text in broken_orders(result.rows)]
@@ -233,15 +233,17 @@ def honest_notes(settings: Settings, results: Sequence[PurifierResult]) -> list[
     return [*notes, *_notes_on_trainings(results), *_notes_on_attacks(settings, [row.result for row in rows])]
 
 
-def _notes_on_draws(results: Sequence[PurifierResult]) -> Iterator[str]:
+def _notes_on_draws(settings: Settings, results: Sequence[PurifierResult]) -> Iterator[str]:
     for result in results:
         draws = result.rows[0].result.draws
         if draws is not None:
             name = "the model" if result.name == UNDEFENDED else result.name
+            count = settings.evaluation.decision_draws
+            decided_by = "one draw" if count == 1 else f"the commonest answer of {count}"
             yield (
                 f"{name} draws at random: its accuracies are those of one draw, and beside them stand the average, the "
-                f"majority and the worst of {draws} more. Attacks, AutoAttack among them, decide by one draw whether "
-                "an image has fallen; those that average over draws by the mean of their logits"
+                f"majority and the worst of {draws} more. Attacks, AutoAttack among them, decide by {decided_by} "
+                "whether an image has fallen; those that average over draws by the mean of their logits"
             )
 
 

@@ -26,7 +26,8 @@ class ChunkAttack:
 
     task: the attack and the chunk. model: what is attacked. surrogate: its inexact copy that is followed, if any.
     folder: where the adversarial images go. facts: all that they depend on, except which chunk it is. Equal attacks
-    have equal identities. seed: of the run. batch_size: images that are attacked together.
+    have equal identities. seed: of the run. batch_size: images that are attacked together. decision_draws:
+    how often a random model is asked whether an image has fallen.
     """
 
     task: Task
@@ -36,6 +37,7 @@ class ChunkAttack:
     facts: Mapping[str, object]
     seed: int
     batch_size: int
+    decision_draws: int = 1
 
     @cached_property
     def identity(self) -> str:
@@ -81,6 +83,7 @@ class ChunkAttack:
             state=AttackState.load(self.partial, self.identity, images.device),
             on_state=save,
             surrogate=self.surrogate,
+            decision_draws=self.decision_draws,
         )
         check_budget(self.task, state.images, images)
         state.save(self.path, self.identity)
@@ -139,4 +142,5 @@ class AttackFactory:
         return ChunkAttack(
             task, self.targets.exact(attacker), self.targets.surrogate(attacker), folder,
             self.identity.attack_facts(task), self.identity.seed, settings.batch_size,
+            self.identity.decision_draws(task.threat_model),
         )  # fmt: skip

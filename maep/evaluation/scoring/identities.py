@@ -77,7 +77,14 @@ class EvaluationIdentity:
                 facts["loss"] = "mean margin"
             if self.settings.draws_at_once > 1:  # sums of another order: the last bits may differ
                 facts["draws_at_once"] = self.settings.draws_at_once
+        if (decision_draws := self.decision_draws(task.threat_model)) > 1:
+            facts["decision_draws"] = decision_draws
         return facts | SurrogateSettings.of(self.settings).facts()
+
+    def decision_draws(self, threat: str) -> int:
+        """How often an attacker's model is asked whether an image has fallen: once, if it draws nothing."""
+        is_random = self.is_random and (threat_model(threat).uses_purifier or self.is_undefended)
+        return self.settings.decision_draws if is_random else 1
 
     def _draws_averaged(self, threat: str) -> int | None:
         """Over how many draws an attacker averages; None if it does not, as none did without gradients at first."""

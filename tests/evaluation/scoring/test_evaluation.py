@@ -451,6 +451,29 @@ def test_who_asks_without_gradients_may_average_over_draws(
     assert answers["fixed", 1] == answers["fixed", 4] == (1, 1, "blackbox")
 
 
+@pytest.mark.parametrize("is_defended", [True, False])
+def test_several_draws_decide_of_what_draws(tmp_path: Path, test_set: ShardSet, is_defended: bool) -> None:
+    """The setting reaches the attack and its identity where the attacked model is random, there alone; one draw is what
+    it always was.
+    """
+    noise = random_purifier(noise=0.1)
+    undefended = Defense(nn.Identity(), nn.Sequential(noise, train_small()).eval(), "it", "small")
+    random = Defense(noise, train_small(), "it", "small") if is_defended else undefended
+    fixed = Defense(Blur(), train_small(), "blur", "small")
+    seen = {}
+    for draws in (1, 5):
+        settings = settings_for(tmp_path, threat_models=["oblivious", "adaptive"], decision_draws=draws)
+        for name, defense in (("random", random), ("fixed", fixed)):
+            evaluation = Evaluation(settings, defense, test_set, directory_of(settings))
+            for task in plan_tasks(settings.evaluation, len(test_set)):
+                attack = evaluation.attacks.of(task)[-1]
+                assert attack.facts.get("decision_draws", 1) == attack.decision_draws
+                seen[name, draws, task.threat_model] = attack.decision_draws
+    assert {key: count for key, count in seen.items() if count > 1} == {
+        ("random", 5, name): 5 for name in ("oblivious", "adaptive") if name == "adaptive" or not is_defended
+    }
+
+
 class Seldom(DefendedClassifier):
     """Draws for images that two examples need not be among."""
 

@@ -11,9 +11,10 @@ from torch.utils.flop_counter import flop_registry
 from maep.ablation.grid.points import Point, expand
 from maep.ablation.grid.sweep import read_sweep
 from maep.benchmarks.compute_rates import flops_of
-from maep.config.load import config_names
+from maep.config.load import config_names, load_settings
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.purifiers.base import Purifier, TrainedPurifier
+from maep.purifiers.mae import MAEPurifier
 from maep.purifiers.registry import purifier_class
 
 BACKWARD = 2  # of a network, in units of its forward pass
@@ -79,3 +80,21 @@ def test_maep_costs_what_the_cheapest_generative_purifier_does(scale: str) -> No
     ours = costs.pop("MAEP, same operations")
     assert min(costs, key=lambda name: costs[name]) == "Hill"
     assert ours == pytest.approx(costs["Hill"], rel=0.1)
+
+
+def test_maep_costs_on_cifar10_what_the_cheapest_generative_purifiers_do(tmp_path: Path) -> None:
+    """Within 10 %, of one image, and is judged on as many images by the same attacks."""
+    root = f"data.root={tmp_path}"
+    sweep = read_sweep("ablation/zoo_generative_cifar10", "cpu")
+    points = expand(
+        sweep, [f"{name}:{root}" for name in config_names() if name.rpartition("/")[2].startswith("cifar10_cpu")]
+    )
+    ours = load_settings("same_budget/maep_generative_cifar10", [root])
+    costs = []
+    for point in points:
+        purifier = purifier_class(point.settings.purifier.kind).from_settings(point.settings)
+        costs.append(purifying_cost(purifier.eval().requires_grad_(False)))
+        for name in ("attacks", "adaptive_attacks", "eps", "images", "adaptive_images", "chunk_images", "batch_size"):
+            assert getattr(ours.evaluation, name) == getattr(point.settings.evaluation, name), (point.label, name)
+    assert len(costs) == 6
+    assert purifying_cost(MAEPurifier.from_settings(ours)) == pytest.approx(min(costs), rel=0.1)

@@ -207,6 +207,8 @@ def plan(source: Path, target: Path) -> Callable[[Job, Path, Path], None]:
         if inner.is_relative_to(outer) or outer.is_relative_to(inner):
             fail(f"{target}: one of IN and OUT lies inside the other; name a folder beside {source}")
         return purify_shard_set if (source / MANIFEST).is_file() and any(source.glob("shard-*")) else purify_folder
+    if not source.is_file():
+        fail(f"{source}: is no regular file (a pipe or device); give an image, a folder, a shard (.tar) or a shard set")
     is_tar = source.suffix.lower() == ".tar"
     function, suffixes = (purify_tar, (".tar",)) if is_tar else (purify_image, (".png", ".webp"))
     if function is purify_image and not _is_image(open_archive(source.parent), source.name):

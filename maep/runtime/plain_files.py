@@ -13,11 +13,16 @@ def open_regular(path: Path) -> BufferedReader:
 
     A FIFO would wait for a writer, /dev/zero has no end.
     """
+    return os.fdopen(descriptor_of(path), "rb")
+
+
+def descriptor_of(path: Path | str) -> int:
+    """As `open_regular`, the bare descriptor: for who opens a file for nearly every sample."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         fail(f"{path}: is no regular file (a directory, pipe or device); expected a file")
-    return os.fdopen(descriptor, "rb")
+    return descriptor
 
 
 def read_bytes(path: Path, limit: int) -> bytes:

@@ -119,8 +119,9 @@ class _Machine:
 
 
 def _integer(machine: _Machine) -> Any:
+    """All digits of the line, of which there are at most as many as `line` takes."""
     line = machine.line()
-    return {b"00": False, b"01": True}.get(line, int(line[:20].rstrip(b"L")))
+    return {b"00": False, b"01": True}.get(line, int(line.removesuffix(b"L")))
 
 
 def _quoted(machine: _Machine) -> bytes:
@@ -191,11 +192,11 @@ CHANGES: dict[bytes, Callable[[_Machine], Any]] = {
     b"s": lambda m: _set(m, [m.pop(), m.pop()][::-1]),
     b"u": lambda m: _set(m, m.since_mark()),
     b"b": lambda m: _build(m.pop(), m.top(object)),
-    b"p": lambda m: m.put(int(m.line()[:20])),
+    b"p": lambda m: m.put(int(m.line())),
     b"q": lambda m: m.put(m.number("B")),
     b"r": lambda m: m.put(m.number("I")),
     b"\x94": lambda m: m.put(len(m.memo)),
-    b"g": lambda m: m.get(int(m.line()[:20])),
+    b"g": lambda m: m.get(int(m.line())),
     b"h": lambda m: m.get(m.number("B")),
     b"j": lambda m: m.get(m.number("I")),
 }

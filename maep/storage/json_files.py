@@ -7,6 +7,7 @@ in one line that says where it is.
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,7 +21,8 @@ STRINGS = 4_000_000  # of these; at 80 bytes each and more, a third of a gigabyt
 CONTAINERS = 1_000_000  # at up to 300 bytes each; a manifest of 100,000 shards has 300,000
 DEPTH = 64  # the deepest of ours is 8; Python's own limit depends on who calls
 DIGITS = 40  # of a whole number: 128 bits, as the states of random generators, have 39
-BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]')
+# Of text without an end all is taken too: it is no JSON, and would else be looked through from each mark in it again.
+BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
 SHAPE = bytes.maketrans(b"123456789E", b"000000000e")  # every digit a 0, every exponent an e
 HUGE_EXPONENT = re.compile(rb"e\+?000+(?:[,\]}\s]|$)")
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -72,8 +74,8 @@ def _check_size(raw: bytes, source: object) -> None:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        keys = [key for key, _ in pairs]
-        fail(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
+        counts = Counter(key for key, _ in pairs)
+        fail(f"the key {next(key for key, count in counts.items() if count > 1)[:80]!r} stands twice in one object")
     return value
 
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from maep.config.schema import DataSettings
 from maep.runtime.console import say
 from maep.runtime.errors import UserError, fail
-from maep.runtime.plain_files import read_bytes
+from maep.runtime.plain_files import descriptor_of, read_bytes
 from maep.runtime.text import secret_problem
 from maep.storage.block_cache import BlockCache
 from maep.storage.json_files import LIMIT
@@ -158,13 +158,13 @@ class LocalStorage:
 
     def _read(self, extent: Extent) -> bytes:
         try:
-            return os.pread(self._descriptor(extent.name), extent.size, extent.start)
+            return _pread(self._descriptor(extent.name), extent.size, extent.start)
         except OSError as error:
             fail(f"{self.directory / extent.name}: cannot be read: {error.strerror}")
 
     def _descriptor(self, name: str) -> int:
         if name not in self._open:
-            self._open[name] = os.open(self._prefix + name, os.O_RDONLY)
+            self._open[name] = descriptor_of(self._prefix + name)
             if len(self._open) > OPEN_FILES:
                 os.close(self._open.popitem(last=False)[1])
         self._open.move_to_end(name)
@@ -176,6 +176,18 @@ class LocalStorage:
     def close(self) -> None:
         while self._open:
             os.close(self._open.popitem()[1])
+
+
+def _pread(descriptor: int, size: int, start: int) -> bytes:
+    """`size` bytes from `start`, fewer only where the file ends: one call to the system gives 2 GiB at most."""
+    content = os.pread(descriptor, size, start)
+    if len(content) == size:
+        return content
+    parts, done = [content], len(content)
+    while parts[-1] and done < size:
+        parts.append(os.pread(descriptor, size - done, start + done))
+        done += len(parts[-1])
+    return b"".join(parts)
 
 
 class RemoteStorage:

@@ -142,12 +142,13 @@ def _natural(text: str) -> int:
 class ShardedTensors:
     """What the rank files of a directory hold, by name.
 
-    Raises UserError, naming the file, for one that cannot be read.
+    Raises UserError, naming the file, for one that cannot be read, and for one with a tensor, or a piece, that another
+    one has too. No writer puts a tensor into two files: one of them is of another save, be its values equal or not.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._where: dict[str, list[tuple[int, Any, str]]] = {}
+        self._where: dict[str, dict[int, tuple[Any, str]]] = {}  # by name and start
         self._shapes: dict[str, tuple[int, ...]] = {}
         for path in sorted(directory.glob("rank-*.safetensors")):
             try:
@@ -158,12 +159,17 @@ class ShardedTensors:
 
     def _index(self, file: Any) -> None:
         for name, shape in (file.metadata() or {}).items():
-            self._shapes[name] = tuple(_natural(size) for size in shape.split(",") if size)
+            sizes = tuple(_natural(size) for size in shape.split(",") if size)
+            if self._shapes.setdefault(name, sizes) != sizes:
+                raise ValueError(f"{name} has shape {sizes}, in another file {self._shapes[name]}")
         for key in file.keys():  # noqa: SIM118
             name, at, start = key.partition("@")
             if at and name not in self._shapes:
                 raise ValueError(f"{key}: a piece of a tensor whose shape its metadata does not say")
-            self._where.setdefault(name, []).append((_natural(start or "0"), file, key))
+            pieces, first = self._where.setdefault(name, {}), _natural(start or "0")
+            if first in pieces:
+                raise ValueError(f"{name} from element {first} on is in another file too; remove the one that is wrong")
+            pieces[first] = file, key
 
     def names(self, prefix: str = "") -> list[str]:
         """The tensors whose names start with `prefix`, in order."""
@@ -174,21 +180,20 @@ class ShardedTensors:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a whole tensor that is there."""
-        _, file, key = self._where[name][0]
+        file, key = next(iter(self._where[name].values()))
         return self._shapes[name] if key != name else tuple(file.get_slice(key).get_shape())
 
     def tensor(self, name: str) -> Tensor:
         """A whole tensor. Raises UserError if it is not there or pieces of it are missing."""
-        pieces = sorted(self._where.get(name, ()), key=lambda piece: piece[0])
+        pieces = dict(sorted(self._where.get(name, {}).items()))
         if not pieces:
             fail(f"{self.directory}: lacks {name}")
-        _, file, key = pieces[0]
-        if key == name:
-            whole: Tensor = file.get_tensor(name)
+        parts = [file.get_tensor(key) for file, key in pieces.values()]
+        if [key for _, key in pieces.values()] == [name]:
+            whole: Tensor = parts[0]
             return whole
-        parts = [file.get_tensor(key) for _, file, key in pieces]
-        ends = [start + part.numel() for (start, _, _), part in zip(pieces, parts, strict=True)]
+        ends = [start + part.numel() for start, part in zip(pieces, parts, strict=True)]
         shape = self._shapes[name]
-        if [start for start, _, _ in pieces] != [0, *ends[:-1]] or ends[-1] != math.prod(shape):
-            fail(f"{self.directory}: pieces of {name} are missing")
+        if list(pieces) != [0, *ends[:-1]] or ends[-1] != math.prod(shape):
+            fail(f"{self.directory}: pieces of {name} are missing, or overlap")
         return torch.cat(parts).view(shape)

@@ -53,7 +53,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy as the working directory, with what cannot be copied."""
     base = Path(shutil.copytree(prepared, tmp_path / "here"))
-    os.mkfifo(base / "fifo")
+    for name in ("fifo", *PIPES):
+        os.mkfifo(base / name)
     (base / "loop").symlink_to("loop")
     (base / "dangling").symlink_to("nowhere")
     (base / "loopdir").mkdir()
@@ -62,7 +63,11 @@ def here(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return base
 
 
-KINDS = ("nowhere", "emptydir", "emptyfile", "text.txt", "a.png", "fifo", "loop", "dangling", "/dev/zero")
+# Whose names say that they are something else.
+PIPES = ("fifo.tar", "fifo.png", "fifo.zip", "fifo.tar.gz", "fifo.json", "fifo.yaml", "fifo.safetensors", "fifo.pt")
+KINDS = (
+    "nowhere", "emptydir", "emptyfile", "text.txt", "a.png", "fifo", "loop", "dangling", "/dev/zero", *PIPES
+)  # fmt: skip
 RUN = ("run", "cfg=digits", "data.format=auto", "run.dir=r", "run.cache=c")
 EVALUATE = ("evaluate", "--model", "strangers_model:make", "--data", "shards/test", "evaluation.images=8")
 DIGITS = ("run", "cfg=digits", "run.dir=r", "run.cache=c")
@@ -103,6 +108,7 @@ def refused(words: Sequence[str], here: Path, capsys: pytest.CaptureFixture[str]
         (("shards", "build", "data.format=auto", "data.root={}", "run.cache=c"), KINDS),
         (("shards", "verify", "{}"), (*KINDS, "images")),
         (("purify", "{}", "out.png", "run.dir=median"), tuple(kind for kind in KINDS if kind != "a.png")),
+        (("purify", "{}", "out.tar", "run.dir=median"), ("fifo.tar", "/dev/zero")),
         (("purify", "a.png", "out.png", "purifier={}"), KINDS),
         (("purify", "a.png", "{}", "run.dir=median"), ("emptydir", "fifo", "loop", "dangling", "a.png", "a.png/x.png")),
         (("checkpoint", "list", "{}"), KINDS),

@@ -147,6 +147,22 @@ def test_an_array_of_numbers_is_refused_where_pixels_are_read() -> None:
         read_pickle(content, "there")
 
 
+@pytest.mark.parametrize("number", [0, -7, 10**19 + 1, 2**64 + 1, -(10**30) - 9, 10**300 + 7])
+def test_integers_in_digits_are_exact(number: int) -> None:
+    """Of any length: those of more than 20 digits are not cut, nor what is put aside under such a number."""
+    assert load_arrays(pickle.dumps([number, True, False], protocol=0)) == [number, True, False]
+    assert load_arrays(b"I%d\n." % number) == number
+    apart = b"(K\1p%d\nK\2p%d\n0g%d\nl." % (number, 10 * number + 5, number)
+    assert load_arrays(apart) == [1, 1]
+
+
+def test_what_is_no_integer_in_digits_is_refused() -> None:
+    """A longer line than any file has, and letters behind the digits."""
+    for line in (b"9" * 2000 + b"\n", b"12345678901234567890x\n", b"5LL\n"):
+        with pytest.raises(UserError, match="there: refused: ."):
+            read_pickle(b"I" + line + b".", "there")
+
+
 def test_lists_of_lists_do_not_grow() -> None:
     """Thirty levels of ten references each are read in no time, and a list in itself ends."""
     level = b"\x80\x02]q\0K\1a"

@@ -1,6 +1,7 @@
 """JSON from anywhere: limits, numbers and keys are checked before they are used; nothing waits."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,22 @@ def test_good_text_is_read() -> None:
     assert parse_json(b"[1e-400, 0.1e2, " + b"9" * 40 + b"]", "x") == [0.0, 10.0, 10**40 - 1]
     assert parse_json(b'{"a": "%s", "b": 1.7976931348623157e308}' % (b"0e123" * 20), "x")["b"] == 1.7976931348623157e308
     assert parse_json(b"[" + b"[],{}," * 200 + b"1]", "x")[-1] == 1
+
+
+def test_the_time_grows_with_the_length() -> None:
+    """A key twice at the end of an object of many keys, and a text of many marks without an end: named at once.
+
+    Either would take minutes if each key, or each mark, were compared with all others.
+    """
+    start = time.process_time()
+    keys = ",".join(f'"{number}":0' for number in range(100_000))
+    with pytest.raises(UserError, match="the key 'last' stands twice"):
+        parse_json(f'{{{keys},"last":0,"last":0}}', "x")
+    with pytest.raises(UserError, match="the key 'kkk.*' stands twice"):
+        parse_json('{"%s":0,"%s":0}' % (("k" * 10**6,) * 2), "x")
+    with pytest.raises(UserError, match="cannot be read: Unterminated string"):
+        parse_json(b"[" * 60 + b"[]," * 60 + b'"' + rb"\"" * 400_000, "x")
+    assert time.process_time() - start < 10
 
 
 def test_size_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

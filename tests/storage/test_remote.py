@@ -1,7 +1,10 @@
 """Remote shards: the same samples as local ones, few bytes, retried, and every fault named at its place."""
 
 import gzip
+import os
 import resource
+import shutil
+import socket
 import sys
 import uuid
 from collections.abc import Iterator
@@ -264,3 +267,38 @@ def test_a_set_keeps_a_share_of_the_files_that_a_process_may_have(
     """So that eight large ones leave no process without, and where nothing is limited it is still a number."""
     monkeypatch.setattr(resource, "getrlimit", lambda _which: (limit, resource.RLIM_INFINITY))
     assert open_files_allowed() == allowed
+
+
+# --- local files ---
+
+
+def test_a_read_that_comes_in_parts_is_whole(
+    directory: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system gives at most 2 GiB a call, here 7 bytes: every byte comes, and fewer only where the file ends."""
+    name = shard_name(0)
+    content = (directory / name).read_bytes()
+    pread = os.pread
+    monkeypatch.setattr("os.pread", lambda descriptor, size, start: pread(descriptor, min(size, 7), start))
+    assert np.array_equal(ShardSet(directory).image(5), images[5])
+    storage, entry = open_storage(directory), FileEntry(len(content), "")
+    extents = [Extent(name, entry, start, size) for start, size in ((0, 100), (len(content) - 9, 50), (10**9, 5))]
+    assert storage.read(extents) == [content[:100], content[-9:], b""]
+
+
+def test_what_is_no_file_in_a_shards_place_is_refused(directory: Path, tmp_path: Path) -> None:
+    """A pipe, which would wait for a writer, a device, a socket, a directory, and nothing at all: named at once."""
+    storage = open_storage(tmp_path)
+    os.mkfifo(tmp_path / "pipe.tar")
+    (tmp_path / "device.tar").symlink_to("/dev/zero")
+    (tmp_path / "folder.tar").mkdir()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket.tar"))
+    for name in ("pipe", "device", "folder", "socket", "nothing"):
+        with pytest.raises(UserError, match=rf"{name}\.tar: (is no regular file|cannot be read: No such)"):
+            storage.read([Extent(f"{name}.tar", FileEntry(5, ""), 0, 5)])
+    copy = Path(shutil.copytree(directory, tmp_path / "set"))
+    (copy / shard_name(0)).unlink()
+    os.mkfifo(copy / shard_name(0))
+    with pytest.raises(UserError, match=rf"{shard_name(0)}"):
+        ShardSet(copy).image(0)

@@ -51,6 +51,29 @@ def test_missing_piece_is_refused(tmp_path: Path, left: tuple[int, int]) -> None
         ShardedTensors(tmp_path).tensor("b")
 
 
+@pytest.mark.parametrize("other", [0.0, 1.0])
+@pytest.mark.parametrize("start", [None, 0, 2])
+def test_a_second_copy_is_refused(tmp_path: Path, start: int | None, other: float) -> None:
+    """Of a tensor or of a piece, in two files, with the same values or others: which one is right is not guessed."""
+    values, copy = torch.ones(4), torch.full((4,), other)
+    cut = [(None, values)] if start is None else [(0, values[:2]), (2, values[2:])]
+    pieces = [Piece("a", part, (4,), first or 0) for first, part in cut]
+    again = Piece("a", copy if start is None else copy[:2], (4,), start or 0)
+    write(tmp_path, pieces, [Piece("b", values, (4,)), again])
+    with pytest.raises(UserError, match=r"rank-0001-of-0002\.safetensors: .*a from element \d on is in another file"):
+        ShardedTensors(tmp_path)
+
+
+def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    """Pieces of a whole tensor that is there too, and of one that has another shape in another file."""
+    write(tmp_path / "both", [Piece("a", torch.ones(4), (4,))], [Piece("a", torch.ones(2), (4,), 2)])
+    with pytest.raises(UserError, match="pieces of a are missing, or overlap"):
+        ShardedTensors(tmp_path / "both").tensor("a")
+    write(tmp_path / "shapes", [Piece("a", torch.ones(2), (4,))], [Piece("a", torch.ones(2), (2, 2), 2)])
+    with pytest.raises(UserError, match=r"rank-0001.*a has shape \(2, 2\), in another file \(4,\)"):
+        ShardedTensors(tmp_path / "shapes")
+
+
 def test_unreadable_file_is_named(tmp_path: Path) -> None:
     """A file that is no safetensors is named."""
     (tmp_path / "rank-0000-of-0001.safetensors").write_bytes(b"nonsense")

@@ -23,6 +23,7 @@ errata: [a sentence]
 halving: {keep: 0.5, at: [300, 600], by: robust_accuracy}   stops hopeless points (maep.ablation.grid.halving)
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -266,8 +267,8 @@ def _axis(file: Path, key: str, choices: Sequence[Mapping[str, Any]], names: Any
     if names is not None and len(_list(file, f"names.{key}", names)) != len(choices):
         fail(f"{file}: names.{key}: {len(names)} names for {len(choices)} values")
     labels = [", ".join(map(str, choice.values())) for choice in choices] if names is None else list(map(str, names))
-    for label in labels:
-        if labels.count(label) > 1:
+    for label, count in Counter(labels).items():
+        if count > 1:
             fail(f"{file}: {key}: {label} is there twice")
     return Axis(title or key, tuple(labels), tuple(choices))
 

@@ -3,7 +3,7 @@
 import shlex
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -34,7 +34,7 @@ class PageLine:
 @dataclass(frozen=True)
 class PageTable:
     """A table as the page shows it. progress: how many points are finished; figures: `{title: data URI}`;
-    others: what was published of other defenses.
+    others: what was published of other defenses: which, how it was judged, numbers.
     """
 
     table: str
@@ -46,7 +46,7 @@ class PageTable:
     errata: Sequence[str] = ()
     progress: str = ""
     figures: Mapping[str, str] = field(default_factory=dict)
-    others: Sequence[str] = ()
+    others: Sequence[tuple[str, str, str]] = ()
 
     @property
     def order(self) -> tuple[float, str]:
@@ -61,9 +61,15 @@ def render_paper(summaries: Sequence[Path]) -> str:
     summaries: ablation.json files, of any sweeps and scales. Tables of the paper that none of them is about are
     there with the paper's numbers and empty cells. Raises UserError for a summary that cannot be read.
     """
-    measured = [table_of_summary(SweepSummary.read(path), path.parent / "figures") for path in summaries]
+    sweeps = [read_sweep(name) for name in sweep_names()]  # at full scale, where there is one
+    known = {sweep.name: sweep.others for sweep in sweeps}
+    measured = []
+    for path in summaries:
+        summary = SweepSummary.read(path)
+        if not summary.others:  # as it was written before its table had any
+            summary = replace(summary, others=known.get(summary.name, ()))
+        measured.append(table_of_summary(summary, path.parent / "figures"))
     names = {table.table for table in measured}
-    sweeps = (read_sweep(name) for name in sweep_names())  # at full scale, where there is one
     tables = [*measured, *(table_without_run(sweep) for sweep in sweeps if sweep.table and sweep.table not in names)]
     environment = Environment(
         loader=PackageLoader("maep.ablation.tables", "."),
@@ -92,8 +98,8 @@ def table_of_summary(summary: SweepSummary, figures: Path) -> PageTable:
     )  # fmt: skip
 
 
-def _others(others: Sequence[OtherDefense]) -> list[str]:
-    return [f"{other.defense}, {other.attack}: {other_numbers(other)}" for other in others]
+def _others(others: Sequence[OtherDefense]) -> list[tuple[str, str, str]]:
+    return [(other.defense, other.attack, other_numbers(other)) for other in others]
 
 
 def _data_uri(path: Path) -> str:

@@ -21,7 +21,7 @@ Work = Callable[[], object]
 
 def synchronize() -> None:
     """Wait for the accelerator's work, if there is one."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 

@@ -323,7 +323,7 @@ def measure(settings: Settings, images: int, budget: float, path: Path) -> int:
         bench.merge()
         bench.workers()
     console.print(table(bench.rows))
-    facts = {"schema": 1, "environment": environment(sys.argv), "images": images}
+    facts = {"schema": 1, "environment": environment(sys.argv, settings.compute.device), "images": images}
     write_json(path, {**facts, "rows": [row.to_json() for row in bench.rows]})
     print(path)
     return 0

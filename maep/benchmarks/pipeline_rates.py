@@ -240,7 +240,8 @@ def measure(settings: Settings, batch: int | None, budget: float | None, mae: Pa
         bench = Bench(settings, batch, budget or SECONDS[device], device, Path(scratch), mae)
         bench.run()
     report = BenchReport(
-        environment(sys.argv), batch, tuple(bench.rows), worker_count(settings.data.workers), settings.run.seed,
+        environment(sys.argv, settings.compute.device), batch, tuple(bench.rows),
+        worker_count(settings.data.workers), settings.run.seed,
         time.perf_counter() - started,
     )  # fmt: skip
     table = Table("what", "rate", "unit", "limit in the same run", "share of it")

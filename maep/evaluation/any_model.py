@@ -157,7 +157,7 @@ def _judged(evaluation: Evaluation, label: str) -> dict[str, Any]:
         write_subject(evaluation)
         with atomic_file(directory / "config.yaml") as temporary:
             temporary.write_text(to_yaml(settings), encoding="utf-8")
-        write_environment(directory, sys.argv)
+        write_environment(directory, sys.argv, evaluation.defense.device.type)
         evaluate_all([evaluation])
         report = build_report(settings, directory, {label: label})
         write_model_info(report, directory / "robustbench.json")

@@ -242,7 +242,7 @@ def run_stage(
         say(f"{stage.name}: finished before ({_seconds(settings, stage.name):.0f} s)")
         return
     if lock is not None:
-        write_environment(Path(settings.run.dir), sys.argv)
+        write_environment(Path(settings.run.dir), sys.argv, settings.compute.device, settings.compute.threads)
     _begin(stage, settings, reasons)
     if _put_back(stage, settings):
         say(f"{stage.name}: finished before ({_seconds(settings, stage.name):.0f} s), with these settings")

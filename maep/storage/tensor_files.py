@@ -71,12 +71,13 @@ class HostBuffer:
             size = extents[-1][1]
         self._header = _header(pieces, extents)
         self._size = size
+        on_device = any(piece.tensor.is_cuda for piece in pieces)  # no CUDA for what is computed on the CPU beside it
         if self._bytes.numel() < size:
-            self._bytes = torch.empty(size, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+            self._bytes = torch.empty(size, dtype=torch.uint8, pin_memory=on_device)
         for piece, (begin, end) in zip(pieces, extents, strict=True):
             target = self._bytes[begin:end].view(piece.tensor.dtype)
             target.copy_(piece.tensor.detach().reshape(-1), non_blocking=True)
-        if torch.cuda.is_available():
+        if on_device:
             torch.cuda.current_stream().synchronize()
 
     def write(self, path: Path) -> FileEntry:

@@ -51,8 +51,10 @@ class Environment(Document):
     openmp: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def current(cls, command: list[str]) -> Self:
-        """Of this process. command: sys.argv."""
+    def current(cls, command: list[str], device: str = "auto", threads: int | None = None) -> Self:
+        """Of this process. command: sys.argv. device, threads: as `compute.device` and `compute.threads` are set, since
+        the computing may begin later.
+        """
         import torch
 
         commit, dirty = git_state(REPOSITORY)
@@ -62,22 +64,22 @@ class Environment(Document):
             commit=commit,
             dirty=dirty,
             date=datetime.now(UTC).isoformat(timespec="seconds"),
-            device=device_name(),
-            threads=torch.get_num_threads(),
+            device=device_name(device),
+            threads=threads or torch.get_num_threads(),
             platform=f"{platform.system()} {platform.machine()}",
             versions=programs | {name: _version(name) for name in PACKAGES},
             openmp=openmp_variables(),
         )
 
 
-def write_environment(directory: Path, command: list[str]) -> None:
+def write_environment(directory: Path, command: list[str], device: str = "auto", threads: int | None = None) -> None:
     """Commit `directory`/environment.json: command, versions, git commit, device, threads and date."""
-    Environment.current(command).write(directory / ENVIRONMENT)
+    Environment.current(command, device, threads).write(directory / ENVIRONMENT)
 
 
-def environment(command: list[str]) -> dict[str, Any]:
-    """The environment of this process as an entry of a report. command: sys.argv."""
-    return asdict(Environment.current(command))
+def environment(command: list[str], device: str = "auto") -> dict[str, Any]:
+    """The environment of this process as an entry of a report. command: sys.argv. device: as `compute.device`."""
+    return asdict(Environment.current(command, device))
 
 
 def as_typed(command: list[str]) -> list[str]:
@@ -114,11 +116,11 @@ def _git(repository: Path, *arguments: str) -> str | None:
         return None
 
 
-def device_name() -> str:
-    """The accelerator's name, or the processor's."""
+def device_name(device: str = "auto") -> str:
+    """The accelerator's name, or the processor's where there is none or `device` is cpu."""
     import torch
 
-    if torch.cuda.is_available():
+    if device != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []

@@ -56,7 +56,7 @@ class Saver:
         self._group = None
         if world().size > 1:
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
-        self._stream = torch.cuda.Stream() if torch.cuda.is_available() else None
+        self._stream = torch.cuda.Stream() if torch.cuda.is_initialized() else None  # not where CPUs train beside a GPU
 
     @property
     def latest(self) -> Path | None:

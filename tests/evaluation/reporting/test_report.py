@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from markupsafe import escape
 from rich.console import Console
 
@@ -18,7 +19,7 @@ from maep.data.shards import ShardSet
 from maep.evaluation.audit.findings import ALARM, WorstCase
 from maep.evaluation.reporting import report as report_module
 from maep.evaluation.reporting.curves import read_metrics
-from maep.evaluation.reporting.provenance import environment, git_state
+from maep.evaluation.reporting.provenance import Environment, environment, git_state
 from maep.evaluation.reporting.report import build_report, read_results, write_environment
 from maep.evaluation.reporting.report_document import Report
 from maep.evaluation.reporting.report_page import _stood, render_page
@@ -417,6 +418,18 @@ def test_environment_has_no_host_name() -> None:
             "omegaconf"} <= set(facts["versions"])  # fmt: skip
     assert all(facts["versions"].values())
     assert socket.gethostname() not in json.dumps(facts)
+
+
+def test_environment_names_what_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the settings say cpu, the processor, though there is a GPU; and so many threads as they say, if any."""
+    processor = environment(["maep"], "cpu")["device"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "some GPU")
+    assert {device: environment(["maep"], device)["device"] for device in ("auto", "cuda", "cpu")} == {
+        "auto": "some GPU", "cuda": "some GPU", "cpu": processor,
+    }  # fmt: skip
+    assert Environment.current(["maep"], "cpu", torch.get_num_threads() + 3).threads == torch.get_num_threads() + 3
+    assert Environment.current(["maep"], "cpu", 0).threads == torch.get_num_threads()
 
 
 def test_git_state(tmp_path: Path) -> None:

@@ -72,6 +72,18 @@ def test_resumed_from_a_save_goes_on_exactly(tmp_path: Path) -> None:
         assert torch.equal(first.state.average.parts[name], again.state.average.parts[name])
 
 
+def test_what_trains_on_the_cpu_leaves_gpus_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where CUDA is at hand and not in use, nothing is asked of it: no stream, no page-locked memory, no waiting."""
+    assert not torch.cuda.is_initialized()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    training = Small()
+    saver = training.saver(tmp_path)
+    training.step(0)
+    saver.save(CheckpointManifest(step=1))
+    saver.finish()
+    assert checkpoint_path(tmp_path, 1).is_dir()
+
+
 def held_back(monkeypatch: pytest.MonkeyPatch, method: str) -> threading.Event:
     """Let a method of the buffer go on only when the event is set."""
     go, original = threading.Event(), getattr(HostBuffer, method)

@@ -29,8 +29,8 @@ def _free_port() -> int:
 def spawn(name: str, settings: Settings, processes: int) -> None:
     """Run a training stage, or one whose work is shared out, on several processes; ends them all when one fails.
 
-    Signals to the launcher are passed on, so that every rank saves. Raises Stopped, Paused, PeerLost when a process was
-    of a training was killed or does not answer, or ProcessFailed with the code of the first process that failed.
+    Signals to the launcher are passed on, so that every rank saves. Raises Stopped, Paused, PeerLost when a process of
+    a training was killed or does not answer, or ProcessFailed with the code of the first process that failed.
     """
     is_training = name in TRAININGS
     module = "maep.training.worker" if is_training else "maep.pipeline.shared_stage"

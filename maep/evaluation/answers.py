@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -108,8 +109,21 @@ class Handling:
     dtype: torch.dtype = torch.float32
     gives_probabilities: bool = False
 
+    def given(self, images: Tensor) -> Tensor:
+        """The images as the model is given them: a copy, since some normalise them in place."""
+        return images.to(self.dtype, copy=True)
 
-class JudgedModel(nn.Module):
+
+class _AsItIs(nn.Module):
+    """What is around a caller's module, whose mode stays as it is: some cannot be set (of torch.export, scripted)."""
+
+    def train(self, mode: bool = True) -> Self:
+        """Set its own mode alone."""
+        self.training = mode
+        return self
+
+
+class JudgedModel(_AsItIs):
     """A model as attacks and scores take it: [N, 3, H, W] in [0, 1], fp32 → logits [N, C], fp32.
 
     Its forward is the model's own. Of probabilities the logarithm is taken, which has the same softmax. What is no
@@ -127,13 +141,13 @@ class JudgedModel(nn.Module):
     def logits(self, images: Tensor) -> Tensor:
         """Logits [N, C], also those that are no number."""
         with self.handling.autocast.on(images.device.type):
-            answer = self.model(images.to(self.handling.dtype))
+            answer = self.model(self.handling.given(images))
         logits = logits_of(answer).float()
         return logits.clamp_min(LEAST_PROBABILITY).log() if self.handling.gives_probabilities else logits
 
 
-class JudgedPurifier(nn.Module):
-    """A purifier that computes in another precision, as attacks and scores take it: fp32 images → fp32 images."""
+class JudgedPurifier(_AsItIs):
+    """A caller's purifier, in whatever precision it computes, as attacks and scores take it: fp32 → fp32 images."""
 
     def __init__(self, purifier: nn.Module, handling: Handling) -> None:
         super().__init__()
@@ -142,7 +156,7 @@ class JudgedPurifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Purified images [N, 3, H, W]."""
         with self.handling.autocast.on(images.device.type):
-            purified: Tensor = self.purifier(images.to(self.handling.dtype))
+            purified: Tensor = self.purifier(self.handling.given(images))
         return purified.float()
 
 

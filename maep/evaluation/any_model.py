@@ -237,8 +237,7 @@ def defense_of(model: nn.Module, identities: tuple[str, str], handling: Handling
     purifier, classifier = model.purifier, model.classifier
     assert isinstance(purifier, nn.Module)
     assert isinstance(classifier, nn.Module)
-    is_fp32 = handling.dtype == torch.float32 and not handling.autocast.dtypes
-    judged = purifier if is_fp32 or isinstance(purifier, Purifier | nn.Identity) else JudgedPurifier(purifier, handling)
+    judged = purifier if isinstance(purifier, Purifier | nn.Identity) else JudgedPurifier(purifier, handling)
     return Defense(judged, JudgedModel(classifier, handling), *identities)
 
 

@@ -16,12 +16,13 @@ HOOKS = tuple(name for name in INTERNAL if name.endswith("_hooks"))
 
 @dataclass(frozen=True)
 class ModuleState:
-    """What one module was. attributes: its plain ones (numbers, texts); hooks: by the name of their table; buffers: the
-    tensors themselves, in whose place a forward may have put others.
+    """What one module was. training: None where it has no mode, as after torch.jit.freeze; attributes: its plain ones
+    (numbers, texts); hooks: by the name of their table; buffers: the tensors themselves, in whose place a forward may
+    have put others.
     """
 
     module: nn.Module
-    training: bool
+    training: bool | None
     attributes: Mapping[str, Any]
     hooks: Mapping[str, Mapping[int, Any]]
     buffers: Mapping[str, Tensor | None]
@@ -36,11 +37,12 @@ class ModuleState:
         held = vars(module).get("_buffers")
         # A scripted module keeps its buffers elsewhere, and gives out another tensor at each look.
         buffers = dict(held) if isinstance(held, dict) else {}
-        return cls(module, module.training, attributes, hooks, buffers)
+        return cls(module, getattr(module, "training", None), attributes, hooks, buffers)
 
     def restore(self) -> None:
         """Put it back."""
-        self.module.training = self.training
+        if self.training is not None:
+            self.module.training = self.training
         for name, value in self.attributes.items():
             if vars(self.module).get(name) is not value:
                 setattr(self.module, name, value)
@@ -49,7 +51,8 @@ class ModuleState:
             if dict(table) != hooks:
                 table.clear()
                 table.update(hooks)
-        vars(self.module)["_buffers"].update(self.buffers)
+        if self.buffers:
+            vars(self.module)["_buffers"].update(self.buffers)
 
 
 @dataclass(frozen=True)

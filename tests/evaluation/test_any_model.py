@@ -87,6 +87,11 @@ def with_weights(value: float) -> nn.Module:
     return model
 
 
+def in_inference_mode() -> nn.Module:
+    with torch.inference_mode():
+        return train_small()
+
+
 def normalized(model: nn.Module) -> nn.Module:
     return Normalized(model, [-2.0] * 3, [1.0] * 3)
 
@@ -137,6 +142,9 @@ WRONG: dict[str, tuple[Any, str]] = {
     "uint8": (lambda: WantsUint8(), "wants uint8 images from 0 to 255"),
     "channels last": (lambda: ChannelsLast(), r"wants images .N, H, W, 3.; put images.permute"),
     "meta": (lambda: train_small().to("meta"), "0.weight has no values yet"),
+    "lazy": (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), "1.weight has no values yet"),
+    "lazy buffers": (lambda: nn.Sequential(nn.LazyBatchNorm2d(affine=False), train_small()), "0.running_mean has no"),
+    "inference mode": (lambda: in_inference_mode(), "0.weight was made in torch.inference_mode.*copy.deepcopy"),
     "not finite": (lambda: with_weights(float("nan")), "holds values that are not finite"),
     "NaN": (lambda: nn.Sequential(train_small(), Times(float("nan"))), "gives logits that are not finite, for image 0"),
     "class numbers": (lambda: Answering(lambda logits: logits.argmax(1)), r"gives \(64,\) for 64 images"),

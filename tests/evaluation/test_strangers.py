@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from maep import PurifiedClassifier
+from maep.attacks.attack_spec import AttackSpec
+from maep.attacks.gradient import attack
 from maep.evaluation import evaluate
 from maep.evaluation.answers import Autocast, JudgedModel
-from maep.evaluation.any_model import settings_of
-from maep.evaluation.audit.model_contract import check_answers, handling_of
+from maep.evaluation.any_model import defense_of, settings_of
+from maep.evaluation.audit.model_contract import answers, check_answers, check_module, handling_of
+from maep.evaluation.borrowing import borrowed
 from maep.evaluation.image_set import ImageSet, read_images
 from maep.runtime.errors import UserError
 from tests.evaluation.test_any_model import QUICK, Answering
@@ -182,6 +185,59 @@ def test_the_model_comes_back(tmp_path: Path, fails: bool) -> None:
     assert bool(gradient.eq(1).all())
     assert (model.calls, float(model.total), float(model.replaced)) == (0, 0.0, 0.0)
     assert not any(module.training for module in model.modules())
+
+
+class InPlace(nn.Module):
+    """Normalises its input in place, as torchvision's Normalize(inplace=True) does."""
+
+    def __init__(self, inner: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.inner, self.factor = inner, factor
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.inner(images.mul_(self.factor) / self.factor)
+
+
+def exported(model: nn.Module) -> nn.Module:
+    """As torch.export gives it: its flag says training, and its eval() raises NotImplementedError."""
+    batch = torch.export.Dim("batch", min=1, max=64)
+    return torch.export.export(model, (data()[0],), dynamic_shapes=({0: batch},)).module()
+
+
+HANDED_OVER: dict[str, Callable[[], nn.Module]] = {
+    "scripted": lambda: torch.jit.script(train_small()),
+    "traced": lambda: torch.jit.trace(train_small(), data()[0]),
+    "frozen": lambda: torch.jit.freeze(torch.jit.script(train_small())),
+    "compiled": lambda: torch.compile(train_small(), backend="eager"),
+    "exported": lambda: exported(train_small()),
+    "in place": lambda: InPlace(train_small(), 0.5).eval(),
+    "behind a purifier in place": lambda: PurifiedClassifier(InPlace(nn.Identity(), 0.5), train_small()).eval(),
+    "scripted, behind a purifier": lambda: PurifiedClassifier(
+        nn.Threshold(-1.0, 0.0), HANDED_OVER["scripted"]()
+    ).eval(),
+}
+
+
+def attacked(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits of a model that was handed over, and its images after two steps of PGD."""
+    with borrowed(model):
+        check_module(model)
+        handling = handling_of(model, images, Autocast({}))
+        judged = defense_of(model, ("", ""), handling).purified_classifier
+        spec = AttackSpec("pgd", "Linf", 0.1, 0.05, 2, True, False)
+        return answers(JudgedModel(model, handling), images), attack(
+            judged, images, labels, spec, range(len(images)), 0
+        )
+
+
+@pytest.mark.parametrize("form", HANDED_OVER)
+def test_models_in_other_forms(form: str) -> None:
+    """Compiled, scripted, exported or changing what it is given: judged as the plain one, and handed back with it."""
+    (images, labels), model = data(4), HANDED_OVER[form]()
+    before, modes = images.clone(), [getattr(each, "training", None) for each in model.modules()]
+    torch.testing.assert_close(attacked(model, images, labels), attacked(train_small(), images, labels))
+    assert torch.equal(images, before)
+    assert [getattr(each, "training", None) for each in model.modules()] == modes
 
 
 def sources() -> dict[str, Any]:

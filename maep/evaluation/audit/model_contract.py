@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import is_lazy
 
 from maep.evaluation.answers import EXPECTED, Autocast, Handling, JudgedModel, described, logits_of
 from maep.runtime.errors import EarlyEnd, UserError, fail
@@ -19,14 +19,31 @@ def check_module(model: nn.Module) -> None:
     """Raise UserError if `model` is no module with weights, or not in eval mode."""
     if not isinstance(model, nn.Module):
         fail(f"model: is {type(model).__name__}; expected an nn.Module from images [N, 3, H, W] in [0, 1] to logits")
-    training = [name or "the model itself" for name, module in model.named_modules() if module.training]
-    if training:
-        fail(f"model: {training[0]} is in training mode; call .eval() before handing it over")
+    for name in _in_training(model):
+        fail(f"model: {name or 'the model itself'} is in training mode; call .eval() before handing it over")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if isinstance(tensor, UninitializedParameter) or tensor.is_meta:
+        if is_lazy(tensor) or tensor.is_meta:
             fail(f"model: {name} has no values yet; load its weights before handing it over")
+        if tensor.is_inference():
+            fail(
+                f"model: {name} was made in torch.inference_mode, so nothing has a gradient; hand over a copy.deepcopy"
+            )
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()) and isinstance(tensor, nn.Parameter):
             fail(f"model: {name} holds values that are not finite; load other weights")
+
+
+def _in_training(model: nn.Module) -> Iterator[str]:
+    """Names of the modules in training mode.
+
+    Modules of torch.export have an `eval` of their own, which refuses: their mode is in the graph, not in the flag.
+    """
+    exported: list[str] = []
+    for name, module in model.named_modules():
+        if "eval" in vars(module):
+            exported.append(name)
+        is_inside = any(not outer or name == outer or name.startswith(f"{outer}.") for outer in exported)
+        if getattr(module, "training", False) and not is_inside:
+            yield name
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -62,7 +79,7 @@ def _asked(model: nn.Module, images: Tensor, handling: Handling) -> tuple[object
     """The model's own answer, or what it raised."""
     try:
         with handling.autocast.on(images.device.type):
-            return model(images.to(handling.dtype)), None
+            return model(handling.given(images)), None
     except EarlyEnd:
         raise
     except Exception as error:  # noqa: BLE001 - a stranger's forward may raise anything

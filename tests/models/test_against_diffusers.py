@@ -6,13 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from maep.models.noise_schedule import alpha_bar, at_time, time_of
+from maep.models.noise_schedule import at_time, diffused, time_of
 from maep.models.published_denoisers import Sizes, build_published, read_published
 from maep.models.published_schedules import linear_steps
 from maep.models.weights import load_weights
 from maep.purifiers.diffpure import ddpm_step
+from maep.purifiers.flowpure import FlowPurePurifier
 from maep.purifiers.gdmp import guided_step
+from maep.purifiers.stepwise import walk
 from tests.models.test_published_denoisers import times_at
+from tests.purifiers.denoisers import random_purifier
 
 diffusers = pytest.importorskip("diffusers", reason="needs diffusers (pip install -e '.[test]')")
 
@@ -102,17 +105,28 @@ def test_steps_of_ddpm_are_its_schedulers(variance: str) -> None:
 def test_the_noised_picture_is_its_schedulers() -> None:
     """ᾱ of the step in both weights."""
     scheduler, x, noise = diffusers.DDPMScheduler(), noisy(3), noisy(4)
-    left = float(alpha_bar(torch.tensor(time_at(scheduler, 99), dtype=torch.float64)))
-    theirs = scheduler.add_noise(x, noise, torch.tensor([99, 99]))
-    torch.testing.assert_close(left**0.5 * x + (1 - left) ** 0.5 * noise, theirs, rtol=1e-5, atol=1e-5)
+    theirs = scheduler.add_noise(x, noise, torch.tensor([99, 35]))
+    times = torch.tensor([time_at(scheduler, step) for step in (99, 35)], dtype=torch.float64)
+    torch.testing.assert_close(diffused(x, times, noise), theirs, rtol=1e-5, atol=1e-5)
+
+
+class Predicting(torch.nn.Module):
+    """`predicted` as the network of a purifier."""
+
+    factor = 1
+
+    def forward(self, u: Tensor, t: Tensor) -> Tensor:
+        return predicted(u, t)
 
 
 def test_a_flow_is_followed_as_its_scheduler_follows_it() -> None:
-    """Euler's nine steps of velocities, whose sign and time run the other way there."""
+    """FlowPure's nine Euler steps, of velocities whose sign and time run the other way there."""
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
     scheduler.set_timesteps(sigmas=[1 - number / 9 for number in range(9)])
-    ours = theirs = noisy(5)
+    words = ["purifier.kind=flowpure", "flowpure.width=16", "flowpure.multipliers=[1]", "objective.name=flow"]
+    subject = random_purifier(FlowPurePurifier, [*words, "pretrain.mask_ratio=0"])
+    subject.model, theirs, seeds = Predicting(), noisy(5), torch.tensor([1, 2])
     for number, t in enumerate(scheduler.timesteps):
-        ours = ours + predicted(ours, at_time(ours, number / 9)) / 9
         theirs = scheduler.step(-predicted(theirs, at_time(theirs, number / 9)), t, theirs).prev_sample
+    ours = subject.result(walk(subject.start(noisy(5), seeds), noisy(5), subject.steps(seeds)), seeds)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

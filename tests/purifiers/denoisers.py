@@ -1,4 +1,6 @@
-"""Small purifiers on a denoiser and pictures for them, in float64, so that gradients can be compared."""
+"""Small purifiers on a denoiser and pictures for them, in float64, so that gradients can be compared; a denoiser whose
+every answer is known.
+"""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -7,10 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from maep.config.load import load_settings
+from maep.models.noise_schedule import alpha_bar, per_image
 from maep.purifiers.base import Purifier
 from maep.purifiers.denoising import DenoiserPurifier
 
 P = TypeVar("P", bound=DenoiserPurifier)
+SPREAD = 0.5  # deviation of the pictures N(0, SPREAD² I) of `OfGaussians`
+
+
+class OfGaussians(nn.Module):
+    """The mean noise in u [N, 3, H, W] at times t [N], of pictures N(0, SPREAD² I)."""
+
+    factor = 1
+
+    def forward(self, u: Tensor, t: Tensor) -> Tensor:
+        left = per_image(alpha_bar(t))
+        return u * (1 - left).sqrt() / (SPREAD**2 * left + 1 - left)
 
 
 def random_purifier(kind: type[P], words: Sequence[str]) -> P:

@@ -22,7 +22,7 @@ from maep.purifiers.stepwise import stepwise, walk
 from maep.runtime.errors import Paused, UserError
 from maep.storage.atomic import read_json, sha256_file
 from maep.training.pretrain import pretrain
-from tests.purifiers.denoisers import random_purifier
+from tests.purifiers.denoisers import SPREAD, OfGaussians, random_purifier
 from tests.tiny import Problem
 
 SMALL = [
@@ -34,13 +34,7 @@ QUICK = [
     "evaluation.check_images=1", "diffpure.steps=2", "evaluation.threat_models=[oblivious]",
 ]  # fmt: skip
 SAMPLERS = ("sde", "ode", "ddpm", "ddim")
-SPREAD = 0.5  # deviation of pictures N(0, SPREAD² I), for which everything is known
-
-
-def closed_form(u: Tensor, t: Tensor) -> Tensor:
-    """The mean noise in u, of such pictures."""
-    left = alpha_bar(t).view(-1, 1, 1, 1)
-    return u * (1 - left).sqrt() / (SPREAD**2 * left + 1 - left)
+closed_form = OfGaussians()
 
 
 def purifier(*words: str) -> DiffPurePurifier:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from maep import load_purifier
 from maep.attacks.reseeding import is_random
+from maep.attacks.threat_models import StraightThrough
 from maep.config.identity import decides
 from maep.config.implementations import OBJECTIVES
 from maep.config.load import load_settings
@@ -57,7 +58,8 @@ def words_of(kind: str) -> list[str]:
     network = getattr(purifier_class(kind), "network_kind", "images")
     name = next(name for name in ("maep", *OBJECTIVES) if OBJECTIVES[name].network == network)
     smaller = [f"{kind}.{word}" for word in SMALLER.get(kind, ())]
-    return [f"purifier.kind={kind}", *SMALL, *smaller, f"objective.name={name}"]
+    size = ["data.image_size=32", "model.image_size=32"] if kind == "ebm" else []  # it is trained on no smaller images
+    return [f"purifier.kind={kind}", *SMALL, *size, *smaller, f"objective.name={name}"]
 
 
 def settings_of(kind: str) -> Settings:
@@ -237,6 +239,28 @@ def test_other_options_leave_the_purifier_as_it_is(purifier: Purifier) -> None:
     assert type(other) is type(purifier)
     assert other.weights().keys() == purifier.weights().keys()
     assert torch.equal(purified(purifier, pictures()), before)
+
+
+def test_an_exact_gradient_is_autograds_of_all_steps(purifier: Purifier) -> None:
+    """Of a kind whose steps are computed again one by one, through three of them: that of the graph of all of them,
+    which is what there is where weights are trained. BPDA's is another, but of an energy that is linear in pieces.
+    """
+    if not isinstance(purifier, DenoiserPurifier):
+        return
+    subject = type(purifier)(purifier.model.double(), replace(purifier.network, steps=3), purifier.settings)
+    side = pictures(height=15, width=13).double()
+
+    def gradient(model: nn.Module) -> Tensor:
+        images = (0.3 + 0.4 * side).requires_grad_()
+        subject.reseed(0)
+        (found,) = torch.autograd.grad((model(images) * side.flip(0)).sum(), images)
+        return found
+
+    exact, straight = gradient(subject), gradient(StraightThrough(subject))
+    subject.requires_grad_(True)
+    torch.testing.assert_close(exact, gradient(subject), rtol=1e-9, atol=1e-12)
+    is_linear = getattr(subject.network, "activation", "") == "leaky_relu"
+    assert ((exact - straight).abs().max() > 1e-3) != is_linear
 
 
 def test_graphs_that_are_kept_change_no_bit_of_a_gradient(purifier: Purifier) -> None:

@@ -5,14 +5,13 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from maep.config.load import load_settings
-from maep.models.noise_schedule import alpha_bar
 from maep.purifiers.scoreopt import ScoreOptPurifier, adam_step
 from maep.purifiers.stepwise import stepwise, walk
 from maep.runtime.errors import UserError
-from tests.purifiers.denoisers import assert_same_in_inference_mode, pictures, random_purifier
+from tests.purifiers.denoisers import OfGaussians, assert_same_in_inference_mode, pictures, random_purifier
 
 SMALL = [
     "purifier.kind=scoreopt", "scoreopt.width=16", "scoreopt.multipliers=[1]", "scoreopt.unshuffle=2",
@@ -23,16 +22,6 @@ SMALL = [
 def purifier(*words: str) -> ScoreOptPurifier:
     """Of random weights that do not predict 0, in float64."""
     return random_purifier(ScoreOptPurifier, [*SMALL, *words])
-
-
-class OfGaussians(nn.Module):
-    """The mean noise in u, of pictures N(0, 0.5² I)."""
-
-    factor = 1
-
-    def forward(self, u: Tensor, t: Tensor) -> Tensor:
-        left = alpha_bar(t).view(-1, 1, 1, 1)
-        return u * (1 - left).sqrt() / (0.25 * left + 1 - left)
 
 
 def test_a_step_of_adam_is_torchs() -> None:

@@ -129,10 +129,10 @@ class Trainer:
                 job.adversary.against, job.model, self.accelerator.device, DTYPES[job.compute.precision],
                 compiled=job.compute.compile,
             )  # fmt: skip
-        self.compiled = None
+        self.compiled = [self.robust.compiled] if self.robust and self.robust.compiled else []
         if job.compute.compile:
             options = compile_options(job.compute, self.accelerator.device, self.accelerator.num_processes)
-            self.compiled = Compiled(module, "compute.compile", **options)
+            self.compiled.append(Compiled(module, "compute.compile", **options))
         # DeepSpeed steps parts of its own, whose counters stay on the host.
         fused = self.accelerator.device.type == "cuda" and job.compute.zero_stage is None
         optimizer = _optimizer(self.parameters, job.settings, fused=fused)
@@ -360,7 +360,7 @@ class Trainer:
             "step_seconds": seconds,
             **({"attack_eps": spec.eps, "attack_steps": spec.steps} if spec else {}),
             **({"classifier": self.robust.drawn(self.step - 1)} if self.robust and self.robust.is_of_several else {}),
-            **({UNCOMPILED: 1} if self.compiled and self.compiled.has_failed else {}),
+            **({UNCOMPILED: 1} if any(each.has_failed for each in self.compiled) else {}),
         }  # fmt: skip
         return values, bool(stopping)
 

@@ -20,6 +20,7 @@ from maep.data.order import slice_of
 from maep.data.pairs import PairDataset
 from maep.data.shards import to_float
 from maep.data.soft_labels import SoftLabels
+from maep.runtime.compiling import Compiled
 from maep.runtime.errors import fail
 from maep.runtime.keyed_noise import keyed_uniform
 from maep.runtime.randomness import keyed_rng
@@ -141,7 +142,7 @@ class RobustTraining:
         self.against, self.spec, self.device = against, AttackSpec.of(against.attack), device
         self.whole = AttackedWhole(model, against.classifiers, dtype, against.estimate).to(device)
         self.exact = AttackedWhole(model, against.classifiers[:1], torch.float32).to(device)
-        self.follows: Callable[..., Tensor] = torch.compile(self.whole) if compiled else self.whole
+        self.compiled = Compiled(self.whole, "compute.compile") if compiled else None
         self.progress = RobustProgress()
 
     def at(self, progress: float) -> AttackSpec:
@@ -171,7 +172,7 @@ class RobustTraining:
         self.whole.follow(weights)
         noise = keyed_uniform("whole", self.against.seed, keys, tuple(images.shape[1:]), images.device)
         start = moved_by(images, noise, spec) if spec.random_start else images
-        return ascend(lambda moved: self.follows(moved, visible, shown, which, origin), images, labels, spec, start)
+        return ascend(lambda moved: self.whole(moved, visible, shown, which, origin), images, labels, spec, start)
 
     def is_due(self, step: int, steps: int) -> bool:
         """Whether held-out images are attacked after a step."""

@@ -2,7 +2,9 @@
 
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -120,6 +122,24 @@ def test_a_compiled_attack_is_the_attack() -> None:
     args = (dict(model.named_parameters()), images, labels, None, plain.at(1.0), range(4))
     difference = (plain.attack(*args) - compiled.attack(*args)).abs()
     assert (difference > 1e-5).float().mean() < 0.02
+
+
+def test_an_attack_that_cannot_be_compiled_is_followed_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a machine without a compiler it is the attack that it would have been, which is said."""
+
+    def fails(graph: object, inputs: object) -> NoReturn:
+        raise RuntimeError("g++ was not found")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=fails))
+    (plain, model, _), (compiled, *_) = whole_training(), whole_training(compiled=True)
+    images, labels = (part[:2] for part in digits())
+    args = (dict(model.named_parameters()), images, labels, None, plain.at(1.0), range(2))
+    assert torch.equal(plain.attack(*args), compiled.attack(*args))
+    assert compiled.compiled is not None
+    assert compiled.compiled.has_failed
+    assert "compute.compile=true: torch.compile failed" in capsys.readouterr().out
 
 
 def test_each_step_draws_a_classifier_and_attacks_that_one() -> None:

@@ -5,6 +5,7 @@
     ddpm        pesser/pytorch_diffusion, and folders of diffusers           steps of Ho et al.
     improved    improved-diffusion, 32 and 64 pixels                         steps of the cosine schedule
     guided      guided-diffusion, unconditional (DiffPure's on ImageNet)     steps of Ho et al.
+    edm         EDM, ddpmpp, unconditional (ScoreOpt's on CIFAR-10)          ln σ / 4
 
 Sizes are read off the tensors. Heads and schedules stand in none of these files but diffusers', and are the layout's.
 """
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from maep.models.ddpm_network import DdpmNetwork
+from maep.models.edm_network import SIDE, EdmNetwork
 from maep.models.guided_network import GUIDED, IMPROVED, GuidedNetwork
 from maep.models.score_sde_network import ScoreSdeNetwork
 from maep.models.weight_files import read_content
@@ -33,6 +35,7 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "ddpm": DdpmNetwork,
     "improved": partial(GuidedNetwork, variant=IMPROVED),
     "guided": partial(GuidedNetwork, variant=GUIDED),
+    "edm": EdmNetwork,
 }
 WIDTHS = 32  # widths are multiples of it: their group norms have so many groups
 STEPS = 1000  # of the schedule of a score_sde file
@@ -54,6 +57,7 @@ PUBLISHED = {
     "ddpm": Sizes(128, [1, 2, 2, 2], 2, [1]),
     "improved": Sizes(128, [1, 2, 2, 2], 3, [1, 2]),
     "guided": Sizes(256, [1, 1, 2, 2, 4, 4], 2, [3, 4, 5]),
+    "edm": Sizes(128, [2, 2, 2], 4, [1]),
 }
 
 
@@ -83,14 +87,17 @@ def read_published(path: Path) -> PublishedDenoiser:
     if "time_embedding.linear_1.weight" in tensors:
         _check_diffusers(path if path.is_dir() else path.parent)
         tensors = _renamed(tensors)
+    tensors = _without_model(tensors)
     layout = _layout(tensors, path)
     if layout == "score_sde":
         _check_steps(tensors.pop("sigmas", None), path)
+    if layout == "edm":
+        tensors = _edm_tensors(tensors, path)
     return PublishedDenoiser(layout, _sizes(layout, tensors, path), tensors)
 
 
 def _layout(tensors: Mapping[str, Tensor], path: Path) -> str:
-    marks = {"all_modules.0.weight": "score_sde", "temb.dense.0.weight": "ddpm"}
+    marks = {"all_modules.0.weight": "score_sde", "temb.dense.0.weight": "ddpm", "map_layer0.weight": "edm"}
     for name, layout in marks.items():
         if name in tensors:
             return layout
@@ -127,6 +134,31 @@ def _check_steps(sigmas: Tensor | None, path: Path) -> None:
     """Raise UserError for a file of another number of steps: its network hears other times."""
     if sigmas is not None and len(sigmas) != STEPS:
         fail(f"{path}: sigmas: its schedule has {len(sigmas)} steps; networks of {STEPS} are read")
+
+
+# EDM: the network lies in a preconditioning, which is not in the file, and may have an augmentation's layer
+
+
+def _without_model(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the name that EDM's preconditioning has for its network, where all have it."""
+    whole = all(name.startswith("model.") for name in tensors)
+    return {name.removeprefix("model."): tensor for name, tensor in tensors.items()} if whole else tensors
+
+
+def _edm_tensors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Under the names of CIFAR-10's levels; without the layer that hears the augmentation, of which none is told."""
+    filters = {name for name, tensor in tensors.items() if name.endswith(".resample_filter") and (tensor != 0.25).any()}
+    if filters:
+        fail(f"{path}: {min(filters)}: is no mean of four pixels; networks of the architecture ddpmpp are read")
+    sides = [int(found[1]) for name in tensors if (found := re.match(r"enc\.(\d+)x\1_", name))]
+    finest = max(sides, default=SIDE)
+
+    def renamed(name: str) -> str:
+        found = re.match(r"(enc|dec)\.(\d+)x\2_", name)
+        side = int(found[2]) * SIDE // finest if found else 0
+        return f"{found[1]}.{side}x{side}_{name[found.end() :]}" if found else name
+
+    return {renamed(name): tensor for name, tensor in tensors.items() if name != "map_augment.weight"}
 
 
 # diffusers: Ho et al.'s network under other names, and what it was trained on beside it
@@ -258,6 +290,16 @@ def _guided_sizes(tensors: Mapping[str, Tensor]) -> Iterator[Sizes]:
         yield Sizes(width, multipliers, blocks, attention)
 
 
+def _edm_sizes(tensors: Mapping[str, Tensor]) -> Iterator[Sizes]:
+    width, found = len(tensors["enc.32x32_conv.weight"]), [re.match(r"enc\.(\d+)x", name) for name in tensors]
+    sides = sorted({int(each[1]) for each in found if each}, reverse=True)
+    blocks = len({name.split(".")[1] for name in tensors if name.startswith("enc.32x32_block")})
+    first = [f"enc.{side}x{side}_block0" for side in sides]
+    multipliers = [len(tensors[f"{name}.conv1.weight"]) // width for name in first]
+    yield Sizes(width, multipliers, blocks, [i for i, name in enumerate(first) if f"{name}.qkv.weight" in tensors])
+
+
 READERS: dict[str, Callable[[Mapping[str, Tensor]], Iterator[Sizes]]] = {
     "score_sde": _score_sde_sizes, "ddpm": _ddpm_sizes, "improved": _guided_sizes, "guided": _guided_sizes,
+    "edm": _edm_sizes,
 }  # fmt: skip

@@ -19,6 +19,9 @@ def drawn(shapes: Shapes, scale: float = 0.15) -> Weights:
     generator, weights = torch.Generator().manual_seed(0), {}
     for name, shape in shapes.items():
         values = torch.randn(shape, generator=generator, dtype=torch.float64)
+        if name.endswith(".resample_filter"):
+            weights[name] = torch.full(shape, 0.25, dtype=torch.float64)
+            continue
         is_scale = len(shape) == 1 and name.endswith("weight")
         weights[name] = 1 + 0.1 * values if is_scale else scale * values / math.sqrt(math.prod(shape[1:]) / 9 or 1)
     return weights
@@ -340,6 +343,89 @@ def guided(weights: Weights, heads: Callable[[int], int], u: Tensor, steps: Tens
     for number in range(inputs):
         x = stage(f"output_blocks.{number}", torch.cat([x, kept.pop()], 1), doubled)
     return of.conv("out.2", F.silu(of.norm("out.0", x)))[:, :3]
+
+
+# EDM, its architecture ddpmpp
+
+
+def edm_levels(multipliers: Sequence[int]) -> list[str]:
+    return [f"{32 // 2**level}x{32 // 2**level}" for level in range(len(multipliers))]
+
+
+def edm_shapes(width: int, multipliers: Sequence[int], blocks: int, attending: Sequence[int]) -> Shapes:
+    timed, (around, levels), sides = 4 * width, widths_up(width, multipliers, blocks), edm_levels(multipliers)
+    shapes = linear("map_layer0", width, timed) | linear("map_layer1", timed, timed)
+
+    def block(name: str, before: int, after: int, attends: bool = False, resizes: bool = False) -> Shapes:
+        shapes = norm(f"{name}.norm0", before) | conv(f"{name}.conv0", before, after)
+        shapes |= linear(f"{name}.affine", timed, after)
+        shapes |= norm(f"{name}.norm1", after) | conv(f"{name}.conv1", after, after)
+        if before != after or resizes:
+            shapes |= conv(f"{name}.skip", before, after, 1, 1)
+        if resizes:
+            shapes |= {f"{name}.{part}.resample_filter": (1, 1, 2, 2) for part in ("conv0", "skip")}
+        if attends:
+            shapes |= norm(f"{name}.norm2", after) | conv(f"{name}.qkv", after, 3 * after, 1, 1)
+            shapes |= conv(f"{name}.proj", after, after, 1, 1)
+        return shapes
+
+    shapes |= conv(f"enc.{sides[0]}_conv", 3, width)
+    now = width
+    for level, after in enumerate(levels):
+        shapes |= block(f"enc.{sides[level]}_down", now, now, resizes=True) if level else {}
+        for number in range(blocks):
+            shapes |= block(f"enc.{sides[level]}_block{number}", now, after, level in attending)
+            now = after
+    shapes |= block(f"dec.{sides[-1]}_in0", now, now, True) | block(f"dec.{sides[-1]}_in1", now, now)
+    taken = iter(around)
+    for level in reversed(range(len(levels))):
+        shapes |= block(f"dec.{sides[level]}_up", now, now, resizes=True) if level + 1 < len(levels) else {}
+        for number in range(blocks + 1):
+            attends = level in attending and number == blocks
+            shapes |= block(f"dec.{sides[level]}_block{number}", now + next(taken), levels[level], attends)
+            now = levels[level]
+    return shapes | norm(f"dec.{sides[0]}_aux_norm", now) | conv(f"dec.{sides[0]}_aux_conv", now, 3)
+
+
+def edm(weights: Weights, levels: int, blocks: int, v: Tensor, sigma: Tensor) -> Tensor:
+    """D(v, σ) within EDM's preconditioning; sigma: [N]."""
+    of, sides = WrittenOut(weights, lambda channels: min(channels // 4, 32), 1e-6), edm_levels(range(levels))
+    time = torch.cat(waves(sigma.log() / 4, weights["map_layer0.weight"].shape[1], 1), 1)
+    time = F.silu(of.linear("map_layer1", F.silu(of.linear("map_layer0", time))))
+
+    def block(name: str, x: Tensor, resize: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
+        h = of.conv(f"{name}.conv0", resize(F.silu(of.norm(f"{name}.norm0", x))))
+        h = of.conv(
+            f"{name}.conv1", F.silu(of.norm(f"{name}.norm1", h + of.linear(f"{name}.affine", time)[..., None, None]))
+        )
+        x = resize(x)
+        x = (h + (of.conv(f"{name}.skip", x) if f"{name}.skip.weight" in weights else x)) / math.sqrt(2)
+        if f"{name}.qkv.weight" not in weights:
+            return x
+        three = of.conv(f"{name}.qkv", of.norm(f"{name}.norm2", x)).flatten(2)
+        told = attention(three[:, 0::3], three[:, 1::3], three[:, 2::3])
+        return (x + of.conv(f"{name}.proj", told.view(x.shape))) / math.sqrt(2)
+
+    c_skip = 0.25 / (sigma**2 + 0.25)
+    c_out, c_in = sigma * 0.5 / (sigma**2 + 0.25).sqrt(), 1 / (sigma**2 + 0.25).sqrt()
+    c_skip, c_out, c_in = (each.view(-1, 1, 1, 1) for each in (c_skip, c_out, c_in))
+    x = of.conv(f"enc.{sides[0]}_conv", c_in * v)
+    kept = [x]
+    for level in range(levels):
+        if level:
+            x = block(f"enc.{sides[level]}_down", x, halved)
+            kept.append(x)
+        for number in range(blocks):
+            x = block(f"enc.{sides[level]}_block{number}", x)
+            kept.append(x)
+    x = block(f"dec.{sides[-1]}_in1", block(f"dec.{sides[-1]}_in0", x))
+    for level in reversed(range(levels)):
+        if level + 1 < levels:
+            x = block(f"dec.{sides[level]}_up", x, doubled)
+        for number in range(blocks + 1):
+            x = block(f"dec.{sides[level]}_block{number}", torch.cat([x, kept.pop()], 1))
+    x = of.conv(f"dec.{sides[0]}_aux_conv", F.silu(of.norm(f"dec.{sides[0]}_aux_norm", x)))
+    return c_skip * v + c_out * x
 
 
 # diffusers' names of DDPM's network

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from maep.models.noise_schedule import BETA_MAX, BETA_MIN
+from maep.models.noise_schedule import BETA_MAX, BETA_MIN, denoised
 from maep.models.published_denoisers import BUILDERS, PUBLISHED, Sizes, build_published, read_published
 from maep.models.published_schedules import cosine_steps, linear_steps
 from maep.models.weights import load_weights
@@ -22,6 +22,8 @@ from tests.models.published_files import (
     ddpm,
     ddpm_shapes,
     drawn,
+    edm,
+    edm_shapes,
     guided,
     guided_shapes,
     score_sde,
@@ -34,6 +36,7 @@ SHAPES: dict[str, Callable[..., Shapes]] = {
     "ddpm": ddpm_shapes,
     "improved": lambda *sizes: guided_shapes(*sizes, resizes=False),
     "guided": lambda *sizes: guided_shapes(*sizes, resizes=True),
+    "edm": edm_shapes,
 }
 FOUR = Sizes(32, [1, 2, 2, 2], 1, [1, 2])  # of the layout `improved`, whose files have four levels
 
@@ -67,15 +70,20 @@ def test_the_published_sizes_have_the_names_of_their_files(layout: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("layout", "blocks", "millions", "giga"),
-    [("score_sde", 8, 106.6, 37.2), ("score_sde", 4, 61.8, 21.7), ("ddpm", 2, 35.75, 12.5)],
+    ("layout", "multipliers", "blocks", "millions", "giga"),
+    [
+        ("score_sde", [1, 2, 2, 2], 8, 106.6, 37.2),
+        ("score_sde", [1, 2, 2, 2], 4, 61.8, 21.7),
+        ("ddpm", [1, 2, 2, 2], 2, 35.75, 12.5),
+        ("edm", [2, 2, 2], 4, 55.7, 42.5),
+    ],
 )
 def test_they_have_the_parameters_and_the_cost_that_were_counted(
-    layout: str, blocks: int, millions: float, giga: float
+    layout: str, multipliers: list[int], blocks: int, millions: float, giga: float
 ) -> None:
-    """DDPM++ deep, DDPM++ and DDPM on an image of CIFAR-10; DDPM's file has four bytes a parameter."""
+    """DDPM++ deep, DDPM++, DDPM and EDM's on an image of CIFAR-10; DDPM's file has four bytes a parameter."""
     with torch.device("meta"):
-        network = build_published(layout, Sizes(128, [1, 2, 2, 2], blocks, [1]), 1.0)
+        network = build_published(layout, Sizes(128, multipliers, blocks, [1]), 1.0)
         with FlopCounterMode(display=False) as counter:
             network(torch.empty(1, 3, 32, 32), torch.empty(1))
     parameters = sum(each.numel() for each in network.parameters())
@@ -115,6 +123,31 @@ def test_guided_diffusion_is_what_its_layers_say(layout: str) -> None:
     expected = guided(weights, heads, noisy(), told * torch.tensor(steps, dtype=torch.float64))
     found = network_of(layout, sizes, weights)(noisy(), times_at(table, *steps))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)  # frequencies are in fp32
+
+
+def test_edm_is_what_its_layers_say() -> None:
+    """D(v, σ) written out from its layers and its preconditioning, where D is read off the noise, up to EDM's 80."""
+    weights, sigma = drawn(edm_shapes(*vars(SMALL).values())), torch.tensor([0.02, 80.0], dtype=torch.float64)
+    found = denoised(network_of("edm", SMALL, weights), noisy(), sigma)
+    torch.testing.assert_close(found, edm(weights, 2, 2, noisy(), sigma), rtol=1e-5, atol=1e-5)
+
+
+def test_other_files_of_edm(tmp_path: Path) -> None:
+    """Below the name of the preconditioning, with levels of other images and an augmentation's layer: the same; a
+    network that resizes by another filter is none of these.
+    """
+    weights = drawn(edm_shapes(*vars(SMALL).values()))
+    larger = {f"model.{name.replace('16x16', 'x').replace('32x32', '64x64').replace('.x_', '.32x32_')}": tensor
+              for name, tensor in weights.items()}  # fmt: skip
+    torch.save({**larger, "model.map_augment.weight": torch.zeros(32, 9)}, tmp_path / "a.pt")
+    found = read_published(tmp_path / "a.pt")
+    assert (found.layout, found.sizes) == ("edm", SMALL)
+    assert found.tensors.keys() == weights.keys()
+    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in weights.items())
+    name = "enc.16x16_down.conv0.resample_filter"
+    torch.save({**weights, name: torch.ones(1, 1, 4, 4)}, tmp_path / "b.pt")
+    with pytest.raises(UserError, match=rf"b\.pt: {name}: is no mean of four pixels"):
+        read_published(tmp_path / "b.pt")
 
 
 def test_the_schedules_are_those_of_their_papers() -> None:

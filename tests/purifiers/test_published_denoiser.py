@@ -1,5 +1,6 @@
 """Purifiers on published denoisers: imported by a command, saved, used by every kind of them, attacked; refusals."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from maep.purifiers.diffpure import DiffPurePurifier
 from maep.purifiers.gdmp import GdmpPurifier
 from maep.purifiers.scoreopt import ScoreOptPurifier
 from maep.runtime.errors import UserError
-from tests.models.published_files import drawn
+from tests.models.published_files import as_diffusers, drawn
 from tests.models.test_published_denoisers import FOUR, SMALL, score_sde_file, shapes_of
 
 TRAINED = ["purifier.kind=diffpure", "objective.name=denoise", "pretrain.mask_ratio=0"]
@@ -36,7 +37,7 @@ def imported(path: Path, kind: str = "diffpure") -> Path:
     return target
 
 
-@pytest.mark.parametrize("layout", ["score_sde", "ddpm", "improved", "guided"])
+@pytest.mark.parametrize("layout", ["score_sde", "ddpm", "improved", "guided", "edm"])
 def test_a_published_file_becomes_a_purifier(tmp_path: Path, layout: str) -> None:
     """By one command, with every tensor as it was, of images of any size; saved, it says what its network is."""
     sizes = FOUR if layout == "improved" else SMALL
@@ -104,14 +105,45 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         checkpoint_command(["import", str(tmp_path / "b.pt"), "--kind", "flowpure", "--to", str(tmp_path / "out")])
 
 
+@pytest.mark.parametrize("layout", ["score_sde", "ddpm", "improved", "guided", "edm", "diffusers"])
+def test_a_key_that_is_missing_or_renamed_is_named(tmp_path: Path, layout: str) -> None:
+    """Of every layout, wherever in the network it lies, and the others are not; by the name that the layout has."""
+    sizes = FOUR if layout == "improved" else SMALL
+    given = weights("ddpm" if layout == "diffusers" else layout, sizes)
+    marks = {
+        "all_modules.0.weight",
+        "temb.dense.0.weight",
+        "time_embed.0.weight",
+        "map_layer0.weight",
+    }  # by which a layout is known
+    names = [name for name in given if name not in marks]
+    for lost in names[:: len(names) // 3]:
+        others = {name: tensor for name, tensor in given.items() if name != lost}
+        for found in (others, {**others, f"{lost}_": given[lost]}):
+            with pytest.raises(UserError, match=rf"weights do not fit: {re.escape(lost)} \(missing\)(?!.*missing)"):
+                DiffPurePurifier.from_published(written(tmp_path, layout, found))
+
+
+def written(folder: Path, layout: str, tensors: dict[str, Tensor]) -> Path:
+    """A file, or of diffusers a folder."""
+    if layout == "score_sde":
+        return score_sde_file(folder / "file.pth", tensors, list(tensors.values()))
+    if layout == "diffusers":
+        torch.save(as_diffusers(tensors, 2), folder / "diffusion_pytorch_model.bin")
+        return folder
+    torch.save(tensors, folder / "file.pt")
+    return folder / "file.pt"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["diffpure.width=48"], r"diffpure\.width=48: must be a multiple of 32 with layout=ddpm"),
         (["diffpure.unshuffle=2"], r"diffpure\.unshuffle=2: is of layout=own"),
         (["diffpure.attention=[2]"], r"diffpure\.attention=\[2\]: there are 2 levels"),
+        (["diffpure.layout=edm", "diffpure.multipliers=[1,1,1,1,1,1,1]"], r"multipliers=.*: at most 6 levels"),
         (["diffpure.layout=own"], r"diffpure\.attention=\[1\]: is of published layouts"),
-        (["diffpure.layout=edm"], r"diffpure\.layout=edm .*: choose one of own, score_sde, ddpm, improved, guided"),
+        (["diffpure.layout=edn"], r"diffpure\.layout=edn .*choose one of own, score_sde, ddpm, improved, guided, edm"),
         (
             ["data.image_size=33", "model.image_size=33", "model.patch_size=1"],
             r"model\.image_size=33: .* a multiple of 2",

@@ -15,6 +15,12 @@ SIDE, HALVINGS = 32, 8  # what the last convolution makes one number of, and the
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"leaky_relu": lambda: nn.LeakyReLU(SLOPE), "silu": nn.SiLU}
 
 
+def padded_side(side: int) -> int:
+    """The least side of an image from `side` pixels on that the network sees as it is."""
+    least = max(side, SIDE)
+    return least + -least % HALVINGS
+
+
 class EnergyNetwork(nn.Module):
     """u [N, 3, H, W], about [-1, 1] → U(u), [N]: the energy times noise²/2, a sum over all places of a large image.
 
@@ -45,7 +51,7 @@ class EnergyNetwork(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         """u: [N, 3, H, W]. Returns [N]."""
-        down, across = (max(side, SIDE) + -max(side, SIDE) % HALVINGS - side for side in u.shape[2:])
+        down, across = (padded_side(side) - side for side in u.shape[2:])
         return cast(Tensor, self.f(F.pad(u, (0, across, 0, down), mode="replicate"))).flatten(1).sum(1)
 
 

@@ -36,7 +36,8 @@ from maep.runtime.errors import fail
 from maep.runtime.randomness import SideBySide, keyed_rng
 
 OWN = "own"
-LAYOUTS = ("score_sde", "ddpm", "improved", "guided")
+LAYOUTS = ("score_sde", "ddpm", "improved", "guided", "edm")
+EDM_LEVELS = 6  # whose names are sides of images, from 32 to 1
 # Time of the diffusion below which fp32 rounds the picture's share to 1: whoever divides by the rest has no number.
 SHORTEST = 1e-6
 # What `purify.batch_tiles` counts where there are no tiles: 32 x 32 pixels, an image of CIFAR-10.
@@ -208,7 +209,7 @@ class DenoiserPurifier(TrainedPurifier):
 
     def _purified(self, images: Tensor, seeds: Tensor, memory: GraphMemory) -> Tensor:
         height, width = images.shape[2:]
-        down, across = (-side % self.model.factor for side in (height, width))
+        down, across = (self.side_taken(side) - side for side in (height, width))
         pictures = F.pad(2 * images - 1, (0, across, 0, down), mode="replicate")
         start, steps = self.start(pictures, seeds), self.steps(seeds)
         # Weights that are trained get their gradients from the whole graph.
@@ -216,9 +217,14 @@ class DenoiserPurifier(TrainedPurifier):
         state = walk(start, pictures, steps) if is_trained else stepwise(start, pictures, steps, memory)
         return ((self.result(state, seeds)[:, :, :height, :width] + 1) / 2).clamp(0, 1)
 
+    def side_taken(self, side: int) -> int:
+        """The pixels to which a side of an image is continued by its border, for its network; at least as many."""
+        return side + -side % int(self.model.factor)
+
     def images_at_once(self, height: int, width: int) -> int:
-        """As many as have the pixels of `batch_tiles` tiles."""
-        return max(1, self.settings.batch_tiles * TILE_PIXELS // (height * width))
+        """As many as have, continued, the pixels of `batch_tiles` tiles."""
+        pixels = self.side_taken(height) * self.side_taken(width)
+        return max(1, self.settings.batch_tiles * TILE_PIXELS // pixels)
 
     def bytes_taken(self, height: int, width: int) -> int:
         """As `Purifier.bytes_taken`: 50 a channel of the finest level, and two maps of the largest attention."""
@@ -325,5 +331,7 @@ def _check_published(kind: str, section: Any) -> None:
     if section.unshuffle != 1:
         fail(f"{kind}.unshuffle={section.unshuffle}: is of layout={OWN}; set it to 1")
     levels = len(section.multipliers)
+    if section.layout == "edm" and levels > EDM_LEVELS:
+        fail(f"{kind}.multipliers={section.multipliers}: at most {EDM_LEVELS} levels have names with layout=edm")
     if any(level >= levels for level in section.attention):
         fail(f"{kind}.attention={section.attention}: there are {levels} levels, counted from 0")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from maep.config import schema
 from maep.config.schema import PurifySettings, setting
-from maep.models.energy_network import EnergyNetwork, langevin_step
+from maep.models.energy_network import HALVINGS, SIDE, EnergyNetwork, langevin_step, padded_side
 from maep.models.weights import read_weights
 from maep.purifiers.base import section_of
 from maep.purifiers.denoising import DenoiserPurifier
@@ -68,8 +68,14 @@ class EbmPurifier(DenoiserPurifier):
 
     @classmethod
     def check_settings(cls, settings: schema.Settings) -> None:
-        """As `Purifier.check_settings`: the chains of a training need the network whole on every process."""
+        """As `Purifier.check_settings`: the chains of a training need the network whole on every process, and images
+        that the network sees without a padding, in which no chain would be where the images are.
+        """
         super(DenoiserPurifier, cls).check_settings(settings)
+        size = settings.model.image_size
+        if size != padded_side(size):
+            fail(f"model.image_size={size}: is halved by the layers of ebm down to {SIDE // HALVINGS} pixels at least; "
+                 f"choose a multiple of {HALVINGS} from {SIDE} on")  # fmt: skip
         if settings.compute.zero_stage == 3:
             fail("compute.zero_stage=3: the chains of ebm need the network whole on every process; set it up to 2")
 
@@ -90,6 +96,12 @@ class EbmPurifier(DenoiserPurifier):
         section = section_of(EbmSettings, values, str(path))
         return cls(cls.loaded(section, tensors, path), section, PurifySettings())
 
+    def side_taken(self, side: int) -> int:
+        """As `DenoiserPurifier.side_taken`: pixels of the padding walk by themselves. Were the padding left to the
+        network, a pixel of the border would feel the slopes of all its copies, and take so many steps at once.
+        """
+        return padded_side(side)
+
     def start(self, pictures: Tensor, seeds: Tensor) -> Tensor:
         """The pictures as they are."""
         return pictures
@@ -105,4 +117,4 @@ class EbmPurifier(DenoiserPurifier):
 
     def bytes_taken(self, height: int, width: int) -> int:
         """As `Purifier.bytes_taken`: a derivative with its graph, 33 a channel of the finest level."""
-        return 40 * self.network.width * height * width
+        return 40 * self.network.width * self.side_taken(height) * self.side_taken(width)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.functional import conv2d, leaky_relu
 
 from maep import load_purifier
@@ -17,7 +18,7 @@ from maep.config.load import load_settings
 from maep.models.energy_network import EnergyNetwork, chains_after
 from maep.pipeline.execution import run_pipeline
 from maep.purifiers.ebm import EbmPurifier
-from maep.purifiers.stepwise import stepwise, walk
+from maep.purifiers.stepwise import GraphMemory, stepwise, walk
 from maep.runtime.errors import Paused, UserError
 from maep.storage.atomic import sha256_file
 from maep.storage.tensor_files import ShardedTensors
@@ -117,6 +118,18 @@ def test_seeds_decide_and_each_image_is_alone() -> None:
         subject.reseed(1)
         assert (subject(images) - together).abs().max() > 1e-3
         assert (together - images).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("side", [31, 20, 33])
+def test_images_of_other_sizes_walk_as_part_of_a_larger_one(side: int) -> None:
+    """Continued by their border to what the network sees as it is, where each pixel takes its own steps; cut out."""
+    subject, seeds = purifier("ebm.steps=1"), torch.tensor([5, 6])
+    images = 0.3 + 0.4 * pictures(side=side)
+    more = (32 if side < 32 else 40) - side
+    whole = F.pad(2 * images - 1, (0, more, 0, more), mode="replicate")
+    expected = (walk(whole, whole, subject.steps(seeds))[:, :, :side, :side] + 1) / 2
+    torch.testing.assert_close(subject._purified(images, seeds, GraphMemory(0)), expected)
+    assert subject.images_at_once(8, 8) == subject.images_at_once(32, 32)
 
 
 @pytest.mark.parametrize("activation", ["leaky_relu", "silu"])
@@ -256,6 +269,11 @@ def test_it_is_trained_with_chains_that_a_checkpoint_holds(problem: Problem, run
     ("words", "message"),
     [
         (["ebm.steps=0"], r"ebm\.steps=0 .*: must be at least 1"),
+        (
+            ["model.image_size=31", "model.patch_size=1"],
+            r"model\.image_size=31: is halved .* a multiple of 8 from 32 on",
+        ),
+        (["model.image_size=16"], r"model\.image_size=16: .* a multiple of 8 from 32 on"),
         (["ebm.activation=relu"], r"ebm\.activation=relu .*: choose one of leaky_relu, silu"),
         (["compute.zero_stage=3"], r"compute\.zero_stage=3: the chains of ebm need the network whole"),
         (["objective.name=denoise"], r"objective\.name=denoise: trains no network of purifier\.kind=ebm"),

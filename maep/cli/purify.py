@@ -1,8 +1,8 @@
 """`maep purify IN OUT run.dir=…`: purify an image, a folder of images, a shard or a shard set.
 
-OUT is of the same kind as IN, lossless, and appears only when it is whole. Images may be of any size, are turned
-upright and keep their transparency. A command that was interrupted goes on where it ended. What cannot be read ends
-the command, or, with data.on_error=skip, is named and left out; the exit code then is 5.
+OUT is of the same kind as IN, lossless, in 8 bits a channel, and appears only when it is whole. Images may be of any
+size, are turned upright and keep their transparency and colour profile. A command that was interrupted goes on where it
+ended. What cannot be read ends the command, or is, with data.on_error=skip, named and left out: exit code 5.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from maep.config.command_line import command_line
+from maep.config.load import load_settings
 from maep.config.schema import Settings
 from maep.data.image_encoding import encode_image
 from maep.data.images.archives import Archive, open_archive
@@ -30,6 +31,7 @@ from maep.data.images.decoding import (
     USUAL_SUFFIXES,
     Decoding,
     begins_like_an_image,
+    is_deep,
     over_background,
     upright,
 )
@@ -48,11 +50,14 @@ from maep.runtime.console import progress_bar, say
 from maep.runtime.digests import digest
 from maep.runtime.errors import UserError, fail
 from maep.runtime.exits import ExitCode
-from maep.storage.atomic import atomic_file, remove_temporaries
+from maep.runtime.text import listed
+from maep.storage.atomic import atomic_file, remove_temporaries, require_writable
 from maep.storage.manifests import StampedManifest
 from maep.storage.sealed import MANIFEST, problem_with, seal_directory
 
 if TYPE_CHECKING:  # help and bad input are answered without importing torch
+    import PIL.Image
+
     from maep.purifiers import Purifier
 
 K = TypeVar("K")
@@ -73,7 +78,7 @@ class PurifiedImages(StampedManifest):
 class Job:
     """A purifier, the settings of images, and what was left out so far, `{name: reason}`.
 
-    memory: bytes that purifying an image may take.
+    memory: bytes that purifying an image may take. deep: names of images of more than 8 bits a channel.
     """
 
     purifier: "Purifier"
@@ -81,6 +86,7 @@ class Job:
     skips: bool
     memory: int
     skipped: dict[str, str] = field(default_factory=dict)
+    deep: set[str] = field(default_factory=set)
 
     @property
     def identity(self) -> str:
@@ -95,6 +101,8 @@ class Job:
         picture = Picture.of(archive, name, self.decoding)
         height, width = picture.pixels.shape[:2]
         check_memory(self.purifier, height, width, self.memory, f"{archive.path}: {name}")
+        if picture.is_deep:
+            self.deep.add(name)
         return picture
 
     def check(self, archive: Archive, names: Sequence[str]) -> None:
@@ -129,10 +137,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Picture:
-    """pixels: uint8 [H, W, 3]; alpha: uint8 [H, W] of an image with transparency."""
+    """pixels: uint8 [H, W, 3]; alpha: uint8 [H, W] of an image with transparency; profile: ICC's, of its colours;
+    is_deep: whether it has more than 8 bits a channel.
+    """
 
     pixels: np.ndarray
     alpha: np.ndarray | None
+    profile: bytes | None
+    is_deep: bool
 
     @classmethod
     def of(cls, archive: Archive, name: str, decoding: Decoding) -> "Picture":
@@ -140,19 +152,27 @@ class Picture:
         content = archive.read(os.path.normpath(name), decoding.max_bytes)
         try:
             image = upright(content, decoding.max_pixels)
+            facts = _profile(image), is_deep(content)
             if not image.has_transparency_data or image.mode.startswith(("I", "F")):
-                return cls(np.asarray(over_background(image, decoding.background)), None)
+                return cls(np.asarray(over_background(image, decoding.background)), None, *facts)
             layers = np.array(image.convert("RGBA"))
         except Exception as error:  # noqa: BLE001  (Pillow lets pass whatever a parser raises)
             reason = str(error).partition(" <_io")[0] or type(error).__name__
             fail(f"{archive.path}: {name}: corrupt image: {reason}")
         # What nobody sees must not show: neither to the purifier nor in the output.
         layers[layers[..., 3] == 0, :3] = BACKGROUNDS[decoding.background]
-        return cls(np.ascontiguousarray(layers[..., :3]), layers[..., 3].copy())  # and not all four
+        return cls(np.ascontiguousarray(layers[..., :3]), layers[..., 3].copy(), *facts)  # and not all four
 
     def encoded(self, purified: np.ndarray, encoding: str) -> bytes:
         """The file of what was purified, its transparency put back."""
-        return encode_image(purified if self.alpha is None else np.dstack([purified, self.alpha]), encoding)
+        layers = purified if self.alpha is None else np.dstack([purified, self.alpha])
+        return encode_image(layers, encoding, self.profile)
+
+
+def _profile(image: "PIL.Image.Image") -> bytes | None:
+    """The ICC profile of an image whose pixels it still describes when they are RGB: none of grey, CMYK or Lab."""
+    profile = image.info.get("icc_profile")
+    return profile if isinstance(profile, bytes) and profile[16:20] == b"RGB " else None
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -165,20 +185,24 @@ def main(arguments: Sequence[str]) -> int:
         fail("purify: give IN and OUT, such as: maep purify photo.png clean.png run.dir=runs/cifar10")
     source, target = Path(words.source), Path(words.target)
     purify_source = plan(source, target)
+    require_writable(target.parent, "OUT")
     remove_temporaries(target.parent)
     open_archive.cache_clear()
     decoding = Decoding(settings.data.background, settings.data.max_pixels)
     job = Job(_purifier(settings, arguments), decoding, settings.data.on_error == "skip", settings.compute.image_memory)
     purify_source(job, source, target)
+    if job.deep:
+        names = listed(sorted(job.deep))
+        say(f"purify: of {len(job.deep)} images only 8 bits a channel are kept, they have more: {names}")
     say(f"purify: {target}" + (f"; {len(job.skipped)} images were left out" if job.skipped else ""))
     return ExitCode.SOME_SKIPPED if job.skipped else ExitCode.DONE
 
 
 def _run_config(arguments: Sequence[str]) -> str:
     """The configuration that the run directory named in the arguments was made with, if it has one."""
-    directories = [word.partition("=")[2] for word in arguments if word.startswith("run.dir=")]
-    path = Path(directories[-1]) / "config.yaml" if directories else None
-    return str(path) if path and path.is_file() else ""
+    words = [word for word in arguments if word.startswith("run.dir=")]
+    path = Path(load_settings(None, words).run.dir) / "config.yaml"  # as it is read later: with ~, and quotes around it
+    return str(path) if words and path.is_file() else ""
 
 
 def _purifier(settings: Settings, arguments: Sequence[str]) -> "Purifier":

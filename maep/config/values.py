@@ -27,6 +27,7 @@ FLOAT = re.compile(r"[+-]?(?:\d+(?:_\d+)*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASC
 TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 NOTHING = ("", "~", "null", "Null", "NULL")
 PYTHONS_NOTHING = ("None", "none")  # as help and reference write it; for a key of text they are a text
+VARIABLE = re.compile(r"(?:^|/)(\$\w+)(?:/|$)")  # in a path, where no shell has put in what it stands for
 LARGEST = 2**63 - 1  # what torch and safetensors count with
 MAX_FILE = 2**18  # bytes of a file of settings; the parser takes up to 2,000 bytes of memory a scalar
 ALIASES = 16  # of YAML in one file; a few kilobytes of nested ones are gigabytes when written out
@@ -278,7 +279,12 @@ READERS = {str: _text, bool: _truth, int: _whole, float: _number, Any: settled}
 
 
 def expanded(path: str) -> str:
-    """A path with `~` as the home directory. Raises Unfit for a user that does not exist."""
+    """A path with `~` as the home directory.
+
+    Raises Unfit for a user that does not exist, and for a variable of the shell: nobody means a folder of that name.
+    """
+    if (variable := VARIABLE.search(path)) and not os.path.lexists(path):
+        raise Unfit(f"{variable[1]} is the name of a folder here, no variable; write the path that it stands for")
     if not path.startswith("~"):
         return path
     whole = os.path.expanduser(path)

@@ -24,16 +24,16 @@ NPY_PREFIX = 10  # bytes: signature, version, length of the header
 NPY_HEADER = 10_000  # bytes, at most: NumPy's own limit for what it reads from outside
 
 
-def encode_image(image: np.ndarray, encoding: str) -> bytes:
+def encode_image(image: np.ndarray, encoding: str, profile: bytes | None = None) -> bytes:
     """Losslessly encode uint8 [H, W, 3] as `png`, `webp` or `raw`; equal images give equal bytes.
 
-    As `png` and `webp` also [H, W, 4], with transparency.
+    As `png` and `webp` also [H, W, 4], with transparency, and with an ICC profile, which says what colours they are.
     """
     buffer = io.BytesIO()
     if encoding == "raw":
         np.lib.format.write_array(buffer, np.ascontiguousarray(image), allow_pickle=False)
     else:
-        Image.fromarray(image).save(buffer, **OPTIONS[encoding])
+        Image.fromarray(image).save(buffer, **OPTIONS[encoding], icc_profile=profile)
     return buffer.getvalue()
 
 

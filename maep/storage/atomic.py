@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -53,10 +54,15 @@ def fsync(path: Path) -> None:
 
 
 def require_writable(directory: Path, name: str) -> None:
-    """Raise UserError unless a directory can be written, or made; makes nothing. name: of the setting or option."""
+    """Raise UserError unless a directory can be written, or made; leaves nothing. name: of the setting or option.
+
+    It is tried: of /proc, of a read-only mount and for root, permissions do not say it.
+    """
     existing = next(path for path in (directory, *directory.parents) if os.path.lexists(path))
-    if not (existing.is_dir() and os.access(existing, os.W_OK)):
-        fail(f"{name}={directory}: cannot be written: {existing} is no directory that this user may write in")
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".tmp-", dir=existing))
+    except OSError as error:
+        fail(f"{name}={directory}: cannot be written: in {existing} nothing can be made: {error.strerror}")
 
 
 def temporary_name(path: Path) -> Path:

@@ -3,9 +3,11 @@
 import io
 import json
 import os
+import struct
 import subprocess
 import sys
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -85,11 +87,15 @@ def test_a_path_may_hold_an_equals_sign(tmp_path: Path, run_dir: Path, monkeypat
         run(["purify", f"{folder}/in=0.png", "out.png", f"run.dir={run_dir}"])
 
 
-def test_the_runs_own_configuration_counts(tmp_path: Path, run_dir: Path) -> None:
-    """run.dir/config.yaml is the base of the settings: its two passes are applied."""
+@pytest.mark.parametrize("word", ["run.dir={}/run", "run.dir=~/run", 'run.dir="{}/run"', "run.dir={}/run/"])
+def test_the_runs_own_configuration_counts(
+    tmp_path: Path, run_dir: Path, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """run.dir/config.yaml is the base of the settings, however its path is written: its two passes are applied."""
+    monkeypatch.setenv("HOME", str(tmp_path))
     (run_dir / "config.yaml").write_text(to_yaml(load_settings(None, ["purify.passes=2"])))
     Image.fromarray(picture(0)).save(tmp_path / "in.png")
-    assert purify(tmp_path / "in.png", tmp_path / "out.png", run_dir) == 0
+    assert run(["purify", str(tmp_path / "in.png"), str(tmp_path / "out.png"), word.format(tmp_path)]) == 0
     assert close(read(tmp_path / "out.png"), expected(run_dir, picture(0), passes=2))
 
 
@@ -310,6 +316,57 @@ def test_photographs_are_upright_and_keep_their_transparency(tmp_path: Path, run
     assert np.array_equal(result[..., 3], alpha)
     assert close(result[..., :3], expected(run_dir, visible))
     assert read(tmp_path / "out/palette.png").shape == (16, 16, 3)
+
+
+def profile(space: bytes) -> bytes:
+    """The head of an ICC profile of a colour space, which is all that is looked at."""
+    return (128).to_bytes(4, "big") + bytes(12) + space + bytes(108)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp"])
+def test_a_colour_profile_is_kept(tmp_path: Path, run_dir: Path, suffix: str) -> None:
+    """Else other colours would be shown; not that of grey pixels, which are RGB in the output."""
+    Image.fromarray(picture(0)).save(tmp_path / "rgb.png", icc_profile=profile(b"RGB "))
+    Image.fromarray(picture(0)[..., 0]).save(tmp_path / "grey.png", icc_profile=profile(b"GRAY"))
+    for name, kept in (("rgb", profile(b"RGB ")), ("grey", None)):
+        assert purify(tmp_path / f"{name}.png", tmp_path / f"{name}-out{suffix}", run_dir) == 0
+        assert Image.open(tmp_path / f"{name}-out{suffix}").info.get("icc_profile") == kept
+
+
+def test_bits_that_are_lost_are_said(tmp_path: Path, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of images of 16 bits a channel, in grey and in colours; nothing is said of those of 8."""
+    (tmp_path / "in").mkdir()
+    deep = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
+    Image.fromarray(deep).save(tmp_path / "in/a.png")
+    Image.fromarray(picture(0)).save(tmp_path / "in/b.png")
+    (tmp_path / "in/c.png").write_bytes(png_of_16_bits(np.dstack([deep, deep, deep.T])))
+    assert purify(tmp_path / "in", tmp_path / "out", run_dir) == 0
+    assert "of 2 images only 8 bits a channel are kept, they have more: a.png, c.png" in capsys.readouterr().out
+    colours = np.dstack([deep, deep, deep.T]) // 257
+    assert close(read(tmp_path / "out/c.png"), expected(run_dir, colours.astype(np.uint8)))
+    assert purify(tmp_path / "in/b.png", tmp_path / "b.png", run_dir) == 0
+    assert "8 bits" not in capsys.readouterr().out
+
+
+def png_of_16_bits(pixels: np.ndarray) -> bytes:
+    """uint16 [H, W, 3], which Pillow reads but does not write."""
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in pixels)
+    head = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, 2, 0, 0, 0)
+    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(lines)), (b"IEND", b""))
+    parts = (struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+             for kind, body in chunks)  # fmt: skip
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_an_output_that_cannot_be_is_refused_before_any_work(
+    tmp_path: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No purifier is loaded for it, nor image read."""
+    Image.fromarray(picture(0)).save(tmp_path / "in.png")
+    monkeypatch.setattr("maep.purifiers.load_purifier", lambda *_, **__: pytest.fail("it was loaded"))
+    for parent in ("/proc/there", tmp_path / "in.png" / "there"):
+        with pytest.raises(UserError, match=r"OUT=.*there: cannot be written: in .* nothing can be made: ."):
+            purify(tmp_path / "in.png", Path(parent) / "out.png", run_dir)
 
 
 def test_no_input_is_overwritten(tmp_path: Path, run_dir: Path) -> None:

@@ -271,3 +271,19 @@ def test_nothing_is_written_as_help_has_it(nothing: str) -> None:
     assert settings.data.train_limit is None
     assert settings.run.name == "None"
     assert "wrong type" in refusal(f"attack.eps={nothing}"), "of a key that must have a value it is none"
+
+
+@pytest.mark.parametrize("path", ["$HOME/x", "$SCRATCH", "/scratch/$USER/runs", "a/$b"])
+def test_a_variable_in_a_path_is_no_folder(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is put in its place, in arguments or in files; a file that is there may have such a name."""
+    monkeypatch.chdir(tmp_path)
+    variable = next(part for part in path.split("/") if part.startswith("$"))
+    (tmp_path / "mine.yaml").write_text(f"run: {{dir: {path}}}\n")
+    for message in (refusal(f"run.dir={path}"), refusal(f"data.root={path}"), refusal(cfg=tmp_path / "mine.yaml")):
+        assert f"{variable} is the name of a folder here, no variable; write the path" in message
+    with pytest.raises(UserError, match="no variable"):
+        at_home([f"--out={path}"])
+    for name in ("a$b", "$", "price$/x", "$(x)"):
+        assert load_settings(None, [f"run.dir={name}"]).run.dir == name
+    (tmp_path / "$SCRATCH").touch()
+    assert load_settings(None, ["data.root=$SCRATCH"]).data.root == "$SCRATCH"

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from maep.runtime.errors import UserError
 from maep.runtime.process_identity import this_machine
-from maep.storage.atomic import atomic_file, remove_temporaries, temporary_name, write_json
+from maep.storage.atomic import atomic_file, remove_temporaries, require_writable, temporary_name, write_json
 
 
 def test_failed_write_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> None:
@@ -83,3 +84,14 @@ def test_a_file_may_have_the_longest_of_names(tmp_path: Path) -> None:
     path = tmp_path / ("\u00e9" * 125 + ".json")
     write_json(path, {})
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_whether_a_directory_can_be_written_is_tried(tmp_path: Path) -> None:
+    """Of one in /proc root's rights say that it can, and it cannot; where it can, nothing is left."""
+    (tmp_path / "file").touch()
+    for directory in (Path("/proc/there"), Path("/proc"), tmp_path / "file", tmp_path / "file/below"):
+        with pytest.raises(UserError, match=rf"run\.dir={directory}: cannot be written: in .* nothing can be made: ."):
+            require_writable(directory, "run.dir")
+    require_writable(tmp_path, "run.dir")
+    require_writable(tmp_path / "a/b/c", "run.dir")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -72,6 +72,12 @@ def upright(content: bytes, max_pixels: int) -> Image.Image:
         return _turned(image)
 
 
+def is_deep(content: bytes) -> bool:
+    """Whether an image that can be read has more than 8 bits a channel, of which 8 are kept; of PNG, TIFF and such."""
+    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    return image.mode.startswith("I") or any("16" in str(tile[3]) for tile in image.tile)
+
+
 @contextmanager
 def _bounded(max_pixels: int) -> Iterator[None]:
     """Pillow's own limit, which also holds for images inside of images (icons), set to this one for a while."""

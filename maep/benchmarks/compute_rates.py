@@ -12,7 +12,6 @@ from typing import Self
 import torch
 from accelerate.state import AcceleratorState
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from maep.attacks.attack_spec import AttackSpec
 from maep.attacks.gradient import attack
@@ -28,6 +27,7 @@ from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.purifiers import MAEPurifier
 from maep.runtime.console import say
 from maep.runtime.cores import worker_count
+from maep.runtime.operations import counted
 from maep.storage.manifests import CheckpointManifest
 from maep.training.distributed.world import DTYPES
 from maep.training.inputs import adversary_of, asked_settings, asks_classifiers
@@ -257,6 +257,6 @@ def _advance(trainer: Trainer, batches: Iterator[PairBatch]) -> Work:
 
 def flops_of(model: nn.Module, images: torch.Tensor) -> float:
     """Forward FLOPs an image, counted on one."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with counted() as operations, torch.no_grad():
         model(images[:1])
-    return float(counter.get_total_flops())
+    return operations.flops

@@ -3,7 +3,7 @@
     maep slurm --nodes 4 cfg=imagenet [stage=…]         submit what is left to do, and return
     maep slurm --dry-run --nodes 4 cfg=imagenet         print the batch scripts, what they may cost, and
                                                         what was understood of the images
-    maep slurm --plan --nodes 1,4,16 cfg=imagenet       what a training would take, on paper [--bench PATH]
+    maep slurm --plan --nodes 1,4,16 cfg=imagenet       what it would take, on paper [--bench PATH]
     maep slurm cfg=ablation/table15 [--scale cpu]       a sweep: an array of workers that share its points;
                                                         --dry-run shows them, and what they share
     maep slurm status|cancel|logs RUN                   RUN: a run directory, or a name below runs/
@@ -70,7 +70,7 @@ def _launch(words: Sequence[str]) -> int:
     options.add_argument("--grace", metavar="SECONDS", help="short for compute.grace=SECONDS")
     options.add_argument("--wait", action="store_true", help="follow the jobs until they end")
     options.add_argument("--dry-run", action="store_true", help="print the batch scripts and what they may cost")
-    options.add_argument("--plan", action="store_true", help="what a training takes on --nodes N,N,…, on paper")
+    options.add_argument("--plan", action="store_true", help="what it takes, a training on --nodes N,N,…, on paper")
     options.add_argument("--bench", metavar="PATH", help="of --plan: measured rates, a bench.json of maep bench")
     options.add_argument(
         "--allow-code-change", action="store_true", help="go on with code that the run did not begin with"

@@ -1,7 +1,8 @@
 """What a training step costs on N nodes of 8 GPUs, on paper: compute, communication, loader, checkpoint, memory.
 
     step = max(compute + exposed communication, loader)
-    compute = max(3 forward passes' FLOPs / (peak * MFU), launches of kernels)
+    compute = max(FLOPs / (peak * MFU), launches of kernels), FLOPs and launches of a step of the paper's network by
+    formulas, 3 forward passes, of any other training counted (`maep.launch.estimate.training_count`)
     communication: ZeRO 0-2 move the gradient's bytes twice (all-reduce, or reduce-scatter and all-gather), ZeRO-3
     three times (weights gathered forward and backward, gradient scattered). Each pass goes through NVLink inside a
     node and then, an eighth of it, through every GPU's own network card between nodes.
@@ -12,7 +13,10 @@ Every number that is not the configuration's is a `Constant` with its unit and s
 import math
 from dataclasses import dataclass
 
+from maep.launch.estimate.training_count import StepCount
+
 GPUS = 8  # of a node: DGX, HGX and the clouds' instances all have eight
+BACKWARD = 3  # forward passes that a step's arithmetic is worth
 WORD = 4  # bytes of a weight, a gradient, a moment: all fp32
 
 
@@ -54,6 +58,8 @@ class Workload:
 
     parameters: trained. flops: of one image's forward pass. blocks: transformer blocks. channels: tokens times width,
     summed over the blocks. image_bytes: of one stored image. save_every: steps. workers: loader processes a GPU.
+    step: what was counted of a step that is no forward and backward pass of transformer blocks; in the place of flops,
+    blocks and channels, then.
     """
 
     parameters: int
@@ -66,6 +72,21 @@ class Workload:
     save_every: int
     workers: int
     bf16: bool
+    step: StepCount | None = None
+
+    @property
+    def step_flops(self) -> float:
+        """Of one image in a training step."""
+        return BACKWARD * self.flops if self.step is None else self.step.flops
+
+    def launches(self, machine: Constants) -> float:
+        """Of a step."""
+        return self.blocks * machine.kernels.value if self.step is None else self.step.launches
+
+    def activations(self, machine: Constants) -> float:
+        """Bytes that one image's backward pass needs."""
+        kept = self.channels * machine.activation.value * 2 if self.step is None else self.step.activations
+        return kept / 2 if self.bf16 else kept
 
 
 @dataclass(frozen=True)
@@ -104,10 +125,10 @@ def cost(work: Workload, machine: Constants, nodes: int, zero: int | None) -> Co
 
 
 def compute_seconds(work: Workload, machine: Constants, images: float) -> float:
-    """Forward and backward of `images` images on one GPU; no faster than its kernels can be launched."""
+    """A step's `images` images on one GPU; no faster than its kernels can be launched."""
     peak = machine.peak_bf16 if work.bf16 else machine.peak_fp32
-    arithmetic = 3 * work.flops * images / (peak.value * machine.mfu.value)
-    return max(arithmetic, work.blocks * machine.kernels.value * machine.launch.value)
+    arithmetic = work.step_flops * images / (peak.value * machine.mfu.value)
+    return max(arithmetic, work.launches(machine) * machine.launch.value)
 
 
 def communication_seconds(gradient: float, machine: Constants, nodes: int, stage: int) -> float:
@@ -130,5 +151,4 @@ def memory_bytes(work: Workload, machine: Constants, gpus: int, stage: int, imag
     state = 2 * tensors / (gpus if stage >= 3 else 1)  # weights and their average
     state += tensors / (gpus if stage >= 2 else 1)  # gradients
     state += 2 * tensors / (gpus if stage >= 1 else 1)  # moments
-    width = 1 if work.bf16 else 2
-    return state + images * work.channels * machine.activation.value * width + machine.reserved.value
+    return state + images * work.activations(machine) + machine.reserved.value

@@ -10,13 +10,12 @@ from maep.runtime.errors import UserError
 
 CORE = Constant(34e9, "FLOP/s a CPU", "measured: cfg=digits's model, 350 images/s on two cores; fp32", measured=True)
 LONG = 24.0  # hours: somebody who waits longer than a day would rather have known
-BACKWARD = 3  # forward passes that a step's arithmetic is worth
 
 
 def cpu_hours(settings: Settings, cpus: int) -> float:
     """Hours of the pretraining's arithmetic on so many CPUs. Raises UserError where its images are not known."""
     work = workload(settings)
-    return work.steps * work.batch * BACKWARD * work.flops / (cpus * CORE.value) / 3600
+    return work.steps * work.batch * work.step_flops / (cpus * CORE.value) / 3600
 
 
 def warning(settings: Settings, jobs: Sequence[Job]) -> str:

@@ -1,10 +1,11 @@
-"""The table of `maep slurm --plan`: a training on several numbers of nodes, by the model in `cost_model`."""
+"""The tables of `maep slurm --plan`: a training on several numbers of nodes, by the model in `cost_model`."""
 
 import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.box import SIMPLE_HEAD
@@ -12,24 +13,22 @@ from rich.console import Group
 from rich.table import Table
 
 from maep.benchmarks.bench_report import BENCH, CHECKPOINT_SAVE, LOADER, BenchReport
+from maep.config.implementations import OBJECTIVES
 from maep.config.schema import Settings
-from maep.data.images.build import clean_shards_path
-from maep.data.shards import ShardSet
 from maep.launch.command_name import command_name
-from maep.launch.estimate.cost_model import GPUS, Constant, Constants, Cost, Workload, cost
+from maep.launch.estimate.cost_model import BACKWARD, GPUS, Constant, Constants, Cost, Workload, cost
+from maep.launch.estimate.data_sizes import training_steps
+from maep.launch.estimate.training_count import StepCount, count_training
 from maep.launch.monitor.screen import duration, screen
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.purifiers.registry import DEFAULT
 from maep.runtime.cores import MOST_WORKERS
 from maep.runtime.errors import fail
-from maep.storage.sealed import MANIFEST
-from maep.training.schedule import held_out_images, total_steps
 
-# Training images of the data sets that come in one size; of others the shards, or data.train_limit, must tell.
-IMAGES = {"imagenet": 1_281_167, "cifar10": 50_000, "cifar100": 50_000, "digits": 1_438}
 ZERO_STAGES = (None, 1, 2, 3)
 STEP = ("compute ms", "collectives ms", "not hidden ms", "loader ms", "step ms", "images/s", "efficiency")
 DEFAULT_NODES = "1,4,16,64"
+ONE_PASS = ("mae", "purification", "mlm", "maep", "nim")  # objectives that ask the network once, and nobody else
 MEASURABLE = ("read", "write")  # constants that `maep bench` measures
 
 
@@ -38,20 +37,38 @@ def print_plan(settings: Settings, options: argparse.Namespace) -> int:
 
     options: nodes, such as 1,4,16, and bench, the path of a bench.json. Raises UserError if that cannot be read.
     """
+    # Imported only now: a submission asks for `workload` alone, and need not wait for all that attacks import.
+    from maep.launch.estimate.whole_costs import count_trainings, print_costs
+
     counts = node_counts(options.nodes or DEFAULT_NODES)
     bench = bench_path(settings, options.bench)
-    work, machine = workload(settings), with_measured(Constants(), bench) if bench else Constants()
+    machine = with_measured(Constants(), bench) if bench else Constants()
+    trainings, page = count_trainings(settings), screen()
+    if "pretrain" in trainings:
+        _print_training(workload(settings, trainings["pretrain"]), settings, machine, counts)
+    else:
+        page.print(f"{settings.run.name}: {_untrained(settings)}; nothing of it depends on --nodes", highlight=False)
+    print_costs(settings, trainings, machine, page)
+    page.print(_constants(machine))
+    page.print(_sources(machine, bench), highlight=False)
+    return 0
+
+
+def _untrained(settings: Settings) -> str:
+    if settings.evaluation.purifier:
+        return f"evaluation.purifier={settings.evaluation.purifier} is judged as it is, no purifier is trained"
+    return f"purifier.kind={settings.purifier.kind} has no weights to train"
+
+
+def _print_training(work: Workload, settings: Settings, machine: Constants, counts: Sequence[int]) -> None:
     zero, page = settings.compute.zero_stage, screen()
-    page.print(f"{settings.run.name}: {work.parameters / 1e6:.1f} million parameters, {work.flops / 1e9:.2f} GFLOP "
-               f"forward an image, {work.steps} steps of {work.batch} images, ZeRO stage {_named(zero)}")  # fmt: skip
+    page.print(
+        f"{settings.run.name}: {work.parameters / 1e6:.3g} million parameters, {work.step_flops / 1e9:.4g} GFLOP an image "
+        f"and step, {work.steps} steps of {work.batch} images, ZeRO stage {_named(zero)}"
+    )
     page.print(_strong(work, machine, counts, zero))
     page.print(_weak(work, machine, counts, zero))
     page.print(_stages(work, machine, counts))
-    page.print(_constants(machine))
-    page.print(_sources(machine, bench), highlight=False)
-    if settings.attack.online:
-        page.print("Not in it: the attack that the trainer makes itself (attack.online).")
-    return 0
 
 
 def node_counts(text: str) -> list[int]:
@@ -61,42 +78,53 @@ def node_counts(text: str) -> list[int]:
     return counts
 
 
-def workload(settings: Settings) -> Workload:
-    """What the configuration's pretraining asks for. Raises UserError for another network than the paper's."""
-    if settings.purifier.kind != DEFAULT:
-        fail(f"purifier.kind={settings.purifier.kind}: costs are estimated for purifier.kind={DEFAULT} alone")
-    config, train = settings.model, settings.pretrain
-    with torch.device("meta"):
-        model = MaskedAutoencoder(config)
-    patches = (config.image_size // config.patch_size) ** 2
-    visible = patches - round(train.mask_ratio * patches) + config.class_token
-    channels = visible * config.encoder_width * config.encoder_depth
-    channels += (patches + config.class_token) * config.decoder_width * config.decoder_depth
+def workload(settings: Settings, step: StepCount | None = None) -> Workload:
+    """What the configuration's pretraining asks for. step: one of it, if it was counted already.
+
+    Raises UserError where the number of its images is not known.
+    """
+    train = settings.pretrain
+    own = _transformer(settings) if _is_plain(settings) else _counted(step or count_training(settings, train))
     return Workload(
-        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        flops=model.flops(config.image_size, train.mask_ratio),
-        blocks=config.encoder_depth + config.decoder_depth,
-        channels=channels,
+        **own,
         image_bytes=3 * settings.data.image_size**2,
         batch=train.batch_size,
-        steps=total_steps(train, max(1, training_images(settings) - held_out_images(train, settings.robust))),
+        steps=training_steps(settings, train),
         save_every=train.save_every,
         workers=MOST_WORKERS if settings.data.workers is None else settings.data.workers,  # of a GPU's many cores
         bf16=settings.compute.precision != "fp32",
     )
 
 
-def training_images(settings: Settings) -> int:
-    """Training images: those of the shards where they are built, else the data set's known number."""
-    path = clean_shards_path(settings) / "train" if settings.data.root or settings.data.shards else None
-    if path is not None and (not isinstance(path, Path) or (path / MANIFEST).is_file()):
-        return len(ShardSet(path))
-    sizes = [size for size in (settings.data.train_limit, IMAGES.get(settings.data.name)) if size]
-    if sizes:
-        return min(sizes)
-    if settings.pretrain.steps:
-        return settings.pretrain.batch_size
-    fail(f"data.name={settings.data.name}: its number of images is not known; set data.train_limit or pretrain.steps")
+def _is_plain(settings: Settings) -> bool:
+    """Whether a step is one forward and backward pass of the paper's network."""
+    objective = settings.objective.name
+    is_attacked = settings.attack.online and OBJECTIVES[objective].attacks
+    return settings.purifier.kind == DEFAULT and objective in ONE_PASS and not is_attacked
+
+
+def _transformer(settings: Settings) -> dict[str, Any]:
+    """The paper's network, in the mean of steps that hide patches and steps that do not; memory is the larger's."""
+    config, train = settings.model, settings.pretrain
+    with torch.device("meta"):
+        model = MaskedAutoencoder(config)
+    share = train.mask_until if train.mask_ratio else 0.0
+    masked, whole = (model.flops(config.image_size, ratio) for ratio in (train.mask_ratio, 0.0))
+    patches = (config.image_size // config.patch_size) ** 2
+    hidden = round(train.mask_ratio * patches) if share == 1 else 0
+    visible = patches - hidden + config.class_token
+    channels = visible * config.encoder_width * config.encoder_depth
+    channels += (patches + config.class_token) * config.decoder_width * config.decoder_depth
+    return {
+        "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "flops": share * masked + (1 - share) * whole,
+        "blocks": config.encoder_depth + config.decoder_depth,
+        "channels": channels,
+    }
+
+
+def _counted(step: StepCount) -> dict[str, Any]:
+    return {"parameters": step.parameters, "flops": step.flops / BACKWARD, "blocks": 0, "channels": 0, "step": step}
 
 
 def bench_path(settings: Settings, option: str | None) -> Path | None:

@@ -1,12 +1,9 @@
 """The sweep at the same cost: what each point costs, by torch's counter of operations."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from maep.ablation.grid.points import Point, expand
 from maep.ablation.grid.sweep import read_sweep
@@ -16,6 +13,7 @@ from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.purifiers.base import Purifier, TrainedPurifier
 from maep.purifiers.mae import MAEPurifier
 from maep.purifiers.registry import purifier_class
+from maep.runtime.operations import counted
 
 BACKWARD = 2  # of a network, in units of its forward pass
 UNITS = {"TFLOP": 1e12, "PFLOP": 1e15}
@@ -49,25 +47,13 @@ def test_the_cost_is_the_same(scale: str, tmp_path: Path) -> None:
         assert cost == pytest.approx(float(number) * UNITS[unit], rel=0.01), point.label
 
 
-class Operations(TorchDispatchMode):
-    """Counts those of matrix products and convolutions; torch's own counter refuses gradients that are taken inside."""
-
-    total = 0.0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        count = flop_registry.get(function._overloadpacket)
-        self.total += count(*args, **(kwargs or {}), out_val=result) if count else 0
-        return result
-
-
 def purifying_cost(purifier: Purifier) -> float:
     """Operations that it takes to purify one image of the digits, gradients that it follows included."""
     if isinstance(network := getattr(purifier, "model", None), MaskedAutoencoder):
         return network.flops(32, 0.0)
-    with Operations() as operations, torch.no_grad():
+    with counted() as operations, torch.no_grad():
         purifier(torch.rand(1, 3, 32, 32))
-    return operations.total
+    return operations.flops
 
 
 @pytest.mark.parametrize("scale", ["cpu", "autoattack"])

@@ -9,10 +9,10 @@ import pytest
 
 from maep.config.load import load_settings
 from maep.launch.estimate.cost_model import Constant, Constants, Workload, communication_seconds, cost, memory_bytes
+from maep.launch.estimate.data_sizes import training_images
 from maep.launch.estimate.scaling_table import (
     node_counts,
     print_plan,
-    training_images,
     with_measured,
     workload,
 )

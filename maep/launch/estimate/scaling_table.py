@@ -63,8 +63,8 @@ def _untrained(settings: Settings) -> str:
 def _print_training(work: Workload, settings: Settings, machine: Constants, counts: Sequence[int]) -> None:
     zero, page = settings.compute.zero_stage, screen()
     page.print(
-        f"{settings.run.name}: {work.parameters / 1e6:.3g} million parameters, {work.step_flops / 1e9:.4g} GFLOP an image "
-        f"and step, {work.steps} steps of {work.batch} images, ZeRO stage {_named(zero)}"
+        f"{settings.run.name}: {work.parameters / 1e6:.3g} million parameters, {work.step_flops / 1e9:.4g} GFLOP "
+        f"an image and step, {work.steps} steps of {work.batch} images, ZeRO stage {_named(zero)}"
     )
     page.print(_strong(work, machine, counts, zero))
     page.print(_weak(work, machine, counts, zero))

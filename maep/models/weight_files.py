@@ -132,8 +132,10 @@ def _load(path: Path, stand_ins: list[Any]) -> Any:
 
 
 def _check_stored(path: Path) -> None:
-    """torch never compresses: a file of a few bytes that becomes gigabytes is not one of its own."""
+    """torch never compresses tensors: a file of a few bytes that becomes gigabytes is not one of its own."""
     with zipfile.ZipFile(path) as archive:
+        if any("/code/__torch__/" in name for name in archive.namelist()):
+            fail(f"{path}: is a TorchScript program, not weights: save torch.jit.load(…).state_dict() instead")
         packed = [entry.filename for entry in archive.infolist() if entry.file_size > max(entry.compress_size, 0)]
     if packed:
         fail(f"{path}: cannot be read as weights: {packed[0][:60]} is compressed, which torch never does")

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from maep.models.weight_files import read_content
+from maep.models.weight_files import Foreign, read_content
 from maep.runtime.console import say
 from maep.runtime.errors import fail
 
@@ -151,6 +151,8 @@ def _differ(branch: Branch, other: Branch, expected: Collection[str]) -> bool:
 
 def inventory(content: Any) -> str:
     """What a file holds, in a few words: its first keys, and the first names and shapes below them."""
+    if isinstance(content, Foreign):
+        return "a Python object, such as a whole model, which is not read; save its state_dict() instead"
     if not isinstance(content, Mapping):
         return f"a {type(content).__name__}"
     entries = [f"{str(key)[:60]} ({_described(value)})" for key, value in list(content.items())[:6]]

@@ -136,3 +136,15 @@ def test_an_index_that_lies_is_refused(tmp_path: Path, part: str, problem: str) 
     write_parts(tmp_path / "parts", **{"0.weight": part})
     with pytest.raises(UserError, match=problem):
         read_weights(tmp_path / "parts", EXPECTED)
+
+
+def test_a_whole_model_is_named_as_such(tmp_path: Path) -> None:
+    """A TorchScript program, and a pickled module, of which the weights alone are to be saved."""
+    torch.jit.script(nn.Linear(2, 2)).save(tmp_path / "script.pt")
+    torch.save(nn.Linear(2, 2), tmp_path / "module.pt")
+    for name, message in (
+        ("script.pt", r"script\.pt: is a TorchScript program, not weights: save torch\.jit\.load\(…\)\.state_dict\(\)"),
+        ("module.pt", r"module\.pt: holds no state dict; .* a whole model, which is not read; save its state_dict\(\)"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read_weights(tmp_path / name)

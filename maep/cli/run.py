@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from maep.ablation.grid.sweep import is_sweep
 from maep.cli.shard_commands import worker
-from maep.config.command_line import at_least_one, split_arguments
+from maep.config.command_line import at_least_one, refuse_unheeded, split_arguments
 from maep.config.load import load_settings, sweep_names
 from maep.config.pair_source import TRAININGS
 from maep.config.schema import Settings
@@ -37,6 +37,8 @@ def main(arguments: Sequence[str]) -> int:
     namespace, overrides = split_arguments(__doc__ or "", words, options=options)
     if not namespace.cfg:
         fail("cfg: name a configuration, such as cfg=digits")
+    if namespace.dry_run:
+        refuse_unheeded(options, namespace, "dry-run", unheeded=("nproc",))
     if is_sweep(namespace.cfg):
         if stages:
             fail(f"stage={stages[-1]}: a sweep runs every stage of its points; leave it out")

@@ -31,7 +31,7 @@ from pathlib import Path
 from rich.table import Table
 
 from maep.ablation.grid.sweep import is_sweep
-from maep.config.command_line import Parser, split_arguments
+from maep.config.command_line import Parser, refuse_unheeded, split_arguments
 from maep.config.load import load_settings, sweep_names
 from maep.config.schema import Settings
 from maep.launch.cluster.job_memory import JobMemory
@@ -81,6 +81,7 @@ def _launch(words: Sequence[str]) -> int:
     namespace, words = split_arguments(__doc__ or "", [*_joined(words), *_grace(words)], options=options)
     if not namespace.cfg:
         fail("cfg: name a configuration, such as cfg=imagenet")
+    _check_together(options, namespace, stages)
     if is_sweep(namespace.cfg):
         return _launch_sweep(namespace, words, stages)
     if namespace.scale:
@@ -91,8 +92,6 @@ def _launch(words: Sequence[str]) -> int:
         from maep.launch.estimate.scaling_table import print_plan
 
         return print_plan(settings, namespace)
-    if namespace.bench:
-        fail(f"--bench {namespace.bench}: is for --plan; give both, or neither")
     stage = stages[-1] if stages else "all"
     if namespace.dry_run:
         from maep.launch.submission.submit import on_paper
@@ -115,6 +114,20 @@ def _launch(words: Sequence[str]) -> int:
         records = _submit(settings, cluster, stage, namespace)
         code = _wait(run, partial(follow, run, records, memory)) if records else ExitCode.DONE
     return code
+
+
+def _check_together(options: argparse.ArgumentParser, namespace: argparse.Namespace, stages: Sequence[str]) -> None:
+    """Raise UserError for what would do nothing beside something else."""
+    if namespace.plan:
+        refuse_unheeded(options, namespace, "plan", heeded=("nodes", "bench"))
+        if is_sweep(namespace.cfg):
+            fail(f"--plan: {namespace.cfg} is a sweep; name the configuration of one of its points")
+        if stages:
+            fail(f"stage={stages[-1]}: does nothing beside --plan, which is of the whole run; leave one of the two out")
+    elif namespace.bench:
+        fail(f"--bench {namespace.bench}: is for --plan; give both, or neither")
+    if namespace.dry_run:
+        refuse_unheeded(options, namespace, "dry-run", unheeded=("wait", "allow-code-change"))
 
 
 def _submit(settings: Settings, cluster: Cluster, stage: str, namespace: argparse.Namespace) -> list[JobRecord]:

@@ -3,7 +3,7 @@
 import argparse
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NoReturn
 
 from maep.config.load import (
@@ -85,6 +85,22 @@ def at_least_one(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
     return value
+
+
+def refuse_unheeded(
+    options: argparse.ArgumentParser, namespace: argparse.Namespace, mode: str, *, heeded: Collection[str] = (),
+    unheeded: Collection[str] = (),
+) -> None:  # fmt: skip
+    """Raise UserError for an option that is given beside `--mode`, and would do nothing there.
+
+    options: of which the namespace was parsed. heeded: the only options, by their names, that do something; or
+    unheeded: the only ones that do not. An option that has its default counts as not given.
+    """
+    for action in options._actions:
+        name = max(action.option_strings, key=len).removeprefix("--")
+        is_idle = name in unheeded if unheeded else name not in heeded
+        if is_idle and name != mode and getattr(namespace, action.dest) != action.default:
+            fail(f"--{name}: does nothing beside --{mode}; leave one of the two out")
 
 
 def settings_help() -> str:

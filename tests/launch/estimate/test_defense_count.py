@@ -14,6 +14,8 @@ from maep.purifiers.registry import purifier_class
 
 SMALL = ["data.image_size=16", "model.image_size=16", "classifier.arch=cifar_resnet8", "evaluation.batch_size=20"]
 
+LARGER = ["data.image_size=32", "model.image_size=32"]  # the least that an energy takes
+
 
 def counted(name: str, words: Sequence[str] = ()) -> DefenseCount:
     """A configuration's defense of images of 16 pixels, with a small classifier."""
@@ -67,7 +69,7 @@ def test_an_average_is_of_all_draws() -> None:
 @pytest.mark.parametrize("kind", ["gdmp", "scoreopt", "ebm"])
 def test_many_steps_are_on_the_line_of_few(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A purifier of many steps is said to take what it does when all of them are taken."""
-    words = [f"{kind}.steps=9", *(["gdmp.rounds=2"] if kind == "gdmp" else [])]
+    words = [f"{kind}.steps=9", *{"gdmp": ["gdmp.rounds=2"], "ebm": LARGER}.get(kind, [])]
     whole = counted(f"{kind}/digits", words)
     monkeypatch.setattr(defense_count, "SHORT", (2, 4))
     short = counted(f"{kind}/digits", words)

@@ -38,7 +38,7 @@ def network(settings: Settings) -> float:
     """Operations of one image through the purifier's network, of a kind that takes images alone."""
     kind = purifier_class(settings.purifier.kind)
     assert issubclass(kind, TrainedPurifier)
-    return flops_of(kind.from_settings(settings).model, torch.rand(1, 3, 16, 16))
+    return flops_of(kind.from_settings(settings).model, torch.rand(1, 3, *[settings.model.image_size] * 2))
 
 
 @pytest.mark.parametrize(("until", "share"), [(1.0, 1.0), (0.6, 0.6), (0.0, 0.0)])
@@ -98,6 +98,7 @@ def test_a_beginning_without_attack_saves_its_share() -> None:
 
 def test_chains_are_in_it() -> None:
     """An energy's chains walk on at every step, each step of theirs a forward and a backward pass to the picture."""
-    few, more = (counted("ebm/digits", [f"ebm.chain_steps={steps}"]) for steps in (2, 6))
-    settings = settings_of("ebm/digits")
+    larger = ["data.image_size=32", "model.image_size=32"]  # the least that an energy takes
+    few, more = (counted("ebm/digits", [*larger, f"ebm.chain_steps={steps}"]) for steps in (2, 6))
+    settings = settings_of("ebm/digits", larger)
     assert more.flops - few.flops == pytest.approx(4 * 2 * network(settings), rel=0.02)

@@ -19,7 +19,8 @@ SMALL = [
 ]  # fmt: skip
 STEPS = {kind: [f"{kind}.steps=2"] for kind in ("diffpure", "adbm", "gdmp", "flowpure", "scoreopt", "freqpure", "adp",
                                                  "ebm", "dram", "soap")}  # fmt: skip
-FEW = {**STEPS, "ebm": ["ebm.chain_steps=2", "ebm.steps=3"], "tvm": ["tvm.iterations=4"]}
+ENERGY = ["ebm.chain_steps=2", "ebm.steps=3", "data.image_size=32", "model.image_size=32"]  # the least that it takes
+FEW = {**STEPS, "ebm": ENERGY, "tvm": ["tvm.iterations=4"]}
 
 
 def settings_of(kind: str, words: Sequence[str] = ()) -> Settings:

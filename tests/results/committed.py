@@ -17,6 +17,7 @@ RESULTS = (ROOT / "tests" / "reports" / "README.md").read_text()
 PAGES = {  # table: the page that holds it
     "summary": "README.md",
     "costs": "README.md",
+    "front_generative": "README.md",
     "results": "tests/reports/README.md",
     "ablation": "tests/reports/README.md",
     "same_budget": "tests/reports/README.md",

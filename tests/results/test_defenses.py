@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.results.committed import README, RESULTS, ROOT, cifar10_rows, committed, flowing, robust, table
+from tests.results.committed import README, RESULTS, ROOT, cifar10_rows, committed, flowing, robust, row_under, table
 from tests.tables import readings_of, same_budget_lines, zoo_lines
 
 DISCO_UNDEFENDED = 94.78  # clean accuracy of WRN-28-10 without a defense, in DISCO's own logs
@@ -168,6 +168,17 @@ def test_generative_defenses_on_cifar10_are_as_told() -> None:
     assert alarms == [["finite differences"], []]
     told = f"{clean['FlowPure']:.1f} % of the clean images, {stand['FlowPure']['oblivious']:.1f} % of the attacked ones"
     assert told in text
+    equal = row_under("maep_generative_cifar10", "oblivious")
+    low, high = equal["robust_ci95"]
+    assert (
+        f"keeps {equal['clean_accuracy']:.1f} % of the same 500 images clean and {equal['robust_accuracy']:.1f} % "
+        f"[{low:.1f}, {high:.1f}] under AutoAttack, oblivious" in text
+    )
+    assert equal["robust_accuracy"] == max(equal["robust_accuracy"], *(each["oblivious"] for each in stand.values()))
+    followed = {name: row_under("maep_generative_cifar10", name, "pgd-20") for name in ("bpda", "adaptive")}
+    assert f"BPDA leaves {followed['bpda']['robust_accuracy']:.1f} % of {followed['bpda']['n']}" in text
+    assert followed["adaptive"]["robust_accuracy"] == 0
+    assert {name for name, each in stand.items() if each["adaptive"] == 0} == {"GDMP", "FlowPure"}
     left = (
         f"{clean['DiffPure']:.1f} % of clean images are left by DiffPure and {clean['ScoreOpt-O']:.1f} % by ScoreOpt-O"
     )

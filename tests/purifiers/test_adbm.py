@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,34 @@ def test_its_attack_is_one_graph() -> None:
     torch._dynamo.reset()
     report = torch._dynamo.explain(whole)(images.clone().requires_grad_(), None, None, 0, (images, SEEDS))
     assert (report.graph_count, report.graph_break_count) == (1, 0)
+
+
+def small_bridging(compiled: bool) -> RobustTraining:
+    """An attack on the bridges of the smallest network, before a perceptron."""
+    torch.manual_seed(0)
+    network = Denoiser(8, [1], 1, 1, 0.2)
+    nn.init.normal_(network.tail.weight, std=0.05)
+    attack, estimate = AttackSettings(eps=0.2, step=0.05, steps=2), implementation(OBJECTIVES["bridge"].attacked)
+    against = AgainstWhole((train_small(kind="perceptron"),), attack, RobustSettings(), 0, estimate)
+    return RobustTraining(against, network, torch.device("cpu"), torch.float32, compiled=compiled)
+
+
+def test_a_compiled_attack_on_bridges_is_the_attack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through torch.compile the adversarial images are the same but for a few signs of vanishing gradients, with the
+    weights as they are now, other seeds and another number of images.
+
+    By the backend that needs no C++ compiler; generating code for the CPU takes minutes on a slow machine.
+    """
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    torch._dynamo.reset()
+    (images, labels), robust = (part[:6] for part in digits()), {each: small_bridging(each) for each in (False, True)}
+    for count, seed, scale in ((6, 5, 1.0), (6, 9, 2.0), (4, 5, 2.0)):
+        weights = {name: scale * tensor for name, tensor in small_bridging(False).whole.purifier.named_parameters()}
+        args = (weights, images[:count], labels[:count], None, AttackSpec.of(robust[True].against.attack), range(count))
+        plain, compiled = (each.attack(*args, seeds=torch.arange(count) + seed) for each in robust.values())
+        assert ((plain - compiled).abs() > 1e-5).float().mean() < 0.02
+        assert (plain - images[:count]).abs().max() > 0.05
+    assert not robust[True].compiled.has_failed  # type: ignore[union-attr]
 
 
 def test_it_purifies_as_diffpure_with_five_steps_of_ddim() -> None:

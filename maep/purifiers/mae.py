@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Self, cast
+from typing import NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from maep.purifiers.base import UNNAMED, Source, TileLayout, TrainedPurifier, is
 from maep.purifiers.parts import Part, Read, regrouped
 from maep.purifiers.registry import DEFAULT_STAGES
 from maep.purifiers.tiling import Tiling, seam_error
+from maep.runtime.compiling import compiled_copy
 from maep.runtime.device import upload
 from maep.runtime.errors import fail
 from maep.runtime.randomness import SideBySide, keyed_rng
@@ -249,7 +250,7 @@ class MAEPurifier(TrainedPurifier):
 
     def compiled(self) -> "MAEPurifier":
         """The network alone is compiled: masks and noise are drawn outside it."""
-        return MAEPurifier(cast(Any, torch.compile(self.model)), self.settings).eval()
+        return MAEPurifier(compiled_copy(self.model), self.settings).eval()
 
     # on disk
 

@@ -25,6 +25,7 @@ from maep.purifiers.base import (
     section_of,
 )
 from maep.purifiers.registry import network_entries, saved_entries, use_entries
+from maep.runtime.compiling import compiled_copy
 from maep.runtime.errors import fail
 
 # What `purify.batch_tiles` counts where there are no tiles: 32 x 32 pixels, an image of CIFAR-10.
@@ -127,7 +128,7 @@ class WholeImagePurifier(TrainedPurifier):
 
     def compiled(self) -> Self:
         """The network compiled."""
-        return type(self)(cast(Any, torch.compile(self.model)), self.network, self.settings).eval()
+        return type(self)(compiled_copy(self.model), self.network, self.settings).eval()
 
     # on disk
 

@@ -28,7 +28,7 @@ from maep.data.order import batch_at
 from maep.data.pairs import LOADER_LOST, ignore_signals, is_loader_loss
 from maep.data.shards import ShardSet, to_float
 from maep.models.classifiers import Normalized, build_classifier
-from maep.runtime.compiling import Compiled
+from maep.runtime.compiling import compile_in_place
 from maep.runtime.console import progress_bar, say
 from maep.runtime.cores import worker_count
 from maep.runtime.device import Readback, fork_rng, prepare_device, upload, warn_of_slow_bf16
@@ -203,7 +203,7 @@ class _Training:
             network = build_classifier(self.classifier, len(self.train_set.classes))
         network = network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.settings.compute.compile:
-            Compiled(network, "compute.compile")
+            compile_in_place(network, "compute.compile")
         return network
 
     def _method(self) -> AdversarialTraining | LabelConsistency | RotationTraining | ReconstructionTraining | None:

@@ -20,7 +20,7 @@ from maep.config.implementations import OBJECTIVES
 from maep.config.schema import ComputeSettings, ObjectiveSettings, TrainSettings
 from maep.data.pairs import LOADER_LOST, PairBatch, PairDataset, is_loader_loss, mask_ratio_at, pair_loader
 from maep.data.shards import to_float
-from maep.runtime.compiling import Compiled
+from maep.runtime.compiling import compile_in_place
 from maep.runtime.console import progress_bar, say
 from maep.runtime.device import upload
 from maep.runtime.errors import NonFiniteLoss, Paused, PeerLost, Stopped, fail
@@ -132,7 +132,7 @@ class Trainer:
         self.compiled = [self.robust.compiled] if self.robust and self.robust.compiled else []
         if job.compute.compile:
             options = compile_options(job.compute, self.accelerator.device, self.accelerator.num_processes)
-            self.compiled.append(Compiled(module, "compute.compile", **options))
+            self.compiled.append(compile_in_place(module, "compute.compile", **options))
         # DeepSpeed steps parts of its own, whose counters stay on the host.
         fused = self.accelerator.device.type == "cuda" and job.compute.zero_stage is None
         optimizer = _optimizer(self.parameters, job.settings, fused=fused)

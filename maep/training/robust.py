@@ -20,7 +20,7 @@ from maep.data.order import slice_of
 from maep.data.pairs import PairDataset
 from maep.data.shards import to_float
 from maep.data.soft_labels import SoftLabels
-from maep.runtime.compiling import Compiled
+from maep.runtime.compiling import compile_in_place
 from maep.runtime.errors import fail
 from maep.runtime.keyed_noise import keyed_uniform
 from maep.runtime.randomness import keyed_rng
@@ -142,7 +142,7 @@ class RobustTraining:
         self.against, self.spec, self.device = against, AttackSpec.of(against.attack), device
         self.whole = AttackedWhole(model, against.classifiers, dtype, against.estimate).to(device)
         self.exact = AttackedWhole(model, against.classifiers[:1], torch.float32).to(device)
-        self.compiled = Compiled(self.whole, "compute.compile") if compiled else None
+        self.compiled = compile_in_place(self.whole, "compute.compile") if compiled else None
         self.progress = RobustProgress()
 
     def at(self, progress: float) -> AttackSpec:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from maep.evaluation.reporting.curves import read_curves
 from maep.evaluation.reporting.report import _notes_on_compiling
-from maep.runtime.compiling import Compiled
+from maep.runtime.compiling import compile_in_place
 from maep.training.metrics_log import UNCOMPILED
 from tests.tiny import Problem
 
@@ -32,7 +32,7 @@ def fails(graph: Any, inputs: Any) -> NoReturn:
 def test_a_compile_that_fails_is_said_and_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
     """With the setting and the reason, in one line, once; what compiles is compiled, and errors stay errors."""
     module = Doubling()
-    compiled = Compiled(module, "compute.compile", backend=fails)  # type: ignore[arg-type]
+    compiled = compile_in_place(module, "compute.compile", backend=fails)  # type: ignore[arg-type]
     for _ in range(2):
         assert module(torch.ones(2)).tolist() == [2, 2]
     (line,) = capsys.readouterr().out.splitlines()
@@ -40,7 +40,7 @@ def test_a_compile_that_fails_is_said_and_goes_on(capsys: pytest.CaptureFixture[
     assert "g++ was not found" in line
     assert compiled.has_failed
     other = Doubling()
-    works = Compiled(other, "compute.compile", backend="eager")
+    works = compile_in_place(other, "compute.compile", backend="eager")
     assert other(torch.ones(2)).tolist() == [2, 2]
     with pytest.raises(ValueError, match="too many"):
         other(torch.ones(4))

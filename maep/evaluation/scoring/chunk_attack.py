@@ -14,6 +14,7 @@ from maep.evaluation.scoring.defense import Targets
 from maep.evaluation.scoring.identities import EvaluationIdentity
 from maep.evaluation.scoring.metrics import distances
 from maep.evaluation.scoring.tasks import Task, chunk_size
+from maep.runtime.compiling import is_uncompiled
 from maep.runtime.digests import digest
 
 # What fp32 rounds of a budget when an image is moved and measured: a relative part, and one for the smallest budgets.
@@ -85,6 +86,8 @@ class ChunkAttack:
             surrogate=self.surrogate,
             decision_draws=self.decision_draws,
         )
+        if self.surrogate is not None and is_uncompiled(self.surrogate):
+            state.warnings.append("torch.compile failed, so the attack followed the model uncompiled")
         check_budget(self.task, state.images, images)
         state.save(self.path, self.identity)
         self.partial.unlink(missing_ok=True)

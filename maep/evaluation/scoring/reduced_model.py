@@ -1,13 +1,13 @@
 """A faster, inexact surrogate of a model for attacks to follow. It decides nothing: the exact model does."""
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from maep.config.schema import EvaluationSettings
 from maep.purifiers import Purifier
+from maep.runtime.compiling import compiled_copy
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class SurrogateSettings:
             return purifier, classifier
         if isinstance(purifier, Purifier):
             purifier = purifier.compiled()
-        return purifier, cast(nn.Module, torch.compile(classifier))
+        return purifier, compiled_copy(classifier)
 
     def reduced(self, model: nn.Module) -> nn.Module:
         """A model made of such parts as the attack follows it: [N, 3, H, W] in [0,1] → logits [N, C]."""

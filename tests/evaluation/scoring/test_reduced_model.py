@@ -1,6 +1,8 @@
 """Attacks that follow a fast surrogate: what they make is kept apart, and every verdict is the exact model's."""
 
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -77,3 +79,22 @@ def test_compiled(tmp_path: Path, test_set: ShardSet) -> None:
     assert float((followed - exact).abs().mean()) < 0.01
     torch.testing.assert_close(chunk.surrogate(images), chunk.model(images), rtol=1e-3, atol=1e-3)
     assert isinstance(chunk.model, nn.Sequential)
+
+
+def test_what_cannot_be_compiled_is_followed_as_it_is(
+    tmp_path: Path, test_set: ShardSet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a machine without a compiler the attack is the exact model's, which is said and stands in the records."""
+
+    def fails(graph: object, inputs: object) -> NoReturn:
+        raise RuntimeError("g++ was not found")
+
+    compiling, exact = (settings_for(tmp_path, attacks=["pgd-3"], compile=each) for each in (True, False))
+    run(exact, test_set)
+    before = contents(exact)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=fails))
+    run(compiling, test_set)
+    records = contents(compiling)
+    assert "evaluation.compile=true: torch.compile failed" in capsys.readouterr().out
+    assert [record["predictions"] for record in records] == [record["predictions"] for record in before]
+    assert all("torch.compile failed" in " ".join(record["warnings"]) for record in records)

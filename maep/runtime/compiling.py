@@ -52,8 +52,9 @@ def compile_in_place(module: nn.Module, name: str, **options: str) -> CompiledCa
 
 
 def compiled_copy(module: M) -> M:
-    """Any module, compiled when it is called first, for attacks to follow (evaluation.compile). It has the weights of the
-    given one, which stays as it is.
+    """Any module, compiled when it is called first, for attacks to follow (evaluation.compile).
+
+    It has the weights of the given one, which stays as it is.
     """
     optimized: Any = torch.compile(module)
     optimized.forward = CompiledCall(optimized.forward, module, "evaluation.compile")

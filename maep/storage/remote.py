@@ -180,14 +180,11 @@ class LocalStorage:
 
 def _pread(descriptor: int, size: int, start: int) -> bytes:
     """`size` bytes from `start`, fewer only where the file ends: one call to the system gives 2 GiB at most."""
-    content = os.pread(descriptor, size, start)
-    if len(content) == size:
-        return content
-    parts, done = [content], len(content)
-    while parts[-1] and done < size:
-        parts.append(os.pread(descriptor, size - done, start + done))
-        done += len(parts[-1])
-    return b"".join(parts)
+    parts, done = [], 0
+    while done < size and (part := os.pread(descriptor, size - done, start + done)):
+        parts.append(part)
+        done += len(part)
+    return b"".join(parts)  # no copy of a single one
 
 
 class RemoteStorage:

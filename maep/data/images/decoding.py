@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -73,9 +74,17 @@ def upright(content: bytes, max_pixels: int) -> Image.Image:
 
 
 def is_deep(content: bytes) -> bool:
-    """Whether an image that can be read has more than 8 bits a channel, of which 8 are kept; of PNG, TIFF and such."""
+    """Whether an image that can be read has more than 8 bits a channel, of which 8 are kept; not known of JPEG 2000."""
     image = Image.open(io.BytesIO(content), formats=FORMATS)
-    return image.mode.startswith("I") or any("16" in str(tile[3]) for tile in image.tile)
+    return image.mode.startswith("I") or any(map(_has_deep_layout, image.tile))
+
+
+def _has_deep_layout(tile: Any) -> bool:
+    """Of a part of a file, whose layout Pillow names such as RGB;16B, before numbers of other meanings, if any."""
+    layout, *numbers = [tile.args] if isinstance(tile.args, str) else tile.args or [""]
+    return ";16" in str(layout) or (
+        tile.codec_name.startswith("ppm") and numbers[-1:] > [255]
+    )  # of PPM, the largest value
 
 
 @contextmanager

@@ -97,8 +97,9 @@ class EvaluationCost:
 
 def count_trainings(settings: Settings) -> dict[str, StepCount]:
     """A step of each training that the configuration has, by its stage."""
-    stages = stages_of(settings)
-    steps = {name: count_training(settings, settings.pretrain) for name in ("pretrain",) if name in stages}
+    stages, steps = stages_of(settings), dict[str, StepCount]()
+    if "pretrain" in stages:
+        steps["pretrain"] = count_training(settings, settings.pretrain)
     if "finetune" in stages and settings.finetune.method != "none":
         steps["finetune"] = count_training(settings, settings.finetune, _finetuned(settings))
     return steps

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from maep.data.images.build import build_shards
-from maep.data.images.decoding import Decoding, crop_to, decode
+from maep.data.images.decoding import Decoding, crop_to, decode, is_deep
 from maep.data.shards import ShardSet
 from maep.runtime.errors import UserError
 from tests.data.images.test_build import configured
@@ -181,3 +181,26 @@ def test_damaged_exif_is_ignored() -> None:
     """Viewers show such an image as it lies."""
     content = encoded(picture(0), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff" + b"\xff" * 20)
     assert decode(content, Decoding()).size == (12, 10)
+
+
+@pytest.mark.parametrize("kind", ["BMP", "PCX", "PNG", "PPM", "TGA", "TIFF", "JPEG", "GIF", "WEBP", "JPEG2000"])
+@pytest.mark.parametrize("width", [16, 544])
+def test_no_image_of_8_bits_is_deep(kind: str, width: int) -> None:
+    """Whatever other numbers its file has: lines of 544 pixels are 1632 bytes long."""
+    assert not is_deep(encoded(Image.new("RGB", (width, 16)), kind))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        encoded(Image.fromarray(np.zeros((4, 4), np.uint16))),
+        encoded(Image.fromarray(np.zeros((4, 4), np.uint16)), "TIFF"),
+        b"P6\n4 4\n65535\n" + bytes(96),
+        b"P5\n4 4\n1023\n" + bytes(32),
+        b"P3\n1 1\n65535\n9 9 9\n",
+    ],
+    ids=["PNG", "TIFF", "PPM", "PGM", "plain PPM"],
+)
+def test_more_than_8_bits_are_deep(content: bytes) -> None:
+    """Of PPM the largest value says it; 16-bit colours in PNG are in tests/cli/test_purify.py."""
+    assert is_deep(content)

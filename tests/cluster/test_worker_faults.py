@@ -37,10 +37,18 @@ def with_cache(problem: Problem, cache: Path, made: str) -> Problem:
 
 
 def kill_one_worker(run: ClusterRun, done: Callable[[], int], kill: Callable[[Node, int], None]) -> None:
-    """Wait for the first finished unit, kill a worker that is at work then, and wait for the end of all."""
-    run.cluster.wait_for(lambda: done() > 0, ATTEMPT, "the first finished unit")
-    node = next(node for node in run.cluster.nodes.values() if node.ranks())
-    kill(node, node.ranks()[0])
+    """Wait for the first finished unit, kill a worker that is at work then, and wait for the end of all.
+
+    Between two attempts nobody is at work, so for a worker it is waited too.
+    """
+
+    def at_work() -> tuple[Node, int] | None:
+        ranks = [(node, rank) for node in run.cluster.nodes.values() for rank in node.ranks()]
+        return ranks[0] if ranks and done() > 0 else None
+
+    found = run.cluster.wait_for(at_work, ATTEMPT, "a worker at work after the first finished unit")
+    assert found is not None
+    kill(*found)
     run.finish_array()
 
 

@@ -1,8 +1,9 @@
 """The tables of the results page: `python -m tests.tables [DIRECTORY …] [NAME=DIRECTORY …]`.
 
 DIRECTORY: a run directory with reports of `maep bench`, `bench-evaluation` and `bench-loader` (all write into
-`run.dir`), or that of a sweep; with NAME, that of a run, whose report becomes `tests/reports/NAME/report.json`. What is
-there becomes the committed one in `tests/reports` first. Tables are written as a test asks for them, so after it only
+`run.dir`), or that of a sweep; with NAME, that of a run, whose report becomes `tests/reports/NAME/report.json`, or of a
+sweep whose result is not to take the place of another scale's. What is there becomes the committed one in
+`tests/reports` first. Tables are written as a test asks for them, so after it only
 the sentences around a table are left to people.
 """
 
@@ -277,29 +278,29 @@ def defense_table(name: str) -> str:
     return f"| {head} |\n|{'---|' * (head.count('|') + 1)}\n" + "".join(f"{line}\n" for line in lines())
 
 
-def take_over(directory: Path) -> None:
-    """Make what a run left the committed report: benchmarks, or a sweep's result under the sweep's name."""
-    for name in LINES:
-        if (directory / f"{name}.json").is_file():
-            shutil.copyfile(directory / f"{name}.json", REPORTS / f"{name}.json")
+def take_over(directory: Path, name: str = "") -> None:
+    """Make what a run left the committed report: benchmarks, or a sweep's result under the sweep's name or `name`."""
+    for bench in LINES:
+        if (directory / f"{bench}.json").is_file():
+            shutil.copyfile(directory / f"{bench}.json", REPORTS / f"{bench}.json")
     sweep = directory / "ablation.json"
     if sweep.is_file():
         result = json.loads(sweep.read_text())
         waiting = [point["names"] for point in result["points"] if point["state"] != "finished"]
         if waiting:
             raise SystemExit(f"{sweep}: not finished: {waiting}; a committed table has all of its points")
-        shutil.copyfile(sweep, SWEEPS / f"{result['name']}.json")
+        shutil.copyfile(sweep, SWEEPS / f"{name or result['name']}.json")
 
 
 def main(words: Sequence[str]) -> None:
     """Take the reports of runs over, if some are given, and write all tables."""
     for word in words:
         name, _, directory = word.rpartition("=")
-        if name:
+        if name and not (Path(directory) / "ablation.json").is_file():
             (REPORTS / name).mkdir(exist_ok=True)
             shutil.copyfile(Path(directory) / "report.json", REPORTS / name / "report.json")
         else:
-            take_over(Path(word))
+            take_over(Path(directory), name)
     text = PAGE.read_text()
     tables = {name: table_of(name) for name in LINES} | {name: defense_table(name) for name in DEFENSES}
     tables["ablation"] = sweep_table()

@@ -4,6 +4,7 @@ import ast
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,22 @@ def test_rooms_of_one_floor_form_no_circle() -> None:
     pairs = {(room, other) for room, other in arrows() if FLOOR[room] == FLOOR[other]}
     assert {pair for pair in pairs if pair[::-1] in pairs} == set()
     assert max(map(len, FLOORS)) <= 2, "three rooms on a floor could form a longer circle"
+
+
+def module(name: str) -> str:
+    """The file that a dotted name is of, below the package: itself, or what it is a name in."""
+    path = PACKAGE.joinpath(*name.split("."))
+    if path.with_suffix(".py").is_file():
+        return str(path.relative_to(PACKAGE).with_suffix(".py"))
+    return str(path.relative_to(PACKAGE) / "__init__.py") if path.is_dir() else module(name.rpartition(".")[0])
+
+
+def test_files_form_no_circle() -> None:
+    """Nor do those of one room, not even for the sake of an annotation: one of two can be read without the other."""
+    files = {str(path.relative_to(PACKAGE)): path for path in MODULES if path != PACKAGE / "__init__.py"}
+    graph = {file: {module(name) for _, name in imports(path)} - {file} for file, path in files.items()}
+    assert sum(len(imported) for imported in graph.values()) > len(graph)
+    TopologicalSorter(graph).prepare()
 
 
 def test_stems_are_unique() -> None:

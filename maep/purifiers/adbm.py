@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from maep.config.schema import setting
 from maep.purifiers.diffpure import DiffPurePurifier, DiffPureSettings
-from maep.purifiers.registry import USED
+from maep.purifiers.sections import USED
 
 
 @dataclass

@@ -15,7 +15,7 @@ from torch import Tensor
 from maep.config.schema import setting
 from maep.models.noise_schedule import at_time, per_image
 from maep.purifiers.denoising import DenoiserPurifier, TimedNetworkSettings
-from maep.purifiers.registry import USED
+from maep.purifiers.sections import USED
 from maep.purifiers.stepwise import Step
 from maep.runtime.errors import fail
 from maep.runtime.keyed_noise import normal_of

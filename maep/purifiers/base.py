@@ -15,7 +15,7 @@ from maep.config.consistency import check_model, check_objective
 from maep.config.schema import PurifySettings
 from maep.models.defended import DefendedClassifier
 from maep.purifiers.parts import Part, Read, block_side, by_blocks
-from maep.purifiers.registry import network_entries, network_section
+from maep.purifiers.sections import network_entries
 from maep.runtime.errors import fail
 from maep.runtime.randomness import keyed_rng
 from maep.storage.documents import read_fields
@@ -274,7 +274,7 @@ class TrainedPurifier(Purifier):
     @classmethod
     def network_settings(cls, settings: schema.Settings) -> Any:
         """The section of the settings that decides the network."""
-        return network_section(settings)[1]
+        return getattr(settings, cls.network_name or cls.kind)
 
     @classmethod
     def untrained(cls, settings: schema.Settings) -> Self:

@@ -18,7 +18,7 @@ from torch import Tensor
 from maep.config.schema import PurifySettings, setting
 from maep.models.code_network import CodeNetwork
 from maep.purifiers.base import require_eager, require_images
-from maep.purifiers.registry import USED
+from maep.purifiers.sections import USED
 from maep.purifiers.whole_image import WholeImagePurifier
 from maep.runtime.errors import fail
 from maep.runtime.randomness import keyed_rng

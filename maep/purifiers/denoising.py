@@ -28,7 +28,8 @@ from maep.purifiers.base import (
     require_images,
     section_of,
 )
-from maep.purifiers.registry import network_entries, purifier_class, use_entries
+from maep.purifiers.registry import purifier_class
+from maep.purifiers.sections import network_entries, use_entries
 from maep.purifiers.serialization import load_purifier
 from maep.purifiers.stepwise import GraphMemory, Step, stepwise, walk
 from maep.runtime.device import upload

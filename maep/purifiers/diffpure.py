@@ -14,7 +14,7 @@ from torch import Tensor
 from maep.config.schema import setting
 from maep.models.noise_schedule import Noise, alpha_bar, at_time, beta, clean_estimate, diffused, per_image, score
 from maep.purifiers.denoising import SHORTEST, DenoiserPurifier, DenoiserSettings
-from maep.purifiers.registry import USED
+from maep.purifiers.sections import USED
 from maep.purifiers.stepwise import Step
 from maep.runtime.keyed_noise import normal_of
 

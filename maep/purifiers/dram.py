@@ -34,7 +34,7 @@ from maep.purifiers.base import (
     require_images,
     section_of,
 )
-from maep.purifiers.registry import USED, use_entries
+from maep.purifiers.sections import USED, use_entries
 from maep.purifiers.tiling import Tiling
 from maep.runtime.errors import fail
 from maep.runtime.randomness import keyed_rng

@@ -21,7 +21,7 @@ from maep.models.energy_network import HALVINGS, SIDE, EnergyNetwork, langevin_s
 from maep.models.weights import read_weights
 from maep.purifiers.base import section_of
 from maep.purifiers.denoising import DenoiserPurifier
-from maep.purifiers.registry import USED
+from maep.purifiers.sections import USED
 from maep.purifiers.stepwise import Step, gradient_within
 from maep.runtime.errors import fail
 from maep.runtime.keyed_noise import normal_of

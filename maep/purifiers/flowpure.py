@@ -14,7 +14,7 @@ from maep.config import schema
 from maep.config.schema import setting
 from maep.models.noise_schedule import at_time
 from maep.purifiers.denoising import DenoiserPurifier, TimedNetworkSettings
-from maep.purifiers.registry import USED
+from maep.purifiers.sections import USED
 from maep.purifiers.stepwise import Step
 from maep.runtime.errors import fail
 

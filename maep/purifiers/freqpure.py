@@ -20,7 +20,7 @@ from maep.config.schema import setting
 from maep.models.noise_schedule import at_time, clean_estimate, diffused
 from maep.purifiers.denoising import DenoiserPurifier, DenoiserSettings
 from maep.purifiers.diffpure import step_towards
-from maep.purifiers.registry import USED
+from maep.purifiers.sections import USED
 from maep.purifiers.stepwise import Step
 from maep.runtime.errors import fail
 from maep.runtime.keyed_noise import normal_of

@@ -14,7 +14,7 @@ from maep.config.schema import setting
 from maep.models.greedy_pixels import greedy_pixels
 from maep.models.pixel_cnn import LEVELS, PixelCnn
 from maep.purifiers.base import require_eager, require_images
-from maep.purifiers.registry import USED
+from maep.purifiers.sections import USED
 from maep.purifiers.whole_image import WholeImagePurifier
 
 

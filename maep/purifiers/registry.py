@@ -3,12 +3,9 @@
 A new kind is its file, its line here and its test.
 """
 
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from maep.config.identity import decides
 from maep.config.implementations import implementation
-from maep.config.load import default_of
 from maep.runtime.errors import fail, nearest
 
 if TYPE_CHECKING:
@@ -20,7 +17,6 @@ DEFAULT = "maep"
 # The stages that must have run before one of that kind is evaluated. Here, and not in its class alone, since a run
 # that is finished says so without importing torch.
 DEFAULT_STAGES = ("shards", "classifier", "attack", "pretrain", "finetune")
-USED = ("evaluate", "records", "certify", "point")  # what depends on a setting that says how a trained network is used
 KINDS = {
     "maep": "maep.purifiers.mae:MAEPurifier",
     "median": "maep.purifiers.median:MedianPurifier",
@@ -73,23 +69,6 @@ def settings_class(kind: str) -> type[Any] | None:
     need not import torch. Raises UserError as `purifier_class`.
     """
     return None if kind == DEFAULT else purifier_class(kind).Settings
-
-
-def network_entries(section: Any) -> dict[str, Any]:
-    """`{setting: value}` of a network's section, without those that say how it is used."""
-    return {item.name: getattr(section, item.name) for item in fields(section) if decides(item, "pretrain")}
-
-
-def saved_entries(section: Any) -> dict[str, Any]:
-    """As `network_entries`, without settings that came later and have their default: a checkpoint of before fits."""
-    later = {item.name: default_of(item) for item in fields(section) if item.metadata.get("added")}
-    entries = network_entries(section).items()
-    return {name: value for name, value in entries if name not in later or value != later[name]}
-
-
-def use_entries(section: Any) -> dict[str, Any]:
-    """`{setting: value}` of a network's section, of those that its training does not depend on (`USED`)."""
-    return {item.name: getattr(section, item.name) for item in fields(section) if not decides(item, "pretrain")}
 
 
 def network_section(settings: "Settings") -> tuple[str, Any]:

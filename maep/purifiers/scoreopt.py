@@ -19,7 +19,7 @@ from torch import Tensor
 from maep.config.schema import setting
 from maep.models.noise_schedule import denoised, per_image, time_of
 from maep.purifiers.denoising import DenoiserPurifier, DenoiserSettings
-from maep.purifiers.registry import USED
+from maep.purifiers.sections import USED
 from maep.purifiers.stepwise import Step, gradient_within
 from maep.runtime.errors import fail
 from maep.runtime.keyed_noise import normal_of, uniform_of

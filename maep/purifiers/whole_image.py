@@ -24,7 +24,7 @@ from maep.purifiers.base import (
     require_images,
     section_of,
 )
-from maep.purifiers.registry import network_entries, saved_entries, use_entries
+from maep.purifiers.sections import network_entries, saved_entries, use_entries
 from maep.runtime.compiling import compiled_copy
 from maep.runtime.errors import fail
 

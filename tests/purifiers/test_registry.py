@@ -21,7 +21,8 @@ from maep.models.denoiser import Denoiser
 from maep.pipeline.stages import STAGES
 from maep.purifiers import Purifier, save_purifier
 from maep.purifiers.denoising import DenoiserPurifier
-from maep.purifiers.registry import KINDS, purifier_class, settings_class, use_entries
+from maep.purifiers.registry import KINDS, purifier_class, settings_class
+from maep.purifiers.sections import use_entries
 from maep.runtime.errors import UserError
 
 # A network as small as it can be, for kinds that have one.

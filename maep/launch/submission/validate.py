@@ -13,7 +13,8 @@ from maep.launch.cluster.jobs import Job
 from maep.launch.cluster.settings import Cluster
 from maep.launch.cluster.slurm_client import most_workers, node_addresses, partitions, why_refused
 from maep.launch.submission.batch_script import MARGIN
-from maep.purifiers.registry import network_entries, network_section
+from maep.purifiers.registry import network_section
+from maep.purifiers.sections import network_entries
 from maep.runtime.errors import fail, nearest
 from maep.storage.manifests import CheckpointManifest
 from maep.storage.sealed import MANIFEST

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from maep.config.architectures import is_own
+from maep.config.architectures import SOAP_RESNET, is_own
 from maep.config.attack_names import check_classes
 from maep.config.identity import decisive_settings
 from maep.config.implementations import FINETUNING, OBJECTIVES
@@ -95,17 +95,15 @@ def _check_weights(settings: Settings) -> None:
         if path:
             check_weights(classifier_weights(each))
         if not is_own(each.classifier.arch):
-            from maep.models.classifiers.factory import (
-                check_image_size,
-                require_architecture,
-                warn_of_other_normalization,
-            )
+            from maep.models.classifiers.factory import check_image_size, require_architecture
 
             require_architecture(each.classifier.arch, key)
             check_image_size(each.classifier, each.data.image_size)
-            if path:
-                own = each.classifier
-                warn_of_other_normalization(own.arch, tuple(own.mean), tuple(own.std))
+        if path and (not is_own(each.classifier.arch) or each.classifier.arch.startswith(SOAP_RESNET)):
+            from maep.models.classifiers.factory import warn_of_other_normalization
+
+            own = each.classifier
+            warn_of_other_normalization(own.arch, tuple(own.mean), tuple(own.std))
 
 
 def _check_attack(settings: Settings) -> None:

@@ -17,6 +17,7 @@ from maep.config.load import load_settings
 from maep.config.schema import ClassifierSettings
 from maep.models.classifiers import build_classifier, classifier_identity, load_classifier
 from maep.models.classifiers.factory import check_image_size, warn_of_other_normalization
+from maep.pipeline.stages import _check_weights
 from maep.runtime.errors import UserError
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -267,6 +268,22 @@ def test_another_normalisation_than_timms_is_said(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out.count("timm's own weights of resnet50 were trained with [0.485, 0.456, 0.406]") == 1
     warn_of_other_normalization("resnet50", tuple(IMAGENET["mean"]), tuple(IMAGENET["std"]))
     warn_of_other_normalization("vit_base_patch16_384", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert capsys.readouterr().out == ""
+
+
+def test_another_normalisation_than_soaps_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither do SOAP's files say it, of CIFAR-10 or CIFAR-100; a run that is given one says so before it starts."""
+    save_file({"linear.bias": torch.zeros(10)}, tmp_path / "w.safetensors")
+    words = [f"classifier.weights={tmp_path / 'w.safetensors'}", "classifier.arch=soap_resnet_rotation"]
+    _check_weights(load_settings(None, words))
+    said = capsys.readouterr().out
+    assert "SOAP's own weights of soap_resnet_rotation were trained with [0.4914, 0.4822, 0.4465] and [0.2023" in said
+    assert "[0.2023, 0.1994, 0.201], or [0.5071, 0.4867, 0.4408] and [0.2675, 0.2565, 0.2761]; set that if" in said
+    cifar10 = ["classifier.mean=[0.4914,0.4822,0.4465]", "classifier.std=[0.2023,0.1994,0.201]"]
+    cifar100 = ["classifier.mean=[0.5071,0.4867,0.4408]", "classifier.std=[0.2675,0.2565,0.2761]"]
+    for right in (cifar10, cifar100):
+        _check_weights(load_settings(None, [*words, *right]))
+    _check_weights(load_settings(None, [words[0], "classifier.arch=cifar_resnet8"]))
     assert capsys.readouterr().out == ""
 
 

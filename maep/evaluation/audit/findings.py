@@ -4,11 +4,13 @@ Two sources: what the defense answered when it was checked (`maep.evaluation.aud
 should not stand as they do beside each other. A red finding says that the adaptive numbers are too good to be believed.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from maep.attacks.threat_models import Adaptive, AdaptiveEot, BlackBox, Bpda, Oblivious, Surrogate, Twin, threat_model
+from maep.config.published_classifiers import TEST_IMAGES, PublishedClassifier
 from maep.evaluation.audit.finding import ALARM, PASSED, WARNING, Finding, Level
 from maep.evaluation.audit.first_minute import accuracy_finding
 from maep.evaluation.audit.gradient_masking import CheckAnswers, CurvePoint, median_error
@@ -40,6 +42,9 @@ ROUNDING_POINTS, ROUNDING_IMAGES = 2.0, 1.5
 # Structural similarity of purified clean images to the clean ones: of tests/reports, all that another classifier can
 # read have 0.66 and more, what a purifier made up for its own classifier 0.01 to 0.07.
 UNLIKE = 0.3
+# Points by which a published classifier's clean accuracy may differ: what other kernels and precisions make of it, and
+# of a sample of its test images so many deviations.
+PUBLISHED_POINTS, DEVIATIONS = 0.3, 3.3
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,9 @@ class Honesty:
 
 @dataclass(frozen=True)
 class PurifierResult:
-    """All that was evaluated of one purifier. name: as in reports. subject: None in runs that wrote none down."""
+    """All that was evaluated of one purifier. name: as in reports. subject: None in runs that wrote none down.
+    published: what its classifier is said to be.
+    """
 
     name: str
     plan: Plan
@@ -70,13 +77,15 @@ class PurifierResult:
     checks: CheckAnswers
     cost: PurificationCost
     subject: Subject | None = None
+    published: PublishedClassifier | None = None
 
     @property
     def findings(self) -> list[Finding]:
         """The outcome of every check, alarms first."""
         approximates = self.subject is not None and self.subject.kind == "defended"
         outcomes = findings(self.checks, self.rows, len(self.plan.classes), approximates=approximates)
-        return _by_level([*outcomes, *(self.subject.findings if self.subject else ())])
+        own = self.subject.findings if self.subject else ()
+        return _by_level([*outcomes, *_published(self.rows, self.published), *own])
 
     @property
     def alarms(self) -> tuple[str, ...]:
@@ -128,6 +137,25 @@ def _chance(rows: Sequence[Combination], classes: int) -> Iterator[Finding]:
     finding = accuracy_finding(round(row.clean_accuracy * row.n / 100), row.n, classes)
     if finding.level == ALARM:
         yield finding
+
+
+def _published(rows: Sequence[Combination], published: PublishedClassifier | None) -> Iterator[Finding]:
+    """Whether a published classifier is as accurate as it is said to be: with another normalisation, padding or
+    activation its weights load as well, and the accuracy is plausible and wrong.
+
+    Of fewer images than it was measured on, as near as a sample of these is but once in a thousand times.
+    """
+    if published is None:
+        return
+    row = max(rows, key=lambda row: row.result.n).result
+    share = published.clean / 100
+    sample = 100 * math.sqrt(share * (1 - share) / row.n * max(0.0, 1 - row.n / TEST_IMAGES))
+    right = row.undefended_clean_accuracy
+    text = f"the classifier alone is right on {right:.1f} % of {row.n} clean images, {published.clean} % are published"
+    if abs(right - published.clean) <= PUBLISHED_POINTS + DEVIATIONS * sample:
+        yield Finding("published accuracy", PASSED, text)
+    else:
+        yield Finding("published accuracy", ALARM, f"{text}: it is another network, or was given other images")
 
 
 def _unlike(rows: Sequence[Combination]) -> Iterator[Finding]:

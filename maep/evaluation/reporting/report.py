@@ -10,6 +10,7 @@ from rich.text import Text
 from maep.attacks.catalog import is_autoattack
 from maep.attacks.threat_models import AdaptiveEot, Surrogate, Twin, threat_model
 from maep.config.load import to_yaml
+from maep.config.published_classifiers import PUBLISHED
 from maep.config.schema import Settings
 from maep.evaluation.audit.findings import ALARM, PASSED, WARNING, PurifierResult, side_by_side, worst_case
 from maep.evaluation.audit.gradient_masking import read_checks
@@ -171,7 +172,9 @@ def _read_result(settings: Settings, directory: Path, name: str) -> PurifierResu
     checks = read_checks(plan, directory)
     rows = [combine(settings, name, plan, directory / folder, records) for folder, records in folders.items()]
     subject = read_subject(plan.classifier, plan.purifier, directory)
-    return _with_alarms(PurifierResult(name, plan, rows, checks, read_cost(plan.purifier, directory), subject))
+    cost, identifier = read_cost(plan.purifier, directory), settings.classifier.robustbench
+    published = PUBLISHED[identifier] if identifier else None
+    return _with_alarms(PurifierResult(name, plan, rows, checks, cost, subject, published))
 
 
 def _with_alarms(result: PurifierResult) -> PurifierResult:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from maep.config.architectures import (
     WIDE_RESNET,
     is_own,
 )
+from maep.config.published_classifiers import SOAP_NORMALIZATIONS, Normalization
 from maep.config.schema import ClassifierSettings
 from maep.models.classifiers.deepmind import DeepMindPreActResNet18, DeepMindWideResNet
 from maep.models.classifiers.normalized import Normalized
@@ -121,18 +122,28 @@ def _problem_with_size(arch: str, timm_args: str, size: int) -> str:
 
 @cache
 def warn_of_other_normalization(arch: str, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """Say, once, that timm's own weights of a model were trained with another mean or deviation than is set.
+    """Say, once, that timm's or SOAP's own weights of a model were trained with another mean or deviation than is set.
 
     A file of weights does not say it, and with another one the accuracy is plausible and wrong.
     """
+    authors, usual = _usual_normalizations(arch)
+    given = torch.tensor((mean, std))
+    if usual and not any(torch.allclose(torch.tensor(each), given, atol=NEARLY) for each in usual):
+        expected = ", or ".join(f"{list(each[0])} and {list(each[1])}" for each in usual)
+        say(
+            f"warning: classifier.mean={list(mean)}, classifier.std={list(std)}: {authors}'s own weights of {arch} "
+            f"were trained with {expected}; set that if classifier.weights are {authors}'s"
+        )
+
+
+def _usual_normalizations(arch: str) -> tuple[str, Sequence[Normalization]]:
+    """Who published weights of an architecture, and the means and deviations that these expect."""
+    if is_own(arch):
+        return "SOAP", SOAP_NORMALIZATIONS if arch.startswith(SOAP_RESNET) else ()
     from maep.models.timm_blocks import usual_normalization
 
     usual = usual_normalization(arch)
-    if usual and not torch.allclose(torch.tensor(usual), torch.tensor((mean, std)), atol=NEARLY):
-        say(
-            f"warning: classifier.mean={list(mean)}, classifier.std={list(std)}: timm's own weights of {arch} were "
-            f"trained with {list(usual[0])} and {list(usual[1])}; set that if classifier.weights are timm's"
-        )
+    return "timm", (usual,) if usual else ()
 
 
 def _timm_network(settings: ClassifierSettings, num_classes: int) -> nn.Module:

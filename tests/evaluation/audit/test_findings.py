@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from maep.config.published_classifiers import NONE, PublishedClassifier
 from maep.data.shards import ShardSet
-from maep.evaluation.audit.findings import ALARM, PurifierResult, findings
+from maep.evaluation.audit.findings import ALARM, PASSED, PurifierResult, findings
 from maep.evaluation.audit.gradient_masking import finite_differences, margin_gradients, margins, median_error
 from maep.evaluation.reporting.report import honest_notes, read_results
 from maep.evaluation.scoring.defense import Defense
@@ -55,6 +56,41 @@ def test_an_honest_defense_passes(honest: PurifierResult) -> None:
     checks = ["randomness", "gradients", "finite differences", "loss against eps", "loss against steps"]
     checks += ["large budget", "planted", "transfer", "bpda", "square", "8-bit budget", "8-bit accuracy"]
     assert {finding.check for finding in honest.findings} == set(checks)
+
+
+def test_a_published_classifier_must_be_as_accurate_as_it_is_said_to_be(
+    honest: PurifierResult, tmp_path: Path, test_set: ShardSet
+) -> None:
+    """By the row of most images: of all 10,000 within 0.3 points, of fewer as a sample of those may be; a run that
+    names its classifier's identifier says so, and one that does not has no such line."""
+
+    def level(published: float, right: float, images: int) -> str:
+        few, many = ((100.0, 16), (right, images))
+        rows = [
+            replace(row, result=replace(row.result, undefended_clean_accuracy=percent, n=n))
+            for row in honest.rows[:1] for percent, n in (few, many)
+        ]  # fmt: skip
+        known = PublishedClassifier("wrn28_10", NONE, published, 0.0)
+        levels = [
+            finding.level
+            for finding in replace(honest, rows=rows, published=known).findings
+            if finding.check == "published accuracy"
+        ]
+        return levels[0]
+
+    assert level(94.78, 94.5, 10_000) == level(94.78, 95.05, 10_000) == PASSED
+    assert level(94.78, 94.45, 10_000) == level(94.78, 95.1, 10_000) == ALARM
+    # A deviation of 1000 of the 10,000 is 0.949 of √(p(1 - p)/1000), 0.703 points; 3.3 of them and 0.3 are 2.51.
+    assert level(94.78, 92.4, 1000) == PASSED
+    assert level(94.78, 92.2, 1000) == ALARM
+    assert level(93.3, 73.7, 100) == ALARM
+    quick = {**QUICK, "threat_models": ["oblivious"], "attacks": ["pgd-1"], "check_images": 2}
+    evaluated(tmp_path, test_set, Blur(), **quick)
+    settings = settings_for(tmp_path, **quick)
+    settings.classifier.robustbench = "cifar10/Standard"
+    (result,) = read_results(settings, Path(settings.run.dir) / "evaluation")
+    (text,) = [finding.text for finding in result.findings if finding.check == "published accuracy"]
+    assert text.endswith("of 16 clean images, 94.78 % are published")
 
 
 @pytest.mark.parametrize("purifier", [Rounding(), Jpeg()], ids=["8-bit rounding", "JPEG"])

@@ -169,6 +169,10 @@ class ClassifierSettings:
     batch_size: int = setting(128, "images a step", unit="images", low=1)
     lr: float = setting(0.1, "peak learning rate of SGD", above=0.0)
     warmup: float = setting(0.0, "share of the training that warms up", low=0.0, high=1.0)
+    milestones: list[float] = setting(
+        [], "when the rate falls to a tenth, in place of a cosine to 0 (TRADES, AWP, SOAP)", unit="epochs", above=0.0,
+        added=True,
+    )  # fmt: skip
     momentum: float = setting(0.9, "Nesterov momentum", low=0.0, high=1.0)
     weight_decay: float = setting(5e-4, "weight decay", low=0.0)
     flip: bool = setting(True, "mirror images at random")
@@ -212,10 +216,12 @@ class ClassifierSettings:
     )
     trades_weight: float = setting(6.0, "beta of trades and trades_awp; 0: cross-entropy", low=0.0, added=True)
     awp_gamma: float = setting(
-        0.005, "size of AWP's move of each weight, of its norm (awp, trades_awp, dkl); 0: none",
+        0.005, "size of AWP's move of each weight, of its norm (awp: 0.01 published; trades_awp, dkl: 0.005); 0: none",
         low=0.0, high=1.0, added=True,
     )  # fmt: skip
-    awp_warmup: int = setting(0, "epochs before AWP begins", unit="epochs", low=0, added=True)
+    awp_warmup: int = setting(
+        0, "epochs before AWP begins (trades_awp, dkl: 10 published)", unit="epochs", low=0, added=True
+    )
     dkl_alpha: float = setting(4.0, "weight of DKL's cross-entropy between the pair", low=0.0, added=True)
     dkl_beta: float = setting(20.0, "weight of DKL's distances between the pair's logits", low=0.0, added=True)
     dkl_temperature: float = setting(4.0, "temperature of DKL's means of classes", above=0.0, added=True)

@@ -94,7 +94,10 @@ class DklTable:
     def distances(self, clean: Tensor, adversarial: Tensor, labels: Tensor) -> Tensor:
         """¼ Σ_jk s_j s_k ((n_j - n_k) - (a_j - a_k))², [N], for logits n, a [N, C] and s the label's row."""
         s, d = self.rows[labels], clean - adversarial
-        return 0.5 * (s.sum(1) * (s * d.square()).sum(1) - (s * d).sum(1).square())
+        total = s.sum(1)
+        # About its mean under s: of a difference that all logits share, the squares would cancel, and digits with them.
+        mean = (s * d).sum(1) / total
+        return 0.5 * total * (s * (d - mean[:, None]).square()).sum(1)
 
 
 class AdversarialTraining:

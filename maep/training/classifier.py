@@ -85,9 +85,9 @@ class ClassifierCheckpoint(StampedManifest):
 def train_classifier(settings: Settings, train: ShardSet, test: ShardSet) -> Path:
     """Train the configured classifier, or what is left of its training; returns its weights file.
 
-    SGD with Nesterov momentum, a cosine schedule, random crops and flips; on an accelerator in the configured
-    precision. Killed anywhere and started again, it ends with the same weights. The accuracy on `test` goes into
-    the manifest. Raises UserError for a damaged shard or an unwritable directory, Stopped after a signal,
+    SGD with Nesterov momentum, a cosine schedule unless it has milestones, random crops and flips; on an accelerator in
+    the configured precision. Killed anywhere and started again, it ends with the same weights. The accuracy on `test`
+    goes into the manifest. Raises UserError for a damaged shard or an unwritable directory, Stopped after a signal,
     NonFiniteLoss, PeerLost when a process that loads images is killed, with everything up to then saved.
     """
     final = classifier_directory(settings, train)
@@ -168,11 +168,14 @@ def augment(images: Tensor, draws: Tensor, *, padding: int, flip: bool) -> Tenso
     return padded[samples, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def cosine(step: int, steps: int, settings: ClassifierSettings) -> float:
-    """Learning rate of a 0-based step: a linear warm-up, then a cosine from `lr` to 0."""
+def learning_rate(step: int, steps: int, settings: ClassifierSettings) -> float:
+    """Of a 0-based step: a linear warm-up, then a cosine from `lr` to 0, or tenths of `lr` after `milestones`."""
     warmup = round(settings.warmup * steps)
     if step < warmup:
         return settings.lr * (step + 1) / warmup
+    if settings.milestones:
+        # In whole numbers of steps: a product with the epochs may lie just below the milestone that it stands for.
+        return settings.lr * 0.1 ** sum(step >= round(each * steps / settings.epochs) for each in settings.milestones)
     return settings.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
@@ -278,7 +281,7 @@ class _Training:
         flip = self.classifier.flip and self.classifier.training != SOAP  # whose two views are mirrored each on its own
         inputs = to_float(augment(images, draws, padding=padding, flip=flip))
         for group in self.optimizer.param_groups:
-            group["lr"] = cosine(self.step, self.steps, self.classifier)
+            group["lr"] = learning_rate(self.step, self.steps, self.classifier)
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
             loss = self._loss(inputs, labels, pairs[0][0])

@@ -66,6 +66,48 @@ def test_the_attack_stays_in_its_ball_and_changes_nothing_else(mode: str, attack
             assert raised(adversarial).mean() > 1.02 * raised(images).mean() + 1e-6
 
 
+def raised(mode: str, method: AdversarialTraining, clean: Tensor, moved: Tensor, labels: Tensor) -> Tensor:
+    """What an attack raises, summed over images, from logits of the clean images, which are constant, and the moved."""
+    if mode == "pgd_at":
+        return F.cross_entropy(moved, labels, reduction="sum")
+    p = clean.softmax(1)
+    if mode == "trades":
+        return (p * (p.log() - moved.log_softmax(1))).sum()
+    assert method.table is not None
+    n, a = (logits[:, :, None] - logits[:, None] for logits in (clean, moved))
+    s = method.table.rows[labels]
+    pairs = s[:, :, None] * s[:, None] * (n - a) ** 2
+    return -(p * moved.log_softmax(1)).sum() + pairs.sum() / 4
+
+
+@pytest.mark.parametrize("mode", ["pgd_at", "trades", "dkl"])
+def test_the_attack_takes_the_published_steps(mode: str) -> None:
+    """PGD-AT's from anywhere in the ball; TRADES' from noise of 0.001, also beyond black and white, up the divergence;
+    DKL's up its own loss with both weights 1, in five steps of half of a budget that grows epoch by epoch.
+    """
+    model, (images, labels) = network().train(), batch()
+    images = images.round()  # black and white: the start is not clipped where it is not
+    method = training(mode, model, dkl_alpha=7.0, dkl_beta=9.0)
+    if method.table is not None:
+        method.table.rows.copy_(torch.rand(4, 4, generator=torch.Generator().manual_seed(2)))
+    found = method.attacked(images, labels, AT)
+    rng = keyed_rng("classifier-attack", AT.seed, AT.step)
+    eps, step, steps = (0.1 / 2, 0.1 / 4, 5) if mode == "dkl" else (0.1, 0.03, 4)
+    if mode == "pgd_at":
+        moved = (images + eps * (2 * torch.from_numpy(rng.random(images.shape, dtype="float32")) - 1)).clamp(0, 1)
+    else:
+        moved = images + 0.001 * torch.from_numpy(rng.standard_normal(images.shape, dtype="float32"))
+    model.eval()
+    clean = model(images).detach()
+    for _ in range(steps):
+        at = moved.requires_grad_()
+        (gradient,) = torch.autograd.grad(raised(mode, method, clean, model(at), labels), at)
+        moved = (images + (at + step * gradient.sign() - images).clamp(-eps, eps)).clamp(0, 1).detach()
+    differs = (found - moved).abs() > 1e-6
+    assert differs.float().mean() < 0.01  # signs of gradients that are nearly 0
+    assert (found - images).abs().max() == pytest.approx(eps, abs=1e-6)
+
+
 def test_trades_is_its_formula() -> None:
     """CE of the clean images and beta times the batch's mean KL(f(x) ‖ f(x')), gradients through both."""
     model, (images, labels) = network().train(), batch()
@@ -97,6 +139,19 @@ def test_dkl_is_its_formula() -> None:
                 gap = (n[row, j] - n[row, k]) - (a[row, j] - a[row, k])
                 expected = expected + 5.0 * 0.25 / 6 * s[j] * s[k] * gap**2
     torch.testing.assert_close(method.loss(images, adversarial, labels), expected)
+
+
+def test_dkls_distances_know_nothing_of_what_logits_share() -> None:
+    """A number that all attacked logits have more changes no difference between two: in fp32 neither, and none is
+    below 0, where the difference of two large squares was."""
+    table, generator = DklTable(10, 4.0, CPU), torch.Generator().manual_seed(0)
+    clean, change = (torch.randn(50, 10, generator=generator).double() for _ in range(2))
+    table.rows.copy_(torch.rand(10, 10, generator=generator))
+    labels = torch.arange(50) % 10
+    d, s = 0.01 * change, table.rows.double()[labels]
+    expected = (s[:, :, None] * s[:, None] * (d[:, :, None] - d[:, None]) ** 2).sum((1, 2)) / 4
+    found = table.distances(clean.float(), (clean + d + 30).float(), labels)
+    torch.testing.assert_close(found.double(), expected, rtol=0.01, atol=0)
 
 
 def test_dkls_table_is_the_mean_of_the_epoch_before() -> None:

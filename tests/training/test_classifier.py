@@ -23,7 +23,7 @@ from maep.models.classifiers import load_classifier
 from maep.runtime.errors import NonFiniteLoss, UserError
 from maep.storage.atomic import read_json
 from maep.training import classifier as stage
-from maep.training.classifier import augment, cosine, train_classifier
+from maep.training.classifier import augment, learning_rate, train_classifier
 from tests.tiny import ROOT, environment
 
 SMALL = [
@@ -237,11 +237,25 @@ def test_augmentation_is_the_samples_own() -> None:
 def test_schedule_warms_up_and_ends_at_zero() -> None:
     """A linear rise to the peak over the warm-up, then a falling cosine that ends near 0."""
     settings = load_settings(None, ["classifier.lr=0.2", "classifier.warmup=0.1"]).classifier
-    rates = [cosine(step, 100, settings) for step in range(100)]
+    rates = [learning_rate(step, 100, settings) for step in range(100)]
     assert rates[:10] == pytest.approx([0.02 * (step + 1) for step in range(10)])
     assert max(rates) == pytest.approx(0.2)
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[-1] < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("cfg", "starts"), [("trades/cifar10", {74: 0.01}), ("trades/cifar10_awp", {100: 0.01, 150: 0.001}),
+                        ("soap/cifar10_joint", {100: 0.01})],
+)  # fmt: skip
+def test_at_its_milestones_the_rate_falls_to_a_tenth(cfg: str, starts: dict[int, float]) -> None:
+    """At the first step of an epoch of 391, as published for these configurations; constant between them."""
+    settings = load_settings(cfg, ["data.root=PATH"]).classifier
+    steps, rate = settings.epochs * 391, 0.1
+    for epoch in range(settings.epochs):
+        rate = starts.get(epoch, rate)
+        for step in (391 * epoch, 391 * epoch + 390):
+            assert learning_rate(step, steps, settings) == pytest.approx(rate)
 
 
 def test_a_long_training_begins_at_once(shards: Path, tmp_path: Path) -> None:

@@ -108,6 +108,14 @@ class DramPurifier(TrainedPurifier):
         self.register_buffer("threshold", torch.tensor(-math.inf if repair.false_alarms == 1 else math.nan))
         self.reseed(0)
 
+    @classmethod
+    def check_settings(cls, settings: schema.Settings) -> None:
+        """As the base's; and there is a patch to hide beside one to see, or images would be what was drawn for them."""
+        super().check_settings(settings)
+        if settings.model.patch_size == settings.model.image_size:
+            fail(f"model.patch_size={settings.model.patch_size}: dram hides patches, and this one is all of an image; "
+                 "choose a smaller one")  # fmt: skip
+
     @property
     def is_random(self) -> bool:
         """As `Purifier.is_random`; here always."""

@@ -3,8 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from maep.attacks.attack_spec import AttackSpec
+from maep.attacks.gradient import attack
 from maep.config.load import load_settings
 from maep.evaluation.scoring.defense import Defense
 from maep.models.classifiers import Normalized
@@ -77,6 +79,26 @@ def test_clamp_keeps_pixels() -> None:
     purifier = AntiAdversaryPurifier(AntiAdversarySettings(clamp=True))
     purifier.attach(CLASSIFIER)
     assert torch.equal(CLASSIFIER(purifier(images())), purifier.defended(CLASSIFIER)(images()))
+
+
+def test_who_attacks_the_bare_classifier_finds_it_as_robust_as_ever() -> None:
+    """What fools it is moved on towards the wrong label, so hardly an answer changes; who follows the layer is led to
+    worse images than without it (Croce et al. 2022).
+    """
+    x, labels = images(100), digits()[1][:100]
+    defended = AntiAdversary(CLASSIFIER, AntiAdversarySettings()).eval()
+    spec = AttackSpec("pgd", "Linf", 0.1, 0.025, 10, True, False)
+
+    def against(target: nn.Module, judged: nn.Module) -> Tensor:
+        attacked = attack(target, x, labels, spec, range(100), 0)
+        return judged(attacked).argmax(1) == labels
+
+    bare, transferred, direct = (
+        against(CLASSIFIER, CLASSIFIER), against(CLASSIFIER, defended), against(defended, defended)
+    )  # fmt: skip
+    assert 0.02 < bare.float().mean() < 0.6
+    assert (transferred != bare).float().mean() <= 0.03
+    assert direct.sum() > bare.sum() + 10
 
 
 def test_attackers_are_given_what_they_know() -> None:

@@ -146,6 +146,14 @@ def test_bad_settings_are_refused(line: str) -> None:
         load_settings(None, ["purifier.kind=dram", line])
 
 
+def test_a_network_of_one_patch_has_none_to_hide() -> None:
+    """There would be no loss to descend, and images would only get the noise that the descent starts from."""
+    words = ["purifier.kind=dram", "objective.name=mae", "finetune.method=none", "data.image_size=16"]
+    with pytest.raises(UserError, match=r"model\.patch_size=16: dram hides patches, and this one is all of an image"):
+        load_settings(None, [*words, "model.image_size=16", "model.patch_size=16"])
+    load_settings(None, [*words, "model.image_size=16", "model.patch_size=8"])
+
+
 @pytest.mark.parametrize("word", ["dram.eps=0.1", "dram.step=0.01", "dram.steps=3", "dram.fresh_masks=true"])
 def test_how_an_image_is_repaired_is_no_part_of_the_training(word: str, tmp_path: Path) -> None:
     """Another setting of it trains nothing anew, and is another purifier to every record, also of one that is given."""

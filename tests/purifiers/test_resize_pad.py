@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from maep.config.load import load_settings
-from maep.purifiers.resize_pad import ResizePadPurifier, ResizePadSettings, bicubic
+from maep.purifiers.resize_pad import ResizePadPurifier, ResizePadSettings, bicubic, placed
 from maep.runtime.errors import UserError
 
 WHITE = torch.ones(40, 3, 32, 32)
@@ -37,6 +37,14 @@ def test_each_image_is_small_and_lies_somewhere_on_black() -> None:
     assert sizes == {28, 29, 30, 31, 32}
     assert len(places) > 6
     assert places <= {(row, column) for row in range(3) for column in range(3)}
+
+
+def test_a_size_is_rounded_down_of_what_it_is_on_paper() -> None:
+    """Not of its floating-point number, which may lie just below; of any share and side."""
+    for percent in (2, 4, 6, 8, 10, 30):
+        for side in range(1, 400):
+            rows = placed(side, 1 - percent / 100, 1.0).any(1).sum()
+            assert rows == max(1, side * (100 - percent) // 100), (percent, side)
 
 
 def test_a_batch_does_not_share_its_draw() -> None:

@@ -15,11 +15,11 @@ WU_CIFAR100 = (
     (0.5070751592, 0.4865488733, 0.4409178434),
     (0.2673342859, 0.2564384629, 0.2761504713),
 )
-# Of SOAP's networks (Shi et al., ICLR 2021) for CIFAR-10 and CIFAR-100, whose files say nothing of it.
-SOAP_NORMALIZATIONS = (
-    ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-    ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
-)
+SOAP_CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+SOAP_CIFAR100 = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+# By how an architecture's name begins: who publishes its weights, in files that say nothing of how their input is
+# normalised, and the ways it is.
+UNSAID = {"soap_resnet": ("SOAP", (SOAP_CIFAR10, SOAP_CIFAR100)), "dm_": ("RobustBench", (CIFAR10, CIFAR100))}
 TEST_IMAGES = 10_000  # of CIFAR-10 and of CIFAR-100, on which the accuracies were measured
 
 
@@ -39,6 +39,11 @@ class PublishedClassifier:
         """`{key: value}` of the settings that it decides."""
         mean, std = (list(values) for values in self.normalization)
         return {"classifier.arch": self.arch, "classifier.mean": mean, "classifier.std": std}
+
+
+def unsaid_normalizations(arch: str) -> tuple[str, tuple[Normalization, ...]]:
+    """Of one of this package's architectures, as `UNSAID`; ("", ()) where nobody is known to publish such files."""
+    return next((known for start, known in UNSAID.items() if arch.startswith(start)), ("", ()))
 
 
 PUBLISHED = {

@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from maep.config.architectures import SOAP_RESNET, is_own
+from maep.config.architectures import is_own
 from maep.config.attack_names import check_classes
 from maep.config.identity import decisive_settings
 from maep.config.implementations import FINETUNING, OBJECTIVES
 from maep.config.pair_source import source_settings
+from maep.config.published_classifiers import unsaid_normalizations
 from maep.config.schema import Settings, TrainSettings
 from maep.data.adversarial_set import adversarial_path
 from maep.data.classifier_weights import classifier_weights, further_classifiers, teacher
@@ -99,7 +100,7 @@ def _check_weights(settings: Settings) -> None:
 
             require_architecture(each.classifier.arch, key)
             check_image_size(each.classifier, each.data.image_size)
-        if path and (not is_own(each.classifier.arch) or each.classifier.arch.startswith(SOAP_RESNET)):
+        if path and (not is_own(each.classifier.arch) or unsaid_normalizations(each.classifier.arch)[1]):
             from maep.models.classifiers.factory import warn_of_other_normalization
 
             own = each.classifier

@@ -271,19 +271,27 @@ def test_another_normalisation_than_timms_is_said(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == ""
 
 
-def test_another_normalisation_than_soaps_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Neither do SOAP's files say it, of CIFAR-10 or CIFAR-100; a run that is given one says so before it starts."""
-    save_file({"linear.bias": torch.zeros(10)}, tmp_path / "w.safetensors")
-    words = [f"classifier.weights={tmp_path / 'w.safetensors'}", "classifier.arch=soap_resnet_rotation"]
-    _check_weights(load_settings(None, words))
-    said = capsys.readouterr().out
-    assert "SOAP's own weights of soap_resnet_rotation were trained with [0.4914, 0.4822, 0.4465] and [0.2023" in said
-    assert "[0.2023, 0.1994, 0.201], or [0.5071, 0.4867, 0.4408] and [0.2675, 0.2565, 0.2761]; set that if" in said
-    cifar10 = ["classifier.mean=[0.4914,0.4822,0.4465]", "classifier.std=[0.2023,0.1994,0.201]"]
-    cifar100 = ["classifier.mean=[0.5071,0.4867,0.4408]", "classifier.std=[0.2675,0.2565,0.2761]"]
-    for right in (cifar10, cifar100):
-        _check_weights(load_settings(None, [*words, *right]))
-    _check_weights(load_settings(None, [words[0], "classifier.arch=cifar_resnet8"]))
+@pytest.mark.parametrize(
+    ("arch", "said", "stds"), [
+        ("soap_resnet_rotation", "SOAP", ([0.2023, 0.1994, 0.201], [0.2675, 0.2565, 0.2761])),
+        ("dm_wrn10_1", "RobustBench", ([0.2471, 0.2435, 0.2616], [0.2673, 0.2564, 0.2762])),
+        ("dm_preact18", "RobustBench", ([0.2471, 0.2435, 0.2616], [0.2673, 0.2564, 0.2762])),
+    ]
+)  # fmt: skip
+def test_another_normalisation_than_the_authors_is_said(
+    arch: str, said: str, stds: tuple[list[float], ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of networks for CIFAR whose files do not say it, for its 10 and its 100 classes; before a run starts."""
+    save_file({"bias": torch.zeros(10)}, tmp_path / "w.safetensors")
+    words = [f"classifier.weights={tmp_path / 'w.safetensors'}"]
+    _check_weights(load_settings(None, [*words, f"classifier.arch={arch}", "classifier.std=[0.3,0.3,0.3]"]))
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"{said}'s own weights of {arch} were trained with [0.4914, 0.4822, 0.4465] and {stds[0]}, or [0.5071" in out
+    assert f"and {stds[1]}; set that if classifier.weights are {said}'s" in out
+    for mean, std in zip(([0.4914, 0.4822, 0.4465], [0.5071, 0.4866, 0.4409]), stds, strict=True):
+        right = [f"classifier.mean={mean}", f"classifier.std={std}"]
+        _check_weights(load_settings(None, [*words, f"classifier.arch={arch}", *right]))
+    _check_weights(load_settings(None, [*words, "classifier.arch=cifar_resnet8", "classifier.std=[0.3,0.3,0.3]"]))
     assert capsys.readouterr().out == ""
 
 

@@ -177,8 +177,9 @@ def test_wrappers_and_prefixes(tmp_path: Path) -> None:
         assert torch.equal(classifier(images), expected)
 
 
-def test_a_stage_that_is_never_called_is_left_out(tmp_path: Path) -> None:
-    """`sub_block1.*` of TRADES' files; another unknown name is not."""
+def test_a_stage_that_is_never_called_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`sub_block1.*` of TRADES' files, whose networks take pixels as they are, which is said where they would not get
+    these; another unknown name is not left out."""
     settings = replace(SMALL, arch="wrn10_1")
     torch.manual_seed(0)
     tensors = WideResNet(10, 1, 10).state_dict()
@@ -186,7 +187,12 @@ def test_a_stage_that_is_never_called_is_left_out(tmp_path: Path) -> None:
     expected = load_classifier(settings, 10, saved(tmp_path / "a.pt", tensors))(images)
     unused = {f"sub_block1.{name}": tensor for name, tensor in tensors.items() if name.startswith("block1")}
     path = saved(tmp_path / "b.pt", {"state_dict": {f"module.{n}": t for n, t in {**tensors, **unused}.items()}})
+    assert "sub_block1" not in capsys.readouterr().out
     assert torch.equal(load_classifier(settings, 10, path)(images), expected)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "is of TRADES' code, whose networks take pixels as they are; set classifier.mean=[0.0, 0.0, 0.0] and" in said
+    load_classifier(replace(settings, mean=[0.0] * 3, std=[1.0] * 3), 10, path)
+    assert "pixels as they are" not in capsys.readouterr().out
     path = saved(tmp_path / "c.pt", {**tensors, "sub_block2.layer.0.bn1.bias": torch.zeros(3)})
     with pytest.raises(UserError, match=r"sub_block2\.layer\.0\.bn1\.bias \(unexpected\)"):
         load_classifier(settings, 10, path)

@@ -19,7 +19,7 @@ from maep.config.architectures import (
     WIDE_RESNET,
     is_own,
 )
-from maep.config.published_classifiers import SOAP_NORMALIZATIONS, Normalization
+from maep.config.published_classifiers import NONE, Normalization, unsaid_normalizations
 from maep.config.schema import ClassifierSettings
 from maep.models.classifiers.deepmind import DeepMindPreActResNet18, DeepMindWideResNet
 from maep.models.classifiers.normalized import Normalized
@@ -122,7 +122,7 @@ def _problem_with_size(arch: str, timm_args: str, size: int) -> str:
 
 @cache
 def warn_of_other_normalization(arch: str, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """Say, once, that timm's or SOAP's own weights of a model were trained with another mean or deviation than is set.
+    """Say, once, that the published weights of a model were trained with another mean or deviation than is set.
 
     A file of weights does not say it, and with another one the accuracy is plausible and wrong.
     """
@@ -139,7 +139,7 @@ def warn_of_other_normalization(arch: str, mean: tuple[float, ...], std: tuple[f
 def _usual_normalizations(arch: str) -> tuple[str, Sequence[Normalization]]:
     """Who published weights of an architecture, and the means and deviations that these expect."""
     if is_own(arch):
-        return "SOAP", SOAP_NORMALIZATIONS if arch.startswith(SOAP_RESNET) else ()
+        return unsaid_normalizations(arch)
     from maep.models.timm_blocks import usual_normalization
 
     usual = usual_normalization(arch)
@@ -171,6 +171,8 @@ def load_classifier(settings: ClassifierSettings, num_classes: int, weights: Pat
         said = {name: tensor for name, tensor in tensors_in(content) if _is_normalization(name, tensor, own)}
         _check_normalization(said, settings, weights)
         ignored = _apart_from(classifier.network, state)
+        if not said and not settings.robustbench:
+            _warn_of_pixels(ignored, classifier.network, settings, weights)
         load_weights(classifier.network, state, str(weights), ignored)
     classifier.eval().requires_grad_(False)
     fold_batch_norms(classifier)
@@ -215,6 +217,19 @@ def _apart_from(network: nn.Module, state: dict[str, Tensor]) -> list[str]:
     """Names in a file that are no weights of it: parts that are never called, and how its input is normalised."""
     unused = [name for name in state if name.startswith(getattr(network, "never_called", ()))]
     return unused + [name for name in state if _is_normalization(name, state[name], network.state_dict())]
+
+
+def _warn_of_pixels(ignored: Collection[str], network: nn.Module, settings: ClassifierSettings, weights: Path) -> None:
+    """Say that a file with a part that is never called is of code whose networks take pixels as they are, where they
+    are to be normalised: it would load, and the accuracy be plausible and wrong.
+    """
+    unused = next((name for name in ignored if name.startswith(getattr(network, "never_called", ()))), None)
+    if unused and not torch.allclose(torch.tensor((settings.mean, settings.std)), torch.tensor(NONE), atol=NEARLY):
+        mean, std = map(list, NONE)
+        say(
+            f"warning: {weights}: {unused} is of TRADES' code, whose networks take pixels as they are; set "
+            f"classifier.mean={mean} and classifier.std={std} unless this one was trained otherwise"
+        )
 
 
 def _with_counters(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:

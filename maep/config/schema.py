@@ -155,7 +155,7 @@ class ClassifierSettings:
     )
     robustbench: str | None = setting(
         None,
-        "model of RobustBench whose file classifier.weights is; sets arch, mean and std",
+        "model of RobustBench whose file classifier.weights is; sets arch, mean and std; reports check its accuracy",
         choices=(None, *PUBLISHED),
         affects_result=False,  # what it sets does
         added=True,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from maep.config.schema import setting
 from maep.purifiers.base import Filter, require_images
+from maep.purifiers.parts import in_fp32
 
 
 @dataclass
@@ -45,7 +46,7 @@ class BitDepthPurifier(Filter):
         Raises ValueError for another shape.
         """
         require_images(images)
-        levels = 2**self.settings.bits
+        levels, exact = 2**self.settings.bits, in_fp32(images)
         if self.settings.rounding == "floor":
-            return (images * levels).floor() / levels
-        return (images * (levels - 1)).round() / (levels - 1)
+            return ((exact * levels).floor() / levels).to(images.dtype)
+        return ((exact * (levels - 1)).round() / (levels - 1)).to(images.dtype)

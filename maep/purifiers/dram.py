@@ -39,6 +39,7 @@ from maep.purifiers.tiling import Tiling
 from maep.runtime.errors import fail
 from maep.runtime.randomness import keyed_rng
 
+ROUNDING = 1e-6  # of an image
 THRESHOLD = "dram.threshold"  # among the saved tensors
 
 
@@ -219,8 +220,9 @@ class DramPurifier(TrainedPurifier):
         if self.repair.false_alarms < 1:
             self.reseed(0)
             losses = self.detection_losses(clean(self.repair.calibration_images)).sort().values
-            # The smallest loss that no more than that share exceeds.
-            self.threshold.fill_(losses[math.ceil((1 - self.repair.false_alarms) * len(losses)) - 1])
+            # The smallest loss that no more than that share exceeds; 29 % of 100 is a little below 29.
+            exceeding = math.floor(self.repair.false_alarms * len(losses) + ROUNDING)
+            self.threshold.fill_(losses[len(losses) - 1 - exceeding])
         return self
 
     # variants of it

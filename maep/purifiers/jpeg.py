@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from maep.config.schema import setting
-from maep.purifiers.base import Filter, require_eager, require_images
+from maep.purifiers.base import Filter, in_own_type, require_eager, require_images
+from maep.purifiers.parts import in_fp32
 
 # Tables K.1 and K.2 of ITU-T T.81, which every encoder scales by its quality.
 LUMINANCE = (
@@ -75,7 +76,8 @@ class JpegPurifier(Filter):
         """
         require_images(images)
         if self.is_differentiable:
-            return soft_jpeg(images, self.settings.quality)
+            with in_own_type(images):
+                return soft_jpeg(images, self.settings.quality)
         require_eager(self)
         return pillow_jpeg(images, self.settings.quality)
 
@@ -101,6 +103,7 @@ def soft_jpeg(images: Tensor, quality: int) -> Tensor:
 
     images: [N, 3, H, W] in [0, 1]; quality: 1 to 100. Returns the same shape, clipped; 8-bit levels are not rounded to.
     """
+    kind, images = images.dtype, in_fp32(images)
     height, width = images.shape[2:]
     unit = 2 * BLOCK  # of 4:2:0: one block of chroma lies under four of luminance
     rows, columns = (ceil(length / unit) * unit for length in (height, width))
@@ -118,7 +121,7 @@ def soft_jpeg(images: Tensor, quality: int) -> Tensor:
     decoded = torch.einsum(
         "kc,nchw->nkhw", back, torch.cat([part[:, :, :height, :width] for part in (luminance, chroma)], 1)
     )
-    return (decoded / LEVELS).clamp(0, 1)
+    return (decoded / LEVELS).clamp(0, 1).to(kind)
 
 
 def soft_round(values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Purifying one large image by parts: what is in memory in floating point at a time, and how parts are regrouped."""
+"""What is in memory in floating point at a time: one large image by parts and how they are regrouped, and its type."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -21,6 +21,11 @@ class Part(NamedTuple):
     top: int
     left: int
     images: Tensor
+
+
+def in_fp32(images: Tensor) -> Tensor:
+    """Images of 16 bits in fp32, others as they are: for kinds whose steps cannot be told apart in 16 bits."""
+    return images.to(torch.promote_types(images.dtype, torch.float32))
 
 
 def block_side(reach: int) -> int:

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from maep.config.schema import setting
 from maep.purifiers.base import RandomFilter, require_eager, require_images
+from maep.purifiers.parts import in_fp32
 
 # Iterations whose activations (about 40 images each) are computed again backward from the 5 images before them: the
 # memory of a hundred iterations is least near this.
@@ -58,6 +59,7 @@ class TotalVariationPurifier(RandomFilter):
         Raises ValueError for another shape, and where one that drops pixels is exported.
         """
         require_images(images)
+        kind, images = images.dtype, in_fp32(images)
         kept = self._kept(images)
         mean = (images * kept).sum((2, 3), keepdim=True) / kept.sum((2, 3), keepdim=True).clamp(min=1)
         u = torch.where(kept > 0, images, mean.expand_as(images))
@@ -69,7 +71,7 @@ class TotalVariationPurifier(RandomFilter):
             state = (
                 checkpoint(solver.run, count, *state, use_reentrant=False) if recompute else solver.run(count, *state)
             )
-        return state[0].clamp(0, 1)
+        return state[0].clamp(0, 1).to(kind)
 
     def _kept(self, images: Tensor) -> Tensor:
         """1 where a pixel is kept, 0 elsewhere, [N, 1, H, W]."""

@@ -169,6 +169,38 @@ def test_soaps_resnet_has_its_published_keys() -> None:
     assert len(shapes) == 107
 
 
+@pytest.mark.parametrize("arch", ["soap_resnet", "soap_resnet_rotation"])
+def test_soaps_resnet_is_the_network_of_its_file(arch: str, tmp_path: Path) -> None:
+    """From the file's names, convolution after convolution: a block ends rectified, its shortcut is a convolution of
+    what the block is given, the last map is averaged; a prefix is dropped where the head for turns is.
+    """
+    settings = ClassifierSettings(arch=arch)
+    made_up_weights(settings, tmp_path / "w.safetensors")
+    tensors = {name.removeprefix("resnet."): each for name, each in load_file(tmp_path / "w.safetensors").items()}
+
+    def convolved(name: str, norm: str, x: Tensor, stride: int = 1) -> Tensor:
+        weight = tensors[f"{name}.weight"]
+        x = nn.functional.conv2d(x, weight, tensors[f"{name}.bias"], stride, weight.shape[-1] // 2)
+        mean, variance, scale, shift = (
+            tensors[f"{norm}.{part}"][:, None, None] for part in ("running_mean", "running_var", "weight", "bias")
+        )
+        return (x - mean) / (variance + 1e-5).sqrt() * scale + shift
+
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (settings.mean, settings.std))
+    x = convolved("conv1", "bn1", (images - mean) / std).relu()
+    for layer, block in ((layer, block) for layer in (1, 2, 3) for block in (0, 1)):
+        name, stride = f"layer{layer}.{block}", 2 if layer > 1 and block == 0 else 1
+        inner = convolved(f"{name}.conv1", f"{name}.bn1", x, stride).relu()
+        inner = convolved(f"{name}.conv2", f"{name}.bn2", inner)
+        x = (inner + (convolved(f"{name}.shortcut.0", f"{name}.shortcut.1", x, 2) if stride == 2 else x)).relu()
+    assert x.shape == (2, 64, 8, 8)
+    expected = x.mean((2, 3)) @ tensors["linear.weight"].T + tensors["linear.bias"]
+    with torch.no_grad():
+        logits = load_classifier(settings, 10, tmp_path / "w.safetensors")(images)
+    torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
+
+
 def test_mean_and_deviation_are_inside(tmp_path: Path) -> None:
     """Images go in as [0, 1]: mean and deviation of the settings are applied inside, exactly once."""
     settings = ClassifierSettings(arch="cifar_resnet8", **IMAGENET)

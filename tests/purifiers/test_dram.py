@@ -103,6 +103,37 @@ def test_clean_images_set_it_off_as_often_as_asked() -> None:
     assert 0.05 < changed < 0.16
 
 
+def test_as_many_as_asked_exceed_the_threshold_whatever_the_share() -> None:
+    """Not one fewer where the floating-point share of so many images lies just above or below a whole number."""
+    for percent in range(1, 100):
+        purifier = dram(false_alarms=percent / 100, calibration_images=100)
+        losses = torch.arange(100.0)[torch.randperm(100, generator=torch.Generator().manual_seed(percent))]
+        purifier.detection_losses = lambda _, losses=losses: losses  # type: ignore[method-assign, misc]
+        assert (losses > purifier.calibrated(pictures).threshold).sum() == percent
+
+
+def test_an_image_is_judged_by_the_mean_over_its_masks() -> None:
+    """Of the squared errors on hidden pixels, by hand: tiles of a large image together, masks one after another."""
+    purifier, x = dram(detection_masks=3), torch.rand(2, 3, 16, 32, generator=torch.Generator().manual_seed(0))
+    purifier.reseed(4)
+    found = purifier.detection_losses(x)
+    purifier.reseed(4)
+    seen = purifier._drawn(x, purifier._grid(x)).detection.view(3, 2, 2, 16)
+    for number, image in enumerate(x):
+        losses = []
+        for mask in seen[:, number]:
+            errors = []
+            for tile, own in zip(image.split(16, 2), mask, strict=True):
+                error = (purifier.model(tile[None], own[None])[0] - tile).square()
+                errors += [
+                    error[:, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4].flatten()
+                    for row, column in (divmod(place, 4) for place in range(16)) if not own[4 * row + column]
+                ]  # fmt: skip
+            assert len(errors) == 2 * 12
+            losses.append(torch.cat(errors).mean())
+        torch.testing.assert_close(found[number], torch.stack(losses).mean())
+
+
 def test_what_is_asked_of_the_network() -> None:
     """Steps forward and backward, and a forward pass for each mask of the detection; a large image is in tiles."""
     purifier, calls = dram(steps=5, detection_masks=3, false_alarms=0.5).calibrated(pictures), [0]

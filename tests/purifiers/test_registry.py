@@ -20,6 +20,7 @@ from maep.config.schema import PurifySettings, Settings
 from maep.models.denoiser import Denoiser
 from maep.pipeline.stages import STAGES
 from maep.purifiers import Purifier, save_purifier
+from maep.purifiers.base import Filter
 from maep.purifiers.denoising import DenoiserPurifier
 from maep.purifiers.registry import KINDS, purifier_class, settings_class
 from maep.purifiers.sections import use_entries
@@ -156,6 +157,27 @@ def test_autocast_changes_no_type(purifier: Purifier) -> None:
         result = purified(purifier, images)
     assert (result.shape, result.dtype) == (images.shape, images.dtype)
     assert 0 <= result.min() <= result.max() <= 1
+
+
+@pytest.mark.parametrize("kind", sorted(kind for kind in KINDS if issubclass(purifier_class(kind), Filter)))
+def test_without_a_network_arithmetic_is_that_of_32_bits(kind: str) -> None:
+    """Images of 16 bits are purified to the last bits of their type, whatever is computed on the way, and autocast
+    changes no bit; of jpeg and bit_depth also what is no default. A network of that type has an arithmetic of its own.
+    """
+    others = {"jpeg": ["jpeg.codec=soft"], "bit_depth": ["bit_depth.rounding=nearest"]}
+    smooth = nn.functional.interpolate(pictures(2, 5, 6), (16, 21), mode="bilinear")
+    for words in ([], others.get(kind, [])):
+        purifier = purifier_class(kind).from_settings(load_settings(None, [*words_of(kind), *words]))
+        if purifier.needs_classifier:
+            return
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            under_autocast = purified(purifier, smooth)
+        assert torch.equal(under_autocast, purified(purifier, smooth))
+        for dtype in (torch.bfloat16, torch.float16):
+            images = smooth.to(dtype)
+            result, expected = purified(purifier, images), purified(purifier, images.float())
+            assert result.dtype == dtype
+            torch.testing.assert_close(result.float(), expected, rtol=0, atol=2 * torch.finfo(dtype).eps)
 
 
 def test_same_key_same_bits(purifier: Purifier) -> None:

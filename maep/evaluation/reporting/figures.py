@@ -214,18 +214,27 @@ def verdicts(samples: Samples, row: str) -> list[tuple[str, bool]] | None:
 
 
 def samples_figure(samples: Samples, judged: str = "purified") -> Figure:
-    """One column an image, one row each of `ROWS`, with the classifier's verdict below. judged: as `judged_word`."""
-    images = sample_images(samples)
-    count = len(samples.tensors["labels"])
-    figure = Figure(figsize=(1.25 * count + 1.2, 1.4 * len(ROWS)), layout="constrained")
-    grid = figure.subplots(len(ROWS), count, squeeze=False)
-    for line, name in zip(grid, ROWS, strict=True):
-        answers = verdicts(samples, name)
-        for column, axes in enumerate(line):
-            axes.imshow(images[name][column], interpolation="nearest")
-            axes.set(xticks=[], yticks=[])
+    """One column an image, one row each of `ROWS`, with the classifier's verdict below. judged: as `judged_word`.
+
+    In one pair of axes, an image a unit wide: as many axes as images would take longer than the rest of a report.
+    """
+    images, count = sample_images(samples), len(samples.tensors["labels"])
+    step, margin = 1.18, 0.25  # from row to row, an image and its verdict; before the first column, the row's name
+    figure = Figure(figsize=(1.25 * (count + margin), 1.25 * step * len(ROWS)))
+    axes = figure.add_axes((0, 0, 1, 1))
+    for line, name in enumerate(ROWS):
+        top, answers = line * step, verdicts(samples, name)
+        for column, image in enumerate(images[name]):
+            half_height, half_width = (0.48 * side / max(image.shape[:2]) for side in image.shape[:2])
+            x, y = column + 0.5, top + 0.5
+            extent = (x - half_width, x + half_width, y + half_height, y - half_height)
+            axes.imshow(image, interpolation="nearest", extent=extent)
             if answers:
                 text, right = answers[column]
-                axes.set_xlabel(drawn(text[:16]), fontsize=8, color="#1a7f4b" if right else "#c0392b", labelpad=2)
-        line[0].set_ylabel(judged if name == "purified" else name, fontsize=9)
+                colour = "#1a7f4b" if right else "#c0392b"
+                axes.text(x, top + 1, drawn(text[:16]), fontsize=8, color=colour, ha="center", va="top")
+        label = judged if name == "purified" else name
+        axes.text(-margin / 2, top + 0.5, label, fontsize=9, color=INK, ha="center", va="center", rotation="vertical")
+    axes.set(xlim=(-margin, count), ylim=(len(ROWS) * step, 0), aspect="auto")
+    axes.set_axis_off()
     return figure

@@ -8,7 +8,9 @@ from maep.launch.estimate.cost_model import Constant
 from maep.launch.estimate.scaling_table import workload
 from maep.runtime.errors import UserError
 
-CORE = Constant(34e9, "FLOP/s a CPU", "measured: 64 tokens of 96 channels, 350 images/s on two cores; fp32", measured=True)
+CORE = Constant(
+    34e9, "FLOP/s a CPU", "measured: 64 tokens of 96 channels, 350 images/s, two cores; fp32", measured=True
+)
 LONG = 24.0  # hours: somebody who waits longer than a day would rather have known
 
 

@@ -98,18 +98,20 @@ def _varied(sweep: Sweep) -> set[str]:
 def _check_scale(sweep: Sweep) -> None:
     """Raise UserError if configurations of a sweep differ in size or training length, which none of its axes varies."""
     varied = _varied(sweep)
-    bases = [] if BASE in varied else [sweep.base]
-    others = (choice.get(key) for axis in sweep.axes for choice in axis.choices for key in CONFIGURATIONS)
-    names = list(dict.fromkeys([*bases, *filter(None, others)]))
-    first, *following = [load_settings(str(name)) for name in names]
+    choices = [choice for axis in sweep.axes for choice in axis.choices]
+    bases = [str(choice[BASE]) for choice in choices if choice.get(BASE)] if BASE in varied else [sweep.base]
+    others = (choice.get(key) for choice in choices for key in CONFIGURATIONS if key != BASE)
+    fixed = [(str(sweep.file), sweep.fixed)]  # of what is judged; what pairs come from has settings of its own
+    names = {name: fixed for name in bases} | {str(name): [] for name in others if name and name not in bases}
+    first, *following = [load_settings(name, layers=layers) for name, layers in names.items()]
     keys = [key for key in leaves(Settings) if key.startswith("model.") or key in LENGTHS]
-    for name, settings in zip(names[1:], following, strict=True):
+    for name, settings in zip(list(names)[1:], following, strict=True):
         for key in keys:
             value, other = setting_value(first, key), setting_value(settings, key)
             if value != other and key not in varied:
                 fail(
-                    f"{sweep.file}: scale {sweep.scale}: {names[0]} has {key}={value} and {name} {other}; a table has "
-                    f"one scale: choose configurations of the same, or vary {key}"
+                    f"{sweep.file}: scale {sweep.scale}: {next(iter(names))} has {key}={value} and {name} {other}; "
+                    f"a table has one scale: choose configurations of the same, or vary {key}"
                 )
 
 

@@ -96,6 +96,19 @@ def test_mixed_scales(tmp_path: Path) -> None:
         assert "digits_small has model.patch_size=4 and cifar10 2; a table has one scale" in told
 
 
+def test_a_scale_is_what_is_set(tmp_path: Path) -> None:
+    """Of configurations that differ, `set` makes one scale; not of one that pairs come from."""
+    settings = {"model.encoder_depth": 3, "model": {"patch_size": 8}, "pretrain.steps": 10}
+    scales = {"cpu": {"base": "digits", "set": settings}}
+    axes = {"base": ["digits", "nim_mae/digits"], "run.seed": [0, 1]}
+    file = write(tmp_path / "sweep.yaml", grid={}, zip=axes, paper=None, readings=READ, scales=scales)
+    points = expand(read_sweep(str(file), "cpu", ()), ())
+    assert [point.settings.pretrain.steps for point in points] == [10, 10]
+    axes = {"pretrain.source": [None, "nim_mae/digits"], "run.seed": [0, 1]}
+    told = refusal(tmp_path, grid={}, zip=axes, paper=None, scales=scales)
+    assert "digits has pretrain.steps=10 and nim_mae/digits 400" in told
+
+
 def test_arguments(tmp_path: Path) -> None:
     """A key of the grid is set as grid.KEY; an unknown scale names those there are."""
     assert "write grid.objective.distance=" in refusal(tmp_path, "objective.distance=mse")

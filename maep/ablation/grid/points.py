@@ -102,7 +102,7 @@ def _check_scale(sweep: Sweep) -> None:
     bases = [str(choice[BASE]) for choice in choices if choice.get(BASE)] if BASE in varied else [sweep.base]
     others = (choice.get(key) for choice in choices for key in CONFIGURATIONS if key != BASE)
     fixed = [(str(sweep.file), sweep.fixed)]  # of what is judged; what pairs come from has settings of its own
-    names = {name: fixed for name in bases} | {str(name): [] for name in others if name and name not in bases}
+    names = dict.fromkeys(bases, fixed) | {str(name): [] for name in others if name and name not in bases}
     first, *following = [load_settings(name, layers=layers) for name, layers in names.items()]
     keys = [key for key in leaves(Settings) if key.startswith("model.") or key in LENGTHS]
     for name, settings in zip(list(names)[1:], following, strict=True):

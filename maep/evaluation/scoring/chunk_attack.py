@@ -1,7 +1,7 @@
 """The attack on one chunk of images: a unit of work whose result several purifiers and threat models may share."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from maep.attacks.attack_state import AttackState, OnState, identity_of
-from maep.attacks.threat_models import Oblivious, threat_model
+from maep.attacks.threat_models import threat_model
 from maep.evaluation.scoring.defense import Targets
 from maep.evaluation.scoring.identities import EvaluationIdentity
 from maep.evaluation.scoring.metrics import distances
-from maep.evaluation.scoring.tasks import Task, chunk_size
+from maep.evaluation.scoring.tasks import Task, chunk_size, undefended_task
 from maep.runtime.compiling import is_uncompiled
 from maep.runtime.digests import digest
 
@@ -121,14 +121,14 @@ class AttackFactory:
     directory: Path
 
     def undefended(self, task: Task) -> ChunkAttack:
-        """The attack on a task's full chunk through the classifier alone: once for all purifiers, in the cache.
-
-        A threat model that takes fewer images than the oblivious one uses the first of them.
-        """
+        """The attack through the classifier alone, as of `undefended_task`: once for all purifiers, in the cache."""
         settings, available = self.identity.settings, self.identity.available
-        total, size = min(settings.images, available), chunk_size(settings, available)
-        full = replace(task, threat_model=Oblivious.name, count=min(size, total - task.first))
-        return self._attack(full, self.cache / digest(self.identity.attack_facts(full))[:16])
+        task = undefended_task(task, settings, available)
+        facts = self.identity.attack_facts(task)
+        # Runs that attack more of the chunk so would overwrite it, and it theirs.
+        end = min(settings.images, available, task.first + chunk_size(settings, available))
+        part = {"attacked": task.count} if task.first + task.count < end else {}
+        return self._attack(task, self.cache / digest({**facts, **part})[:16])
 
     def defended(self, task: Task) -> ChunkAttack:
         """The attack on what the threat model's attacker knows of purifier and classifier; kept in its folder."""

@@ -3,7 +3,7 @@
 Attacks and threat models are imported where they are asked for: a status reads tasks, and needs no torch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,6 +97,19 @@ def attacks_of(settings: EvaluationSettings, threat: str) -> list[str]:
 def chunk_size(settings: EvaluationSettings, available: int) -> int:
     """Images of a full chunk. Equal in all threat models, so that chunks of the same number start alike."""
     return min(settings.chunk_images, settings.images, available)
+
+
+def undefended_task(task: Task, settings: EvaluationSettings, available: int) -> Task:
+    """The attack on the classifier alone that a task needs too: on all of its chunk that any threat model attacks.
+
+    A threat model that takes fewer images than another uses the first of them.
+    """
+    from maep.attacks.threat_models import Oblivious
+
+    threats = [threat for threat in settings.threat_models if task.attack in attacks_of(settings, threat)]
+    ends = [images_of(settings, threat, available) for threat in threats]
+    count = min(chunk_size(settings, available), max([task.first + task.count, *ends]) - task.first)
+    return replace(task, threat_model=Oblivious.name, count=count)
 
 
 def plan_tasks(settings: EvaluationSettings, available: int) -> list[Task]:

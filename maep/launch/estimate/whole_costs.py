@@ -1,7 +1,7 @@
 """What a configuration's images cost, whatever its purifier: training, purifying, attacks, judging; all is counted."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
 
@@ -15,7 +15,7 @@ from maep.attacks.threat_models import Adaptive, AdaptiveEot, BlackBox, Obliviou
 from maep.config.pair_source import TRAININGS, source_settings
 from maep.config.schema import Settings
 from maep.evaluation.audit.gradient_masking import BUDGETS, CURVE_STEPS, STEPS
-from maep.evaluation.scoring.tasks import Task, chunk_size, plan_tasks
+from maep.evaluation.scoring.tasks import Task, plan_tasks, undefended_task
 from maep.evaluation.stage import purifiers_of
 from maep.launch.estimate.attack_queries import Queries, attack_queries
 from maep.launch.estimate.cost_model import Constants
@@ -89,8 +89,7 @@ class EvaluationCost:
     def attacks(self) -> list[Task]:
         """Each attack once: several records may be made of one, and all need the one on the classifier alone."""
         evaluation, available = self.settings.evaluation, test_images(self.settings)
-        total, size = min(evaluation.images, available), chunk_size(evaluation, available)
-        alone = [replace(task, threat_model=Oblivious.name, count=min(size, total - task.first)) for task in self.tasks]
+        alone = [undefended_task(task, evaluation, available) for task in self.tasks]
         own = [self.defense.identity.attack_task(task) for task in self.tasks]
         return list(dict.fromkeys([*alone, *(task for task in own if task.threat_model != Oblivious.name)]))
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -126,6 +127,24 @@ def test_done_is_not_done_again(tmp_path: Path, test_set: ShardSet, attacks_run:
     run(settings, test_set)
     assert attacks_run == first, "the adversarial images were in the cache"
     assert contents(settings) == before
+
+
+def test_runs_that_need_different_images_keep_theirs(
+    tmp_path: Path, test_set: ShardSet, attacks_run: list[str]
+) -> None:
+    """Of Square on the classifier alone one run needs 3 images, another 6: each has its own, and finds them again."""
+    runs = {3: settings_for(tmp_path / "a"), 6: settings_for(tmp_path / "b")}
+    for number, settings in runs.items():
+        settings.evaluation.threat_models, settings.evaluation.adaptive_images = ["blackbox"], number
+        settings.run.cache = str(tmp_path / "cache")
+        run(settings, test_set)
+    made = [len(load_file(path)["images"]) for path in (tmp_path / "cache").rglob("chunk-0000.safetensors")]
+    assert sorted(made) == [3, 6]
+    attacks_run.clear()
+    for settings in runs.values():
+        shutil.rmtree(directory_of(settings))
+        run(settings, test_set)
+    assert attacks_run == ["square-20"] * 2, "through the purifiers alone"
 
 
 def test_another_purifier_uses_the_same_images(tmp_path: Path, test_set: ShardSet, attacks_run: list[str]) -> None:

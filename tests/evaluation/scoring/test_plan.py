@@ -6,7 +6,7 @@ import pytest
 
 from maep.config.identity import decisive_fields
 from maep.config.schema import EvaluationSettings, PurifySettings
-from maep.evaluation.scoring.tasks import Task, plan_tasks
+from maep.evaluation.scoring.tasks import Task, plan_tasks, undefended_task
 from maep.runtime.errors import UserError
 
 
@@ -27,6 +27,20 @@ def test_every_image_once() -> None:
             range(12 if own[0].threat_model == "adaptive" else 25)
         )
         assert [task.first for task in own] == [10 * number for number in range(len(own))]
+
+
+def test_the_classifier_alone_is_attacked_where_it_is_needed() -> None:
+    """On all images of a chunk for the oblivious attacker's attacks, else on those of who takes most."""
+    settings = _settings(
+        attacks=["fgsm"], adaptive_attacks=["pgd-2"], threat_models=["oblivious", "adaptive", "blackbox"]
+    )
+    tasks = plan_tasks(settings, 24)
+    alone = [undefended_task(task, settings, 24) for task in tasks]
+    assert {task.threat_model for task in alone} == {"oblivious"}
+    for attack, counts in {"fgsm": [10, 10, 4], "pgd-2": [10, 2], settings.blackbox_attacks[0]: [10, 2]}.items():
+        assert [task.count for task in alone if task.attack == attack] == counts
+    same = _settings(attacks=["fgsm"], threat_models=["oblivious", "adaptive"])
+    assert [undefended_task(task, same, 24).count for task in plan_tasks(same, 24)] == [10, 10, 4, 10, 10]
 
 
 def test_chunk_larger_than_images() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 from maep.config.architectures import is_own
 from maep.config.attack_names import check_attack, check_attacks
@@ -13,6 +14,7 @@ from maep.config.schema import (
     EvaluationSettings,
     ModelSettings,
     PurifierSettings,
+    RobustSettings,
     Settings,
     TrainSettings,
 )
@@ -230,21 +232,41 @@ def _check_attack(settings: Settings) -> None:
         if settings.model.image_size != settings.data.image_size:
             sizes = f"model.image_size={settings.model.image_size}, data.image_size={settings.data.image_size}"
             fail(f"{section}.attacked=whole: the classifier takes whole images, not crops; make {sizes} equal")
-    _check_classifiers(settings.robust.classifiers, any(train.attacked == "whole" for train in trainings.values()))
+    is_whole = any(train.attacked == "whole" for train in trainings.values())
+    _check_classifiers(settings.classifier, settings.robust.classifiers, is_whole)
+    if is_whole:
+        _check_schedule(settings.robust)
 
 
-def _check_classifiers(words: list[str], is_whole: bool) -> None:
-    """Further classifiers are named, and there is a training that meets them."""
+def _check_schedule(robust: RobustSettings) -> None:
+    """A training that attacks at all ends under the whole of attack.eps."""
+    clean, ramp = robust.clean_until, robust.eps_ramp
+    if clean < 1 < clean + ramp:
+        fail(
+            f"robust.clean_until={clean:g}, robust.eps_ramp={ramp:g}: the training ends before its budget is "
+            "attack.eps; choose shares of it that add up to 1 at most"
+        )
+
+
+def _check_classifiers(own: ClassifierSettings, words: list[str], is_whole: bool) -> None:
+    """Further classifiers are named, none of them twice, and there is a training that meets them."""
     if words and not is_whole:
         named = ", ".join(words)
         fail(f"robust.classifiers=[{named}]: only a training against the whole meets them; set pretrain.attacked=whole")
+    met = {(own.arch, _resolved(own.weights))}
     for word in words:
-        if words.count(word) > 1:
-            fail(f"robust.classifiers: {word}: is there twice, and is one classifier; name it once")
         arch, given, path = word.partition("=")
         if not arch or (given and not path):
             fail(f"robust.classifiers: {word!r} names none; give an architecture, or ARCH=PATH of its weights")
         is_own(arch, "robust.classifiers")
+        if (arch, _resolved(path)) in met:
+            fail(f"robust.classifiers: {word}: is there twice, or is the run's own classifier; name each once")
+        met.add((arch, _resolved(path)))
+
+
+def _resolved(weights: str | None) -> str:
+    """One name of a file, however it is written; "" for none, where the classifier stage trains."""
+    return str(Path(weights).expanduser().resolve()) if weights else ""
 
 
 def _check_teacher(settings: Settings) -> None:
@@ -261,6 +283,10 @@ def _check_teacher(settings: Settings) -> None:
         fail(f"robust.teacher={word}: only objective.name=robust asks for its answers; leave it out")
     if tuned and finetune.clean_shards and (finetune.objective or settings.objective.name) == "robust":
         fail("robust.teacher: answers for the run's own images; leave out finetune.clean_shards")
+    names = {"pretrain": settings.objective.name, "finetune": finetune.objective or settings.objective.name}
+    for section, train in (("pretrain", settings.pretrain), *([("finetune", finetune)] if tuned else [])):
+        if train.source and names[section] == "robust":
+            fail(f"robust.teacher: answers for the run's own images; leave out {section}.source")
 
 
 def _check_soap(classifier: ClassifierSettings) -> None:

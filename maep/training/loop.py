@@ -30,13 +30,11 @@ from maep.training.chains import Chains
 from maep.training.checkpointing.async_saver import Saver
 from maep.training.checkpointing.directory import (
     Retention,
+    back_to_checked,
     checkpoint_path,
     load_checkpoint,
-    manifests_in,
-    most_robust,
-    newest_checked,
+    most_robust_whole,
     newest_whole,
-    remove_after,
     step_of,
 )
 from maep.training.checkpointing.partition import local_part, whole
@@ -245,7 +243,7 @@ class Trainer:
         now = self.robust.check(
             self.job.dataset, weights, averaged, share, lambda: self.pulse.at(Phase.COMPUTE, self.step)
         )
-        if self.robust.has_collapsed(now):
+        if self.robust.has_collapsed(now, self.robust.at(self.step / self.steps)):
             self.collapse = now
             return None
         self.robust.progress = now
@@ -257,11 +255,7 @@ class Trainer:
         """Go back to the last checkpoint whose purifier was robust, from where the attack is longer."""
         assert self.robust is not None
         self.saver.finish()
-        good, at = None, self.step
-        if self.accelerator.is_main_process:
-            checked = newest_checked(manifests_in(self.job.directory))
-            remove_after(self.job.directory, step_of(checked) if checked else 0)
-            good = newest_whole(self.job.directory)
+        at, good = self.step, back_to_checked(self.job.directory) if self.accelerator.is_main_process else None
         good = gather_objects(good)[0]
         if good is None:
             fail(f"{self.job.directory}: robust accuracy fell at step {at}, and no checkpoint is left to go back to")
@@ -442,7 +436,7 @@ class Trainer:
         """Take the weights of the most robust checkpoint, where held-out images were attacked."""
         chosen = None
         if self.robust and self.accelerator.is_main_process:
-            chosen = most_robust(manifests_in(self.job.directory))
+            chosen = most_robust_whole(self.job.directory)
         chosen = gather_objects(chosen)[0]
         if chosen is None:
             return

@@ -95,10 +95,11 @@ def attack_at(base: AttackSpec, settings: RobustSettings, progress: float, retre
         return replace(base, eps=0.0, step=0.0, steps=0, random_start=False)
     share = min(1.0, (progress - settings.clean_until) / settings.eps_ramp) if settings.eps_ramp else 1.0
     spec = replace(base, eps=base.eps * share, step=base.step * share)
-    late = settings.late_steps if settings.late_steps and progress > settings.late_from else 0
-    steps = max(late, base.steps + retreats if retreats else 0)
-    if not steps:
+    late = settings.late_steps if progress > settings.late_from else 0
+    if not (late or retreats):
         return spec
+    # Longer than what it was lost under, also late: the same attack again would be the same training, to the bit.
+    steps = max(late, base.steps) + retreats if retreats else late
     return replace(spec, method="pgd", random_start=True, steps=steps, step=REACH * spec.eps / steps)
 
 
@@ -191,9 +192,11 @@ class RobustTraining:
         kept = self._accuracies(pairs, averaged, batch, alive) if averaged is not weights else now
         return replace(self.progress, accuracy=now[1], checked=True, averaged=kept[1], clean=kept[0])
 
-    def has_collapsed(self, now: RobustProgress) -> bool:
-        """Whether robustness was lost since the check before."""
-        before = self.progress.accuracy
+    def has_collapsed(self, now: RobustProgress, spec: AttackSpec) -> bool:
+        """Whether robustness was lost since the check before. spec: of the step's attack; without one there is nothing
+        to overfit to, and going back would change nothing.
+        """
+        before = self.progress.accuracy if spec.steps else None
         lost = 0.0 if before is None or now.accuracy is None else before - now.accuracy
         return lost > self.against.settings.overfit_drop
 

@@ -249,14 +249,31 @@ WHOLE = ["attack.online=true", "pretrain.attacked=whole"]
         (["robust.classifiers=[cifar_resnet14]"], "set pretrain.attacked=whole"),
         ([*WHOLE, "robust.classifiers=[=weights.pt]"], "'=weights.pt' names none"),
         ([*WHOLE, "robust.classifiers=[cifar_resnet14, cifar_resnet14]"], "cifar_resnet14: is there twice"),
+        ([*WHOLE, "robust.classifiers=[cifar_resnet8]", "classifier.arch=cifar_resnet8"], "or is the run's own"),
+        ([*WHOLE, "robust.classifiers=[cifar_resnet14=a/../w.pt, cifar_resnet14=w.pt]"], "=w.pt: is there twice"),
+        (
+            [*WHOLE, "robust.classifiers=[wrn16_1=w.pt]", "classifier.arch=wrn16_1", "classifier.weights=./w.pt"],
+            "wrn16_1=w.pt: is there twice, or is the run's own",
+        ),
+        ([*WHOLE, "robust.clean_until=0.5", "robust.eps_ramp=0.6"], "robust.eps_ramp=0.6: the training ends before"),
         ([*WHOLE, "robust.classifiers=[cifar_resnet14=]"], "give an architecture, or ARCH=PATH"),
         ([*WHOLE, "robust.classifiers=[cifar_resnet15]"], "robust.classifiers=cifar_resnet15: depth must be 6n + 2"),
         ([*WHOLE, "robust.classifiers=[wrn29_1=w.pt]"], "robust.classifiers=wrn29_1: depth must be 6n + 4"),
     ],
 )
 def test_an_attack_on_the_whole_must_be_possible(overrides: list[str], words: str) -> None:
-    """What is attacked must be there at every step, and as it will be used."""
+    """What is attacked must be there at every step, and as it will be used; in the end within the whole budget."""
     assert words in refusal(*overrides)
+
+
+@pytest.mark.parametrize(("clean", "ramp"), [(0.7, 0.3), (1, 0.5), (0, 1)])
+def test_a_training_that_ends_under_the_whole_budget(clean: float, ramp: float) -> None:
+    """Shares that add up to 1, and a training that attacks nothing, are taken; so are two
+    classifiers of one architecture that differ in their weights.
+    """
+    several = "robust.classifiers=[cifar_resnet8, cifar_resnet8=b.pt]"
+    words = [f"robust.clean_until={clean}", f"robust.eps_ramp={ramp}", several, "classifier.weights=a.pt"]
+    assert load_settings("digits", [*WHOLE, *words]).robust.eps_ramp == ramp
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,9 @@ def test_a_teacher_of_other_classes(problem: Problem, settings: Settings, tmp_pa
         (["robust.teacher=cifar_resnet8=w.pt", "objective.name=maep"], "only objective.name=robust asks"),
         (["robust.teacher=cifar_resnet8=w.pt", "finetune.method=full", "finetune.clean_shards=a",
           "finetune.adversarial_shards=b"], "leave out finetune.clean_shards"),
+        (["robust.teacher=cifar_resnet8=w.pt", "pretrain.source=digits"], "leave out pretrain.source"),
+        (["robust.teacher=cifar_resnet8=w.pt", "finetune.method=full", "finetune.source=digits"],
+         "leave out finetune.source"),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_fit(words: list[str], message: str) -> None:

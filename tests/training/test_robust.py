@@ -2,7 +2,9 @@
 
 import shutil
 import signal
+from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from maep.attacks.attack_spec import AttackSpec
 from maep.config.load import load_settings
 from maep.config.schema import AttackSettings, ModelSettings, RobustSettings
-from maep.data.pairs import PairBatch
+from maep.data.pairs import PairBatch, PairDataset
 from maep.launch.monitor.stage_progress import progress_of
 from maep.models.masked_autoencoder import MaskedAutoencoder, visible_index
 from maep.pipeline.execution import run_pipeline
@@ -34,7 +36,7 @@ from maep.training.inputs import adversary, own_pairs
 from maep.training.loop import Trainer, TrainingJob
 from maep.training.pretrain import seeded_purifier
 from maep.training.robust import MOST_RETREATS, AgainstWhole, RobustTraining, attack_at
-from tests.small import digits, train_small
+from tests.small import digits, train_small, write_shards
 from tests.tiny import Problem
 from tests.training.test_loop import metrics, stop_at, weights
 
@@ -59,7 +61,8 @@ WHOLE = [
         (0.6, 0, ("nfgsm", 0.1, 1, 0.1)),
         (0.9, 0, ("pgd", 0.1, 2, 0.0625)),
         (0.6, 2, ("pgd", 0.1, 3, 0.125 / 3)),
-        (0.9, 3, ("pgd", 0.1, 4, 0.125 / 4)),
+        (0.9, 1, ("pgd", 0.1, 3, 0.125 / 3)),
+        (0.9, 3, ("pgd", 0.1, 5, 0.125 / 5)),
     ],
 )
 def test_the_attack_follows_its_schedule(
@@ -70,6 +73,16 @@ def test_the_attack_follows_its_schedule(
     spec = attack_at(BASE, settings, progress, retreats)
     assert (spec.method, spec.steps) == (expected[0], expected[2])
     assert (spec.eps, spec.step) == pytest.approx((expected[1], expected[3]))
+
+
+@pytest.mark.parametrize("late", [0, 2, 3, 7])
+@pytest.mark.parametrize("base", [BASE, replace(BASE, method="pgd", step=0.03, steps=5)])
+def test_every_retreat_makes_the_attack_of_every_step_longer(base: AttackSpec, late: int) -> None:
+    """By one step, late in the training too: under the same attack the same would be lost again, to the bit."""
+    settings = RobustSettings(clean_until=0.2, late_steps=late, late_from=0.8)
+    for progress in (0.3, 0.9, 1.0):
+        steps = [attack_at(base, settings, progress, retreats).steps for retreats in range(MOST_RETREATS + 1)]
+        assert all(after >= before + 1 for before, after in pairwise(steps)), (progress, steps)
 
 
 def whole_training(compiled: bool = False) -> tuple[RobustTraining, MaskedAutoencoder, nn.Module]:
@@ -163,12 +176,15 @@ def test_each_step_draws_a_classifier_and_attacks_that_one() -> None:
 
 
 def test_a_drop_between_checks_is_a_collapse_and_lengthens_the_attack() -> None:
-    """Only a fall beyond robust.overfit_drop; the fifth ends the training with a line."""
+    """Only a fall beyond robust.overfit_drop, and under an attack: where none is made yet, none is overfitted to, and
+    none could be longer; the fifth ends the training with a line.
+    """
     robust, *_ = whole_training()
-    assert not robust.has_collapsed(RobustProgress(accuracy=10.0))
+    assert not robust.has_collapsed(RobustProgress(accuracy=10.0), BASE)
     robust.progress = RobustProgress(accuracy=50.0, checked=True)
-    assert not robust.has_collapsed(RobustProgress(accuracy=30.0))
-    assert robust.has_collapsed(RobustProgress(accuracy=29.0))
+    assert not robust.has_collapsed(RobustProgress(accuracy=30.0), BASE)
+    assert robust.has_collapsed(RobustProgress(accuracy=29.0), BASE)
+    assert not robust.has_collapsed(RobustProgress(accuracy=29.0), attack_at(BASE, RobustSettings(clean_until=1), 1, 2))
     robust.retreat(40, 20, 29.0, RobustProgress(accuracy=50.0, checked=True))
     assert robust.progress == RobustProgress(accuracy=50.0, retreats=(Retreat(40, 20, 29.0),))
     assert (robust.at(1.0).method, robust.at(1.0).steps) == ("pgd", 6)
@@ -176,6 +192,59 @@ def test_a_drop_between_checks_is_a_collapse_and_lengthens_the_attack() -> None:
         robust.retreat(40, 20, 29.0, None)
     with pytest.raises(UserError, match="lower the learning rate"):
         robust.retreat(40, 20, 29.0, None)
+
+
+class Scaled(nn.Module):
+    """A purifier of one number: images [N, 3, H, W] → the same, times `scale`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, images: Tensor, visible: Tensor | None = None) -> Tensor:
+        return images * self.scale
+
+
+class Plane(nn.Module):
+    """Two classes on either side of a plane: images → logits [N, 2], of which the first is 0."""
+
+    def __init__(self, normal: Tensor, offset: float) -> None:
+        super().__init__()
+        self.normal, self.offset = normal, offset
+
+    def forward(self, images: Tensor) -> Tensor:
+        side = (images * self.normal).flatten(1).sum(1) - self.offset
+        return torch.stack([torch.zeros_like(side), side], 1)
+
+
+def test_held_out_accuracies_are_those_of_a_plane(tmp_path: Path) -> None:
+    """Before a plane the worst image within eps is its corner: what stands there is counted, of every held-out image,
+    the last few too, for the trained weights and for the averaged ones, within all of eps though the training's attack
+    has none of it yet.
+    """
+    images, labels = digits(2)
+    normal = images[labels == 1].mean(0) - images[labels == 0].mean(0)
+    offset = float((images * normal).flatten(1).sum(1).mean())
+    eps = 0.15
+
+    def right(scale: float, budget: float) -> float:
+        side = torch.where(labels == 1, -1.0, 1.0)[:, None, None, None] * normal.sign()
+        worst = (images + budget * side).clamp(0, 1)
+        return 100 * float(((Plane(normal, offset)(scale * worst).argmax(1) == labels)[pairs.held]).double().mean())
+
+    train = load_settings("digits", []).pretrain
+    pairs = PairDataset(write_shards(tmp_path / "train", 120, 2), None, train, 16, 4, 0, held_out=40)
+    against = AgainstWhole((Plane(normal, offset),), AttackSettings("nfgsm", eps=eps), RobustSettings(clean_until=1), 0)
+    robust = RobustTraining(against, Scaled(), torch.device("cpu"), torch.float32, compiled=False)
+    assert robust.at(1.0).eps == 0
+    parts: list[int] = []
+    weights, averaged = {"scale": torch.tensor(0.9)}, {"scale": torch.tensor(0.7)}
+    now = robust.check(pairs, weights, averaged, 16, lambda: parts.append(1))
+    wanted = RobustProgress(right(0.9, eps), True, averaged=right(0.7, eps), clean=right(0.7, 0.0))
+    assert now == wanted
+    assert len(parts) == 2 * 3, "of 16, 16 and 8 images"
+    assert len({wanted.accuracy, wanted.averaged, wanted.clean}) == 3, "accuracies that tell nothing"
+    assert robust.check(pairs, weights, weights, 40, lambda: None).averaged == wanted.accuracy
 
 
 def test_checkpoints_keep_the_most_robust(tmp_path: Path) -> None:

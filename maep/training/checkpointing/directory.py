@@ -104,11 +104,22 @@ def most_robust(saved: Mapping[Path, CheckpointManifest]) -> Path | None:
     return max(reversed(list(scores)), key=scores.__getitem__, default=None)
 
 
-def remove_after(directory: Path, step: int) -> None:
-    """Remove the checkpoints of later steps."""
+def most_robust_whole(directory: Path) -> Path | None:
+    """The same of those in a directory whose files match their manifests; damaged ones are passed over, each named."""
+    saved = manifests_in(directory)
+    while (path := most_robust(saved)) and (problem := problem_with(path)):
+        say(f"warning: checkpoint passed over: {problem}")
+        del saved[path]
+    return path
+
+
+def back_to_checked(directory: Path) -> Path | None:
+    """Remove the checkpoints after the newest that was attacked on held-out images; the newest whole one then."""
+    checked = newest_checked(manifests_in(directory))
     for path in checkpoints(directory):
-        if step_of(path) > step:
+        if checked is None or step_of(path) > step_of(checked):
             shutil.rmtree(path)
+    return newest_whole(directory)
 
 
 def load_checkpoint(path: Path, state: "TrainingState", expected: CheckpointManifest) -> CheckpointManifest:

@@ -15,7 +15,9 @@ import pytest
 
 from maep.cli.certify import main as certify
 from maep.config.load import load_settings
+from maep.config.schema import CertifySettings
 from maep.data.shards import ShardSet, to_float
+from maep.evaluation.certification.certificate_record import plan_chunks
 from maep.evaluation.certification.certifying import certify_all
 from maep.evaluation.certification.smoothing import Smoothed
 from maep.evaluation.certification.subjects import certified_identities
@@ -114,6 +116,17 @@ def test_what_is_another_is_certified_again(tmp_path: Path, test_set: ShardSet, 
     unit.path.write_text(json.dumps(entries))
     with pytest.raises(UserError, match="altered since it was written"):
         certify_all([unit], few)
+
+
+def test_the_plan_is_of_what_there_is() -> None:
+    """No more images than the set has, the last chunk smaller, each noise once however often it is named."""
+    settings = CertifySettings(sigma=[0.5, 0.25, 0.5], images=50, chunk_images=3)
+    tasks = plan_chunks(settings, 8)
+    assert [(task.sigma, task.chunk, task.first, task.count) for task in tasks] == [
+        (sigma, chunk, 3 * chunk, count) for sigma in (0.5, 0.25) for chunk, count in ((0, 3), (1, 3), (2, 2))
+    ]
+    assert len({task.path for task in tasks}) == 6
+    assert [task.ids for task in plan_chunks(settings, 1)] == [range(1), range(1)]
 
 
 ATTACKED = [

@@ -60,6 +60,17 @@ def test_radius() -> None:
     assert largest_radius(5, 0.25, 0.001) == 0
 
 
+@pytest.mark.parametrize(("draws", "most"), [(1_000, 2.46), (10_000, 3.20), (100_000, 3.81)])
+def test_the_largest_radii_are_those_of_the_literature(draws: int, most: float) -> None:
+    """In units of σ at α = 0.001; and a radius of one or two σ needs 84.1 or 97.7 % of the draws at least."""
+    assert largest_radius(draws, 1.0, 0.001) == pytest.approx(most, abs=0.005)
+    assert largest_radius(draws, 0.25, 0.001) == pytest.approx(most / 4, abs=0.002)
+    for share, radius in ((0.841, 1.0), (0.977, 2.0)):
+        reached = certified_radius(round(share * draws), draws, 1.0, 0.001)
+        assert reached is not None
+        assert radius - 10 / math.sqrt(draws) < reached < radius
+
+
 def test_certificates_hold_where_the_truth_is_known() -> None:
     """Before two halves the smoothed class changes at the plane: no radius reaches it, and the attack that does wins.
 

@@ -14,8 +14,8 @@ from maep.launch.estimate.whole_costs import EvaluationCost, Part, count_trainin
 from maep.purifiers.registry import KINDS, purifier_class
 
 SMALL = [
-    "data.image_size=8", "model.image_size=8", "evaluation.attacks=[pgd-3]", "evaluation.blackbox_attacks=[square-5]",
-    "evaluation.adaptive_attacks=[]",
+    "data.image_size=8", "model.image_size=8", "model.patch_size=4",
+    "evaluation.attacks=[pgd-3]", "evaluation.blackbox_attacks=[square-5]", "evaluation.adaptive_attacks=[]",
 ]  # fmt: skip
 STEPS = {kind: [f"{kind}.steps=2"] for kind in ("diffpure", "adbm", "gdmp", "flowpure", "scoreopt", "freqpure", "adp",
                                                  "ebm", "dram", "soap")}  # fmt: skip

@@ -223,6 +223,7 @@ DETAILS = "defense | parameters | seconds an image | claimed | found by others |
 DEFENSES: dict[str, tuple[str, Callable[[], list[str]]]] = {
     "zoo": (ATTACKERS, zoo_lines),
     "zoo_cifar10": (ATTACKERS, lambda: zoo_lines("zoo_cifar10")),
+    "zoo_cifar10_trained": (ATTACKERS, lambda: zoo_lines("zoo_cifar10_trained")),
     "zoo_details": (DETAILS, lambda: detail_lines("zoo")),
     "generative": (
         f"{ATTACKERS} | published, clean / exact",

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.results.committed import README, RESULTS, ROOT, cifar10_rows, committed, flowing, robust, row_under, table
-from tests.tables import readings_of, same_budget_lines, zoo_lines
+from tests.tables import KNOWING_MORE, readings_of, same_budget_lines, zoo_lines
 
 DISCO_UNDEFENDED = 94.78  # clean accuracy of WRN-28-10 without a defense, in DISCO's own logs
 
@@ -39,6 +39,23 @@ def test_what_is_said_of_the_defenses_is_so() -> None:
         assert word.partition(":")[2] in RESULTS
 
 
+def test_what_is_said_of_the_short_trainings_on_cifar10_is_so() -> None:
+    """What each keeps of who does not know it, what that costs, and what is left to who does."""
+    rows, text = readings_of("zoo_cifar10_trained"), flowing(RESULTS)
+    kept = {name: row["oblivious"]["robust_accuracy"]["mean"] for name, row in rows.items()}
+    assert sorted(kept, key=lambda name: -kept[name]) == ["NRP", "ComDefend", "plain CNN", "DISCO"]
+    assert "{NRP:.1f} and {ComDefend:.1f} % oblivious".format(**kept) in text
+    assert f"the plain CNN keeps {kept['plain CNN']:.1f} % and DISCO {kept['DISCO']:.1f} %" in text
+    (alone,) = {row["undefended_clean_accuracy"] for row in cifar10_rows() if row["n"] == 1000}
+    costs = [alone - rows[name]["oblivious"]["clean_accuracy"]["mean"] for name in ("NRP", "ComDefend")]
+    assert "It costs {:.0f} and {:.0f} points of clean accuracy".format(*costs) in text
+    ends = {name: [row[each]["robust_accuracy"]["mean"] for each in KNOWING_MORE[1:]] for name, row in rows.items()}
+    assert {name for name, each in ends.items() if any(each)} == {"ComDefend"}
+    bpda, adaptive, averaged = ends["ComDefend"]
+    assert bpda == adaptive
+    assert f"{adaptive:.1f} % that ComDefend keeps become {averaged:.1f} % under EOT, of 64 images" in text
+
+
 def test_what_is_said_of_the_transforms_on_cifar10_is_so() -> None:
     """Which keep what DISCO's log has, that none withstands who knows it, and what the untrained ones are ahead of."""
     rows, text = readings_of("zoo_cifar10"), flowing(RESULTS)
@@ -54,8 +71,7 @@ def test_what_is_said_of_the_transforms_on_cifar10_is_so() -> None:
         clean = rows[name]["oblivious"]["clean_accuracy"]
         costs = (alone - clean["mean"], DISCO_UNDEFENDED - clean["paper"])
         assert f"{words} ({{:.1f}} there)".format(*costs) in text
-    knowing = ("bpda", "adaptive", "adaptive-eot")
-    ends = {name: [row[each]["robust_accuracy"]["mean"] for each in knowing] for name, row in rows.items()}
+    ends = {name: [row[each]["robust_accuracy"]["mean"] for each in KNOWING_MORE[1:]] for name, row in rows.items()}
     assert {name for name, each in ends.items() if any(each)} == {"Gaussian noise", "resize-pad"}
     assert f"and MAEP**, whose {kept['MAEP, finetuned']['mean']:.1f} % become 0.0" in text
     assert "EOT leaves {:.1f} % to resize-pad and {:.1f} % to Gaussian noise".format(

@@ -168,6 +168,28 @@ def test_the_robust_purifier_of_cifar10_is_for_its_classifier_alone() -> None:
     assert f"{row['clean_accuracy']:.1f} % of {row['n']} clean images" in flowing(RESULTS)
 
 
+def test_a_second_classifier_makes_no_images_of_the_code() -> None:
+    """On a quarter of the training: before an unseen classifier clean images are guessed; Square takes no more."""
+    row = row_under("robust_cifar10_classifiers_transfer", "adaptive", "pgd-20")
+    assert (row["classifier"], row["alarms"]) == ("wrn28_1", ["clean accuracy"])
+    assert f"before WRN-28-1 {row['clean_accuracy']:.1f} % of {row['n']} clean images are right" in flowing(RESULTS)
+    command = committed("robust_cifar10_classifiers", "environment")["command"]
+    words = [
+        "pretrain.steps=1400",
+        "robust.check_every=200",
+        "robust.classifiers=[cifar_resnet8]",
+        "classifier.epochs=5",
+    ]
+    assert set(words) <= set(command)
+    assert f"`{' '.join(words)}`" in flowing(RESULTS)
+    pgd = row_under("robust_cifar10_classifiers", "adaptive", "pgd-20")
+    square = row_under("robust_cifar10_classifiers", "blackbox", "square-1000")
+    assert pgd["image_set"] == square["image_set"] == row["image_set"]
+    assert square["robust_accuracy"] >= pgd["robust_ci95"][0], "else the gradients would be masked"
+    told = (pgd["robust_accuracy"], square["robust_accuracy"])
+    assert "PGD-20 leaves {:.1f} % of them, and Square with 1,000 questions {:.1f} %".format(*told) in flowing(RESULTS)
+
+
 def held_within(row: dict[str, Any], radius: float) -> tuple[float, float, float]:
     """Certified accuracy at a radius and its interval, percent."""
     index = [each for each, _ in row["certified"]].index(radius)

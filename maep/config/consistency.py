@@ -1,8 +1,8 @@
 """What settings must fulfil together, beyond the range of each."""
 
 import math
+import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from maep.config.architectures import is_own
 from maep.config.attack_names import check_attack, check_attacks
@@ -265,8 +265,11 @@ def _check_classifiers(own: ClassifierSettings, words: list[str], is_whole: bool
 
 
 def _resolved(weights: str | None) -> str:
-    """One name of a file, however it is written; "" for none, where the classifier stage trains."""
-    return str(Path(weights).expanduser().resolve()) if weights else ""
+    """One name of a file, however it is written; "" for none, where the classifier stage trains.
+
+    Also of one that cannot be there, such as a link to itself: who reads it says so.
+    """
+    return os.path.realpath(os.path.expanduser(weights)) if weights else ""
 
 
 def _check_teacher(settings: Settings) -> None:

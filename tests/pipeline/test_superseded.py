@@ -129,9 +129,9 @@ def test_a_folder_without_a_record_is_known_by_its_name(tmp_path: Path) -> None:
     assert earlier_result(stage, settings, record_of(run_with(tmp_path, "pretrain.lr=0.5"))) is None
 
 
-@pytest.mark.parametrize(("word", "steps"), [("pretrain.steps=50", 50), ("pretrain.epochs=9", 400)])
+@pytest.mark.parametrize(("word", "steps"), [("pretrain.steps=50", 50), ("pretrain.epochs=9", 200)])
 def test_steps_win_over_epochs(tmp_path: Path, word: str, steps: int) -> None:
-    """digits sets pretrain.steps=400."""
+    """digits sets pretrain.steps=200."""
     assert steps_of("pretrain", run_with(tmp_path, word)) == steps
 
 

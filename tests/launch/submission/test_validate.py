@@ -97,7 +97,7 @@ def test_checkpoint_of_another_model(tmp_path: Path) -> None:
     )
     for name in ("step-", "step-best", "step-000020.bak", "step-1e3"):  # no checkpoints, and passed over as by a resume
         shutil.copytree(checkpoint, checkpoint.with_name(name))
-    with pytest.raises(UserError, match=r"000010: .*another model, with model\.encoder_depth=9; this run has 4"):
+    with pytest.raises(UserError, match=r"000010: .*another model, with model\.encoder_depth=9; this run has 3"):
         check_model(settings)
     shutil.rmtree(checkpoint)
     check_model(settings)

@@ -23,8 +23,12 @@ MOST_MEANT = 3  # choices that a mistyped word is answered with
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-class EarlyEnd(Exception):
-    """The command ends here; the message is one line for people. Subclasses say with which exit code."""
+class EarlyEnd(BaseException):
+    """The command ends here; the message is one line for people. Subclasses say with which exit code.
+
+    What went wrong is an Exception too, for whoever does something and takes every fault of it; a request to end is
+    none, as KeyboardInterrupt: a signal's handler raises it in the middle of anything, whose fault it is not.
+    """
 
     code: int = ExitCode.FAILED
 
@@ -37,19 +41,19 @@ class EarlyEnd(Exception):
         return " ".join(shown(super().__str__()).split())
 
 
-class UserError(EarlyEnd):
+class UserError(EarlyEnd, Exception):
     """Bad input. The message is one line that names the thing, the place and the valid choice."""
 
     code = ExitCode.BAD_INPUT
 
 
-class NonFiniteLoss(EarlyEnd):
+class NonFiniteLoss(EarlyEnd, Exception):
     """The loss became NaN or infinite; the message names step, sample keys and the last good checkpoint."""
 
     code = ExitCode.FAILED
 
 
-class PeerLost(EarlyEnd):
+class PeerLost(EarlyEnd, Exception):
     """Another process of the job never came, died or does not answer. The same command goes on from there."""
 
     code = ExitCode.PEER_LOST
@@ -59,7 +63,7 @@ class PeerLost(EarlyEnd):
         return f"error: {self}; the same command goes on from the last checkpoint"
 
 
-class ProcessFailed(EarlyEnd):
+class ProcessFailed(EarlyEnd, Exception):
     """A process that was started here ended badly, with a message of its own; this one ends with its code."""
 
     def __init__(self, message: str, code: int) -> None:

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
+from maep.data import shards
 from maep.data.shards import ShardSet
 from maep.evaluation.scoring.evaluation import prepare
-from maep.evaluation.workers import evaluate_all
-from maep.runtime.errors import UserError
+from maep.evaluation.workers import evaluate_all, stopped_at_once
+from maep.runtime.errors import Stopped, UserError
 from tests.evaluation.small_evaluation import (
     IMAGES,
     SHARED_RUN,
@@ -163,3 +164,16 @@ def test_no_claim_lists_what_grows_with_the_test_set(
         assert len(claims) >= 3 * images
         assert max(claims) <= 3
     assert totals[0] == totals[1] > 0
+
+
+def test_a_signal_while_an_image_is_decoded_is_no_damaged_image(
+    test_set: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever takes every fault of what it does, as the reading of shards does, takes no request to stop for one."""
+
+    def signalled(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(shards, "decode_image", signalled)
+    with stopped_at_once(), pytest.raises(Stopped, match="stopped by SIGTERM; the same command goes on"):
+        test_set.images([0])

@@ -53,7 +53,7 @@ class Task:
         record_exit = partial(write_exit, Path(self.exits) / job_name(), rank, node)
         try:
             self._run(node, record_exit)
-        except (Exception, SystemExit) as error:  # noqa: BLE001
+        except (Exception, EarlyEnd, SystemExit) as error:  # noqa: BLE001
             kind, code = outcome_of(error)
             frames = shown_traceback() if kind in (Outcome.CRASHED, Outcome.PEER_LOST) else ""
             record_exit(kind, code, _line(error), frames)

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Protocol, TypeVar
 
+from maep.runtime.console import say
 from maep.storage.documents import Document
 
 BENCH = "bench.json"
@@ -19,6 +20,29 @@ class BenchRow:
     unit: str
     limit: str
     ratio: float
+
+    def line(self) -> str:
+        """As it is said when it has been measured."""
+        return f"{self.name}: {self.rate:.4g} {self.unit} ({self.limit}; {self.ratio:.3g})"
+
+
+class Spoken(Protocol):
+    """A row that can be said on a line."""
+
+    def line(self) -> str:
+        """The line."""
+
+
+R = TypeVar("R", bound=Spoken)
+
+
+class SpokenRows(list[R]):
+    """Rows, each said as it is added: a bench takes minutes, and of one that is stopped its figures are known."""
+
+    def append(self, row: R) -> None:
+        """Add a row, and say it."""
+        super().append(row)
+        say(row.line())
 
 
 @dataclass(frozen=True)

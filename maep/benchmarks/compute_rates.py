@@ -16,7 +16,7 @@ from torch import nn
 from maep.attacks.attack_spec import AttackSpec
 from maep.attacks.gradient import attack
 from maep.benchmarks.bench_report import BenchRow
-from maep.benchmarks.device_clock import Work, busy_seconds, device_seconds_of, matmul_peak
+from maep.benchmarks.device_clock import Work, beside_matmul, busy_seconds
 from maep.benchmarks.host_reads import host_reads
 from maep.config.implementations import OBJECTIVES
 from maep.config.schema import ComputeSettings, Settings, TrainSettings
@@ -92,8 +92,7 @@ class ComputeBench:
 
         items: done by one call of `work`. flops: of one item.
         """
-        peak = matmul_peak(DTYPES[variant.precision], self.device, self.budget / 4)
-        seconds = device_seconds_of(work, self.budget, self.device)
+        seconds, peak = beside_matmul(work, DTYPES[variant.precision], self.device, self.budget)
         rate = items / seconds
         limit = f"{variant.precision} matmul {peak / 1e9:.0f} GFLOP/s"
         self.rows.append(BenchRow(name, rate, unit, limit, rate * flops / peak))

@@ -45,14 +45,12 @@ def _wall(work: Work) -> float:
     return time.perf_counter() - started
 
 
-def device_seconds_of(work: Work, budget: float, device: str) -> float:
-    """Seconds of `work` on a device, one call after the other without a pause, as a stage makes them.
+def queued_seconds_of(work: Work, budget: float) -> float:
+    """Seconds of `work` on a CUDA device, one call after the other without a pause, as a stage makes them.
 
-    On CUDA by its events, between the ends of calls that are queued, so that what the host takes to launch counts only
-    where the device waits for it. On a CPU as `seconds_of`.
+    By its events, between the ends of calls that are queued, so that what the host takes to launch counts only where
+    the device waits for it.
     """
-    if device != "cuda":
-        return seconds_of(work, budget)
     for _ in range(WARM_UP):
         work()
     synchronize()
@@ -97,8 +95,23 @@ def covered(spans: Sequence[tuple[int, int]]) -> int:
     return total
 
 
-def matmul_peak(dtype: torch.dtype, device: str, budget: float) -> float:
-    """FLOP/s of a square matrix product: what this machine's arithmetic can do."""
+def beside_matmul(work: Work, dtype: torch.dtype, device: str, budget: float) -> tuple[float, float]:
+    """Seconds of `work`, and FLOP/s of a square matrix product: what the machine's arithmetic can do meanwhile.
+
+    On a CPU the two are called in turn: its clock and its neighbours change within seconds, and a share of a limit that
+    was measured before the work says as much of them as of the work.
+    """
     size = MATMUL_ON_GPU if device == "cuda" else MATMUL
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    return 2 * size**3 / device_seconds_of(lambda: a @ b, budget, device)
+    product, flops = lambda: a @ b, 2 * size**3
+    if device == "cuda":
+        return queued_seconds_of(work, budget), flops / queued_seconds_of(product, budget / 4)
+    product()
+    work()
+    seconds: list[float] = []
+    products: list[float] = []
+    while len(seconds) < LEAST or sum(seconds) < budget:
+        while sum(products) <= sum(seconds) / 4:
+            products.append(_wall(product))
+        seconds.append(_wall(work))
+    return statistics.median(seconds), flops / statistics.median(products)

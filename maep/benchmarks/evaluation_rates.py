@@ -24,7 +24,8 @@ from pyautoattack import AutoAttack
 from rich.table import Table
 
 from maep.attacks.attack_state import AttackState
-from maep.benchmarks.device_clock import matmul_peak, seconds_of, synchronize
+from maep.benchmarks.bench_report import SpokenRows
+from maep.benchmarks.device_clock import beside_matmul, synchronize
 from maep.benchmarks.script_attacks import beside_torchattacks
 from maep.config.load import to_yaml
 from maep.config.schema import Settings
@@ -68,6 +69,10 @@ class Row:
     ratio: float
     target: str
 
+    def line(self) -> str:
+        """As it is said when it has been measured."""
+        return f"{self.name}: {self.what} ({self.ratio:.3g}; {self.target})"
+
     def to_json(self) -> dict[str, object]:
         """As the report has it."""
         return {"name": self.name, "what": self.what, "ratio": self.ratio, "wanted": self.target}
@@ -90,7 +95,7 @@ class Bench:
         plan.images, plan.chunk_images, plan.batch_size = images, images, images
         plan.attacks, plan.threat_models, plan.eps = ["autoattack-standard"], ["oblivious"], plan.eps[:1]
         plan.check_images = plan.figure_images = 1
-        self.rows: list[Row] = []
+        self.rows = SpokenRows[Row]()
 
     def _trained_classifier(self) -> Path:
         """Weights that are given, or that the classifier stage left in the run's own cache, before that is another."""
@@ -231,8 +236,7 @@ class Bench:
         """The purifier's forward on one image of 224 x 224: its 49 tiles in one batch."""
         purifier, image = self.purifier().to(self.device), torch.rand(1, 3, SIDE, SIDE, device=self.device)
         purifier.settings.batch_tiles = max(purifier.settings.batch_tiles, TILES)
-        peak = matmul_peak(torch.float32, self.device.type, budget)
-        seconds = seconds_of(lambda: purifier(image), budget)
+        seconds, peak = beside_matmul(lambda: purifier(image), torch.float32, self.device.type, budget)
         flops = TILES * purifier.settings.passes * purifier.model.flops(self.settings.model.image_size, 0.0)
         what = f"{seconds * 1e3:.0f} ms, {flops / seconds / 1e9:.0f} of {peak / 1e9:.0f} GFLOP/s (fp32 matmul)"
         self.rows.append(Row("purifier on 49 tiles", what, flops / seconds / peak, "at least 0.7"))

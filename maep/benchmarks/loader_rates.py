@@ -7,6 +7,7 @@ have nothing to do. Rates are per second of CPU of one process, alternated, so t
 runs on the machine matters little. Writes run.dir/bench_loader.json.
 """
 
+import itertools
 import re
 import statistics
 import sys
@@ -22,7 +23,7 @@ import webdataset
 from PIL import Image
 from rich.table import Table
 
-from maep.benchmarks.bench_report import BenchReport, BenchRow
+from maep.benchmarks.bench_report import BenchReport, BenchRow, SpokenRows
 from maep.benchmarks.linked_sets import CLASSES, photographs, write_linked_set
 from maep.benchmarks.start_seconds import Starts
 from maep.config.load import load_settings
@@ -66,7 +67,7 @@ class LoaderBench:
     def __init__(self, seed: int, sizes: Sequence[int], budget: float, scratch: Path) -> None:
         self.seed, self.sizes, self.budget, self.scratch = seed, sizes, budget, scratch
         self.images = photographs(SHARD_IMAGES, SIDE, seed)
-        self.rows: list[BenchRow] = []
+        self.rows = SpokenRows[BenchRow]()
 
     def run(self) -> None:
         """All measurements of both encodings; of the sets' sizes, which are alike, those of the first alone."""
@@ -192,8 +193,9 @@ def measure(settings: Settings, sizes: Sequence[int], starts: Sequence[int], bud
         bench = LoaderBench(settings.run.seed, sizes, budget, Path(scratch))
         bench.run()
         timed = Starts(settings.run.seed, bench.images, Path(scratch))
-        rows = [*bench.rows, *timed.rows(starts), *timed.commands(starts[0])]
-    report = BenchReport(environment(sys.argv), BATCH, tuple(rows), 0, settings.run.seed)
+        for row in itertools.chain(timed.rows(starts), timed.commands(starts[0])):
+            bench.rows.append(row)
+    report = BenchReport(environment(sys.argv), BATCH, tuple(bench.rows), 0, settings.run.seed)
     return replace(report, seconds=time.perf_counter() - started)
 
 

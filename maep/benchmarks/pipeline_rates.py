@@ -19,7 +19,7 @@ from rich.table import Table
 
 from maep.attacks.attack_spec import AttackSpec
 from maep.attacks.gradient import attack
-from maep.benchmarks.bench_report import BENCH, CHECKPOINT_SAVE, LOADER, BenchReport, BenchRow
+from maep.benchmarks.bench_report import BENCH, CHECKPOINT_SAVE, LOADER, BenchReport, BenchRow, SpokenRows
 from maep.benchmarks.compute_rates import CLASSES, ENDLESS, ComputeBench, Variant
 from maep.benchmarks.device_clock import seconds_of, synchronize
 from maep.benchmarks.official_mae import beside_mae
@@ -60,7 +60,7 @@ class Bench:
     ) -> None:
         self.settings, self.batch, self.budget, self.device, self.mae = settings, batch, budget, device, mae
         self.shards, self.checkpoints = scratch / "shards", scratch / "checkpoints"
-        self.rows: list[BenchRow] = []
+        self.rows = SpokenRows[BenchRow]()
         self.compute = ComputeBench(settings, device, batch, budget, self.rows)
 
     def run(self) -> None:
@@ -157,10 +157,7 @@ class Bench:
         self.add(LOADER, rate, "pairs/s", f"training takes {training:.0f}/s", rate / training)
 
     def checkpoint(self, directory: Path) -> None:
-        """Saving and loading the training state of the configured model, SHA-256 and fsync included.
-
-        Training goes on during a save: what it waits for is measured with a forward pass between, as in training.
-        """
+        """Saving and loading the training state of the configured model, SHA-256 and fsync included."""
         torch.manual_seed(0)
         model = MaskedAutoencoder(self.settings.model).to(self.device)
         parameters = dict(model.named_parameters())
@@ -170,8 +167,15 @@ class Bench:
         model(images[:2]).mean().backward()
         optimizer.step()
         state = TrainingState(parameters, optimizer, Average(parameters, 0.99))
-        saver, steps = Saver(directory, state, Retention(last=2), timeout=60.0), itertools.count(1)
-        blocked: list[float] = []
+        saver = Saver(directory, state, Retention(last=2), timeout=60.0)
+        try:
+            self._saving(saver, state, lambda: model(images))
+        finally:
+            saver.finish()  # stopped in the middle of a save: what it writes to is about to be removed
+
+    def _saving(self, saver: Saver, state: TrainingState, forward: Callable[[], object]) -> None:
+        """Rows of a saver: training goes on during a save, and what it waits for is measured with a forward pass."""
+        directory, steps, blocked = saver.directory, itertools.count(1), list[float]()
 
         def save(between: Callable[[], object] = lambda: None) -> None:
             saver.save(CheckpointManifest(step=next(steps)))
@@ -189,7 +193,7 @@ class Bench:
         rate, limit = size / 1e6 / seconds, f"plain file {plain_write:.0f} MB/s"
         self.add(CHECKPOINT_SAVE, rate, "MB/s", limit, rate / plain_write)
         blocked.clear()
-        seconds_of(lambda: save(lambda: model(images)), self.budget / 2)
+        seconds_of(lambda: save(forward), self.budget / 2)
         waited = statistics.median(blocked)
         limit = f"a save takes {1000 * seconds:.0f} ms"
         self.add("training blocked by a save", 1000 * waited, "ms", limit, waited / seconds)

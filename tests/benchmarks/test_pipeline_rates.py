@@ -1,20 +1,26 @@
 """`maep bench`, whole, on a model that a CPU trains in milliseconds; and the arithmetic of its clocks."""
 
+import itertools
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from maep.__main__ import run
 from maep.attacks import gradient
 from maep.attacks.attack_spec import AttackSpec
-from maep.benchmarks import pipeline_rates
+from maep.benchmarks import device_clock, pipeline_rates
 from maep.benchmarks.bench_report import BenchReport
 from maep.benchmarks.compute_rates import Variant
-from maep.benchmarks.device_clock import busy_seconds, covered, seconds_of
+from maep.benchmarks.device_clock import MATMUL, beside_matmul, busy_seconds, covered, seconds_of
 from maep.config.load import load_settings
+from maep.runtime.errors import exit_code
 from maep.training import robust
+from maep.training.checkpointing.async_saver import Saver
 from tests.tiny import TINY
 
 NAMES = (
@@ -120,3 +126,35 @@ def test_seconds_are_a_median() -> None:
         time.sleep(next(calls))
 
     assert seconds_of(work, 0.03) < 0.01
+
+
+def test_a_machine_that_gets_slower_is_slower_for_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work as long as the matrix product keeps a share of 1 of it on a machine that halves its rate meanwhile."""
+    clock = itertools.count()
+    monkeypatch.setattr(device_clock, "_wall", lambda _: 1 + next(clock) / 20)
+    calls: list[None] = []
+    seconds, rate = beside_matmul(lambda: calls.append(None), torch.float32, "cpu", 20.0)
+    assert rate * seconds / (2 * MATMUL**3) == pytest.approx(1, rel=0.1)
+    assert next(clock) >= 15, "it has become half as fast or slower"
+
+
+def test_a_bench_says_its_figures_and_can_be_stopped_while_it_saves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each row is said when it is measured; stopped in the middle of a save, its scratch directory is removed."""
+    monkeypatch.chdir(tmp_path)
+    save = Saver.save
+
+    def stopped(saver: Saver, *arguments: Any, **options: Any) -> bool:
+        begun = save(saver, *arguments, **options)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return begun
+
+    monkeypatch.setattr(Saver, "save", stopped)
+    words = ["cfg=digits", *TINY]
+    with pytest.raises(SystemExit) as ended:
+        exit_code(lambda: run(["bench", *words, "compute.device=cpu", "--seconds=0.02", "--batch=8", "run.dir=run"]))
+    assert ended.value.code == 143
+    said = capsys.readouterr().out
+    assert [name for name in NAMES if f"{name}: " in said] == list(NAMES[: NAMES.index("checkpoint save")])
+    assert list(tmp_path.iterdir()) == []

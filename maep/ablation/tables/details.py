@@ -81,7 +81,7 @@ def _lowest(names: tuple[str, ...], cells: Sequence[Cell]) -> Measure:
 def lowest(detail: Detail) -> str:
     """The accuracy, and of how many images it is where the reports say."""
     images = "" if detail.lowest_images is None else f" ({detail.lowest_images} images)"
-    return number(detail.lowest) + images
+    return number(detail.lowest, ROBUST) + images
 
 
 def cost(measure: Measure) -> str:
@@ -94,7 +94,7 @@ def cost(measure: Measure) -> str:
 def columns_of(detail: Detail) -> list[str]:
     """The cells of its row, without the names."""
     claim = detail.claim or Claim("")
-    accuracies = [number(claim.claimed), number(claim.found), lowest(detail)]
+    accuracies = [number(claim.claimed, ROBUST), number(claim.found, ROBUST), lowest(detail)]
     return [*map(cost, detail.costs), *accuracies, claim.by or EMPTY]
 
 

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from maep.ablation.grid.sweep import OtherDefense, Sweep, read_sweep
 from maep.ablation.running.point_records import PointState
 from maep.ablation.tables.cells import Measure
-from maep.ablation.tables.details import Detail, cost, lowest
+from maep.ablation.tables.details import ROBUST, Detail, cost, lowest
 from maep.ablation.tables.render import EMPTY, number, other_numbers
 from maep.ablation.tables.summary_document import SweepSummary
 from maep.config.load import sweep_names
@@ -129,27 +129,29 @@ def _lines_of_detail(detail: Detail) -> list[PageLine]:
     ]  # fmt: skip
     if detail.claim is None:
         return costs
-    found = PageLine(
+    claimed, found = number(detail.claim.claimed, ROBUST), number(detail.claim.found, ROBUST)
+    robust = PageLine(
         " · ".join(detail.names), f"lowest robust accuracy; found by {detail.claim.by}", lowest(detail),
-        detail.lowest is None, "", f"{number(detail.claim.claimed)} claimed, {number(detail.claim.found)} found", EMPTY,
+        detail.lowest is None, "", f"{claimed} claimed, {found} found", EMPTY,
     )  # fmt: skip
-    return [*costs, found]
+    return [*costs, robust]
 
 
 def _line(names: Sequence[str], measure: Measure, state: str) -> PageLine:
-    empty = measure.mean is None
+    empty, name = measure.mean is None, measure.name
+    stands = empty and state not in (PointState.WAITING, PointState.FINISHED)
     return PageLine(
         names=" · ".join(names),
-        value=measure.name.replace("_", " "),
-        ours=state if empty and state not in (PointState.WAITING, PointState.FINISHED) else number(measure.mean),
+        value=name.replace("_", " "),
+        ours=state if stands else number(measure.mean, name),
         empty=empty,
         spread="" if empty else _spread(measure),
-        paper=number(measure.paper),
-        difference=EMPTY if measure.difference is None else f"{measure.difference:+.2f}",
+        paper=number(measure.paper, name),
+        difference=number(measure.difference, name, "+"),
     )
 
 
 def _spread(measure: Measure) -> str:
     if measure.deviation is not None:
-        return f"± {number(measure.deviation)} over {measure.seeds} seeds"
+        return f"± {number(measure.deviation, measure.name)} over {measure.seeds} seeds"
     return "[{:.1f}, {:.1f}]".format(*measure.interval) if measure.interval else ""

@@ -35,17 +35,18 @@ def labels(sweep: Sweep, row: Sequence[Cell]) -> list[str]:
     return list(row[0].names if _selectors_are_columns(sweep) else row[0].names[:-1])
 
 
-def number(value: float | None) -> str:
-    """Two places for percents, more for what is small; a dash where there is nothing."""
+def number(value: float | None, name: str, sign: str = "") -> str:
+    """A value of this name, or a dash: percents with two places, else four of what is small. sign: `+` for either."""
     if value is None:
         return EMPTY
-    return f"{value:.2f}" if abs(value) >= 1 or value == 0 else f"{value:.4f}"
+    places = 2 if abs(value) >= 1 or value == 0 or name.endswith("accuracy") else 4
+    return f"{value:{sign}.{places}f}"
 
 
 def spread(measure: Measure) -> str:
     """`± deviation` over seeds, the interval of a single run, or nothing."""
     if measure.deviation is not None:
-        return f" ± {number(measure.deviation)}"
+        return f" ± {number(measure.deviation, measure.name)}"
     return f" [{measure.interval[0]:.1f}, {measure.interval[1]:.1f}]" if measure.interval else ""
 
 
@@ -55,7 +56,7 @@ def ours(cell: Cell) -> str:
     """
     if all(measure.mean is None for measure in cell.measures):
         return EMPTY if cell.state in (PointState.WAITING, PointState.FINISHED) else cell.state
-    numbers = " / ".join(number(measure.mean) + spread(measure) for measure in cell.measures)
+    numbers = " / ".join(number(measure.mean, measure.name) + spread(measure) for measure in cell.measures)
     return numbers if cell.state == PointState.FINISHED else f"{numbers} ({cell.state})"
 
 
@@ -63,15 +64,14 @@ def papers(cell: Cell) -> str:
     """The published values of a cell."""
     if all(measure.paper is None for measure in cell.measures):
         return EMPTY
-    return " / ".join(number(measure.paper) for measure in cell.measures)
+    return " / ".join(number(measure.paper, measure.name) for measure in cell.measures)
 
 
 def differences(cell: Cell) -> str:
     """Ours minus the paper's."""
-    values = [measure.difference for measure in cell.measures]
-    if all(value is None for value in values):
+    if all(measure.difference is None for measure in cell.measures):
         return EMPTY
-    return " / ".join(EMPTY if value is None else f"{value:+.2f}" for value in values)
+    return " / ".join(number(measure.difference, measure.name, "+") for measure in cell.measures)
 
 
 def caption(sweep: Sweep) -> str:
@@ -100,7 +100,7 @@ def markdown_table(sweep: Sweep, cells: Sequence[Cell]) -> str:
 
 def other_numbers(other: OtherDefense) -> str:
     """The published values of another defense."""
-    return " / ".join(map(number, other.numbers))
+    return " / ".join(number(value, other.attack) for value in other.numbers)
 
 
 def _others(sweep: Sweep) -> list[str]:

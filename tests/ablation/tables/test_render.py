@@ -13,7 +13,7 @@ from maep.ablation.grid.sweep import Sweep, read_sweep
 from maep.ablation.running.reuse import reuse_between
 from maep.ablation.tables.cells import read_cells
 from maep.ablation.tables.paper_page import render_paper
-from maep.ablation.tables.render import markdown_table
+from maep.ablation.tables.render import markdown_table, number
 from maep.config.load import CONFIGS, config_names, sweep_names
 from maep.evaluation.scoring.tasks import attacks_of
 from maep.runtime.errors import UserError
@@ -133,3 +133,12 @@ def test_other_defenses_stand_below_the_table_as_published(tmp_path: Path) -> No
         file.write_text(f"scales: {{paper: {{base: digits}}}}\nothers: [{entry}]\n")
         with pytest.raises(UserError, match=rf"mine\.yaml: others: .*{message}"):
             read_sweep(str(file))
+
+
+def test_percents_have_two_places_and_small_values_four() -> None:
+    """An accuracy below 1 % is a percent like the others; an SSIM or a time is none, nor is its difference."""
+    assert [number(0.28, name) for name in ("robust_accuracy", "average_accuracy", "ssim_clean")] == [
+        "0.28", "0.28", "0.2800",
+    ]  # fmt: skip
+    assert [number(value, "psnr_clean") for value in (0.0, 21.456, None)] == ["0.00", "21.46", "–"]
+    assert [number(0.0042, "ssim_clean", "+"), number(-0.5, "clean_accuracy", "+")] == ["+0.0042", "-0.50"]

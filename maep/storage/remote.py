@@ -11,8 +11,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,17 +34,19 @@ CHUNK = 2**18  # bytes of a body that are looked at together
 JITTER = (0.5, 1.0)  # of the waiting time, drawn: readers that failed together do not ask again together
 
 
-def open_files_allowed() -> int:
-    """Files that each set keeps open: an eighth of what this process may have (`ulimit -n`).
+@cache
+def files_kept_open() -> int:
+    """Of each set: a quarter of what this process may have, for which it asks for all that it is granted.
 
-    A training reads two sets, a script may read more, and much else opens files. With more shards than this, a sample
-    at random mostly has to open its own: that takes as long as to read it, and asks a shared file system's server.
+    Shells begin with 1,024 (`ulimit -Sn`), fewer than ImageNet has shards, and most systems grant a hundred times as
+    many (`ulimit -Hn`). A training reads two sets, and much else opens files. With more shards than this, a sample at
+    random mostly has to open its own: that takes a fifth of reading it, and asks a shared file system's server.
     """
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MOST_FILES if limit == resource.RLIM_INFINITY else max(1, min(limit // 8, MOST_FILES))
-
-
-OPEN_FILES = open_files_allowed()
+    limit, granted = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # macOS grants no end of them, and refuses it
+        resource.setrlimit(resource.RLIMIT_NOFILE, (granted, granted))
+        limit = granted
+    return MOST_FILES if limit == resource.RLIM_INFINITY else max(1, min(limit // 4, MOST_FILES))
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,7 @@ def open_storage(directory: Location, reading: Reading | None = None) -> Storage
 
 
 class LocalStorage:
-    """A directory, also on a shared file system; keeps at most `OPEN_FILES` files open."""
+    """A directory, also on a shared file system; keeps at most `files_kept_open` files open."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -164,9 +167,9 @@ class LocalStorage:
 
     def _descriptor(self, name: str) -> int:
         if name not in self._open:
-            self._open[name] = descriptor_of(self._prefix + name)
-            if len(self._open) > OPEN_FILES:
+            while len(self._open) >= files_kept_open():
                 os.close(self._open.popitem(last=False)[1])
+            self._open[name] = descriptor_of(self._prefix + name)
         self._open.move_to_end(name)
         return self._open[name]
 

@@ -98,7 +98,7 @@ def test_shards_of_one_set_may_differ_in_encoding(tmp_path: Path) -> None:
 
 def test_open_shards_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many shards there are, a reader holds few files, and closes them in the end."""
-    monkeypatch.setattr(storage_module, "OPEN_FILES", 3)
+    monkeypatch.setattr(storage_module, "files_kept_open", lambda: 3)
     images = pixels(40, size=2)
     shards = ShardSet(write_set(tmp_path, images, each=2))
     before = len(os.listdir("/proc/self/fd"))

@@ -3,8 +3,10 @@
 import gzip
 import os
 import resource
+import shlex
 import shutil
 import socket
+import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
@@ -23,7 +25,7 @@ from maep.data.shard_manifest import CleanManifest
 from maep.data.shards import ShardSet, ShardWriter, seal_shard_set, shard_name
 from maep.runtime.errors import UserError
 from maep.storage.manifests import FileEntry
-from maep.storage.remote import MOST_FILES, Extent, Reading, Remote, location, open_files_allowed, open_storage
+from maep.storage.remote import MOST_FILES, Extent, Reading, Remote, files_kept_open, location, open_storage
 from tests.storage.http_server import Server, serving
 
 COUNT, EACH, SIDE = 60, 20, 40
@@ -258,15 +260,44 @@ def test_a_loader_reads_remote_pairs_and_tells_of_faults(
 
 
 @pytest.mark.parametrize(
-    ("limit", "allowed"),
-    [(1024, 128), (7, 1), (20_000, 2_500), (10**6, MOST_FILES), (resource.RLIM_INFINITY, MOST_FILES)],
+    ("granted", "kept"),
+    [(1024, 256), (3, 1), (20_000, 5_000), (10**6, MOST_FILES), (resource.RLIM_INFINITY, MOST_FILES)],
 )
-def test_a_set_keeps_a_share_of_the_files_that_a_process_may_have(
-    monkeypatch: pytest.MonkeyPatch, limit: int, allowed: int
+def test_a_set_keeps_a_share_of_the_files_that_a_process_is_granted(
+    monkeypatch: pytest.MonkeyPatch, granted: int, kept: int
 ) -> None:
-    """So that eight large ones leave no process without, and where nothing is limited it is still a number."""
-    monkeypatch.setattr(resource, "getrlimit", lambda _which: (limit, resource.RLIM_INFINITY))
-    assert open_files_allowed() == allowed
+    """So that three large ones leave no process without, and where nothing is limited it is still a number."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (2, granted))
+    monkeypatch.setattr(resource, "setrlimit", lambda _which, _limits: None)
+    assert files_kept_open.__wrapped__() == kept
+
+
+def test_a_limit_that_may_not_be_raised_counts_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS, which names no end and refuses it."""
+
+    def refused(_which: int, _limits: tuple[int, int]) -> None:
+        raise ValueError("current limit exceeds maximum limit")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (256, resource.RLIM_INFINITY))
+    monkeypatch.setattr(resource, "setrlimit", refused)
+    assert files_kept_open.__wrapped__() == 64
+
+
+def test_a_process_takes_the_files_it_is_granted(tmp_path: Path) -> None:
+    """A real one whose shell gave it 64 of 400: it reads 90 shards, and all of them stay open."""
+    (tmp_path / "set").mkdir()
+    for number in range(90):
+        (tmp_path / "set" / f"{number}").write_bytes(b"x")
+    script = (
+        "import os, sys; from pathlib import Path; from maep.storage.manifests import FileEntry\n"
+        "from maep.storage.remote import Extent, open_storage\n"
+        "storage, before = open_storage(Path(sys.argv[1])), len(os.listdir('/proc/self/fd'))\n"
+        "for name in map(str, range(90)): storage.read([Extent(name, FileEntry(1, '0' * 64), 0, 1)])\n"
+        "print(len(os.listdir('/proc/self/fd')) - before)"
+    )
+    limits = f"ulimit -Sn 64 && ulimit -Hn 400 && exec {shlex.quote(sys.executable)} -c {shlex.quote(script)}"
+    done = subprocess.run(["bash", "-c", f"{limits} {tmp_path / 'set'}"], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("90\n", 0), done.stderr
 
 
 # --- local files ---

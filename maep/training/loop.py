@@ -6,8 +6,8 @@ from the newest whole checkpoint and ends with the same weights.
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,16 +25,17 @@ from maep.runtime.console import progress_bar, say
 from maep.runtime.device import upload
 from maep.runtime.errors import NonFiniteLoss, Paused, PeerLost, Stopped, fail
 from maep.runtime.keyed_noise import sample_seeds
-from maep.storage.manifests import CheckpointManifest, RobustProgress
+from maep.storage.manifests import CheckpointManifest, Retreat, RobustProgress
 from maep.training.chains import Chains
 from maep.training.checkpointing.async_saver import Saver
 from maep.training.checkpointing.directory import (
     Retention,
-    back_to_checked,
     checkpoint_path,
+    last_robust_whole,
     load_checkpoint,
     most_robust_whole,
     newest_whole,
+    remove_after,
     step_of,
 )
 from maep.training.checkpointing.partition import local_part, whole
@@ -48,6 +49,7 @@ from maep.training.module import TrainingModule, compile_options
 from maep.training.robust import Adversary, RobustTraining, accuracies, describe
 from maep.training.schedule import learning_rate, total_steps
 from maep.training.signals import StopFlag
+from maep.training.tally import Tally
 
 LEAVING = 0.9  # of the grace time may be spent on the last save; the rest is for ending loaders, logs and the process
 
@@ -78,36 +80,6 @@ class TrainingJob:
     workers: int = 0
     adversary: Adversary = Adversary()
     on_stall: Callable[[str], object] | None = None
-
-
-@dataclass
-class Tally:
-    """What the micro-batches of one step add up to on this rank. Tensors are not read here: the device goes on."""
-
-    waited: float = 0.0
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    keys: list[tuple[int, int]] = field(default_factory=list)
-    totals: list[Tensor] = field(default_factory=list)
-
-    def add(self, batch: PairBatch, total: Tensor, parts: dict[str, Tensor]) -> None:
-        """Take in one micro-batch's losses [n], and (epoch, index) of its samples."""
-        for name, part in {"loss": total, **parts}.items():
-            part_sum = part.detach().double().sum()
-            self.sums[name] = self.sums[name] + part_sum if name in self.sums else part_sum
-        self.keys += zip(batch.epochs.tolist(), batch.indices.tolist(), strict=True)
-        self.totals.append(total.detach())
-
-    def numbers(self, flags: Sequence[bool]) -> Tensor:
-        """What the ranks sum up: how many losses are not finite, `flags`, the sums. float64 [1 + flags + sums]."""
-        bad = (~torch.cat(self.totals).isfinite()).sum().double()
-        # Filled on the device: a tensor of the host would have to be copied there.
-        given = [torch.full_like(bad, float(flag)) for flag in flags]
-        return torch.stack([bad, *given, *self.sums.values()])
-
-    def bad(self) -> list[tuple[int, int]]:
-        """(epoch, index) of the samples whose loss is not finite."""
-        finite = torch.cat(self.totals).isfinite().tolist()
-        return [key for key, is_finite in zip(self.keys, finite, strict=True) if not is_finite]
 
 
 class Trainer:
@@ -153,17 +125,24 @@ class Trainer:
     def resume(self) -> None:
         """Go on from the newest whole checkpoint, chosen by rank 0, if there is one."""
         newest = newest_whole(self.job.directory) if self.accelerator.is_main_process else None
-        self.saver.good = gather_objects(newest)[0]
-        if self.saver.good is None:
+        newest = gather_objects(newest)[0]
+        if newest is None:
             return
-        saved = load_checkpoint(self.saver.good, self.state, self.job.manifest)
-        self.step = saved.step
-        if self.robust and saved.robust:
-            self.robust.progress = replace(saved.robust, checked=False)
+        self._restore(newest)
+        if self.accelerator.is_main_process:
+            say(f"{self.job.label}: goes on from step {self.step} of {self.steps} ({newest})")
+
+    def _restore(self, checkpoint: Path) -> None:
+        """Take over all that a checkpoint remembers, in a new process or back from a later step.
+
+        The rest (learning rate, masks, order of the samples, noise) is a function of the step.
+        """
+        saved = load_checkpoint(checkpoint, self.state, self.job.manifest)
+        self.saver.good, self.step, self.losses = checkpoint, saved.step, []
+        if self.robust:
+            self.robust.progress = replace(saved.robust or RobustProgress(), checked=False)
         if self.accelerator.scaler is not None and saved.scaler:
             self.accelerator.scaler.load_state_dict(dict(saved.scaler))
-        if self.accelerator.is_main_process:
-            say(f"{self.job.label}: goes on from step {self.step} of {self.steps} ({self.saver.good})")
 
     def run(self) -> None:
         """Train to the last step.
@@ -252,21 +231,26 @@ class Trainer:
         return {f"held_out_{name}": value for name, value in accuracies(now).items()}
 
     def _retreat(self) -> None:
-        """Go back to the last checkpoint whose purifier was robust, from where the attack is longer."""
+        """Go back to the last checkpoint whose purifier was robust, from where the attack is longer.
+
+        Killed in it, the training notices the same again at the same step, from whichever checkpoints are left.
+        """
         assert self.robust is not None
         self.saver.finish()
-        at, good = self.step, back_to_checked(self.job.directory) if self.accelerator.is_main_process else None
-        good = gather_objects(good)[0]
+        at, main, accuracy = self.step, self.accelerator.is_main_process, self.collapse.accuracy or 0.0
+        fell = f"step {at}: robust accuracy on held-out images fell to {accuracy:.1f} % (catastrophic overfitting)"
+        good = gather_objects(last_robust_whole(self.job.directory) if main else None)[0]
         if good is None:
-            fail(f"{self.job.directory}: robust accuracy fell at step {at}, and no checkpoint is left to go back to")
-        saved = load_checkpoint(good, self.state, self.job.manifest)
-        self.saver.good, self.step, self.losses = good, saved.step, []
-        self.robust.retreat(at, saved.step, self.collapse.accuracy or 0.0, saved.robust)
-        if self.accelerator.is_main_process:
-            say(
-                f"{self.job.label}: step {at}: robust accuracy on held-out images fell to {self.collapse.accuracy:.1f} "
-                f"% (catastrophic overfitting): goes back to step {self.step}, with {self.robust.at(1.0).name}"
+            fail(
+                f"{self.job.directory}: {fell}, and no checkpoint up to the check before is there and whole; all are "
+                "kept: put that one back, or remove the folder to train from the start"
             )
+        retreats = self.robust.with_retreat(Retreat(at, step_of(good), accuracy))
+        self._restore(good)
+        self.robust.progress = replace(self.robust.progress, retreats=retreats)
+        if main:
+            remove_after(self.job.directory, good)
+            say(f"{self.job.label}: {fell}: goes back to step {self.step}, with {self.robust.at(1.0).name}")
 
     def _save(self, within: float | None = None) -> bool:
         """Begin to save this step unless that is done or under way; False if the save before did not end in time."""

@@ -200,15 +200,16 @@ class RobustTraining:
         lost = 0.0 if before is None or now.accuracy is None else before - now.accuracy
         return lost > self.against.settings.overfit_drop
 
-    def retreat(self, step: int, back_to: int, accuracy: float, saved: RobustProgress | None) -> None:
-        """Go on from an earlier step, with all retreats known, and this one."""
-        retreats = (*self.progress.retreats, Retreat(step, back_to, accuracy))
+    def with_retreat(self, retreat: Retreat) -> tuple[Retreat, ...]:
+        """All retreats so far, and this one. Raises UserError where it is one too many."""
+        retreats = (*self.progress.retreats, retreat)
         if len(retreats) > MOST_RETREATS:
             fail(
-                f"robust accuracy on held-out images fell by more than robust.overfit_drop at step {step}, for the "
-                f"{len(retreats)}th time and under {self.at(1.0).name}: lower the learning rate, or raise attack.steps"
+                f"robust accuracy on held-out images fell by more than robust.overfit_drop at step {retreat.step}, for "
+                f"the {len(retreats)}th time and under {self.at(1.0).name}: lower the learning rate, or raise "
+                "attack.steps"
             )
-        self.progress = replace(saved or RobustProgress(), checked=False, retreats=retreats)
+        return retreats
 
     @torch.no_grad()
     def _accuracies(

@@ -185,13 +185,13 @@ def test_a_drop_between_checks_is_a_collapse_and_lengthens_the_attack() -> None:
     assert not robust.has_collapsed(RobustProgress(accuracy=30.0), BASE)
     assert robust.has_collapsed(RobustProgress(accuracy=29.0), BASE)
     assert not robust.has_collapsed(RobustProgress(accuracy=29.0), attack_at(BASE, RobustSettings(clean_until=1), 1, 2))
-    robust.retreat(40, 20, 29.0, RobustProgress(accuracy=50.0, checked=True))
-    assert robust.progress == RobustProgress(accuracy=50.0, retreats=(Retreat(40, 20, 29.0),))
-    assert (robust.at(1.0).method, robust.at(1.0).steps) == ("pgd", 6)
-    for _ in range(MOST_RETREATS - 1):
-        robust.retreat(40, 20, 29.0, None)
+    retreat = Retreat(40, 20, 29.0)
+    for count in range(1, MOST_RETREATS + 1):
+        robust.progress = RobustProgress(retreats=robust.with_retreat(retreat))
+        assert robust.progress.retreats == (retreat,) * count
+        assert (robust.at(1.0).method, robust.at(1.0).steps) == ("pgd", 5 + count)
     with pytest.raises(UserError, match="lower the learning rate"):
-        robust.retreat(40, 20, 29.0, None)
+        robust.with_retreat(retreat)
 
 
 class Scaled(nn.Module):

@@ -9,7 +9,7 @@ Any number of processes under any ZeRO stage resumes from them. `maep.training.c
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,7 +64,12 @@ def newest_whole(directory: Path) -> Path | None:
 
     Raises UserError for one that a newer version of maep wrote.
     """
-    for path in reversed(checkpoints(directory)):
+    return _newest_whole_of(checkpoints(directory))
+
+
+def _newest_whole_of(paths: Sequence[Path]) -> Path | None:
+    """The same of checkpoints that are given, the oldest first."""
+    for path in reversed(paths):
         problem = problem_with(path)
         if problem is None:
             return path
@@ -82,9 +87,18 @@ def prune(directory: Path, keep: Retention) -> None:
     survivors |= {path for path in (newest_checked(manifests), most_robust(manifests)) if path}
     for path in committed:
         if path not in survivors:
-            shutil.rmtree(path)
+            _remove(path)
     for path in directory.glob(".tmp-step-*"):
         shutil.rmtree(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint, which is whole or gone whenever this is cut off; `prune` removes what is left of it."""
+    temporary = path.with_name(f".tmp-{path.name}")
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    path.rename(temporary)
+    shutil.rmtree(temporary)
 
 
 def manifests_in(directory: Path) -> dict[Path, CheckpointManifest]:
@@ -113,13 +127,20 @@ def most_robust_whole(directory: Path) -> Path | None:
     return path
 
 
-def back_to_checked(directory: Path) -> Path | None:
-    """Remove the checkpoints after the newest that was attacked on held-out images; the newest whole one then."""
-    checked = newest_checked(manifests_in(directory))
-    for path in checkpoints(directory):
-        if checked is None or step_of(path) > step_of(checked):
-            shutil.rmtree(path)
-    return newest_whole(directory)
+def last_robust_whole(directory: Path) -> Path | None:
+    """The newest whole checkpoint up to the newest that was attacked on held-out images; damaged ones are passed over,
+    each named. None where none was attacked, or none of them is whole.
+    """
+    saved = manifests_in(directory)
+    checked = newest_checked(saved)
+    return None if checked is None else _newest_whole_of([path for path in saved if step_of(path) <= step_of(checked)])
+
+
+def remove_after(directory: Path, checkpoint: Path) -> None:
+    """Remove the checkpoints of later steps, the newest first: cut off, it leaves those that a training came by."""
+    for path in reversed(checkpoints(directory)):
+        if step_of(path) > step_of(checkpoint):
+            _remove(path)
 
 
 def load_checkpoint(path: Path, state: "TrainingState", expected: CheckpointManifest) -> CheckpointManifest:

@@ -108,6 +108,8 @@ class TrainingState:
         kinds = {name.split("/")[1] for name in saved.names("optimizer/")}  # in no order: it differs between processes
         if partitions:
             new_state(self.optimizer, partitions, kinds & {"step"}, kinds - {"step"})
+        else:
+            self.optimizer.state.clear()  # of a later step, from which a training goes back
         for name, parameter in self.parameters.items():
             for key in kinds:
                 full = f"optimizer/{key}/{name}"

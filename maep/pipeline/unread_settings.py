@@ -19,17 +19,22 @@ READ_BY_OTHERS = ("classifiers", "teacher")  # of robust: refused by themselves 
 
 @dataclass(frozen=True)
 class Unread:
-    """Settings without effect. names: theirs; deciders: of those that decide in their place; reason: why, in words."""
+    """Settings without effect. names: theirs; deciders: of those that decide in their place; reason: why, in words.
+
+    by: of those that a person may not know to have brought it about: it is said to who writes them, too.
+    """
 
     names: tuple[str, ...]
     deciders: tuple[str, ...]
     reason: str
+    by: tuple[str, ...] = ()
 
     def given(self, written: Mapping[str, Writing]) -> list[str]:
-        """Those that a person wrote, and that no later layer replaced."""
-        last = max(written[name].layer if name in written else -1 for name in self.deciders)
+        """Those that a person wrote, or brought about, and that no later layer replaced."""
+        last = max((written[name].layer if name in written else -1 for name in self.deciders), default=-1)
         mine = {name: writing.layer for name, writing in written.items() if writing.is_users}
-        return [name for name in self.names if mine.get(name, -2) >= last]
+        brought = any(name in mine for name in self.by)
+        return [name for name in self.names if brought or mine.get(name, -2) >= last]
 
     def line(self, settings: Settings, names: Sequence[str]) -> str:
         """What is said of some of them: one with its value."""
@@ -44,6 +49,10 @@ def unread_settings(settings: Settings) -> Iterator[Unread]:
         yield Unread(("data.root",), ("data.shards",), f"data.shards={data.shards} are used")
     if attack.shards and attack.online:
         yield Unread(("attack.shards",), ("attack.online",), "attack.online=true makes the adversarial images")
+    classifier = settings.classifier
+    if late := [f"{each:g}" for each in classifier.milestones if each >= classifier.epochs]:
+        why = f"{', '.join(late)} not before the end, classifier.epochs={classifier.epochs}"
+        yield Unread(("classifier.milestones",), (), why, by=("classifier.epochs",))
     for name in ("pretrain", "finetune"):
         if steps := getattr(settings, name).steps:
             why = f"{name}.steps={steps} is its length; set {name}.steps=null to train by epochs"

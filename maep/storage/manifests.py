@@ -96,7 +96,8 @@ class RobustProgress:
     """Of a training against the whole: accuracies in percent on held-out images under PGD, and how it went.
 
     accuracy: of the weights at the last check. checked: whether that was at this very step. averaged, clean: of the
-    averaged weights then, attacked and not. retreats: all so far; each makes the attack longer by a step.
+    averaged weights then, attacked and not. retreats: all so far; each makes the attack longer by a step. fgsm: of the
+    weights then under one step alone: where it stays as `accuracy` falls, they overfit to the training's attack.
     """
 
     accuracy: float | None = None
@@ -104,6 +105,7 @@ class RobustProgress:
     averaged: float | None = None
     clean: float | None = None
     retreats: tuple[Retreat, ...] = ()
+    fgsm: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -238,7 +238,10 @@ class Trainer:
         assert self.robust is not None
         self.saver.finish()
         at, main, accuracy = self.step, self.accelerator.is_main_process, self.collapse.accuracy or 0.0
-        fell = f"step {at}: robust accuracy on held-out images fell to {accuracy:.1f} % (catastrophic overfitting)"
+        fell = (
+            f"step {at}: robust accuracy on held-out images fell to {accuracy:.1f} % (FGSM {self.collapse.fgsm:.1f} %: "
+            "catastrophic overfitting)"
+        )
         good = gather_objects(last_robust_whole(self.job.directory) if main else None)[0]
         if good is None:
             fail(

@@ -188,9 +188,13 @@ class RobustTraining:
 
         batch: images at a time. alive: called before each.
         """
-        now = self._accuracies(pairs, weights, batch, alive)
-        kept = self._accuracies(pairs, averaged, batch, alive) if averaged is not weights else now
-        return replace(self.progress, accuracy=now[1], checked=True, averaged=kept[1], clean=kept[0])
+        pgd = replace(
+            self.spec, method="pgd", step=self.spec.eps / 4, steps=CHECK_STEPS, random_start=True, targeted=False
+        )
+        fgsm = replace(pgd, method="fgsm", step=pgd.eps, steps=1, random_start=False)
+        now = self._accuracies(pairs, weights, (pgd, fgsm), batch, alive)
+        kept = self._accuracies(pairs, averaged, (pgd,), batch, alive) if averaged is not weights else now
+        return replace(self.progress, accuracy=now[1], checked=True, averaged=kept[1], clean=kept[0], fgsm=now[2])
 
     def has_collapsed(self, now: RobustProgress, spec: AttackSpec) -> bool:
         """Whether robustness was lost since the check before. spec: of the step's attack; without one there is nothing
@@ -213,35 +217,35 @@ class RobustTraining:
 
     @torch.no_grad()
     def _accuracies(
-        self, pairs: PairDataset, weights: dict[str, Tensor], batch: int, alive: Callable[[], object]
-    ) -> tuple[float, float]:
-        """(clean, robust) accuracy in percent on the held-out images, in fp32."""
+        self, pairs: PairDataset, weights: dict[str, Tensor], specs: Sequence[AttackSpec], batch: int,
+        alive: Callable[[], object],
+    ) -> list[float]:  # fmt: skip
+        """Accuracy in percent on the held-out images, in fp32: on clean ones, then under each attack."""
         self.exact.follow(weights)
-        spec = replace(
-            self.spec, method="pgd", step=self.spec.eps / 4, steps=CHECK_STEPS, random_start=True, targeted=False
-        )
         share = slice_of(pairs.held, world().rank, world().size)
-        right = torch.zeros(2, device=self.device)
+        right = torch.zeros(1 + len(specs), device=self.device)
         for first in range(0, len(share), batch):
             alive()
             indices = share[first : first + batch]
             stored, labels = (tensor.to(self.device) for tensor in pairs.clean.batch(indices))
             images = to_float(stored)
-            moved = attack(self.exact, images, labels, spec, indices, self.against.seed)
-            right += torch.stack([(self.exact(each).argmax(1) == labels).sum() for each in (images, moved)])
-        clean, robust = agree(right.tolist(), self.device)
-        return 100 * clean / len(pairs.held), 100 * robust / len(pairs.held)
+            attacked = (attack(self.exact, images, labels, spec, indices, self.against.seed) for spec in specs)
+            right += torch.stack([(self.exact(each).argmax(1) == labels).sum() for each in (images, *attacked)])
+        return [100 * count / len(pairs.held) for count in agree(right.tolist(), self.device)]
 
 
 def accuracies(progress: RobustProgress) -> dict[str, float]:
     """What a check has measured, by name, in percent; nothing before the first one."""
-    values = {"accuracy": progress.accuracy, "averaged": progress.averaged, "clean": progress.clean}
+    values = {
+        "accuracy": progress.accuracy, "fgsm": progress.fgsm, "averaged": progress.averaged, "clean": progress.clean
+    }  # fmt: skip
     return {name: value for name, value in values.items() if value is not None}
 
 
 def describe(progress: RobustProgress) -> str:
     """The same in words."""
+    fgsm = "" if progress.fgsm is None else f"FGSM {progress.fgsm:.1f} %, "  # None: by a version that had none
     return (
-        f"PGD-{CHECK_STEPS} {progress.accuracy or 0.0:.1f} %, "
+        f"PGD-{CHECK_STEPS} {progress.accuracy or 0.0:.1f} %, {fgsm}"
         f"averaged weights {progress.averaged or 0.0:.1f} % (clean {progress.clean or 0.0:.1f} %)"
     )

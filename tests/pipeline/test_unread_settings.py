@@ -51,6 +51,17 @@ def test_what_is_given_and_not_read_is_said(
     assert not said(capsys, "digits", [*WORDS, *further])
 
 
+def test_milestones_beyond_the_end_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also to who shortens a training whose milestones a configuration brings; those before the end are not."""
+    data = "data.root=/images"
+    for words in (["classifier.epochs=100"], ["classifier.milestones=[50, 201]"]):
+        (line,) = said(capsys, "trades/cifar10_awp", [data, *words])
+        assert line.startswith("classifier.milestones=[")
+        assert "without effect: " + {0: "100, 150", 1: "201"}["milestones" in words[0]] + " not before the end" in line
+    for words in ([], ["classifier.epochs=151"], ["classifier.milestones=[50, 199]"]):
+        assert not said(capsys, "trades/cifar10_awp", [data, *words])
+
+
 def test_a_line_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     """Of several settings in one line, too."""
     (line,) = said(capsys, "digits", ["robust.check_every=7", "robust.overfit_drop=11"])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from maep.attacks.attack_spec import AttackSpec
+from maep.attacks.gradient import attack
 from maep.config.load import load_settings
 from maep.config.schema import AttackSettings, ModelSettings, RobustSettings
 from maep.data.pairs import PairBatch, PairDataset
@@ -35,7 +36,7 @@ from maep.training.checkpointing.directory import (
 from maep.training.inputs import adversary, own_pairs
 from maep.training.loop import Trainer, TrainingJob
 from maep.training.pretrain import seeded_purifier
-from maep.training.robust import MOST_RETREATS, AgainstWhole, RobustTraining, attack_at
+from maep.training.robust import MOST_RETREATS, AgainstWhole, RobustTraining, accuracies, attack_at, describe
 from tests.small import digits, train_small, write_shards
 from tests.tiny import Problem
 from tests.training.test_loop import metrics, stop_at, weights
@@ -240,11 +241,34 @@ def test_held_out_accuracies_are_those_of_a_plane(tmp_path: Path) -> None:
     parts: list[int] = []
     weights, averaged = {"scale": torch.tensor(0.9)}, {"scale": torch.tensor(0.7)}
     now = robust.check(pairs, weights, averaged, 16, lambda: parts.append(1))
-    wanted = RobustProgress(right(0.9, eps), True, averaged=right(0.7, eps), clean=right(0.7, 0.0))
+    wanted = RobustProgress(
+        right(0.9, eps), True, averaged=right(0.7, eps), clean=right(0.7, 0.0), fgsm=right(0.9, eps)
+    )
     assert now == wanted
     assert len(parts) == 2 * 3, "of 16, 16 and 8 images"
     assert len({wanted.accuracy, wanted.averaged, wanted.clean}) == 3, "accuracies that tell nothing"
     assert robust.check(pairs, weights, weights, 40, lambda: None).averaged == wanted.accuracy
+
+
+def test_a_check_tells_the_accuracy_under_one_step(tmp_path: Path) -> None:
+    """That of the trained weights under FGSM, beside PGD's, which fools more: in the line and in the log too; a check
+    of a version that had none tells none.
+    """
+    model, against = Scaled(), AgainstWhole((train_small(),), AttackSettings(eps=0.12), RobustSettings(), 0)
+    robust = RobustTraining(against, model, torch.device("cpu"), torch.float32, compiled=False)
+    train = load_settings("digits", []).pretrain
+    pairs = PairDataset(write_shards(tmp_path / "train", 60), None, train, 16, 4, 0, held_out=40)
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
+    now = robust.check(pairs, parameters, parameters, 40, lambda: None)
+    images, labels = (part[pairs.held] for part in digits())
+    whole = robust.exact
+    fgsm = attack(whole, images, labels, AttackSpec("fgsm", "Linf", 0.12, 0.12, 1, False, False), pairs.held, 0)
+    assert now.fgsm == 100 * float((whole(fgsm).argmax(1) == labels).double().mean())
+    assert now.accuracy is not None
+    assert now.accuracy < now.fgsm
+    assert accuracies(now)["fgsm"] == now.fgsm
+    assert f", FGSM {now.fgsm:.1f} %, " in describe(now)
+    assert "FGSM" not in describe(replace(now, fgsm=None))
 
 
 def test_checkpoints_keep_the_most_robust(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from maep.config.command_line import at_home
 from maep.runtime.errors import exit_code, fail, nearest
 from maep.runtime.openmp import share_cores
 from maep.runtime.version import __version__
@@ -40,6 +39,8 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     if verb not in VERBS:
         fail(f"{verb}: unknown verb{nearest(verb, list(VERBS))}; choose one of {', '.join(VERBS)}")
+    from maep.config.command_line import at_home  # only now, when a Ctrl-C is waited for: it takes most of a start
+
     code: int = importlib.import_module(VERBS[verb][0]).main(at_home(rest))
     return code
 

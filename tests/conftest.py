@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,6 +21,7 @@ import torch  # noqa: E402
 
 from maep.config.load import load_settings  # noqa: E402
 from maep.pipeline.execution import run_pipeline  # noqa: E402
+from maep.runtime.signals import SIGNALS  # noqa: E402
 from maep.runtime.torchvision_shim import declare_torchvision_operators  # noqa: E402
 from tests.tiny import Problem  # noqa: E402
 
@@ -39,6 +42,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="slow: runs with --slow"))
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """A command that a test runs in this process leaves its signals as they end a process; here work goes on."""
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    hook = sys.unraisablehook
+    yield
+    sys.unraisablehook = hook
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from maep.data.order import batch_at, held_out_indices, slice_of
 from maep.data.shards import ShardSet
 from maep.runtime.errors import UserError
 from maep.runtime.randomness import keyed_rngs
+from maep.runtime.signals import SIGNALS, hold_signals
 
 
 @dataclass(frozen=True)
@@ -210,8 +211,8 @@ class StepSampler(Sampler[list[Request]]):
 
 def ignore_signals(_worker: int) -> None:
     """Loader workers outlive the signals that ask the trainer to save."""
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(name, signal.SIG_IGN)
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 
@@ -243,7 +244,8 @@ class PairLoader(DataLoader):
     """A `DataLoader` of pairs whose iterators are `PairBatches`."""
 
     def __iter__(self) -> PairBatches:  # type: ignore[override]
-        return PairBatches(super().__iter__())
+        with hold_signals():
+            return PairBatches(super().__iter__())
 
 
 def pair_loader(

@@ -14,7 +14,7 @@ from maep.launch.rank.environment import rank_environment
 from maep.runtime.cores import task_cores
 from maep.runtime.errors import Paused, PeerLost, ProcessFailed, Stopped
 from maep.runtime.exits import ExitCode
-from maep.training.signals import SIGNALS, hold_signals
+from maep.runtime.signals import SIGNALS, hold_signals
 
 GRACE = 30  # seconds: ranks that lost one end by themselves within a heartbeat or two; what hangs longer is killed
 POLL = 0.05  # seconds: nothing beside a training step, and nobody waits noticeably for a failed rank's message
@@ -47,18 +47,19 @@ def spawn(name: str, settings: Settings, processes: int) -> None:
             if worker.poll() is None:
                 worker.send_signal(signum)
 
-    with hold_signals():
-        workers += [
-            subprocess.Popen(command, env=environment | rank_environment(rank, processes, rank, "127.0.0.1", port))
-            for rank in range(processes)
-        ]
-        previous = {signum: signal.signal(signum, pass_on) for signum in SIGNALS}
+    previous = {signum: signal.signal(signum, pass_on) for signum in SIGNALS}
     try:
+        with hold_signals():
+            for rank in range(processes):
+                ranked = environment | rank_environment(rank, processes, rank, "127.0.0.1", port)
+                workers.append(subprocess.Popen(command, env=ranked))
+        for signum in tuple(received):  # while they were started: the later ones do not have it yet
+            pass_on(signum, None)
         code = _wait(workers, end_at_once=not is_training)
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
-    if code > 128 and received:
+    if received and (code == 0 or code > 128 or -code in received):  # 0: it came after the last step
         raise Stopped(received[0], -1)
     if code < 0 or code == ExitCode.PEER_LOST:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else "lost another; its message is above"

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from maep.runtime.exits import ExitCode
+from maep.runtime.signals import die_on_signals, request_behind, unwind_on_signals
 from maep.runtime.standard_streams import discard_unwritable, has_lost_reader, take_any_text, written
 from maep.runtime.text import shown
 
@@ -121,31 +122,35 @@ def nearest(word: str, choices: Sequence[str]) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
-def _terminate(signum: int, _frame: object) -> NoReturn:
-    """Unwind, so that pools end their workers and temporary files go."""
-    raise SystemExit(128 + signum)
-
-
 def exit_code(main: Callable[[], int | None]) -> int:
     """Run a command; turn an `EarlyEnd` into one line on stderr and its exit code.
 
     So does what a file system says of a name that was given: that it may not be read, is too long, or on a full disk.
-    Ctrl-C ends with 130 and SIGTERM with 143, as shells expect, after cleaning up; where nobody reads the output any
-    more it is 141. Every other exception is ours to mend, and shows its traceback, in which secrets are masked too.
+    Ctrl-C ends with 130, SIGTERM with 143 and SIGUSR2 with 140, as shells expect, after cleaning up, also where that
+    fails; where nobody reads the output any more it is 141. Every other exception is ours to mend, and shows its
+    traceback, in which secrets are masked too.
     """
-    signal.signal(signal.SIGTERM, _terminate)
+    unwind_on_signals()
     take_any_text()
     try:
-        return written(main) or ExitCode.DONE
+        try:
+            return written(main) or ExitCode.DONE
+        finally:
+            die_on_signals()
     except EarlyEnd as end:
         _complain(end.line())
-        return end.code
+        signum = request_behind(end)
+        return 128 + signum if signum else end.code
     except KeyboardInterrupt:
         _complain("interrupted: the same command goes on from here")
         return ExitCode.INTERRUPTED
     except Exception as error:  # noqa: BLE001  (the interpreter would print it as it is, addresses and all)
         if isinstance(error, BrokenPipeError) and has_lost_reader():
             return ExitCode.READER_LEFT
+        if signum := request_behind(error):
+            what = f"{type(error).__name__}: {shown(str(error))}"
+            _complain(f"stopped by {signal.Signals(signum).name}; not all could be cleaned up: {what}")
+            return 128 + signum
         if isinstance(error, OSError) and error.errno in OF_A_NAME and error.filename:
             _complain(UserError(f"{error.filename}: {error.strerror}").line())
             return ExitCode.BAD_INPUT

@@ -34,6 +34,7 @@ from maep.runtime.cores import worker_count
 from maep.runtime.device import Readback, fork_rng, prepare_device, upload, warn_of_slow_bf16
 from maep.runtime.errors import NonFiniteLoss, PeerLost, Stopped, fail
 from maep.runtime.randomness import keyed_rng
+from maep.runtime.signals import hold_signals
 from maep.storage.locks import one_at_a_time
 from maep.storage.manifests import StampedManifest
 from maep.storage.sealed import MANIFEST, atomic_directory, problem_with
@@ -243,9 +244,9 @@ class _Training:
                 loss = self._one_step(*next(batches))
                 rate = (self.step - first) * self.batch_size / (time.perf_counter() - started)
                 bar.update(row, completed=self.step, note=f"loss {loss:.3f} · {rate:.0f} images/s")
-                if self._is_save_due() or (stop.signum and self.step < self.steps):
+                if self._is_save_due() or stop.signum:
                     self._save()
-                if stop.signum and self.step < self.steps:
+                if stop.signum:
                     raise Stopped(stop.signum, self.step)
 
     def _pairs(self, step: int) -> list[tuple[int, int]]:
@@ -266,7 +267,8 @@ class _Training:
             _Batches(self.train_set), sampler=plan, batch_size=None, num_workers=workers,
             multiprocessing_context=context, worker_init_fn=ignore_signals, pin_memory=self.device.type == "cuda",
         )  # fmt: skip
-        return iter(loader)
+        with hold_signals():
+            return iter(loader)
 
     def _one_step(self, images: Tensor, labels: Tensor) -> float:
         """Augment, forward, backward, update; returns the loss, which is read once the backward pass is launched."""

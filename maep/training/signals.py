@@ -6,44 +6,16 @@ so no second record of it can disagree.
 
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 
-# Seconds: a terminal sends Ctrl-C to every process of a command, and the launcher passes its own on to the others. What
-# comes so soon is the same Ctrl-C; a person who wants no save presses it again later.
-AT_ONCE = 0.5
-SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
-
-
-@contextmanager
-def hold_signals() -> Iterator[None]:
-    """Keep back SIGTERM, SIGUSR2 and SIGINT meanwhile; processes started meanwhile get theirs when they `arm`."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def unwind_on_signals() -> None:
-    """From now on signals end the work at once: what is finished is on disk, claims are given back on the way out.
-
-    For a process of a stage whose work is shared out. Signals that were blocked at its start arrive now.
-    """
-
-    def unwind(signum: int, _frame: object) -> None:
-        raise SystemExit(128 + signum)
-
-    for signum in SIGNALS:
-        signal.signal(signum, unwind)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+from maep.runtime.signals import AT_ONCE, SIGNALS, unblock_signals
 
 
 class StopFlag:
     """Remembers SIGTERM, SIGUSR2 or SIGINT while in context; a SIGINT some time after one of them interrupts at once.
 
     `signum` is 0 until a signal comes. Where the process has a flag already, as after `arm`, the context gives that.
+    A signal that nobody acted on, as in the last step, is made again for the handler before, when the context ends.
     """
 
     def __init__(self) -> None:
@@ -57,9 +29,11 @@ class StopFlag:
             self._install()
         return flag
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)  # type: ignore[arg-type]
+        if self._previous and self.signum and error is None:
+            signal.raise_signal(self.signum)
 
     def _install(self) -> None:
         for signum in SIGNALS:
@@ -94,5 +68,5 @@ def arm() -> StopFlag:
     if flag is None:
         flag = StopFlag()
         flag._install()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        unblock_signals()
     return flag

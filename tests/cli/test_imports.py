@@ -9,7 +9,7 @@ import pytest
 
 from maep.__main__ import VERBS
 from tests.ablation.sweeps import write
-from tests.tiny import Problem, environment
+from tests.tiny import ROOT, Problem, environment
 
 HEAVY = ("torch", "torchvision", "timm", "peft", "accelerate", "deepspeed", "matplotlib", "scipy", "webdataset")
 PROGRAM = f"""
@@ -84,3 +84,10 @@ def test_points_of_a_sweep_are_shown_without_figures(tmp_path: Path) -> None:
     assert code == 0
     assert set(modules) <= set(TORCH)
     assert "pretrainings" in text
+
+
+def test_a_ctrl_c_is_waited_for_before_anything_is_read() -> None:
+    """What takes most of a start comes after: in the imports of a command's own file it would be a traceback."""
+    words = [sys.executable, "-c", "import sys, maep.__main__; print([n for n in sys.modules if 'config' in n])"]
+    result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "maep.config" not in result.stdout

@@ -1,5 +1,6 @@
 """Pairs: what a step consumes depends on (seed, samples consumed) alone."""
 
+import signal
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from maep.config.load import load_settings
@@ -20,6 +22,7 @@ from maep.data.shard_manifest import AdversarialManifest
 from maep.data.shards import ShardSet
 from maep.models.classifiers import classifier_identity
 from maep.models.masked_autoencoder import visible_index
+from maep.runtime.signals import SIGNALS
 from tests.tiny import Problem
 
 
@@ -180,3 +183,17 @@ def test_crop_padding_moves_both_images_alike(pairs: PairDataset) -> None:
         assert len(fits) == 1
         shifts |= set(fits)
     assert len(shifts) > 4
+
+
+def test_processes_that_load_start_with_signals_blocked(pairs: PairDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until they ignore them: a Ctrl-C in the middle of their imports would be a traceback, and a lost process."""
+    masks, start = [], DataLoader.__iter__
+
+    def recording(loader: DataLoader) -> object:
+        masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        return start(loader)
+
+    monkeypatch.setattr(DataLoader, "__iter__", recording)
+    read(pairs, 0, 1, 1)
+    assert masks[0] >= set(SIGNALS)
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(SIGNALS)

@@ -9,7 +9,7 @@ import pytest
 from maep.config.load import load_settings, to_yaml
 from maep.launch import processes
 from maep.launch.processes import spawn
-from maep.runtime.errors import ProcessFailed, exit_code
+from maep.runtime.errors import ProcessFailed, Stopped, exit_code
 
 
 def _python_of(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,3 +80,26 @@ def test_one_of_a_shared_stage_ends_the_others(
     settings = load_settings("digits", [f"run.dir={tmp_path}"])
     assert exit_code(lambda: spawn("attack", settings, 2)) == code  # type: ignore[func-returns-value, return-value, arg-type]
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "kill -TERM $PPID; sleep 0.2; exit 0",
+        "kill -TERM $PPID; sleep 0.2; exit 143",
+        f"kill -TERM $PPID; exec {sys.executable} -c 'import time; from maep.runtime import signals; "
+        "signals.unblock_signals(); time.sleep(600)'",
+    ],
+    ids=["done", "unwound", "killed"],
+)
+@pytest.mark.parametrize("stage", ["pretrain", "evaluate"])
+def test_a_signal_to_the_launcher_is_passed_on_and_never_lost(
+    stage: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it still starts them, and also where they were done before it came, or had nothing to unwind yet.
+
+    The command ends, before its next stage, and says that it was stopped; not that a process was lost.
+    """
+    _python_of(text, tmp_path, monkeypatch)
+    with pytest.raises(Stopped, match="stopped by SIGTERM"):
+        spawn(stage, load_settings("digits", [f"run.dir={tmp_path}"]), 2)

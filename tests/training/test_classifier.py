@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from maep.config.load import load_settings
 from maep.config.schema import Settings
@@ -20,7 +21,7 @@ from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import build_shards
 from maep.data.shards import ShardSet
 from maep.models.classifiers import load_classifier
-from maep.runtime.errors import NonFiniteLoss, UserError
+from maep.runtime.errors import NonFiniteLoss, Stopped, UserError
 from maep.storage.atomic import read_json
 from maep.training import classifier as stage
 from maep.training.classifier import augment, learning_rate, train_classifier
@@ -129,6 +130,24 @@ def test_damaged_checkpoint_is_passed_over(shards: Path, tmp_path: Path, monkeyp
     assert [path.name for path in saved] == ["step-000010", "step-000015"]
     os.truncate(saved[-1] / "state.safetensors", 1000)
     assert train(settings).read_bytes() == whole.read_bytes()
+
+
+def test_a_signal_in_the_last_step_is_not_lost(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The training stops with its last step saved, where it would end and the command go on to its next stage."""
+    settings = settings_of(shards, tmp_path, "classifier.epochs=1", "classifier.save_every=100")
+    step = stage._Training._one_step
+
+    def signalled(training: stage._Training, images: Tensor, labels: Tensor) -> float:
+        loss = step(training, images, labels)
+        if training.step == training.steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss
+
+    monkeypatch.setattr(stage._Training, "_one_step", signalled)
+    with pytest.raises(Stopped, match="stopped by SIGTERM after step 5"):
+        train(settings)
+    monkeypatch.setattr(stage._Training, "_one_step", None)
+    assert train(settings).is_file()
 
 
 def test_reading_by_workers_gives_the_same_weights(

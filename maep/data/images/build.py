@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
-from signal import SIG_DFL, SIGINT, signal
 from typing import Self, TypeVar
 
 import numpy as np
@@ -36,6 +35,7 @@ from maep.runtime.console import progress_bar, say
 from maep.runtime.cores import worker_count
 from maep.runtime.digests import digest
 from maep.runtime.errors import UserError, fail
+from maep.runtime.signals import die_on_signals, hold_signals, unblock_signals
 from maep.runtime.text import listed
 from maep.storage.atomic import remove_temporaries
 from maep.storage.documents import Document
@@ -318,8 +318,9 @@ def _check(task: tuple[Source, list[Item]]) -> list[str | None]:
 
 
 def _end_with_parent() -> None:
-    """Runs in a worker: Ctrl-C ends it without a word, and when its parent is killed, it goes too."""
-    signal(SIGINT, SIG_DFL)
+    """Runs in a worker: signals end it without a word, and when its parent is killed, it goes too."""
+    die_on_signals()
+    unblock_signals()
     parent = parent_process()
     if parent is not None:
         sentinel = parent.sentinel
@@ -351,7 +352,8 @@ def _run_parallel(work: Callable[[T], R], tasks: Sequence[T], workers: int, fini
     context.set_forkserver_preload([__name__])
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
     try:
-        futures = {pool.submit(work, task): number for number, task in enumerate(tasks)}
+        with hold_signals():  # the first task starts the processes
+            futures = {pool.submit(work, task): number for number, task in enumerate(tasks)}
         for future in as_completed(futures):
             future.result()
             finished(futures[future])

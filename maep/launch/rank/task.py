@@ -5,6 +5,7 @@ what has been done.
 """
 
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -21,11 +22,11 @@ from maep.launch.job.attempts import Outcome, attempt_number, job_name, write_ex
 from maep.launch.rank.environment import rank_environment
 from maep.runtime.errors import EarlyEnd, PeerLost, Stopped, UserError, fail, shown_traceback
 from maep.runtime.exits import ExitCode, leave
-from maep.training.signals import SIGNALS, arm, unwind_on_signals
+from maep.runtime.signals import request_behind, unblock_signals, unwind_on_signals
+from maep.training.signals import arm
 
 # Above what clusters reserve for services, and below 32768, from where Linux hands ports out to anybody who asks.
 FIRST_PORT, PORTS = 21000, 10000
-STOP_CODES = {128 + signum: signum.name for signum in SIGNALS}
 RecordExit = Callable[[Outcome, int, str], object]  # kind, exit code, error: writes down how this rank ended
 
 
@@ -64,7 +65,8 @@ class Task:
         if self.kind == RANKS:
             arm()
         else:
-            unwind_on_signals()
+            unwind_on_signals(lambda: SystemExit(ExitCode.INTERRUPTED))
+            unblock_signals()
         try:
             os.chdir(self.working_directory)
             settings = load_settings(self.config)
@@ -117,11 +119,9 @@ def outcome_of(error: BaseException) -> tuple[Outcome, int]:
     """(outcome, exit code) of what ended a rank."""
     from maep.training.distributed.heartbeat import is_peer_loss
 
+    if signum := request_behind(error):  # also where something failed while the work was unwound
+        return Outcome.STOPPED, 128 + signum
     match error:
-        case SystemExit(code=int(code)) if code in STOP_CODES:
-            return Outcome.STOPPED, code
-        case Stopped():
-            return Outcome.STOPPED, error.code
         case PeerLost():
             return Outcome.PEER_LOST, error.code
         case EarlyEnd():
@@ -143,8 +143,8 @@ def master_port(job: int, attempt: int) -> int:
 
 def _line(error: BaseException) -> str:
     """The error on one line, as it is shown to people."""
-    if isinstance(error, SystemExit) and error.code in STOP_CODES:
-        return f"stopped by {STOP_CODES[error.code]}"
+    if isinstance(error, SystemExit) and request_behind(error):
+        return f"stopped by {signal.Signals(request_behind(error)).name}"
     text = " ".join(str(error).split())
     return text if isinstance(error, (UserError, Stopped)) else f"{type(error).__name__}: {text}"
 

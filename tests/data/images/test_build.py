@@ -12,7 +12,10 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,10 +24,11 @@ from PIL import Image
 from maep.config.load import load_settings
 from maep.config.schema import Settings
 from maep.data.images import build
-from maep.data.images.build import build_shards, clean_shards_path, clean_split, crop_to
+from maep.data.images.build import _run_parallel, build_shards, clean_shards_path, clean_split, crop_to
 from maep.data.shard_manifest import CleanManifest
 from maep.data.shards import ShardSet, index_of, shard_name
 from maep.runtime.errors import UserError
+from maep.runtime.signals import SIGNALS
 from maep.storage.atomic import temporary_name
 from maep.storage.sealed import MANIFEST
 
@@ -380,3 +384,20 @@ def test_cifar10_and_imagenet(shared_data: Path, tmp_path: Path) -> None:
     more = ("data.image_size=64", "data.test_fraction=0.5", "data.train_limit=8", "data.test_limit=8")
     path = build_shards(configured(tmp_path / "c", shared_data / "imagenet-sample.tar", *more))
     assert [len(ShardSet(path / split)) for split in ("train", "test")] == [8, 8]
+
+
+def test_processes_that_build_take_signals_only_when_they_die_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They start with them blocked: a Ctrl-C in the middle of their imports would be a traceback of each of them."""
+    masks, submit = [], ProcessPoolExecutor.submit
+
+    def recording(*words: Any) -> Any:
+        masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        return submit(*words)
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", recording)
+    handlers = _run_parallel(signal.getsignal, SIGNALS, 2, lambda _: None)
+    assert handlers == [signal.SIG_DFL] * len(SIGNALS)
+    assert all(mask >= set(SIGNALS) for mask in masks)
+    blocked = _run_parallel(partial(signal.pthread_sigmask, signal.SIG_BLOCK), [(), ()], 2, lambda _: None)
+    assert blocked == [set(), set()]
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(SIGNALS)

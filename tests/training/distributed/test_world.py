@@ -21,11 +21,12 @@ import torch.distributed as dist
 from maep.config.load import load_settings
 from maep.config.schema import Settings
 from maep.runtime.errors import UserError
+from maep.runtime.signals import hold_signals
 from maep.training.distributed import world
 from maep.training.distributed.accelerator import _name_device
 from maep.training.distributed.coordinator import Launcher, run_coordinated
 from maep.training.distributed.world import Member, agree, gather_objects, join_world
-from maep.training.signals import StopFlag, arm, hold_signals
+from maep.training.signals import StopFlag, arm
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["maep.training.distributed.coordinator", "maep.config.load"])

@@ -36,6 +36,16 @@ def test_other_ends() -> None:
     assert outcome_of(SystemExit(128 + signal.SIGTERM)) == (Outcome.STOPPED, 128 + signal.SIGTERM)
 
 
+def test_what_fails_on_the_way_out_is_no_crash() -> None:
+    """The job was stopped, and is queued again: what could not be cleaned up while it unwound ends no sweep."""
+    with pytest.raises(OSError, match="not empty") as caught:
+        try:
+            raise SystemExit(128 + signal.SIGUSR2)
+        finally:
+            raise OSError("Directory not empty")
+    assert outcome_of(caught.value) == (Outcome.STOPPED, 128 + signal.SIGUSR2)
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -21,8 +21,8 @@ import torch  # noqa: E402
 
 from maep.config.load import load_settings  # noqa: E402
 from maep.pipeline.execution import run_pipeline  # noqa: E402
-from maep.runtime.signals import SIGNALS  # noqa: E402
 from maep.runtime.torchvision_shim import declare_torchvision_operators  # noqa: E402
+from maep.runtime.unwinding import SIGNALS  # noqa: E402
 from tests.tiny import Problem  # noqa: E402
 
 declare_torchvision_operators()  # some tests import peft by themselves, before anything of ours does

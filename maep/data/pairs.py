@@ -19,7 +19,7 @@ from maep.data.order import batch_at, held_out_indices, slice_of
 from maep.data.shards import ShardSet
 from maep.runtime.errors import UserError
 from maep.runtime.randomness import keyed_rngs
-from maep.runtime.signals import SIGNALS, hold_signals
+from maep.runtime.unwinding import SIGNALS, hold_signals
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from maep.launch.rank.environment import rank_environment
 from maep.runtime.cores import task_cores
 from maep.runtime.errors import Paused, PeerLost, ProcessFailed, Stopped
 from maep.runtime.exits import ExitCode
-from maep.runtime.signals import SIGNALS, hold_signals
+from maep.runtime.unwinding import SIGNALS, hold_signals
 
 GRACE = 30  # seconds: ranks that lost one end by themselves within a heartbeat or two; what hangs longer is killed
 POLL = 0.05  # seconds: nothing beside a training step, and nobody waits noticeably for a failed rank's message

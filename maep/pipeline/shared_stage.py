@@ -12,7 +12,7 @@ from maep.config.command_line import command_line
 from maep.pipeline.stages import SHARED, STAGES
 from maep.runtime.errors import exit_code, fail
 from maep.runtime.exits import ExitCode
-from maep.runtime.signals import unblock_signals, unwind_on_signals
+from maep.runtime.unwinding import unblock_signals, unwind_on_signals
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -10,9 +10,9 @@ from contextlib import suppress
 from typing import NoReturn
 
 from maep.runtime.exits import ExitCode
-from maep.runtime.signals import die_on_signals, request_behind, unwind_on_signals
 from maep.runtime.standard_streams import discard_unwritable, has_lost_reader, take_any_text, written
 from maep.runtime.text import shown
+from maep.runtime.unwinding import die_on_signals, request_behind, unwind_on_signals
 
 # What is wrong with a name, wherever it is first looked at; a file that is missing in the middle of work is ours.
 OF_A_NAME = (

@@ -34,7 +34,7 @@ from maep.runtime.cores import worker_count
 from maep.runtime.device import Readback, fork_rng, prepare_device, upload, warn_of_slow_bf16
 from maep.runtime.errors import NonFiniteLoss, PeerLost, Stopped, fail
 from maep.runtime.randomness import keyed_rng
-from maep.runtime.signals import hold_signals
+from maep.runtime.unwinding import hold_signals
 from maep.storage.locks import one_at_a_time
 from maep.storage.manifests import StampedManifest
 from maep.storage.sealed import MANIFEST, atomic_directory, problem_with

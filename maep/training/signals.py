@@ -8,7 +8,7 @@ import signal
 import time
 from types import FrameType
 
-from maep.runtime.signals import AT_ONCE, SIGNALS, unblock_signals
+from maep.runtime.unwinding import AT_ONCE, SIGNALS, unblock_signals
 
 
 class StopFlag:

@@ -22,7 +22,7 @@ from maep.data.shard_manifest import AdversarialManifest
 from maep.data.shards import ShardSet
 from maep.models.classifiers import classifier_identity
 from maep.models.masked_autoencoder import visible_index
-from maep.runtime.signals import SIGNALS
+from maep.runtime.unwinding import SIGNALS
 from tests.tiny import Problem
 
 

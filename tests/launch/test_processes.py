@@ -87,8 +87,8 @@ def test_one_of_a_shared_stage_ends_the_others(
     [
         "kill -TERM $PPID; sleep 0.2; exit 0",
         "kill -TERM $PPID; sleep 0.2; exit 143",
-        f"kill -TERM $PPID; exec {sys.executable} -c 'import time; from maep.runtime import signals; "
-        "signals.unblock_signals(); time.sleep(600)'",
+        f"kill -TERM $PPID; exec {sys.executable} -c 'import time; from maep.runtime import unwinding; "
+        "unwinding.unblock_signals(); time.sleep(600)'",
     ],
     ids=["done", "unwound", "killed"],
 )

@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 
 from maep.runtime.errors import PeerLost
-from maep.runtime.signals import AT_ONCE
+from maep.runtime.unwinding import AT_ONCE
 from maep.training.signals import StopFlag
 
 

@@ -35,8 +35,8 @@ from maep.runtime.console import progress_bar, say
 from maep.runtime.cores import worker_count
 from maep.runtime.digests import digest
 from maep.runtime.errors import UserError, fail
-from maep.runtime.signals import die_on_signals, hold_signals, unblock_signals
 from maep.runtime.text import listed
+from maep.runtime.unwinding import die_on_signals, hold_signals, unblock_signals
 from maep.storage.atomic import remove_temporaries
 from maep.storage.documents import Document
 from maep.storage.locks import one_at_a_time

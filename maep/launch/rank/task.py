@@ -22,7 +22,7 @@ from maep.launch.job.attempts import Outcome, attempt_number, job_name, write_ex
 from maep.launch.rank.environment import rank_environment
 from maep.runtime.errors import EarlyEnd, PeerLost, Stopped, UserError, fail, shown_traceback
 from maep.runtime.exits import ExitCode, leave
-from maep.runtime.signals import request_behind, unblock_signals, unwind_on_signals
+from maep.runtime.unwinding import request_behind, unblock_signals, unwind_on_signals
 from maep.training.signals import arm
 
 # Above what clusters reserve for services, and below 32768, from where Linux hands ports out to anybody who asks.

@@ -28,7 +28,7 @@ from maep.data.images.build import _run_parallel, build_shards, clean_shards_pat
 from maep.data.shard_manifest import CleanManifest
 from maep.data.shards import ShardSet, index_of, shard_name
 from maep.runtime.errors import UserError
-from maep.runtime.signals import SIGNALS
+from maep.runtime.unwinding import SIGNALS
 from maep.storage.atomic import temporary_name
 from maep.storage.sealed import MANIFEST
 

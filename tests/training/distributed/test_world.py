@@ -21,7 +21,7 @@ import torch.distributed as dist
 from maep.config.load import load_settings
 from maep.config.schema import Settings
 from maep.runtime.errors import UserError
-from maep.runtime.signals import hold_signals
+from maep.runtime.unwinding import hold_signals
 from maep.training.distributed import world
 from maep.training.distributed.accelerator import _name_device
 from maep.training.distributed.coordinator import Launcher, run_coordinated

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from maep.runtime.errors import Stopped, UserError
-from maep.runtime.signals import SIGNALS, request_behind
+from maep.runtime.unwinding import SIGNALS, request_behind
 
 PROGRAM = """\
 import os, signal, sys, tempfile, threading, time

@@ -64,14 +64,19 @@ def die_on_signals() -> None:
 def request_behind(error: BaseException | None) -> int:
     """The signal that an exception stands for, or that was being unwound for when it was raised; 0 if none."""
     while error is not None:
-        if isinstance(error, KeyboardInterrupt):
-            return signal.SIGINT
-        if isinstance(error, SystemExit) and error.code in CODES:
-            return CODES[error.code]
-        if signum := getattr(error, "signum", 0):  # Stopped, of maep.runtime.errors
-            return int(signum)
+        if signum := _request(error):
+            return signum
         error = error.__context__
     return 0
+
+
+def _request(error: BaseException | None) -> int:
+    """The signal that an exception itself stands for; 0 if none."""
+    if isinstance(error, KeyboardInterrupt):
+        return signal.SIGINT
+    if isinstance(error, SystemExit) and error.code in CODES:
+        return CODES[error.code]
+    return int(getattr(error, "signum", 0))  # of Stopped, in maep.runtime.errors
 
 
 class _Unwinding:
@@ -91,7 +96,7 @@ class _Unwinding:
 
     def send_again(self, unraisable: Any) -> None:
         """The interpreter's hook for what it drops."""
-        signum = request_behind(unraisable.exc_value)
+        signum = _request(unraisable.exc_value)  # itself: what fails while a request is unwound for drops none
         if not signum:
             self._hook(unraisable)
             return

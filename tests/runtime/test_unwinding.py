@@ -46,6 +46,19 @@ def test_what_python_drops_is_asked_again(signum: int) -> None:
 
 
 @pytest.mark.parametrize("signum", SIGNALS)
+def test_a_destructor_that_fails_on_the_way_out_asks_for_nothing(signum: int) -> None:
+    """Sent once more, the request would meet a process that has done its cleaning up, and kill it."""
+    work = (
+        "class Dying:\n    def __del__(self):\n        raise ValueError('of its own')\ndying = Dying()\n"
+        "try:\n    kill()\n    time.sleep(30)\nfinally:\n    del dying"
+    )
+    code, errors = _ended(signum, f"{work}\n")
+    assert code == 128 + signum
+    assert "ValueError: of its own" in errors
+    assert errors.endswith(INTERRUPTED) == (signum == signal.SIGINT)
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
 def test_the_same_request_does_not_interrupt_its_own_cleaning_up(signum: int) -> None:
     """As when a launcher passes on a Ctrl-C that the terminal sent to all."""
     work = "try:\n    kill()\n    time.sleep(30)\nfinally:\n    kill()\n    sys.stderr.write('cleaned up; ')"

@@ -2,8 +2,10 @@
 
 import argparse
 import math
+import sys
 import textwrap
 from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from maep.config.load import (
@@ -146,12 +148,15 @@ def split_arguments(
     Returns its namespace (with `cfg`) and the `key=value` words. Raises UserError for an unknown option.
     """
     parser = Parser(
+        prog=_program(),
         description=description,
         parents=[options] if options else [],
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"cfg=NAME: one of {', '.join([*config_names(), *sweep_names()])}\n\n{settings_help()}",
         exit_on_error=False,
     )
+    options_only = " ".join(parser.format_usage().split()[1:])
+    parser.usage = f"{options_only} [cfg=NAME] [key=value ...]".replace("%", "%%")
     pairs = [word for word in arguments if "=" in word and not word.startswith(NO_SETTING)]
     words = [word for word in arguments if word not in pairs]
     try:
@@ -163,6 +168,14 @@ def split_arguments(
     names = [word.partition("=")[2] for word in pairs if word.startswith("cfg=")]
     namespace.cfg = names[-1] if names else default_cfg
     return namespace, [word for word in pairs if not word.startswith("cfg=")]
+
+
+def _program() -> str:
+    """The command as it was typed, without its arguments: `maep VERB`, or a script's path."""
+    script, *words = sys.argv
+    if Path(script).name not in ("__main__.py", "maep"):
+        return script
+    return " ".join(["maep", *words[: 2 if words[:1] == ["shards"] else 1]])  # of which there are three verbs
 
 
 def _say_what_counts(pairs: Sequence[tuple[str, str]]) -> None:

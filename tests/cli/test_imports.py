@@ -46,6 +46,25 @@ def test_help_of_every_verb(verb: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("command", "usage"),
+    [
+        (["-m", "maep", "purify"], "usage: maep purify [-h] [IN] [OUT] [cfg=NAME] [key=value ...]\n"),
+        (["-m", "maep", "shards", "build"], "usage: maep shards build [-h] [--dry-run] [cfg=NAME] [key=value ...]\n"),
+        (["launch/local.py"], "usage: launch/local.py [-h]"),
+    ],
+)
+def test_usage_is_of_the_command_that_was_typed(command: list[str], usage: str) -> None:
+    """A verb or a script, with its settings; a mistyped option is said of the same."""
+    directory = Path(__file__).resolve().parents[2]
+    help_page, refusal = (
+        subprocess.run([sys.executable, *command, word], cwd=directory, capture_output=True, text=True, check=False)
+        for word in ("--help", "--qqq")
+    )
+    assert help_page.stdout.startswith(usage)
+    assert (refusal.returncode, refusal.stderr.split(": --qqq")[0]) == (2, f"error: {usage.split(' [')[0][7:]}")
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["run", "cfg=digits", "pretain.lr=3"], "did you mean pretrain.lr?"),

@@ -12,13 +12,12 @@ from maep.config.command_line import command_line
 from maep.pipeline.stages import SHARED, STAGES
 from maep.runtime.errors import exit_code, fail
 from maep.runtime.exits import ExitCode
-from maep.runtime.unwinding import unblock_signals, unwind_on_signals
+from maep.runtime.unwinding import unwind_for_launcher
 
 
 def main(arguments: Sequence[str]) -> int:
     """A shared stage's name and settings; exit codes as in maep.runtime.exits."""
-    unwind_on_signals(lambda: SystemExit(ExitCode.INTERRUPTED))  # the launcher says it, once
-    unblock_signals()
+    unwind_for_launcher()
     share = STAGES[arguments[0]].share if arguments and arguments[0] in SHARED else None
     if share is None:
         fail(f"maep.pipeline.shared_stage: first argument must be one of {', '.join(SHARED)}")

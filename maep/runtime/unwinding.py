@@ -54,6 +54,12 @@ def unwind_on_signals(interrupted: Callable[[], BaseException] = KeyboardInterru
     sys.unraisablehook = unwinding.send_again
 
 
+def unwind_for_launcher() -> None:
+    """The same in a process that a launcher started with signals blocked: the launcher says a Ctrl-C, once, for all."""
+    unwind_on_signals(lambda: SystemExit(128 + signal.SIGINT))
+    unblock_signals()
+
+
 def die_on_signals() -> None:
     """From now on signals kill: all is cleaned up, and the interpreter's own end would complain of them."""
     for signum in SIGNALS:

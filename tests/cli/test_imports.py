@@ -28,9 +28,13 @@ TORCH = ("torch",)
 def answer(words: list[str], directory: Path) -> tuple[int, list[str], str]:
     """Exit code, the heavy modules that were imported, and all that was printed."""
     command = [sys.executable, "-c", PROGRAM, json.dumps(words)]
-    path = f"{Path(__file__).resolve().parents[2]}"
     result = subprocess.run(
-        command, cwd=directory, capture_output=True, text=True, check=True, env={**environment(), "PYTHONPATH": path}
+        command,
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**environment(), "PYTHONPATH": str(ROOT)},
     )
     *lines, last = result.stdout.splitlines()
     code, modules = json.loads(last)
@@ -55,9 +59,8 @@ def test_help_of_every_verb(verb: str, tmp_path: Path) -> None:
 )
 def test_usage_is_of_the_command_that_was_typed(command: list[str], usage: str) -> None:
     """A verb or a script, with its settings; a mistyped option is said of the same."""
-    directory = Path(__file__).resolve().parents[2]
     help_page, refusal = (
-        subprocess.run([sys.executable, *command, word], cwd=directory, capture_output=True, text=True, check=False)
+        subprocess.run([sys.executable, *command, word], cwd=ROOT, capture_output=True, text=True, check=False)
         for word in ("--help", "--qqq")
     )
     assert help_page.stdout.startswith(usage)

@@ -32,19 +32,23 @@ def _ended(signum: int, work: str, on_ctrl_c: str = "signal.default_int_handler"
 INTERRUPTED = "interrupted: the same command goes on from here\n"
 
 
+def _unwound(signum: int, said: str = "") -> tuple[int, str]:
+    """The same of one that heard it: its own errors, and a line for a Ctrl-C alone."""
+    return 128 + signum, said + (INTERRUPTED if signum == signal.SIGINT else "")
+
+
 @pytest.mark.parametrize("signum", SIGNALS)
 def test_it_unwinds(signum: int) -> None:
     """By whichever signal, so that what is temporary goes."""
     work = "try:\n    kill()\n    time.sleep(30)\nfinally:\n    sys.stderr.write('cleaned up; ')"
-    said = INTERRUPTED if signum == signal.SIGINT else ""
-    assert _ended(signum, work) == (128 + signum, f"cleaned up; {said}")
+    assert _ended(signum, work) == _unwound(signum, "cleaned up; ")
 
 
 @pytest.mark.parametrize("signum", SIGNALS)
 def test_what_python_drops_is_asked_again(signum: int) -> None:
     """In a destructor, where Python says `Exception ignored` and goes on as if nothing had been."""
     work = "class Dying:\n    def __del__(self):\n        kill()\n        sum(range(9))\nDying()\ntime.sleep(30)"
-    assert _ended(signum, work) == (128 + signum, INTERRUPTED if signum == signal.SIGINT else "")
+    assert _ended(signum, work) == _unwound(signum)
 
 
 @pytest.mark.parametrize("signum", SIGNALS)
@@ -64,8 +68,7 @@ def test_a_destructor_that_fails_on_the_way_out_asks_for_nothing(signum: int) ->
 def test_the_same_request_does_not_interrupt_its_own_cleaning_up(signum: int) -> None:
     """As when a launcher passes on a Ctrl-C that the terminal sent to all."""
     work = "try:\n    kill()\n    time.sleep(30)\nfinally:\n    kill()\n    sys.stderr.write('cleaned up; ')"
-    said = INTERRUPTED if signum == signal.SIGINT else ""
-    assert _ended(signum, work) == (128 + signum, f"cleaned up; {said}")
+    assert _ended(signum, work) == _unwound(signum, "cleaned up; ")
 
 
 @pytest.mark.parametrize("signum", SIGNALS)

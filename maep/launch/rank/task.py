@@ -22,7 +22,7 @@ from maep.launch.job.attempts import Outcome, attempt_number, job_name, write_ex
 from maep.launch.rank.environment import rank_environment
 from maep.runtime.errors import EarlyEnd, PeerLost, Stopped, UserError, fail, shown_traceback
 from maep.runtime.exits import ExitCode, leave
-from maep.runtime.unwinding import request_behind, unblock_signals, unwind_on_signals
+from maep.runtime.unwinding import request_behind, unwind_for_launcher
 from maep.training.signals import arm
 
 # Above what clusters reserve for services, and below 32768, from where Linux hands ports out to anybody who asks.
@@ -65,8 +65,7 @@ class Task:
         if self.kind == RANKS:
             arm()
         else:
-            unwind_on_signals(lambda: SystemExit(ExitCode.INTERRUPTED))
-            unblock_signals()
+            unwind_for_launcher()
         try:
             os.chdir(self.working_directory)
             settings = load_settings(self.config)
@@ -143,8 +142,8 @@ def master_port(job: int, attempt: int) -> int:
 
 def _line(error: BaseException) -> str:
     """The error on one line, as it is shown to people."""
-    if isinstance(error, SystemExit) and request_behind(error):
-        return f"stopped by {signal.Signals(request_behind(error)).name}"
+    if isinstance(error, SystemExit) and (signum := request_behind(error)):
+        return f"stopped by {signal.Signals(signum).name}"
     text = " ".join(str(error).split())
     return text if isinstance(error, (UserError, Stopped)) else f"{type(error).__name__}: {text}"
 

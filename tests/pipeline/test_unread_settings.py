@@ -6,10 +6,12 @@ import pytest
 
 from maep.ablation.study import prepare
 from maep.ablation.study import say_unread as say_unread_of_sweep
-from maep.config.load import load_settings, to_yaml, writings
-from maep.pipeline.unread_settings import say_unread
+from maep.config.load import leaves, load_settings, to_yaml, writings
+from maep.config.schema import Settings
+from maep.pipeline.unread_settings import say_unread, unread_settings
 
-WORDS = ["pretrain.mask_ratio=0", "data.format=auto"]
+WHOLE = ["attack.online=true", "pretrain.attacked=whole", "robust.late_steps=0"]
+WORDS = ["run.seed=3", "evaluation.draws=9"]  # which are read
 
 
 def said(capsys: pytest.CaptureFixture[str], cfg: str, words: list[str]) -> list[str]:
@@ -33,6 +35,57 @@ def said_of_sweep(capsys: pytest.CaptureFixture[str], cfg: str, scale: str | Non
         ("pretrain.epochs=9", [], ["pretrain.steps=null"]),
         ("finetune.epochs=9", ["finetune.steps=5"], ["finetune.steps=null"]),
         ("data.root=/images", ["data.shards=/shards"], ["data.shards=null"]),
+        ("data.train_limit=9", ["data.shards=/shards"], ["data.shards=null"]),
+        ("classifier.lr=0.5", ["classifier.weights=/w"], ["classifier.weights=null"]),
+        (
+            "classifier.lr=0.5",
+            ["classifier.weights=/w"],
+            ["robust.classifiers=[cifar_resnet14]", "attack.online=true", "pretrain.attacked=whole"],
+        ),
+        ("classifier.trades_weight=2", ["classifier.training=pgd_at"], ["classifier.training=trades"]),
+        (
+            "classifier.trades_weight=2",
+            ["classifier.training=trades", "classifier.weights=/w"],
+            ["classifier.weights=~"],
+        ),
+        ("classifier.train_eps=0.1", ["classifier.training=standard"], ["classifier.training=dkl"]),
+        ("classifier.train_steps=7", ["classifier.training=dkl"], ["classifier.training=trades_awp"]),
+        ("classifier.awp_gamma=0.1", ["classifier.training=trades"], ["classifier.training=awp"]),
+        ("classifier.dkl_beta=3", ["classifier.training=trades"], ["classifier.training=dkl"]),
+        (
+            "classifier.train_late_from=0.5",
+            ["classifier.training=pgd_at", "classifier.train_late_steps=0"],
+            ["classifier.train_late_steps=3"],
+        ),
+        (
+            "classifier.awp_warmup=20",
+            ["classifier.training=awp", "classifier.epochs=20"],
+            ["classifier.epochs=21"],
+        ),
+        ("robust.late_from=0.5", WHOLE, ["robust.late_steps=3"]),
+        ("robust.check_images=9", [*WHOLE, "robust.check_every=0"], ["robust.check_every=5"]),
+        ("attack.steps=7", ["attack.method=fgsm"], ["attack.method=bim"]),
+        ("attack.random_start=False", ["attack.method=bim"], ["attack.method=pgd"]),
+        ("attack.eps=0.1", ["purifier.kind=median"], ["purifier.kind=maep"]),
+        ("pretrain.lr=0.1", ["purifier=/run"], ["purifier=null"]),
+        ("finetune.lr=0.1", ["finetune.method=none"], ["finetune.method=ia3"]),
+        ("finetune.rank=4", ["finetune.method=full"], ["finetune.method=dora"]),
+        ("finetune.targets=both", ["finetune.method=full"], ["finetune.method=ia3"]),
+        ("finetune.mask_until=0.5", ["finetune.mask_ratio=0"], ["finetune.mask_ratio=0.5"]),
+        ("objective.smoothing=0.1", ["objective.distance=mse"], ["objective.distance=smooth_l1"]),
+        ("objective.clean_weight=3", [], ["finetune.objective=robust", "finetune.method=full"]),
+        ("objective.noise_mean=0.3", [], ["objective.name=nim", "pretrain.mask_ratio=0"]),
+        ("objective.soft_weight=0.5", [], ["robust.teacher=cifar_resnet8=/w", "objective.name=robust"]),
+        ("model.refine_scale=2", ["model.refine_width=0"], ["model.refine_width=8"]),
+        (
+            "model.residual_scale=0.5",
+            ["model.refine_width=0", "model.prediction=pixels"],
+            ["model.prediction=residual"],
+        ),
+        ("evaluation.blackbox_draws=5", ["evaluation.threat_models=[bpda]"], ["evaluation.threat_models=[blackbox]"]),
+        ("evaluation.adaptive_images=5", ["evaluation.threat_models=[oblivious]"], ["evaluation.threat_models=[bpda]"]),
+        ("certify.images=5", [], ["certify.sigma=[0.5]"]),
+        ("certify.attack_images=5", ["certify.sigma=[0.5]"], ["certify.attack_radii=[0.5]"]),
         ("attack.shards=/shards", ["attack.online=true"], ["attack.online=false"]),
         (
             "evaluation.exact_gradients=True",
@@ -125,3 +178,15 @@ def test_of_a_sweep_from_maep_only_the_words_are_said(tmp_path: Path, capsys: py
     assert not said_of_sweep(capsys, "ablation/table15", "cpu", words)
     lines = said_of_sweep(capsys, "ablation/table15", "cpu", [*words, "grid.robust.check_every=[7, 8]"])
     assert [line.partition(":")[0] for line in lines] == ["robust.check_every=7"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["purifier=/run", "classifier.weights=/w", "data.shards=/s"], ["evaluation.threat_models=[oblivious]"]],
+)
+def test_every_name_is_a_setting(words: list[str]) -> None:
+    """What is said of a name that no setting has would never be said."""
+    settings = load_settings("digits", [*words, "model.refine_width=0", "model.prediction=pixels"])
+    names = {name for unread in unread_settings(settings) for name in (*unread.names, *unread.deciders, *unread.by)}
+    assert names <= leaves(Settings).keys()
+    assert len(names) > 60

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maep.attacks.attack_spec import AttackSpec
-from maep.models.feature_maps import FeatureMap
 from maep.runtime.device import upload
 from maep.runtime.errors import fail
 from maep.runtime.randomness import keyed_rng
@@ -35,13 +34,15 @@ def attack(
         raise ValueError(f"attack: {len(keys)} keys for {len(images)} images")
     images = images.detach()
     if spec.method == "ssp":
+        from maep.models.feature_maps import FeatureMap  # takes torch.compile along: a second of CPU
+
         return _self_supervised(FeatureMap(model), images, spec, keys, seed)
     goal = _goal(model, images, labels, spec, keys, seed)
     start = _start(images, spec, keys, seed) if spec.random_start else images
     return ascend(model, images, goal, spec, start)
 
 
-def _self_supervised(features: FeatureMap, images: Tensor, spec: AttackSpec, keys: Sequence[int], seed: int) -> Tensor:
+def _self_supervised(features: nn.Module, images: Tensor, spec: AttackSpec, keys: Sequence[int], seed: int) -> Tensor:
     """Images whose features are as far from their own as can be (SSP, Naseer et al. 2020, NRP)."""
     with torch.no_grad():
         goal = features(images)

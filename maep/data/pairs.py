@@ -4,7 +4,6 @@ Order, flips, crops and masks are keyed by (seed, epoch, sample index), so they 
 processes or loader workers, nor on where a run was resumed.
 """
 
-import signal
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,11 +14,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from maep.config.schema import TrainSettings
+from maep.data.loader_processes import loader_processes
 from maep.data.order import batch_at, held_out_indices, slice_of
 from maep.data.shards import ShardSet
 from maep.runtime.errors import UserError
 from maep.runtime.randomness import keyed_rngs
-from maep.runtime.unwinding import SIGNALS, hold_signals
+from maep.runtime.unwinding import hold_signals
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,6 @@ class Request:
     mask_ratio: float
 
 
-LOADER_LOST = (
-    "a process that loads images was killed (out of memory, or of the shared memory that a container has?); "
-    "data.workers=0 needs least"
-)
 PREFETCH = 4  # micro-batches a worker: a slow read of one is hidden behind the others
 Sample = tuple[np.ndarray, np.ndarray | None, np.ndarray, int, Request]
 
@@ -209,18 +205,6 @@ class StepSampler(Sampler[list[Request]]):
         return (self.last - self.first) * self.settings.accumulation
 
 
-def ignore_signals(_worker: int) -> None:
-    """Loader workers outlive the signals that ask the trainer to save."""
-    for signum in SIGNALS:
-        signal.signal(signum, signal.SIG_IGN)
-    torch.set_num_threads(1)
-
-
-def is_loader_loss(error: BaseException) -> bool:
-    """Whether torch says that a loader's process died; by a signal of the kernel, so wherever this process is."""
-    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
-
-
 class PairBatches(Iterator[PairBatch]):
     """What a pair loader yields. Raises, in this process, the UserError that a loader worker met."""
 
@@ -268,9 +252,7 @@ def pair_loader(
         dataset,
         batch_sampler=sampler,
         collate_fn=_collate,
-        num_workers=workers,
-        worker_init_fn=ignore_signals,
-        multiprocessing_context="forkserver" if workers else None,
         prefetch_factor=PREFETCH if workers else None,
         pin_memory=pin,
+        **loader_processes(workers),
     )

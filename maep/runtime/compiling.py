@@ -6,7 +6,6 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
-from torch._dynamo.exc import TorchDynamoException
 
 from maep.runtime.console import say
 
@@ -29,6 +28,8 @@ class CompiledCall:
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         """As either is called."""
         if not self.has_failed:
+            from torch._dynamo.exc import TorchDynamoException  # only where something is compiled: a second of CPU
+
             try:
                 return self.compiled(*arguments, **named)
             except TorchDynamoException as error:

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-MOST_WORKERS = 16  # of one process: each worker has its own torch, some 250 MB, and so many feed any accelerator
+MOST_WORKERS = 16  # of one process: so many feed any accelerator
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container, `microseconds period`; the cores it sees may be far more
 
 

@@ -9,23 +9,22 @@ Order, crops and flips are keyed by (seed, epoch, sample index), so the step is 
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from maep.config.schema import ClassifierSettings, Settings
 from maep.data.classifier_weights import WEIGHTS, classifier_directory
+from maep.data.labelled_batches import labelled_batches
+from maep.data.loader_processes import LOADER_LOST, is_loader_loss
 from maep.data.order import batch_at
-from maep.data.pairs import LOADER_LOST, ignore_signals, is_loader_loss
 from maep.data.shards import ShardSet, to_float
 from maep.models.classifiers import Normalized, build_classifier
 from maep.runtime.compiling import compile_in_place
@@ -34,7 +33,6 @@ from maep.runtime.cores import worker_count
 from maep.runtime.device import Readback, fork_rng, prepare_device, upload, warn_of_slow_bf16
 from maep.runtime.errors import NonFiniteLoss, PeerLost, Stopped, fail
 from maep.runtime.randomness import keyed_rng
-from maep.runtime.unwinding import hold_signals
 from maep.storage.locks import one_at_a_time
 from maep.storage.manifests import StampedManifest
 from maep.storage.sealed import MANIFEST, atomic_directory, problem_with
@@ -49,7 +47,6 @@ from maep.training.signals import StopFlag
 
 STATE = "state.safetensors"
 SOAP, SOAP_ROTATION, SOAP_RECONSTRUCTION = "soap", "soap_rotation", "soap_reconstruction"  # of classifier.training
-IN_MEMORY = 8 * 2**30  # bytes; CIFAR's images, 0.2 GB, are decoded once onto the device, ImageNet's 190 GB never
 RETENTION = Retention(last=2)  # the fewest: one that is whole while the next is written
 TEST_BATCH = 250  # images; a forward without gradients holds one layer at a time, less than a training step does
 EPOCHS_AT_ONCE = 2  # epochs whose draws are kept: a batch may straddle two
@@ -114,36 +111,7 @@ def train_classifier(settings: Settings, train: ShardSet, test: ShardSet) -> Pat
     return final / WEIGHTS
 
 
-# --- data ---
-
-
-class _Images(Protocol):
-    """Where batches come from: uint8 [N, 3, H, W] and labels [N] by sample index."""
-
-    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]: ...
-
-
-class _InMemory:
-    """All images of a set, decoded once, on the device."""
-
-    def __init__(self, shards: ShardSet, device: torch.device) -> None:
-        images, labels = shards.batch(range(len(shards)))
-        self.images, self.labels = images.to(device), labels.to(device)
-
-    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """As `ShardSet.batch`."""
-        rows = upload(torch.as_tensor(indices), self.images.device)
-        return self.images[rows], self.labels[rows]
-
-
-class _Batches(Dataset):
-    """A batch of a shard set by the list of its sample indices."""
-
-    def __init__(self, images: _Images) -> None:
-        self.images = images
-
-    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        return self.images.batch(indices)
+# --- augmentation ---
 
 
 @lru_cache(maxsize=EPOCHS_AT_ONCE)
@@ -254,21 +222,10 @@ class _Training:
         return batch_at(step * self.batch_size, self.batch_size, self.count, self.settings.run.seed)
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (uint8) and labels of the steps that are left, in memory where they fit, else read by workers."""
-        side = self.train_set.manifest.image_size or self.train_set.image(0).shape[0]
+        """Images and labels of the steps that are left."""
         # Made as it goes: ImageNet's ninety epochs as a list are 5 GB of numbers, and minutes.
         plan = ([index for _, index in self._pairs(step)] for step in range(self.step, self.steps))
-        if self.count * 3 * side * side <= IN_MEMORY:
-            images = _InMemory(self.train_set, self.device)
-            return (images.batch(indices) for indices in plan)
-        workers = worker_count(self.settings.data.workers)
-        context = "forkserver" if workers else None
-        loader = DataLoader(
-            _Batches(self.train_set), sampler=plan, batch_size=None, num_workers=workers,
-            multiprocessing_context=context, worker_init_fn=ignore_signals, pin_memory=self.device.type == "cuda",
-        )  # fmt: skip
-        with hold_signals():
-            return iter(loader)
+        return labelled_batches(self.train_set, plan, self.device, worker_count(self.settings.data.workers))
 
     def _one_step(self, images: Tensor, labels: Tensor) -> float:
         """Augment, forward, backward, update; returns the loss, which is read once the backward pass is launched."""

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from maep.attacks.attack_spec import AttackSpec
 from maep.config.implementations import OBJECTIVES
 from maep.config.schema import ComputeSettings, ObjectiveSettings, TrainSettings
-from maep.data.pairs import LOADER_LOST, PairBatch, PairDataset, is_loader_loss, mask_ratio_at, pair_loader
+from maep.data.loader_processes import LOADER_LOST, is_loader_loss
+from maep.data.pairs import PairBatch, PairDataset, mask_ratio_at, pair_loader
 from maep.data.shards import to_float
 from maep.runtime.compiling import compile_in_place
 from maep.runtime.console import progress_bar, say
@@ -305,7 +306,8 @@ class Trainer:
             batch = next(batches)
             tally.waited += time.perf_counter() - waiting
             self.pulse.at(Phase.COMPUTE, self.step)
-            torch.compiler.cudagraph_mark_step_begin()  # what a CUDA graph gave in the step before is read no more
+            if self.compiled:  # else it would import the whole compiler
+                torch.compiler.cudagraph_mark_step_begin()  # what a CUDA graph gave in the step before is read no more
             with self.accelerator.accumulate(self.module):
                 total, parts = self.module(*self._inputs(batch, ratio, spec))
                 tally.add(batch, total, parts)

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from maep.__main__ import VERBS
+from maep.runtime.exits import ExitCode
 from tests.ablation.sweeps import write
 from tests.tiny import ROOT, Problem, environment
 
 HEAVY = ("torch", "torchvision", "timm", "peft", "accelerate", "deepspeed", "matplotlib", "scipy", "webdataset")
+TORCH = ("torch",)
+COMPILER = "torch._inductor.compile_fx"
 PROGRAM = f"""
 import json, sys
 from maep.__main__ import command
@@ -20,9 +23,8 @@ try:
     code = command()
 except SystemExit as end:  # of argparse's help
     code = end.code
-print(json.dumps([code, [name for name in {HEAVY!r} if name in sys.modules]]))
+print(json.dumps([code, [name for name in {(*HEAVY, COMPILER)!r} if name in sys.modules]]))
 """
-TORCH = ("torch",)
 
 
 def answer(words: list[str], directory: Path) -> tuple[int, list[str], str]:
@@ -98,6 +100,24 @@ def test_what_is_finished_says_so(problem: Problem, run_dir: Path, tmp_path: Pat
         code, modules, text = answer(["run", *words, f"stage={stage}"], tmp_path)
         assert (code, modules) == (0, [])
         assert f"{stage}: finished before" in text
+
+
+def test_a_training_that_compiles_nothing_imports_no_compiler(problem: Problem, run_dir: Path, tmp_path: Path) -> None:
+    """It takes a second of CPU, at every start and requeue."""
+    code, modules, text = answer(
+        ["run", *problem.arguments(run_dir), "stage=pretrain", "pretrain.pause_at=1"], tmp_path
+    )
+    assert code == ExitCode.PAUSED, text
+    assert "timm" in modules
+    assert COMPILER not in modules
+
+
+def test_what_starts_ranks_imports_no_models() -> None:
+    """A launcher checks the pairs that its ranks will read: they start when it has, so each second of it is a wait."""
+    names = ("timm", "accelerate", "torch._dynamo")
+    program = f"import sys, maep.training.inputs; print([name for name in {names!r} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
 
 
 def test_points_of_a_sweep_are_shown_without_figures(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from maep.config.load import load_settings
 from maep.config.schema import Settings
+from maep.data import labelled_batches
 from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import build_shards
 from maep.data.shards import ShardSet
@@ -155,7 +156,7 @@ def test_reading_by_workers_gives_the_same_weights(
 ) -> None:
     """Images that do not fit into memory are read by loader workers, and the weights are the same."""
     whole = train(settings_of(shards, tmp_path / "whole", "classifier.epochs=2"))
-    monkeypatch.setattr(stage, "IN_MEMORY", 0)
+    monkeypatch.setattr(labelled_batches, "IN_MEMORY", 0)
     read = train(settings_of(shards, tmp_path / "read", "classifier.epochs=2", "data.workers=1"))
     assert read.read_bytes() == whole.read_bytes()
 

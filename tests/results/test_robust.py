@@ -188,6 +188,9 @@ def test_a_second_classifier_makes_no_images_of_the_code() -> None:
     assert square["robust_accuracy"] >= pgd["robust_ci95"][0], "else the gradients would be masked"
     told = (pgd["robust_accuracy"], square["robust_accuracy"])
     assert "PGD-20 leaves {:.1f} % of them, and Square with 1,000 questions {:.1f} %".format(*told) in flowing(RESULTS)
+    strongest = row_under("robust_cifar10_classifiers", "adaptive", "autoattack-standard")
+    assert strongest["image_set"] == pgd["image_set"]
+    assert f"AutoAttack leaves {share(strongest)}." in flowing(RESULTS)
 
 
 def held_within(row: dict[str, Any], radius: float) -> tuple[float, float, float]:

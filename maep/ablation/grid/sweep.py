@@ -5,8 +5,8 @@ title: Patch size and mask ratio
 scales:
   paper: {base: cifar10, set: {finetune: {method: none}}}
   cpu:   {base: ablation/small, note: what a reader must know}  may also replace grid, zip, names, readings, halving,
-                                                                 and add claims; a key of an axis that is ~ there is
-                                                                 left out
+                                                                 and add claims; a key of an axis, or a reading, that
+                                                                 is ~ there is left out
 grid:                                            the product of lists of values, one axis a key
   model.patch_size: [2, 4, 8]
   pretrain.mask_ratio: [0, 0.25, 0.5, 0.75]
@@ -146,7 +146,11 @@ def read_sweep(name: str, scale: str | None = None, overrides: Sequence[str] = (
     claims = _claims(file, tree.get("claims"), _axes(file, tree))
     if "readings" in part:
         _check_keys(f"{file}: scales.{scale}.readings", part["readings"], list(selectors))
-        selectors = {**selectors, **_row_selectors(file, part["readings"])}
+        own = part["readings"]
+        selectors = {**selectors, **_row_selectors(file, own)}
+        selectors = {name: each for name, each in selectors.items() if own.get(name, {}) is not None}
+        if not selectors:
+            fail(f"{file}: scales.{scale}.readings: leaves out all of them; keep one at least")
     at_scale = _at_scale(tree, part)
     claims |= _claims(file, part.get("claims"), _axes(file, at_scale))
     tree = _overridden(file, at_scale, overrides)

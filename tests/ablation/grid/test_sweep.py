@@ -109,6 +109,18 @@ def test_a_scale_is_what_is_set(tmp_path: Path) -> None:
     assert "digits has pretrain.steps=10 and nim_mae/digits 400" in told
 
 
+def test_a_scale_may_leave_out_a_reading(tmp_path: Path) -> None:
+    """One that is ~ there, where it would take too long; not all of them."""
+    readings = {name: {**READ[""], "threat_model": name} for name in ("oblivious", "adaptive")}
+    scales = {"cpu": {"base": "digits", "readings": {"adaptive": None}}, "whole": {"base": "digits"}}
+    path = write(tmp_path / "sweep.yaml", scales=scales, readings=readings, paper=None)
+    names = {scale: list(read_sweep(str(path), scale).row_selectors) for scale in scales}
+    assert names == {"cpu": ["oblivious"], "whole": ["oblivious", "adaptive"]}
+    scales["cpu"]["readings"] = dict.fromkeys(readings)
+    told = refusal(tmp_path, scale="cpu", scales=scales, readings=readings, paper=None)
+    assert "scales.cpu.readings: leaves out all of them" in told
+
+
 def test_arguments(tmp_path: Path) -> None:
     """A key of the grid is set as grid.KEY; an unknown scale names those there are."""
     assert "write grid.objective.distance=" in refusal(tmp_path, "objective.distance=mse")

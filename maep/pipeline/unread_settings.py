@@ -9,7 +9,7 @@ by writing what decides.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from maep.config.implementations import THREAT_MODELS, WITHOUT_GRADIENT
+from maep.config.implementations import OBJECTIVES, THREAT_MODELS, WITHOUT_GRADIENT
 from maep.config.load import Writing, writings
 from maep.config.schema import Settings
 from maep.pipeline.stages import stages_of
@@ -102,7 +102,7 @@ def unread_settings(settings: Settings) -> Iterator[Unread]:
         yield from _of_objectives(settings)
     for names, (decider, values) in GATED.items():
         if (value := _value_of(settings, decider)) not in values:
-            yield Unread(names, (decider,), f"{decider}={value}; it is of {', '.join(values)}")
+            yield Unread(names, (decider,), f"{decider}={value}; read for {', '.join(values)} alone")
     yield from _of_judging(settings)
 
 
@@ -176,14 +176,15 @@ def _of_network(settings: Settings) -> Iterator[Unread]:
 
 def _of_objectives(settings: Settings) -> Iterator[Unread]:
     """An objective is of the pretraining, and of the finetuning unless that has its own."""
-    key = "objective.name"
-    used = {settings.objective.name}
+    deciders, used = ("objective.name", "finetune.objective"), {settings.objective.name}
     if settings.finetune.method != "none" and settings.finetune.objective:
-        key, used = "objective.name and finetune.objective", used | {settings.finetune.objective}
+        used.add(settings.finetune.objective)
+    given = f"{deciders[0] if len(used) == 1 else ' and '.join(deciders)}={' and '.join(sorted(used))}"
+    if not any(OBJECTIVES[name].attacks for name in used):
+        yield Unread(_all(settings, "attack"), deciders, f"{given} trains on no attacked image")
     for name, objectives in OF_OBJECTIVES.items():
         if used.isdisjoint(objectives):
-            why = f"{key}={' and '.join(sorted(used))}; it is of {', '.join(objectives)}"
-            yield Unread((f"objective.{name}",), ("objective.name", "finetune.objective"), why)
+            yield Unread((f"objective.{name}",), deciders, f"{given}; read for {', '.join(objectives)} alone")
     if not settings.robust.teacher:
         yield Unread(
             ("objective.soft_weight",), ("robust.teacher",), "no robust.teacher is named, whose answers it weighs"
@@ -195,7 +196,7 @@ def _of_judging(settings: Settings) -> Iterator[Unread]:
     models = f"evaluation.threat_models=[{', '.join(evaluation.threat_models)}]"
     for name, attackers in OF_THREAT_MODELS.items():
         if attackers.isdisjoint(evaluation.threat_models):
-            why = f"{models}; it is of {', '.join(each for each in THREAT_MODELS if each in attackers)}"
+            why = f"{models}; read for {', '.join(each for each in THREAT_MODELS if each in attackers)} alone"
             yield Unread((f"evaluation.{name}",), ("evaluation.threat_models",), why)
     if not certify.sigma:
         names = tuple(name for name in _all(settings, "certify") if name != "certify.sigma")

@@ -75,6 +75,7 @@ def said_of_sweep(capsys: pytest.CaptureFixture[str], cfg: str, scale: str | Non
         ("objective.smoothing=0.1", ["objective.distance=mse"], ["objective.distance=smooth_l1"]),
         ("objective.clean_weight=3", [], ["finetune.objective=robust", "finetune.method=full"]),
         ("objective.noise_mean=0.3", [], ["objective.name=nim", "pretrain.mask_ratio=0"]),
+        ("attack.eps=0.1", ["objective.name=nim", "pretrain.mask_ratio=0"], ["objective.name=maep"]),
         ("objective.soft_weight=0.5", [], ["robust.teacher=cifar_resnet8=/w", "objective.name=robust"]),
         ("model.refine_scale=2", ["model.refine_width=0"], ["model.refine_width=8"]),
         (

@@ -110,8 +110,9 @@ def _of_data(settings: Settings) -> Iterator[Unread]:
     data = settings.data
     if data.shards:
         yield Unread(_names("data", "root", *OF_BUILDS), ("data.shards",), f"data.shards={data.shards} are used")
-    if settings.attack.shards and settings.attack.online:
-        yield Unread(("attack.shards",), ("attack.online",), "attack.online=true makes the adversarial images")
+    if settings.attack.online:
+        names = _names("attack", "shards", "batch_size")
+        yield Unread(names, ("attack.online",), "attack.online=true makes the adversarial images")
 
 
 def _of_classifier(settings: Settings) -> Iterator[Unread]:

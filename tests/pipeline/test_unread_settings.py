@@ -88,6 +88,7 @@ def said_of_sweep(capsys: pytest.CaptureFixture[str], cfg: str, scale: str | Non
         ("certify.images=5", [], ["certify.sigma=[0.5]"]),
         ("certify.attack_images=5", ["certify.sigma=[0.5]"], ["certify.attack_radii=[0.5]"]),
         ("attack.shards=/shards", ["attack.online=true"], ["attack.online=false"]),
+        ("attack.batch_size=9", ["attack.online=true"], ["attack.online=false"]),
         (
             "evaluation.exact_gradients=True",
             ["evaluation.threat_models=[bpda]"],

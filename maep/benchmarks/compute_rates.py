@@ -126,13 +126,28 @@ class ComputeBench:
             same = repeat(next(batches))
             name = f"training step, r = {ratio:g}, {variant}{self.attacked}"
             self._add(name, "images/s", _advance(trainer, same), self.batch, flops, variant)
+            if self.device == "cpu" and not variant.compile:
+                self._on_one_thread(name, trainer, same, flops, variant)
             name = f"training, r = {ratio:g}, {variant}{self.attacked}"
             self._add(name, "images/s", _advance(trainer, batches), self.batch, flops, variant)
-            if self.device == "cpu" and not variant.compile:  # there all tensors look alike, so each read is seen
-                self._waiting(trainer, next(batches))
+            if self.device == "cpu" and not variant.compile:
+                self._waiting(trainer, next(batches))  # where all tensors look alike, so each read is seen
         finally:
             batches.close()
             AcceleratorState._reset_state()  # the next variant may be of another precision, which it would refuse
+
+    def _on_one_thread(
+        self, name: str, trainer: Trainer, batch: Iterator[PairBatch], flops: float, variant: Variant
+    ) -> None:
+        """The same step and product on one of several threads: as each of a rank for every core has it."""
+        threads = torch.get_num_threads()
+        if threads == 1:
+            return
+        torch.set_num_threads(1)
+        try:
+            self._add(f"{name}, one thread", "images/s", _advance(trainer, batch), self.batch, flops, variant)
+        finally:
+            torch.set_num_threads(threads)
 
     def _waiting(self, trainer: Trainer, batch: PairBatch) -> None:
         """How often a step waits for its device, and into how many pieces compiling cuts it."""

@@ -13,11 +13,12 @@ import torch
 from maep.__main__ import run
 from maep.attacks import gradient
 from maep.attacks.attack_spec import AttackSpec
-from maep.benchmarks import device_clock, pipeline_rates
+from maep.benchmarks import compute_rates, device_clock, pipeline_rates
 from maep.benchmarks.bench_report import BenchReport
 from maep.benchmarks.compute_rates import Variant
 from maep.benchmarks.device_clock import MATMUL, beside_matmul, busy_seconds, covered, seconds_of
 from maep.config.load import load_settings
+from maep.runtime.device import prepare_device
 from maep.runtime.errors import exit_code
 from maep.training import robust
 from maep.training.checkpointing.async_saver import Saver
@@ -96,6 +97,25 @@ def test_a_training_that_attacks_is_measured_with_its_attack(
     images = 2 if read == "pairs" else 1
     megabytes = rows["loader"].rate * images * 3 * settings.model.image_size**2 / 1e6
     assert rows[f"shard reading ({read})"].rate == pytest.approx(megabytes)
+
+
+def test_a_step_of_several_threads_is_measured_on_one_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the product of one; with one thread alone it would be the same figure again (NAMES above)."""
+    used: list[int] = []
+
+    def counted(*arguments: Any) -> tuple[float, float]:
+        used.append(torch.get_num_threads())
+        return beside_matmul(*arguments)
+
+    monkeypatch.setattr(compute_rates, "beside_matmul", counted)
+    settings = load_settings("digits", [*TINY, "compute.device=cpu", "compute.threads=2"])
+    prepare_device(settings.compute)
+    bench = pipeline_rates.Bench(settings, 4, 0.001, "cpu", tmp_path)
+    bench.writing()
+    bench.compute.training(bench.pairs(), tmp_path / "run", Variant())
+    step = "training step, r = 0.5, fp32"
+    assert [row.name for row in bench.rows][1:4] == [step, f"{step}, one thread", "training, r = 0.5, fp32"]
+    assert used == [2, 1, 2]
 
 
 def test_variants_are_named_once() -> None:

@@ -11,6 +11,7 @@ from maep.runtime.exits import ExitCode
 
 ANSWER = "bench: "  # begins the lines that are meant for the parent
 READY = "ready"
+WARM_UP = 4  # rounds that are not counted: glibc's malloc takes tens of steps to learn which freed blocks to keep
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -76,13 +77,13 @@ def answer(work: Callable[[], object], items: int, requests: Iterable[str]) -> N
 def in_turn(processes: Sequence[MeasuredProcess], seconds: float, rounds: int) -> list[list[float]]:
     """Rates of each process by round, in items per second of its own CPU, each measured while the others rest.
 
-    What else runs on the machine then hits all of them alike.
+    What else runs on the machine then hits all of them alike. The first rounds (WARM_UP) are not counted.
     """
     for process in processes:
         process.wait_until_ready()
     rates: list[list[float]] = [[] for _ in processes]
-    for _ in range(rounds):
+    for _ in range(WARM_UP + rounds):
         for process, own in zip(processes, rates, strict=True):
             process.ask(seconds, "cpu")
             own.append(process.rate())
-    return rates
+    return [own[WARM_UP:] for own in rates]

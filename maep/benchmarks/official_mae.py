@@ -25,7 +25,7 @@ from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.runtime.errors import fail
 
 MODULE = "models_mae.py"
-BATCH = 8  # images: a step of the paper's model takes a second of one core
+FEW = 8  # images a step: a step of the paper's model takes a second of one core
 ROUNDS = 5  # of both in turn, for a median
 
 
@@ -42,24 +42,24 @@ def require_checkout(directory: Path) -> None:
         fail(f"--mae {directory}: no {MODULE} there; name a checkout of facebookresearch/mae")
 
 
-def beside_mae(settings: Settings, budget: float, scratch: Path, checkout: Path) -> BenchRow:
+def beside_mae(settings: Settings, batch: int, budget: float, scratch: Path, checkout: Path) -> BenchRow:
     """Images per CPU second of our step; the ratio to theirs is above 1 where ours is faster.
 
-    budget: CPU seconds of each figure. scratch: directory with the shards that the bench has written.
+    batch: images a step. budget: CPU seconds of each figure. scratch: directory with the shards that the bench has
+    written.
     """
     settings = replace(settings, compute=replace(settings.compute, threads=1))
-    ours = training_command(settings, BATCH, scratch)
+    ours = training_command(settings, batch, scratch)
     with ExitStack() as stack:
         commands = (ours, [*ours, "--mae", str(checkout)])
         own, theirs = in_turn([stack.enter_context(MeasuredProcess(words)) for words in commands], budget, ROUNDS)
     ratio = statistics.median(mine / other for mine, other in zip(own, theirs, strict=True))
     limit = f"facebookresearch/mae {statistics.median(theirs):.2f} images/s"
-    return BenchRow(
-        "training step beside the official MAE's", statistics.median(own), "images/s of one core", limit, ratio
-    )
+    name = f"training step beside the official MAE's, {batch} images"
+    return BenchRow(name, statistics.median(own), "images/s of one core", limit, ratio)
 
 
-def train_official_on_request(settings: Settings, checkout: Path) -> None:
+def train_official_on_request(settings: Settings, batch: int, checkout: Path) -> None:
     """Be its training, on one batch of random pixels, as often as standard input asks.
 
     The allocator stays as torch has it, and the learning rate as our trainer's: its scripts set neither for a CPU.
@@ -74,7 +74,7 @@ def train_official_on_request(settings: Settings, checkout: Path) -> None:
         fail(f"--mae: {ours:,} parameters are trained here and {theirs:,} there; choose model.* that both have")
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.pretrain.lr, betas=(0.9, 0.95))
     size = settings.model.image_size
-    images, ratio = torch.rand(BATCH, 3, size, size), settings.pretrain.mask_ratio
+    images, ratio = torch.rand(batch, 3, size, size), settings.pretrain.mask_ratio
 
     def step() -> None:
         loss, _, _ = model(images, mask_ratio=ratio)
@@ -83,7 +83,7 @@ def train_official_on_request(settings: Settings, checkout: Path) -> None:
         optimizer.step()
         optimizer.zero_grad()
 
-    answer(step, BATCH, sys.stdin)
+    answer(step, batch, sys.stdin)
 
 
 def _official(settings: Settings, checkout: Path) -> nn.Module:

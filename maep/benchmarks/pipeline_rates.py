@@ -22,7 +22,7 @@ from maep.attacks.gradient import attack
 from maep.benchmarks.bench_report import BENCH, CHECKPOINT_SAVE, LOADER, BenchReport, BenchRow, SpokenRows
 from maep.benchmarks.compute_rates import CLASSES, ENDLESS, ComputeBench, Variant
 from maep.benchmarks.device_clock import seconds_of, synchronize
-from maep.benchmarks.official_mae import beside_mae
+from maep.benchmarks.official_mae import FEW, beside_mae
 from maep.benchmarks.shared_cores import side_by_side, train_on_request
 from maep.config.implementations import OBJECTIVES
 from maep.config.schema import Settings
@@ -78,7 +78,8 @@ class Bench:
         if self.device == "cpu":
             self.rows.append(side_by_side(self.settings, self.batch, self.budget, self.shards.parent))
             if self.mae:
-                self.rows.append(beside_mae(self.settings, self.budget, self.shards.parent, self.mae))
+                for batch in dict.fromkeys((FEW, self.batch)):
+                    self.rows.append(beside_mae(self.settings, batch, self.budget, self.shards.parent, self.mae))
 
     def add(self, name: str, rate: float, unit: str, limit: str, ratio: float) -> None:
         """One row; ratio is the share of the machine's limit that is reached."""

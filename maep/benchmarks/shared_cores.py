@@ -35,6 +35,7 @@ def side_by_side(settings: Settings, batch: int, budget: float, scratch: Path) -
         trainings = [stack.enter_context(MeasuredProcess(command)) for _ in range(2)]
         for training in trainings:
             training.wait_until_ready()
+        _rate(trainings, budget)  # not counted: the first steps touch memory for the first time
         alone, together = (_rate(group, PERIODS * budget) for group in (trainings[:1], trainings))
     limit = f"one alone {alone:.1f} images/s"
     return BenchRow(SIDE_BY_SIDE, together, "images/s", limit, together / alone)

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
 
         require_checkout(namespace.mae)
         if namespace.beside:
-            train_official_on_request(settings, namespace.mae)
+            train_official_on_request(settings, namespace.batch, namespace.mae)
             return 0
     if namespace.beside:
         return train_beside(settings, namespace.batch, namespace.beside)

@@ -7,7 +7,7 @@ import pytest
 
 from maep.__main__ import run
 from maep.benchmarks.bench_report import BenchReport
-from maep.benchmarks.measured_process import MeasuredProcess, in_turn
+from maep.benchmarks.measured_process import WARM_UP, MeasuredProcess, in_turn
 from maep.benchmarks.script_attacks import OURS, THEIRS, beside_torchattacks
 from maep.config.load import load_settings, to_yaml
 from maep.data.images.build import build_shards
@@ -54,6 +54,14 @@ def test_processes_in_turn_are_told_apart() -> None:
     assert all(first > 3 * second > 0 for first, second in zip(quicks, slows, strict=True))
 
 
+def test_the_first_rounds_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is slow until its memory is in place is measured as it is from then on."""
+    rates = iter([*[1.0] * WARM_UP, 5.0, 6.0])
+    monkeypatch.setattr(MeasuredProcess, "rate", lambda _: next(rates))
+    with MeasuredProcess(worker(10)) as process:
+        assert in_turn([process], 0.001, 2) == [[5.0, 6.0]]
+
+
 def test_a_process_that_ends_is_said() -> None:
     """Bad input of a child is that of the command; anything else is a failure."""
     leaves = [sys.executable, "-c", "import sys; sys.exit(int(sys.argv[1]))"]
@@ -84,7 +92,7 @@ def test_the_official_step_stands_beside_ours(tmp_path: Path, words: list[str]) 
     count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     assert run([*words, "--mae", str(official(tmp_path / "mae", count))]) == 0
     row = BenchReport.read(tmp_path / "run" / "bench.json").rows[-1]
-    assert (row.name, row.unit) == ("training step beside the official MAE's", "images/s of one core")
+    assert (row.name, row.unit) == ("training step beside the official MAE's, 8 images", "images/s of one core")
     assert row.limit.startswith("facebookresearch/mae ")
     assert row.rate > 0
     assert row.ratio > 0

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maep.attacks.attack_spec import AttackSpec
-from maep.runtime.device import upload
+from maep.runtime.device import keep_freed_memory, upload
 from maep.runtime.errors import fail
 from maep.runtime.randomness import keyed_rng
 
@@ -27,11 +27,16 @@ def attack(
     labels: int64 [N]. keys: N numbers; the random start and target of an image depend on (seed, its key) alone,
     not on the images it is attacked together with. Returns [N, 3, H, W], detached.
     Raises ValueError for a model in training mode, or keys that are not one an image.
+
+    On a CPU the process keeps the memory of freed tensors from then on, as `load_purifier`'s does: a step takes a tenth
+    less.
     """
     if model.training:
         raise ValueError("attack: the model must be in eval mode")
     if len(keys) != len(images):
         raise ValueError(f"attack: {len(keys)} keys for {len(images)} images")
+    if images.device.type == "cpu":
+        keep_freed_memory()
     images = images.detach()
     if spec.method == "ssp":
         from maep.models.feature_maps import FeatureMap  # takes torch.compile along: a second of CPU

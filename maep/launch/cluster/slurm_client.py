@@ -74,9 +74,16 @@ def require_slurm() -> None:
             f"no Slurm on this machine: {missing[0]} is not on PATH; log in to a cluster's node, or use "
             f"{command_name('run')}"
         )
+    if problem := silence():
+        fail(problem)
+
+
+def silence() -> str:
+    """Why Slurm cannot be asked how jobs stand; "" if it answers."""
+    if shutil.which("scontrol") is None:
+        return "no Slurm on this machine: scontrol is not on PATH"
     done = _run("scontrol", "ping")
-    if done.returncode:
-        fail(f"Slurm does not answer: {_first_line(done.stdout + done.stderr)}")
+    return f"Slurm does not answer: {_first_line(done.stdout + done.stderr)}" if done.returncode else ""
 
 
 def _run(*words: str, input: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -148,13 +155,18 @@ def why_refused(script: str) -> str:
 
 
 def job_states(jobs: Sequence[str]) -> dict[str, list[JobState]]:
-    """`{job: its state, or its workers' states}` of those that Slurm still knows, now or from its accounting."""
+    """`{job: its state, or its workers' states}` of those that Slurm still knows, now or from its accounting.
+
+    Nothing where Slurm cannot be asked; `silence` says why.
+    """
     answers = {job: states for job in jobs if (states := _from_controller(job))}
     forgotten = [job for job in jobs if job not in answers]
     return answers | _from_accounting(forgotten)
 
 
 def _from_controller(job: str) -> list[JobState]:
+    if shutil.which("scontrol") is None:
+        return []
     done = _run("scontrol", "--oneliner", "show", "job", job)
     lines = done.stdout.splitlines() if done.returncode == 0 else []
     return [_parse(line) for line in lines if "JobState=" in line]

@@ -17,7 +17,7 @@ from maep.config.load import load_settings
 from maep.launch.cluster.job_memory import JobMemory
 from maep.launch.cluster.job_records import JobRecord, exit_folders, read_records, stage_folder
 from maep.launch.cluster.jobs import ARRAY, KINDS
-from maep.launch.cluster.slurm_client import JobState, job_states
+from maep.launch.cluster.slurm_client import JobState, job_states, silence
 from maep.launch.job.attempts import read_attempts
 from maep.launch.monitor.failures import failures_of
 from maep.launch.monitor.preemption import is_preempted, preemption_line
@@ -187,6 +187,8 @@ def print_status(run: Path) -> None:
     damaged: list[str] = []
     rows = read_status(run, damaged.append)
     screen().print(render(run, rows, damaged), highlight=False)
+    if any(row.record and not row.states and not row.finished for row in rows) and (problem := silence()):
+        screen().print(Text(f"{problem}; how jobs stand is not known here, what they have written is above"))
 
 
 def follow(run: Path, records: Sequence[JobRecord], memory: JobMemory) -> int:

@@ -297,6 +297,35 @@ def test_a_controller_that_does_not_answer_has_forgotten_nothing(
     assert not is_forgotten("9")
 
 
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (None, "no Slurm on this machine: scontrol is not on PATH; how jobs stand is not known here"),
+        ("echo 'Slurmctld(primary) at head is DOWN'; exit 1", "Slurm does not answer: Slurmctld(primary) at head is"),
+    ],
+)
+def test_where_slurm_cannot_be_asked_its_silence_is_said(
+    answer: str | None,
+    problem: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Status is read from anywhere, such as a workstation; of what is finished nothing is asked."""
+    bin = tmp_path / "bin"
+    bin.mkdir()
+    if answer is not None:
+        (bin / "scontrol").write_text(f"#!/bin/sh\n{answer}\n")
+        (bin / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(bin))
+    write_record(tmp_path, JobRecord("7", "shards", "single", 1, (1, 1), 1, 0, submitted=0.0))
+    print_status(tmp_path)
+    assert problem in " ".join(capsys.readouterr().out.split())
+    StageRecord(finished=True, identity="x").write(tmp_path / "stages" / "shards.json")
+    print_status(tmp_path)
+    assert problem not in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_sweep_that_slurm_has_forgotten_is_not_waited_for(slurm_without_accounting: Path) -> None:
     """It ended, and how is not known: that is no success unless its points are finished."""
     array = JobRecord("9", "points", "array", 1, (1, 1), 1, 0)

@@ -12,6 +12,8 @@ from maep.models.convolutions import ConvStem, Refinement
 from maep.models.positions import sincos_positions
 from maep.models.timm_blocks import Block, LayerNorm
 
+MASK_TOKEN = "mask_token"  # stands for hidden patches: a step that hides none does not use it
+
 
 def patchify(images: Tensor, patch: int) -> Tensor:
     """[N, C, H, W] to [N, T, p*p*C], each patch in the order (row, column, channel), as MAE's."""

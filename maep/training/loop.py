@@ -88,10 +88,10 @@ class Trainer:
 
     def __init__(self, job: TrainingJob) -> None:
         self.job, self.settings = job, job.settings
-        self.accelerator = make_accelerator(job.compute, job.settings)
         self.steps = total_steps(job.settings, job.dataset.count)
         self.last = min(self.steps, job.settings.pause_at or self.steps)
         self.parameters = {name: p for name, p in job.model.named_parameters() if p.requires_grad}
+        self.accelerator = make_accelerator(job.compute, job.settings, self.parameters)
         module = TrainingModule(job.model, job.objective, job.compute.precision, job.adversary.classifiers)
         self.draws = OBJECTIVES[job.objective.name].draws
         self.robust = None

@@ -2,7 +2,7 @@
 
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,8 @@ def _scaled() -> Iterator[None]:
     are clipped before it undoes its scale, so weights follow from it.
     """
 
-    def scaled(compute: ComputeSettings, train: TrainSettings) -> Accelerator:
-        accelerator = make_accelerator(compute, train)
+    def scaled(compute: ComputeSettings, train: TrainSettings, trained: Collection[str]) -> Accelerator:
+        accelerator = make_accelerator(compute, train, trained)
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2)
         return accelerator
 

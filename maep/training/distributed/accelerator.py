@@ -5,6 +5,7 @@ in fp32; fp16 adds accelerate's gradient scaler.
 """
 
 import os
+from collections.abc import Collection
 
 import torch
 import torch.distributed as dist
@@ -12,14 +13,16 @@ from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from maep.config.schema import ComputeSettings, TrainSettings
+from maep.models.masked_autoencoder import MASK_TOKEN
 from maep.runtime.device import prepare_device, warn_of_slow_bf16
 from maep.runtime.errors import fail
 from maep.training.distributed.world import close_group_at_exit, join_world
 
 
-def make_accelerator(compute: ComputeSettings, train: TrainSettings) -> Accelerator:
+def make_accelerator(compute: ComputeSettings, train: TrainSettings, trained: Collection[str]) -> Accelerator:
     """Join the other processes (see `join_world`) and return the one entry to training.
 
+    trained: names of the parameters.
     Raises UserError for arithmetic that the device or backend cannot do, or a batch smaller than the processes.
     """
     device, joined = prepare_device(compute, trains=True), join_world(compute)
@@ -36,7 +39,8 @@ def make_accelerator(compute: ComputeSettings, train: TrainSettings) -> Accelera
     plugin = None
     if compute.zero_stage is not None:
         plugin = _deepspeed_plugin(compute.zero_stage, train, joined.size, device.type)
-    sees_all = train.mask_ratio == 0 or train.mask_until < 1  # then the mask token is not used in some steps
+    sees_all = train.mask_ratio == 0 or train.mask_until < 1
+    rests = sees_all and any(name.endswith(MASK_TOKEN) for name in trained)  # in some steps: DDP must not wait for it
     # Without the name of the backend accelerate believes in a world of 1 on CPUs.
     joins = [InitProcessGroupKwargs(backend=dist.get_backend())] if dist.is_initialized() else []
     accelerator = Accelerator(
@@ -44,7 +48,7 @@ def make_accelerator(compute: ComputeSettings, train: TrainSettings) -> Accelera
         mixed_precision="fp16" if compute.precision == "fp16" else "no",
         gradient_accumulation_steps=train.accumulation,
         deepspeed_plugin=plugin,
-        kwargs_handlers=[*joins, DistributedDataParallelKwargs(find_unused_parameters=sees_all)],
+        kwargs_handlers=[*joins, DistributedDataParallelKwargs(find_unused_parameters=rests)],
         step_scheduler_with_optimizer=False,
     )
     rank, size = accelerator.process_index, accelerator.num_processes

@@ -224,6 +224,7 @@ DEFENSES: dict[str, tuple[str, Callable[[], list[str]]]] = {
     "zoo": (ATTACKERS, zoo_lines),
     "zoo_cifar10": (ATTACKERS, lambda: zoo_lines("zoo_cifar10")),
     "zoo_cifar10_trained": (ATTACKERS, lambda: zoo_lines("zoo_cifar10_trained")),
+    "zoo_cifar10_reconstruction": (ATTACKERS, lambda: zoo_lines("zoo_cifar10_reconstruction")),
     "zoo_cifar10_iterative": (
         ATTACKERS.replace("adaptive | adaptive, EOT", "adaptive"),
         lambda: table_lines("zoo_cifar10_iterative", KNOWING_MORE[:3], ("oblivious",)),

@@ -56,6 +56,23 @@ def test_what_is_said_of_the_short_trainings_on_cifar10_is_so() -> None:
     assert f"{adaptive:.1f} % that ComDefend keeps become {averaged:.1f} % under EOT, of 64 images" in text
 
 
+def test_what_is_said_of_those_that_only_reconstruct_on_cifar10_is_so() -> None:
+    """What MAEP keeps before its finetuning and after; what NIM-MAE's noise costs and is worth, by draws."""
+    rows, text = readings_of("zoo_cifar10_reconstruction"), flowing(RESULTS)
+    clean, kept = (
+        {name: row["oblivious"][measure]["mean"] for name, row in rows.items()}
+        for measure in ("clean_accuracy", "robust_accuracy")
+    )
+    tuned = readings_of("zoo_cifar10")["MAEP, finetuned"]["oblivious"]["robust_accuracy"]["mean"]
+    assert f"MAEP keeps {kept['MAEP']:.1f} %**, at {clean['MAEP']:.1f} % clean" in text
+    assert f"makes {tuned:.1f} % of it" in text
+    assert f"{clean['NIM-MAE']:.1f} % are right, and of those nearly all stand" in text
+    assert f"({kept['NIM-MAE']:.1f} %)" in text
+    one, four = (rows["NIM-MAE"][each]["robust_accuracy"]["mean"] for each in ("adaptive", "adaptive-eot"))
+    assert f"leaves {four:.1f} % of 64 where one leaves {one:.1f} %" in text
+    assert not any(rows["MAEP"][each]["robust_accuracy"]["mean"] for each in KNOWING_MORE[1:])
+
+
 def test_what_is_said_of_the_iterative_ones_on_cifar10_is_so() -> None:
     """TVM keeps more than any other filter, for what clean accuracy; Anti-Adv falls to who knows it."""
     rows, text = readings_of("zoo_cifar10_iterative"), flowing(RESULTS)

@@ -131,7 +131,7 @@ class ComputeBench:
             name = f"training, r = {ratio:g}, {variant}{self.attacked}"
             self._add(name, "images/s", _advance(trainer, batches), self.batch, flops, variant)
             if self.device == "cpu" and not variant.compile:
-                self._waiting(trainer, next(batches))  # where all tensors look alike, so each read is seen
+                self._waiting(trainer, next(batches))  # here, as on a CPU all tensors look alike, and each read is seen
         finally:
             batches.close()
             AcceleratorState._reset_state()  # the next variant may be of another precision, which it would refuse

@@ -126,12 +126,13 @@ class ComputeBench:
             same = repeat(next(batches))
             name = f"training step, r = {ratio:g}, {variant}{self.attacked}"
             self._add(name, "images/s", _advance(trainer, same), self.batch, flops, variant)
-            if self.device == "cpu" and not variant.compile:
+            plain = self.device == "cpu" and not variant.compile
+            if plain:
                 self._on_one_thread(name, trainer, same, flops, variant)
             name = f"training, r = {ratio:g}, {variant}{self.attacked}"
             self._add(name, "images/s", _advance(trainer, batches), self.batch, flops, variant)
-            if self.device == "cpu" and not variant.compile:
-                self._waiting(trainer, next(batches))  # here, as on a CPU all tensors look alike, and each read is seen
+            if plain:  # there all tensors look alike, so each read is seen
+                self._waiting(trainer, next(batches))
         finally:
             batches.close()
             AcceleratorState._reset_state()  # the next variant may be of another precision, which it would refuse

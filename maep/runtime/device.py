@@ -4,6 +4,7 @@ import ctypes
 import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Protocol
@@ -133,6 +134,7 @@ class Readback:
         return numbers
 
 
+@cache
 def keep_freed_memory() -> None:
     """Let malloc reuse freed tensors. Without glibc, nothing is changed.
 

@@ -87,14 +87,17 @@ def silence() -> str:
 
 
 def _run(*words: str, input: str | None = None) -> subprocess.CompletedProcess[str]:
-    """A command of Slurm, as if the shell were in no allocation.
+    """A command of Slurm, as if the shell were in no allocation; one that is not there fails as a shell says it.
 
     Its answers may hold what anybody has written in any encoding, such as why a node is down.
     """
-    return subprocess.run(
-        words, capture_output=True, encoding="utf-8", errors="replace", check=False, env=outer_environment(),
-        input=input,
-    )  # fmt: skip
+    try:
+        return subprocess.run(
+            words, capture_output=True, encoding="utf-8", errors="replace", check=False, env=outer_environment(),
+            input=input,
+        )  # fmt: skip
+    except FileNotFoundError:
+        return subprocess.CompletedProcess(words, 127, "", f"{words[0]} is not on PATH")
 
 
 def _first_line(text: str) -> str:
@@ -129,7 +132,7 @@ def scontrol(*words: str) -> str:
 
 def qos_preempt_mode(name: str) -> str:
     """What preemption does to jobs of a quality of service, in capitals; "" where accounting does not say."""
-    if not name or shutil.which("sacctmgr") is None:
+    if not name:
         return ""
     done = _run("sacctmgr", "--noheader", "--parsable2", "show", "qos", name, "format=PreemptMode")
     return (done.stdout.split() or [""])[0].upper() if done.returncode == 0 else ""
@@ -165,8 +168,6 @@ def job_states(jobs: Sequence[str]) -> dict[str, list[JobState]]:
 
 
 def _from_controller(job: str) -> list[JobState]:
-    if shutil.which("scontrol") is None:
-        return []
     done = _run("scontrol", "--oneliner", "show", "job", job)
     lines = done.stdout.splitlines() if done.returncode == 0 else []
     return [_parse(line) for line in lines if "JobState=" in line]
@@ -215,7 +216,7 @@ def seconds_of(text: str) -> int:
 
 def _from_accounting(jobs: Sequence[str]) -> dict[str, list[JobState]]:
     """States of jobs that the controller has forgotten; nothing where there is no accounting."""
-    if not jobs or shutil.which("sacct") is None:
+    if not jobs:
         return {}
     format = "--format=JobID,State,NodeList,ExitCode,Elapsed"
     done = _run("sacct", "--allocations", "--noheader", "--parsable2", format, f"--jobs={','.join(jobs)}")

@@ -9,6 +9,7 @@ import torch
 from pyautoattack import AutoAttack
 from safetensors.torch import load_file
 
+from maep.attacks.attack_state import AttackState
 from maep.config.schema import Settings
 from maep.data.shards import ShardSet
 from maep.evaluation.scoring.chunk_record import read_records
@@ -16,7 +17,7 @@ from maep.evaluation.scoring.defense import Defense
 from maep.evaluation.scoring.evaluation import Evaluation
 from maep.evaluation.scoring.plan import read_plan
 from maep.evaluation.workers import evaluate_all
-from tests.small import Blur, train_small
+from tests.small import Blur, killed_after, train_small
 
 IMAGES = 40
 
@@ -77,6 +78,15 @@ def shorten_autoattack() -> None:
     AutoAttack._set_version = shortened
 
 
+def killed_inside_a_chunk(attack: str) -> None:
+    """SIGKILL to this process once the state of a chunk that says that `attack` is done is on disk."""
+
+    def is_time(state: AttackState, path: Path, _: str) -> bool:
+        return attack in state.survivors and path.name.endswith(".partial.safetensors")
+
+    killed_after(AttackState, "save", is_time)
+
+
 def tasks_of(settings: Settings) -> int:
     """How many tasks the plan has."""
     return len(read_plan(settings, directory_of(settings)).tasks)
@@ -102,6 +112,9 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     shorten_autoattack()
     directory, shards, *share = sys.argv[1:]
+    if share[:1] == ["killed-after"]:
+        killed_inside_a_chunk(share.pop())
+        share.clear()
     if share:
         settings = settings_for(Path(directory), **SHARED_RUN)
         settings.compute.claim_timeout = 3.0

@@ -97,9 +97,12 @@ def _kill_attacking(workers: list[subprocess.Popen[str]], directory: Path) -> su
     while time.monotonic() < deadline:
         for claim, worker in itertools.product(claims.glob("attack-*.claim-*"), workers):
             if f"process {worker.pid} " in _text(claim):
-                worker.send_signal(signal.SIGKILL)
-                worker.communicate()
-                return worker
+                worker.send_signal(signal.SIGSTOP)  # what it holds while it stands still, it holds when it is killed
+                if f"process {worker.pid} " in _text(claim):
+                    worker.send_signal(signal.SIGKILL)
+                    worker.communicate()
+                    return worker
+                worker.send_signal(signal.SIGCONT)
         time.sleep(0.002)
     pytest.fail("never saw a worker attack")
 

@@ -1,5 +1,6 @@
 """A small certification: real digits, a small classifier, a blur for a purifier; also run as a process to be killed."""
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from maep.data.shards import ShardSet
 from maep.evaluation.certification.certificate_record import CERTIFICATES, plan_chunks
 from maep.evaluation.certification.certifying import CertifyUnit, certify_all, certify_identity
 from maep.evaluation.scoring.defense import Defense
-from tests.small import Blur, train_small
+from tests.small import Blur, killed_after, train_small
 
 
 def settings_for(directory: Path, **certify: Any) -> Settings:
@@ -43,7 +44,10 @@ def contents(directory: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    folder, shards, number, count = sys.argv[1:]
+    folder, shards, number, count, *killed = sys.argv[1:]
+    if killed:
+        made = itertools.count(1)
+        killed_after(CertifyUnit, "make", lambda _: next(made) == int(killed[0]))
     settings = settings_for(Path(folder))
     is_finished = certify_all(units_of(settings, ShardSet(shards)), settings, (int(number), int(count)))
     print("finished" if is_finished else "others go on", flush=True)

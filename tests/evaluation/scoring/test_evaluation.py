@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -312,9 +311,9 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, test_set: ShardSet) 
 def test_killed_and_resumed(tmp_path: Path, test_set: ShardSet, uninterrupted: Path) -> None:
     """Killed with SIGKILL twice, after different attacks inside a chunk, then run again: equal image by image."""
     for last in ("apgd-ce", "fab-t"):
-        process = _start(tmp_path, test_set)
-        _kill_after(process, tmp_path, last)
-        assert list(tmp_path.rglob("*.partial.safetensors")), "it was killed inside a chunk"
+        assert _start(tmp_path, test_set, "killed-after", last).wait(300) == -signal.SIGKILL
+        states = list(tmp_path.rglob("*.partial.safetensors"))
+        assert [last in _survivors(path) for path in states] == [True], "it was killed inside a chunk"
     assert _start(tmp_path, test_set).wait(300) == 0
     expected, resumed = (settings_for(path, **AUTOATTACK_RUN) for path in (uninterrupted, tmp_path))
     assert contents(resumed) == contents(expected)
@@ -325,31 +324,15 @@ def test_killed_and_resumed(tmp_path: Path, test_set: ShardSet, uninterrupted: P
     assert not list(tmp_path.rglob(".tmp-*"))
 
 
-def _start(directory: Path, test: ShardSet) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "tests.evaluation.small_evaluation", str(directory), str(test.path)]
+def _start(directory: Path, test: ShardSet, *more: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "tests.evaluation.small_evaluation", str(directory), str(test.path), *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL)
 
 
-def _kill_after(process: subprocess.Popen[bytes], directory: Path, last: str) -> None:
-    """SIGKILL as soon as a state on disk says that attack `last` is done."""
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and process.poll() is None:
-        for path in directory.rglob("chunk-*.partial.safetensors"):
-            if last in _survivors(path):
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                return
-        time.sleep(0.005)
-    pytest.fail(f"never saw {last} done inside a chunk")
-
-
 def _survivors(path: Path) -> dict[str, int]:
-    try:
-        with safe_open(path, "pt") as file:
-            return json.loads(file.metadata()["facts"])["survivors"]
-    except FileNotFoundError:
-        return {}
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["facts"])["survivors"]
 
 
 @pytest.mark.parametrize("at_once", [1, 4])

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from maep.config.schema import DataSettings
 from maep.runtime.console import say
@@ -27,7 +27,8 @@ from maep.storage.block_cache import BlockCache
 from maep.storage.json_files import LIMIT
 from maep.storage.manifests import FileEntry
 
-MOST_FILES = 100_000  # shards of a hundred million samples; where the system sets no limit
+MOST_FILES = 200_000  # pairs of a hundred million samples; where the system sets no limit
+OWN_SHARE = 16  # a set that comes when others hold all that is kept open has this part of it besides
 CONNECTIONS = 8  # requests under way at a time: a store answers one in tens of ms, a batch needs dozens of blocks
 WORTH_ANOTHER_TRY = (408, 425, 429)  # of HTTP's client errors: request timeout, too early, too many requests
 CHUNK = 2**18  # bytes of a body that are looked at together
@@ -36,17 +37,19 @@ JITTER = (0.5, 1.0)  # of the waiting time, drawn: readers that failed together 
 
 @cache
 def files_kept_open() -> int:
-    """Of each set: a quarter of what this process may have, for which it asks for all that it is granted.
+    """Of this process's sets together: nine tenths of what it may have, for which it asks for all that it is granted.
 
     Shells begin with 1,024 (`ulimit -Sn`), fewer than ImageNet has shards, and most systems grant a hundred times as
-    many (`ulimit -Hn`). A training reads two sets, and much else opens files. With more shards than this, a sample at
-    random mostly has to open its own: that takes a fifth of reading it, and asks a shared file system's server.
+    many (`ulimit -Hn`). Others have the rest, 256 of them or three quarters where a tenth is less. With more shards, a
+    sample at random may have to open its own: that takes a tenth of reading it, and asks a shared file system's server.
     """
     limit, granted = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):  # macOS grants no end of them, and refuses it
         resource.setrlimit(resource.RLIMIT_NOFILE, (granted, granted))
         limit = granted
-    return MOST_FILES if limit == resource.RLIM_INFINITY else max(1, min(limit // 4, MOST_FILES))
+    if limit == resource.RLIM_INFINITY:
+        return MOST_FILES
+    return max(1, min(max(limit // 4, min(limit * 9 // 10, limit - 256)), MOST_FILES))
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,7 @@ class Reading:
         return cls(*times, Path(data.cache_dir), data.cache_bytes, data.cache_block)
 
 
-@dataclass(frozen=True)
-class Extent:
+class Extent(NamedTuple):
     """`size` bytes from `start` of the file `name`, whose entry in the manifest is `entry`."""
 
     name: str
@@ -142,12 +144,15 @@ def open_storage(directory: Location, reading: Reading | None = None) -> Storage
     return RemoteStorage(directory, reading)
 
 
+_KEPT: set[int] = set()  # descriptors of all local sets of this process; a set, since threads may add at a time
+
+
 class LocalStorage:
-    """A directory, also on a shared file system; keeps at most `files_kept_open` files open."""
+    """A directory, also on a shared file system; all together keep about `files_kept_open` files open."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._prefix = f"{directory}{os.sep}"  # text: with thousands of shards nearly every sample opens its file
+        self._prefix = f"{directory}{os.sep}"  # text: with many thousand shards a sample often opens its file
         self._open: OrderedDict[str, int] = OrderedDict()
 
     def exists(self, name: str) -> bool:
@@ -166,19 +171,31 @@ class LocalStorage:
             fail(f"{self.directory / extent.name}: cannot be read: {error.strerror}")
 
     def _descriptor(self, name: str) -> int:
-        if name not in self._open:
-            while len(self._open) >= files_kept_open():
-                os.close(self._open.popitem(last=False)[1])
-            self._open[name] = descriptor_of(self._prefix + name)
-        self._open.move_to_end(name)
-        return self._open[name]
+        descriptor = self._open.get(name)
+        if descriptor is None:
+            while len(self._open) >= self._room():
+                self._close_first()
+            descriptor = self._open[name] = descriptor_of(self._prefix + name)
+            _KEPT.add(descriptor)
+        return descriptor
+
+    def _room(self) -> int:
+        """How many files it may keep open: what others leave of all, and a share of its own in any case."""
+        others = len(_KEPT) - len(self._open)
+        return max(1, files_kept_open() // OWN_SHARE, files_kept_open() - others)
+
+    def _close_first(self) -> None:
+        """The one opened first: of samples at random it is as good as the one used last, which costs a note a read."""
+        descriptor = self._open.popitem(last=False)[1]
+        _KEPT.discard(descriptor)
+        os.close(descriptor)
 
     def forget(self, extent: Extent) -> bool:
         return False
 
     def close(self) -> None:
         while self._open:
-            os.close(self._open.popitem()[1])
+            self._close_first()
 
 
 def _pread(descriptor: int, size: int, start: int) -> bytes:

@@ -1,6 +1,7 @@
 """Remote shards: the same samples as local ones, few bytes, retried, and every fault named at its place."""
 
 import gzip
+import itertools
 import os
 import resource
 import shlex
@@ -25,7 +26,7 @@ from maep.data.shard_manifest import CleanManifest
 from maep.data.shards import ShardSet, ShardWriter, seal_shard_set, shard_name
 from maep.runtime.errors import UserError
 from maep.storage.manifests import FileEntry
-from maep.storage.remote import MOST_FILES, Extent, Reading, Remote, files_kept_open, location, open_storage
+from maep.storage.remote import MOST_FILES, Extent, Reading, Remote, Storage, files_kept_open, location, open_storage
 from tests.storage.http_server import Server, serving
 
 COUNT, EACH, SIDE = 60, 20, 40
@@ -261,12 +262,14 @@ def test_a_loader_reads_remote_pairs_and_tells_of_faults(
 
 @pytest.mark.parametrize(
     ("granted", "kept"),
-    [(1024, 256), (3, 1), (20_000, 5_000), (10**6, MOST_FILES), (resource.RLIM_INFINITY, MOST_FILES)],
-)
-def test_a_set_keeps_a_share_of_the_files_that_a_process_is_granted(
+    [
+        (1024, 768), (3, 1), (300, 75), (20_000, 18_000), (10**6, MOST_FILES), (resource.RLIM_INFINITY, MOST_FILES),
+    ],
+)  # fmt: skip
+def test_sets_keep_a_share_of_the_files_that_a_process_is_granted(
     monkeypatch: pytest.MonkeyPatch, granted: int, kept: int
 ) -> None:
-    """So that three large ones leave no process without, and where nothing is limited it is still a number."""
+    """So that large ones leave no process without, and where nothing is limited it is still a number."""
     monkeypatch.setattr(resource, "getrlimit", lambda _which: (2, granted))
     monkeypatch.setattr(resource, "setrlimit", lambda _which, _limits: None)
     assert files_kept_open.__wrapped__() == kept
@@ -301,6 +304,29 @@ def test_a_process_takes_the_files_it_is_granted(tmp_path: Path) -> None:
 
 
 # --- local files ---
+
+
+def test_sets_share_what_is_kept_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that are read in turn have half of it each; a third that comes late opens few; closed, they give it back."""
+    monkeypatch.setattr("maep.storage.remote._KEPT", set())
+    monkeypatch.setattr("maep.storage.remote.files_kept_open", lambda: 32)
+    for number in range(40):
+        (tmp_path / f"{number}").write_bytes(bytes([number]))
+    before = len(os.listdir("/proc/self/fd"))
+    first, second, third = (open_storage(tmp_path) for _ in range(3))
+
+    def read(*storages: Storage) -> int:
+        for number, storage in itertools.product([*range(40), *range(40)], storages):
+            assert storage.read([Extent(f"{number}", FileEntry(1, ""), 0, 1)]) == [bytes([number])]
+        return len(os.listdir("/proc/self/fd")) - before
+
+    assert read(first, second) == 32
+    assert read(third) == 34
+    second.close()
+    assert read(third) == 32
+    first.close()
+    third.close()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_read_that_comes_in_parts_is_whole(

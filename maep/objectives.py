@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maep.config.implementations import OBJECTIVES, implementation
-from maep.config.schema import ObjectiveSettings
+from maep.config.training_settings import ObjectiveSettings
 from maep.models.noise_schedule import alpha_bar, clean_estimate, diffused, per_image
 from maep.models.pixel_cnn import log_likelihood
 from maep.runtime.keyed_noise import normal_of, uniform_of

@@ -21,8 +21,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from maep.config.data_settings import DataSettings
 from maep.config.load import leaves_of, load_settings
-from maep.config.schema import DataSettings, Settings
+from maep.config.schema import Settings
 from maep.data.images.archives import open_archive
 from maep.data.images.cifar import read_pickle
 from maep.data.images.sources import survey

@@ -19,8 +19,10 @@ import pytest
 import torch
 from PIL import Image
 
+from maep.config.data_settings import DataSettings
+from maep.config.evaluation_settings import PurifySettings
 from maep.config.load import load_settings
-from maep.config.schema import DataSettings, ModelSettings, PurifySettings
+from maep.config.training_settings import ModelSettings
 from maep.data.images.archives import open_archive
 from maep.data.images.cifar import read_cifar
 from maep.data.images.decoding import Decoding, decode

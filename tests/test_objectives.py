@@ -11,7 +11,7 @@ from torch import Tensor
 
 from maep.config.implementations import OBJECTIVES
 from maep.config.load import load_settings
-from maep.config.schema import ObjectiveSettings
+from maep.config.training_settings import ObjectiveSettings
 from maep.objectives import Judge, Losses, maep, objective
 from maep.runtime.errors import UserError
 from maep.runtime.keyed_noise import normal_of, uniform_of

@@ -2,8 +2,8 @@
 
 from dataclasses import asdict, dataclass
 
+from maep.config.data_settings import AttackSettings
 from maep.config.implementations import GRADIENT_ATTACKS, NORMS
-from maep.config.schema import AttackSettings
 from maep.runtime.digests import digest
 
 

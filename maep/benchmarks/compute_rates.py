@@ -19,7 +19,8 @@ from maep.benchmarks.bench_report import BenchRow
 from maep.benchmarks.device_clock import Work, beside_matmul, busy_seconds
 from maep.benchmarks.host_reads import host_reads
 from maep.config.implementations import OBJECTIVES
-from maep.config.schema import ComputeSettings, Settings, TrainSettings
+from maep.config.schema import ComputeSettings, Settings
+from maep.config.training_settings import TrainSettings
 from maep.data.pairs import PairBatch, PairBatches, PairDataset, pair_loader
 from maep.evaluation.scoring.reduced_model import SurrogateSettings
 from maep.models.classifiers import load_classifier

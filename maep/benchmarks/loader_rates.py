@@ -27,7 +27,8 @@ from maep.benchmarks.bench_report import BenchReport, BenchRow, SpokenRows
 from maep.benchmarks.linked_sets import CLASSES, photographs, write_linked_set
 from maep.benchmarks.start_seconds import Starts
 from maep.config.load import load_settings
-from maep.config.schema import Settings, TrainSettings
+from maep.config.schema import Settings
+from maep.config.training_settings import TrainSettings
 from maep.data.image_encoding import SUFFIXES
 from maep.data.images.build import build_shards
 from maep.data.order import sample_at

@@ -6,18 +6,12 @@ from collections.abc import Sequence
 
 from maep.config.architectures import is_own
 from maep.config.attack_names import check_attack, check_attacks
+from maep.config.data_settings import ClassifierSettings
+from maep.config.evaluation_settings import CertifySettings, EvaluationSettings
 from maep.config.implementations import OBJECTIVES
 from maep.config.published_classifiers import PUBLISHED
-from maep.config.schema import (
-    CertifySettings,
-    ClassifierSettings,
-    EvaluationSettings,
-    ModelSettings,
-    PurifierSettings,
-    RobustSettings,
-    Settings,
-    TrainSettings,
-)
+from maep.config.schema import PurifierSettings, Settings
+from maep.config.training_settings import ModelSettings, RobustSettings, TrainSettings
 from maep.runtime.errors import fail
 from maep.runtime.text import unfit_name
 

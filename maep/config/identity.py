@@ -1,7 +1,7 @@
 """What decides an artefact: the one place that says which settings a result depends on.
 
 An artefact reads sections of the settings (`READS`); whether a setting in them matters stands at the setting itself
-(`maep.config.schema.setting`: affects_result, stands_in, added). Two artefacts whose decisive settings and inputs are
+(`maep.config.setting`: affects_result, stands_in, added). Two artefacts whose decisive settings and inputs are
 equal are the same artefact.
 """
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 from functools import lru_cache
 
 from maep.config.load import layers_of, load_settings
-from maep.config.schema import Settings, TrainSettings
+from maep.config.schema import Settings
+from maep.config.training_settings import TrainSettings
 
 TRAININGS = ("pretrain", "finetune")
 

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from maep.attacks.attack_spec import AttackSpec
 from maep.attacks.gradient import attack, random_targets
-from maep.config.schema import AttackSettings, Settings
+from maep.config.data_settings import AttackSettings
+from maep.config.schema import Settings
 from maep.data.adversarial_set import adversarial_path, attack_identity, check_adversarial, default_path
 from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import clean_split

@@ -4,7 +4,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from maep.attacks.attack_spec import AttackSpec
-from maep.config.schema import AttackSettings, Settings
+from maep.config.data_settings import AttackSettings
+from maep.config.schema import Settings
 from maep.data.shard_manifest import AdversarialManifest
 from maep.data.shards import ShardSet
 from maep.runtime.digests import digest

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from maep.config.schema import TrainSettings
+from maep.config.training_settings import TrainSettings
 from maep.data.loader_processes import loader_processes
 from maep.data.order import batch_at, held_out_indices, slice_of
 from maep.data.shards import ShardSet

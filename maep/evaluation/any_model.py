@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from maep.attacks.threat_models import Bpda, Oblivious
 from maep.config.attack_names import check_classes
+from maep.config.evaluation_settings import EvaluationSettings
 from maep.config.load import load_settings, to_yaml
-from maep.config.schema import EvaluationSettings, Settings
+from maep.config.schema import Settings
 from maep.data.shards import ShardSet, to_float
 from maep.evaluation.answers import Autocast, Handling, JudgedDefense, JudgedModel, JudgedPurifier
 from maep.evaluation.audit.finding import ALARM, PASSED

@@ -7,7 +7,7 @@ named as in MAE's official code. Inside, pixels are in [-1, 1] and a hidden pixe
 import torch
 from torch import Tensor, nn
 
-from maep.config.schema import ModelSettings
+from maep.config.training_settings import ModelSettings
 from maep.models.convolutions import ConvStem, Refinement
 from maep.models.positions import sincos_positions
 from maep.models.timm_blocks import Block, LayerNorm
@@ -66,7 +66,7 @@ class PatchEmbed(nn.Module):
 class MaskedAutoencoder(nn.Module):
     """P of the paper: predicts the clean image from the visible patches of an adversarial one.
 
-    settings: sizes and parts; see maep.config.schema.ModelSettings.
+    settings: sizes and parts; see maep.config.training_settings.ModelSettings.
     """
 
     pos_embed: Tensor

@@ -6,34 +6,37 @@ imported where it is done, so that a run which is finished says so without impor
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from maep.config.architectures import is_own
-from maep.config.attack_names import check_classes
 from maep.config.identity import decisive_settings
 from maep.config.implementations import FINETUNING, OBJECTIVES
 from maep.config.pair_source import source_settings
-from maep.config.published_classifiers import unsaid_normalizations
-from maep.config.schema import Settings, TrainSettings
+from maep.config.schema import Settings
+from maep.config.training_settings import TrainSettings
 from maep.data.adversarial_set import adversarial_path
-from maep.data.classifier_weights import classifier_weights, further_classifiers, teacher
-from maep.data.images.build import SPLITS, build_shards, check_source, clean_shards, clean_split, shards_are_outdated
-from maep.data.order import held_out_indices, labels_held_out
+from maep.data.classifier_weights import classifier_weights, further_classifiers
+from maep.data.images.build import SPLITS, build_shards, clean_shards, clean_split, shards_are_outdated
 from maep.data.shards import ShardSet
 from maep.models.classifiers import classifier_identity
-from maep.models.weight_files import check_weights
+from maep.pipeline.preconditions import (
+    check_attack,
+    check_certify,
+    check_classifiers,
+    check_evaluate,
+    check_finetune,
+    check_judging,
+    check_pretrain,
+    check_shards,
+)
 from maep.pipeline.stage_records import digests_of, read_stage_record
 from maep.purifiers.registry import stages_before
-from maep.runtime.console import say
 from maep.runtime.digests import digest
 from maep.runtime.errors import fail
-from maep.runtime.text import listed
-from maep.storage.atomic import require_writable, sha256_file
-from maep.storage.remote import Reading, location, open_storage
+from maep.storage.atomic import sha256_file
+from maep.storage.remote import Reading, open_storage
 from maep.storage.sealed import MANIFEST
-from maep.training.schedule import check_held_out, held_out_images
 
 Launcher = Callable[[str, Settings], None]
 Share = Callable[[Settings, tuple[int, int]], bool]
@@ -82,108 +85,6 @@ def _shards_identity(settings: Settings) -> str:
     return digest([shards.identity for shards in clean_shards(settings).values()])
 
 
-def _check_shards(settings: Settings) -> None:
-    require_writable(Path(settings.run.cache), "run.cache")
-    check_source(settings)
-
-
-def _check_weights(settings: Settings) -> None:
-    for key, each in _named_classifiers(settings):
-        path = each.classifier.weights
-        if path and each is not settings and not Path(path).exists():
-            remedy = "; leave the path out to train it" if key == "robust.classifiers" else ""
-            fail(f"{key}={each.classifier.arch}={path}: no such file{remedy}")
-        if path:
-            check_weights(classifier_weights(each))
-        if not is_own(each.classifier.arch):
-            from maep.models.classifiers.factory import check_image_size, require_architecture
-
-            require_architecture(each.classifier.arch, key)
-            check_image_size(each.classifier, each.data.image_size)
-        if path and (not is_own(each.classifier.arch) or unsaid_normalizations(each.classifier.arch)[1]):
-            from maep.models.classifiers.factory import warn_of_other_normalization
-
-            own = each.classifier
-            warn_of_other_normalization(own.arch, tuple(own.mean), tuple(own.std))
-
-
-def _check_attack(settings: Settings) -> None:
-    _check_weights(settings)
-    _check_set("attack.shards", settings.attack.shards)
-
-
-def _check_evaluate(settings: Settings) -> None:
-    _check_weights(settings)
-    evaluation = settings.evaluation
-    knowing = {*evaluation.threat_models} - {"oblivious", "blackbox"}
-    own = knowing and evaluation.adaptive_attacks
-    if own:
-        _require_classes(settings, evaluation.adaptive_attacks, "evaluation.adaptive_attacks")
-    if "oblivious" in evaluation.threat_models or (knowing and not own):
-        _require_classes(settings, evaluation.attacks, "evaluation.attacks")
-
-
-def _check_certify(settings: Settings) -> None:
-    _check_weights(settings)
-    if settings.certify.sigma and settings.certify.attack_radii:
-        _require_classes(settings, [settings.certify.attack], "certify.attack")
-
-
-def _require_classes(settings: Settings, attacks: Sequence[str], key: str) -> None:
-    """As `check_classes`, as soon as there are images: attacks may come days after them."""
-    for shards in clean_shards(settings).values():
-        check_classes(attacks, key, len(shards.classes))
-
-
-def _check_set(key: str, address: str | None) -> None:
-    """A shard set that a setting names on this machine; one elsewhere is asked for when it is read."""
-    path = location(address) if address else None
-    if isinstance(path, Path) and not (path / MANIFEST).is_file():
-        fail(f"{key}={address}: no shard set ({MANIFEST} is missing)")
-
-
-def _check_share(section: str, settings: Settings, train: TrainSettings) -> None:
-    """The share of clean images is of pairs: of what a training attacks, or noises, as it goes, none stay clean."""
-    if train.clean_share and (settings.attack.online or not OBJECTIVES[settings.objective.name].attacks):
-        fail(
-            f"{section}.clean_share={train.clean_share:g}: is of pairs in shards, and this training makes its second "
-            "images as it goes; set it to 0 (objective.clean_weight is that of objective.name=robust)"
-        )
-
-
-def _check_held_out(settings: Settings, train: TrainSettings) -> None:
-    """What is held out must leave something, as soon as there are images: a classifier may be trained before it."""
-    images = clean_shards(source_settings(settings, train)).get("train")
-    held_out = held_out_images(train, settings.robust)
-    if images is None:
-        return
-    check_held_out(held_out, len(images))
-    if held_out < len(images) // len(images.classes):  # fewer than a class has, if they are about equally many
-        return
-    held = held_out_indices(settings.run.seed, len(images), held_out)
-    lost = [images.classes[label] for label in labels_held_out(images.labels(range(len(images))), held)]
-    if lost:
-        say(f"warning: robust.check_images={held_out}: holds out all training images of {len(lost)} of "
-            f"{len(images.classes)} classes: {listed(lost)}; choose fewer")  # fmt: skip
-
-
-def _check_finetune(settings: Settings) -> None:
-    source = source_settings(settings, settings.finetune)
-    if settings.finetune.method != "none":
-        _check_share("finetune", source, settings.finetune)
-        if not settings.finetune.clean_shards:
-            _check_held_out(settings, settings.finetune)
-    for name in ("clean_shards", "adversarial_shards"):
-        _check_set(f"finetune.{name}", getattr(settings.finetune, name))
-
-
-def _check_pretrain(settings: Settings) -> None:
-    _check_share("pretrain", source_settings(settings, settings.pretrain), settings.pretrain)
-    _check_held_out(settings, settings.pretrain)
-    if settings.model.init and not Path(settings.model.init).exists():
-        fail(f"model.init={settings.model.init}: no such file or directory")
-
-
 def _classifier(settings: Settings, _launch: Launcher) -> None:
     from maep.training.classifier import train_classifier
 
@@ -200,14 +101,6 @@ def _classifier(settings: Settings, _launch: Launcher) -> None:
 def _classifiers(settings: Settings) -> list[Settings]:
     """The settings, and again with each further classifier of a training against several."""
     return [settings, *further_classifiers(settings)]
-
-
-def _named_classifiers(settings: Settings) -> list[tuple[str, Settings]]:
-    """Each of them with the setting that names it, and the teacher."""
-    own, *further = _classifiers(settings)
-    taught = teacher(settings)
-    named = [("classifier.arch", own), *(("robust.classifiers", each) for each in further)]
-    return [*named, *([("robust.teacher", taught)] if taught else [])]
 
 
 def _classifier_idle(settings: Settings) -> str:
@@ -370,21 +263,21 @@ def _report(settings: Settings, _launch: Launcher) -> None:
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("shards", (), (), _shards, _shards_identity, check=_check_shards),
+        Stage("shards", (), (), _shards, _shards_identity, check=check_shards),
         Stage(
             "classifier", ("shards",), (), _classifier, _classifiers_identity, _classifier_idle,
             anew="its learning rate falls over all epochs, and every run with these settings shares its weights",
-            check=_check_weights,
+            check=check_classifiers,
         ),
         Stage(
             "attack", ("shards", "classifier"), (), _attack, _attack_identity, _attack_idle, _attack_share,
-            check=_check_attack,
+            check=check_attack,
         ),
         Stage(
             "pretrain", ("shards", "attack"),
             ("checkpoints", "metrics.jsonl", "tensorboard/pretrain", "samples", "purifier"),
             _pretrain, _weights_identity("purifier/model.safetensors"), files=("purifier/*.json",),
-            check=_check_pretrain,
+            check=check_pretrain,
         ),
         Stage(
             "finetune", ("pretrain",),
@@ -393,16 +286,16 @@ STAGES = {
                 "adapter", "finetuned",
             ),
             _finetune, _weights_identity(*dict.fromkeys(filter(None, FINETUNING.values()))),
-            _finetune_idle, files=("adapter/*.json", "finetuned/*.json"), check=_check_finetune,
+            _finetune_idle, files=("adapter/*.json", "finetuned/*.json"), check=check_finetune,
         ),
         Stage(
             "evaluate", ("shards", "classifier", "pretrain", "finetune"), (), _evaluate, _records_identity,
             share=_evaluate_share, files=("evaluation/**/samples.safetensors",), kept=("evaluation/**/*.json",),
-            check=_check_evaluate,
+            check=check_evaluate,
         ),
         Stage(
             "certify", ("shards", "classifier", "pretrain", "finetune"), (), _certify, _certificates_identity,
-            _certify_idle, _certify_share, kept=("certificates/**/*.json",), check=_check_certify,
+            _certify_idle, _certify_share, kept=("certificates/**/*.json",), check=check_certify,
         ),
         Stage(
             "report", ("evaluate", "certify"), (), _report, _report_identity,
@@ -419,16 +312,6 @@ def identity_of_given(purifier: str) -> str:
     from maep.evaluation.stage import given_identity
 
     return given_identity(purifier)
-
-
-def _check_judging(settings: Settings) -> None:
-    """What attackers will follow is asked for before anything is made that they would be set on."""
-    if settings.evaluation.twin or settings.evaluation.exact_gradients:
-        from maep.evaluation.stage import check_gradients, check_twin
-
-        if settings.evaluation.twin:
-            check_twin(settings)
-        check_gradients(settings)
 
 
 def _is_first_to_classify(settings: Settings) -> bool:
@@ -488,7 +371,7 @@ def _wanted(settings: Settings, wanted: str) -> list[str]:
     pipeline, purifier = stages_of(settings), settings.evaluation.purifier
     if purifier:
         identity_of_given(purifier)
-    _check_judging(settings)
+    check_judging(settings)
     if wanted == "all" or (wanted == "evaluate" and purifier):
         return pipeline
     if wanted == "certify" and wanted not in pipeline:

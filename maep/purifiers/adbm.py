@@ -16,7 +16,7 @@ equal distances from t* = 0.1 to 0, on the schedule of DiffPure's training (thei
 
 from dataclasses import dataclass
 
-from maep.config.schema import setting
+from maep.config.setting import setting
 from maep.purifiers.diffpure import DiffPurePurifier, DiffPureSettings
 from maep.purifiers.sections import USED
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maep.config.schema import setting
+from maep.config.setting import setting
 from maep.models.noise_schedule import at_time, per_image
 from maep.purifiers.denoising import DenoiserPurifier, TimedNetworkSettings
 from maep.purifiers.sections import USED

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maep.config.schema import setting
+from maep.config.setting import setting
 from maep.models.defended import DefendedClassifier
 from maep.purifiers.base import Filter, derivable, require_eager, require_images
 from maep.runtime.errors import fail

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from maep.config import schema
 from maep.config.consistency import check_model, check_objective
-from maep.config.schema import PurifySettings
+from maep.config.evaluation_settings import PurifySettings
 from maep.models.defended import DefendedClassifier
 from maep.purifiers.parts import Part, Read, block_side, by_blocks
 from maep.purifiers.sections import network_entries

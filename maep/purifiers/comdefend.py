@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maep.config.schema import PurifySettings, setting
+from maep.config.evaluation_settings import PurifySettings
+from maep.config.setting import setting
 from maep.models.code_network import CodeNetwork
 from maep.purifiers.base import require_eager, require_images
 from maep.purifiers.sections import USED

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maep.config import schema
+from maep.config.evaluation_settings import PurifySettings
 from maep.config.identity import decisive_fields
-from maep.config.schema import PurifySettings, setting
+from maep.config.setting import setting
 from maep.models.denoiser import GROUPS, Denoiser
 from maep.models.published_denoisers import WIDTHS, Sizes, build_published, read_published
 from maep.models.weights import build_with_weights, load_weights

@@ -11,7 +11,7 @@ from functools import partial
 
 from torch import Tensor
 
-from maep.config.schema import setting
+from maep.config.setting import setting
 from maep.models.noise_schedule import Noise, alpha_bar, at_time, beta, clean_estimate, diffused, per_image, score
 from maep.purifiers.denoising import SHORTEST, DenoiserPurifier, DenoiserSettings
 from maep.purifiers.sections import USED

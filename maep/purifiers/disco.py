@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from maep.config.schema import setting
+from maep.config.setting import setting
 from maep.models.local_implicit import LocalImplicitNetwork
 from maep.purifiers.base import section_of
 from maep.purifiers.whole_image import WholeImagePurifier

@@ -20,8 +20,10 @@ from torch import Tensor
 
 from maep.config import schema
 from maep.config.consistency import check_model
+from maep.config.evaluation_settings import PurifySettings
 from maep.config.identity import decisive_fields
-from maep.config.schema import ModelSettings, PurifySettings, setting
+from maep.config.setting import setting
+from maep.config.training_settings import ModelSettings
 from maep.models.masked_autoencoder import MaskedAutoencoder, visible_pixels
 from maep.models.weights import build_with_weights
 from maep.purifiers.base import (

@@ -16,7 +16,8 @@ from typing import Self
 from torch import Tensor, nn
 
 from maep.config import schema
-from maep.config.schema import PurifySettings, setting
+from maep.config.evaluation_settings import PurifySettings
+from maep.config.setting import setting
 from maep.models.energy_network import HALVINGS, SIDE, EnergyNetwork, langevin_step, padded_side
 from maep.models.weights import read_weights
 from maep.purifiers.base import section_of

@@ -11,7 +11,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from maep.config import schema
-from maep.config.schema import setting
+from maep.config.setting import setting
 from maep.models.noise_schedule import at_time
 from maep.purifiers.denoising import DenoiserPurifier, TimedNetworkSettings
 from maep.purifiers.sections import USED

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from maep.config.schema import setting
+from maep.config.setting import setting
 from maep.models.noise_schedule import at_time, clean_estimate, diffused
 from maep.purifiers.denoising import DenoiserPurifier, DenoiserSettings
 from maep.purifiers.diffpure import step_towards

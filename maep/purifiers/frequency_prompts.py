@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from maep.config import schema
 from maep.config.implementations import OBJECTIVES
-from maep.config.schema import setting
+from maep.config.setting import setting
 from maep.models.feature_maps import FeatureMap
 from maep.purifiers.base import require_eager
 from maep.purifiers.whole_image import WholeImagePurifier

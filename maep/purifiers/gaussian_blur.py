@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maep.config.schema import setting
+from maep.config.setting import setting
 from maep.purifiers.base import Filter, in_own_type, require_images
 from maep.purifiers.tiling import reflected
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maep.config.schema import setting
+from maep.config.setting import setting
 from maep.purifiers.base import RandomFilter, require_eager, require_images
 
 

@@ -12,7 +12,7 @@ from functools import partial
 
 from torch import Tensor
 
-from maep.config.schema import setting
+from maep.config.setting import setting
 from maep.models.noise_schedule import Noise, alpha_bar, at_time, clean_estimate, diffused, per_image
 from maep.purifiers.denoising import DenoiserPurifier, DenoiserSettings
 from maep.purifiers.sections import USED

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from maep.config.schema import setting
+from maep.config.setting import setting
 from maep.purifiers.base import Filter, in_own_type, require_eager, require_images
 from maep.purifiers.parts import in_fp32
 

@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from maep.config.consistency import check_model
-from maep.config.schema import ModelSettings, PurifySettings, Settings
+from maep.config.evaluation_settings import PurifySettings
+from maep.config.schema import Settings
+from maep.config.training_settings import ModelSettings
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.models.official import load_initial
 from maep.models.weights import build_with_weights

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from maep.config.schema import setting
+from maep.config.setting import setting
 from maep.purifiers.base import Filter, is_recorded, require_images
 from maep.purifiers.tiling import reflected
 from maep.runtime.errors import fail

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from maep.config.schema import PurifySettings, setting
+from maep.config.evaluation_settings import PurifySettings
+from maep.config.setting import setting
 from maep.models.nrp_networks import DenseNetwork, PlainNetwork
 from maep.purifiers.base import require_eager, section_of
 from maep.purifiers.whole_image import WholeImagePurifier

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maep.config.schema import setting
+from maep.config.setting import setting
 from maep.models.greedy_pixels import greedy_pixels
 from maep.models.pixel_cnn import LEVELS, PixelCnn
 from maep.purifiers.base import require_eager, require_images

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maep.config.schema import setting
+from maep.config.setting import setting
 from maep.purifiers.base import RandomFilter, in_own_type, require_eager, require_images
 from maep.runtime.errors import fail
 

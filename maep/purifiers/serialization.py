@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar, overload
 import torch
 from torch import Tensor
 
-from maep.config.schema import PurifySettings
+from maep.config.evaluation_settings import PurifySettings
 from maep.models.weights import read_weights
 from maep.purifiers.adapter import ADAPTER_CONFIG
 from maep.purifiers.base import Purifier, Source

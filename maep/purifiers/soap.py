@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maep.config import schema
-from maep.config.schema import setting
+from maep.config.setting import setting
 from maep.models.classifiers.reconstruction import ReconstructionClassifier
 from maep.models.classifiers.rotation import TURNS, RotationClassifier, turn_labels, turned
 from maep.purifiers.base import Filter, require_eager, require_images

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from maep.config.schema import setting
+from maep.config.setting import setting
 from maep.purifiers.base import RandomFilter, require_eager, require_images
 from maep.purifiers.parts import in_fp32
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from maep.config import schema
+from maep.config.evaluation_settings import PurifySettings
 from maep.config.identity import decisive_fields
-from maep.config.schema import PurifySettings
 from maep.models.weights import build_with_weights, read_weights
 from maep.purifiers.base import (
     UNNAMED,

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from maep.config.schema import ModelSettings
+from maep.config.training_settings import ModelSettings
 from maep.runtime.errors import fail
 from maep.runtime.version import __version__
 from maep.storage.documents import Document

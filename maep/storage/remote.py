@@ -18,7 +18,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from maep.config.schema import DataSettings
+from maep.config.data_settings import DataSettings
 from maep.runtime.console import say
 from maep.runtime.errors import UserError, fail
 from maep.runtime.plain_files import descriptor_of, read_bytes

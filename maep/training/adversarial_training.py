@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maep.attacks.gradient import NOISE as NFGSM_NOISE
-from maep.config.schema import ClassifierSettings
+from maep.config.data_settings import ClassifierSettings
 from maep.runtime.randomness import keyed_rng
 from maep.training.robust import REACH
 

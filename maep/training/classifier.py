@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from maep.config.schema import ClassifierSettings, Settings
+from maep.config.data_settings import ClassifierSettings
+from maep.config.schema import Settings
 from maep.data.classifier_weights import WEIGHTS, classifier_directory
 from maep.data.labelled_batches import labelled_batches
 from maep.data.loader_processes import LOADER_LOST, is_loader_loss

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from maep.config.schema import FinetuneSettings, Settings
+from maep.config.schema import Settings
+from maep.config.training_settings import FinetuneSettings
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.purifiers import MAEPurifier, read_purifier, save_purifier
 from maep.runtime.console import say

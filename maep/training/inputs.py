@@ -8,7 +8,8 @@ from maep.attacks.attack_spec import AttackSpec
 from maep.attacks.gradient import attack
 from maep.config.implementations import OBJECTIVES, implementation
 from maep.config.pair_source import source_settings
-from maep.config.schema import FinetuneSettings, ObjectiveSettings, Settings, TrainSettings
+from maep.config.schema import Settings
+from maep.config.training_settings import FinetuneSettings, ObjectiveSettings, TrainSettings
 from maep.data.adversarial_set import adversarial_path, check_adversarial
 from maep.data.classifier_weights import classifier_weights, further_classifiers
 from maep.data.images.build import clean_split

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maep.config.schema import ClassifierSettings
+from maep.config.data_settings import ClassifierSettings
 from maep.purifiers.soap import second_view
 from maep.runtime.randomness import keyed_rng
 from maep.training.adversarial_training import Progress

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from maep.attacks.attack_spec import AttackSpec
 from maep.config.implementations import OBJECTIVES
-from maep.config.schema import ComputeSettings, ObjectiveSettings, TrainSettings
+from maep.config.schema import ComputeSettings
+from maep.config.training_settings import ObjectiveSettings, TrainSettings
 from maep.data.loader_processes import LOADER_LOST, is_loader_loss
 from maep.data.pairs import PairBatch, PairDataset, mask_ratio_at, pair_loader
 from maep.data.shards import to_float

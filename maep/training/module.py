@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maep.config.schema import ComputeSettings, ObjectiveSettings
+from maep.config.schema import ComputeSettings
+from maep.config.training_settings import ObjectiveSettings
 from maep.models.feature_maps import FeatureMap
 from maep.objectives import Judge
 from maep.objectives import objective as objective_named

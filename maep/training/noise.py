@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from maep.config.schema import ObjectiveSettings
+from maep.config.training_settings import ObjectiveSettings
 from maep.runtime.device import upload
 from maep.runtime.keyed_noise import keyed_uniform
 from maep.runtime.randomness import WORD, keyed_rngs

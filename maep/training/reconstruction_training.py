@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maep.config.schema import ClassifierSettings
+from maep.config.data_settings import ClassifierSettings
 from maep.models.classifiers import Normalized
 from maep.models.classifiers.reconstruction import ReconstructionClassifier
 from maep.runtime.errors import fail

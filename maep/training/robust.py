@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from maep.attacks.attack_spec import AttackSpec
 from maep.attacks.gradient import ascend, attack, moved_by
-from maep.config.schema import AttackSettings, RobustSettings
+from maep.config.data_settings import AttackSettings
+from maep.config.training_settings import RobustSettings
 from maep.data.order import slice_of
 from maep.data.pairs import PairDataset
 from maep.data.shards import to_float

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maep.config.schema import ClassifierSettings
+from maep.config.data_settings import ClassifierSettings
 from maep.models.classifiers import Normalized
 from maep.models.classifiers.rotation import RotationClassifier, turn_labels, turned
 from maep.runtime.errors import fail

@@ -2,7 +2,7 @@
 
 import math
 
-from maep.config.schema import RobustSettings, TrainSettings
+from maep.config.training_settings import RobustSettings, TrainSettings
 from maep.runtime.errors import fail
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from maep.attacks.attack_spec import AttackSpec
 from maep.attacks.gradient import ascend, attack, random_targets
-from maep.config.schema import AttackSettings
+from maep.config.data_settings import AttackSettings
 from maep.runtime.errors import UserError
 from tests.small import digits, train_small
 

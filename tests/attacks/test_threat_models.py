@@ -11,7 +11,8 @@ from maep.attacks.autoattack import AttackSuite, autoattack
 from maep.attacks.catalog import NamedAttack
 from maep.attacks.reseeding import is_random, reseed, reseeded
 from maep.attacks.threat_models import THREAT_MODELS, Expectation, threat_model
-from maep.config.schema import ModelSettings, PurifySettings
+from maep.config.evaluation_settings import PurifySettings
+from maep.config.training_settings import ModelSettings
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.purifiers import MAEPurifier
 from maep.purifiers.diffpure import DiffPurePurifier

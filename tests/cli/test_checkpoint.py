@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from maep.__main__ import run
-from maep.config.schema import ModelSettings
+from maep.config.training_settings import ModelSettings
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.purifiers import load_purifier
 from maep.runtime.errors import UserError

@@ -18,8 +18,9 @@ from PIL import Image
 
 from maep import load_purifier
 from maep.__main__ import run
+from maep.config.evaluation_settings import PurifySettings
 from maep.config.load import load_settings, to_yaml
-from maep.config.schema import ModelSettings, PurifySettings
+from maep.config.training_settings import ModelSettings
 from maep.data.shard_manifest import PurifiedManifest
 from maep.data.shards import ShardSet, to_float, to_uint8
 from maep.models.masked_autoencoder import MaskedAutoencoder

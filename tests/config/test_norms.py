@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from maep.__main__ import run
+from maep.config.implementations import NORMS
 from maep.config.load import load_settings
 from maep.config.norms import USUAL
-from maep.config.schema import NORMS
 from maep.evaluation import evaluate
 from maep.runtime.errors import UserError
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from maep.config.load import load_settings
-from maep.config.schema import TrainSettings
+from maep.config.training_settings import TrainSettings
 from maep.data.adversarial_set import adversarial_path
 from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import clean_shards_path

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from maep.config.schema import PurifySettings
+from maep.config.evaluation_settings import PurifySettings
 from maep.evaluation.model_identity import model_identity
 from tests.tiny import ROOT
 

@@ -13,11 +13,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from maep.config.data_settings import ClassifierSettings
 from maep.config.load import load_settings
-from maep.config.schema import ClassifierSettings
 from maep.models.classifiers import build_classifier, classifier_identity, load_classifier
 from maep.models.classifiers.factory import check_image_size, warn_of_other_normalization
-from maep.pipeline.stages import _check_weights
+from maep.pipeline.preconditions import check_classifiers
 from maep.runtime.errors import UserError
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -316,14 +316,14 @@ def test_another_normalisation_than_the_authors_is_said(
     """Of networks for CIFAR whose files do not say it, for its 10 and its 100 classes; before a run starts."""
     save_file({"bias": torch.zeros(10)}, tmp_path / "w.safetensors")
     words = [f"classifier.weights={tmp_path / 'w.safetensors'}"]
-    _check_weights(load_settings(None, [*words, f"classifier.arch={arch}", "classifier.std=[0.3,0.3,0.3]"]))
+    check_classifiers(load_settings(None, [*words, f"classifier.arch={arch}", "classifier.std=[0.3,0.3,0.3]"]))
     out = " ".join(capsys.readouterr().out.split())
     assert f"{said}'s own weights of {arch} were trained with [0.4914, 0.4822, 0.4465] and {stds[0]}, or [0.5071" in out
     assert f"and {stds[1]}; set that if classifier.weights are {said}'s" in out
     for mean, std in zip(([0.4914, 0.4822, 0.4465], [0.5071, 0.4866, 0.4409]), stds, strict=True):
         right = [f"classifier.mean={mean}", f"classifier.std={std}"]
-        _check_weights(load_settings(None, [*words, f"classifier.arch={arch}", *right]))
-    _check_weights(load_settings(None, [*words, "classifier.arch=cifar_resnet8", "classifier.std=[0.3,0.3,0.3]"]))
+        check_classifiers(load_settings(None, [*words, f"classifier.arch={arch}", *right]))
+    check_classifiers(load_settings(None, [*words, "classifier.arch=cifar_resnet8", "classifier.std=[0.3,0.3,0.3]"]))
     assert capsys.readouterr().out == ""
 
 

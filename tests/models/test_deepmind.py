@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from maep.config.data_settings import ClassifierSettings
 from maep.config.load import load_settings
-from maep.config.schema import ClassifierSettings
 from maep.models.classifiers import load_classifier
 from maep.models.classifiers.deepmind import DeepMindPreActResNet18, DeepMindWideResNet
 from maep.models.classifiers.wide_resnet import WideResNet

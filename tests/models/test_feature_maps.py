@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from maep.config.schema import ClassifierSettings
+from maep.config.data_settings import ClassifierSettings
 from maep.models.classifiers import build_classifier
 from maep.models.feature_maps import FeatureMap
 from maep.runtime.errors import UserError

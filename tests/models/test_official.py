@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maep.config.schema import ModelSettings
+from maep.config.training_settings import ModelSettings
 from maep.models.masked_autoencoder import MaskedAutoencoder, patchify
 from maep.models.official import MEAN, STD, load_initial
 from maep.models.positions import sincos_positions

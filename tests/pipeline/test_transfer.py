@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from maep.config.evaluation_settings import PurifySettings
 from maep.config.load import load_settings, to_yaml
-from maep.config.schema import PurifySettings
 from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import clean_split
 from maep.data.shards import to_float

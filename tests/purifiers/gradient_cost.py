@@ -18,7 +18,8 @@ from torch import Tensor
 
 from maep.benchmarks.evaluation_rates import Row
 from maep.config.command_line import command_line
-from maep.config.schema import PurifySettings, Settings
+from maep.config.evaluation_settings import PurifySettings
+from maep.config.schema import Settings
 from maep.evaluation.audit.purification_cost import PeakMemory
 from maep.evaluation.reporting.provenance import environment
 from maep.purifiers.diffpure import DiffPurePurifier

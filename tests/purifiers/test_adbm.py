@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from maep import load_purifier
 from maep.attacks.attack_spec import AttackSpec
+from maep.config.data_settings import AttackSettings
 from maep.config.implementations import OBJECTIVES, implementation
 from maep.config.load import load_settings
-from maep.config.schema import AttackSettings, ObjectiveSettings, RobustSettings
+from maep.config.training_settings import ObjectiveSettings, RobustSettings
 from maep.models.denoiser import Denoiser
 from maep.models.noise_schedule import alpha_bar, diffused
 from maep.objectives import bridge, bridged, denoise

@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from maep import load_purifier
 from maep.cli.checkpoint import main
+from maep.config.evaluation_settings import PurifySettings
 from maep.config.load import load_settings
-from maep.config.schema import PurifySettings
 from maep.models.code_network import CodeNetwork
 from maep.pipeline.execution import run_pipeline
 from maep.purifiers import save_purifier

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from maep import load_purifier
 from maep.cli.checkpoint import main as checkpoint_command
+from maep.config.evaluation_settings import PurifySettings
 from maep.config.load import load_settings
-from maep.config.schema import PurifySettings
 from maep.evaluation.stage import purifiers_of
 from maep.pipeline.execution import run_pipeline
 from maep.purifiers.disco import DiscoPurifier, DiscoSettings

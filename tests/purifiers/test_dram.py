@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from maep import load_purifier
 from maep.ablation.running.reuse import pretraining_key
+from maep.config.evaluation_settings import PurifySettings
 from maep.config.identity import decisive_settings
 from maep.config.load import load_settings
-from maep.config.schema import ModelSettings, PurifySettings
+from maep.config.training_settings import ModelSettings
 from maep.data.images.build import clean_split
 from maep.data.shards import to_float
 from maep.evaluation.stage import purifier_identity

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from maep import load_purifier
-from maep.config.schema import ModelSettings, PurifySettings
+from maep.config.evaluation_settings import PurifySettings
+from maep.config.training_settings import ModelSettings
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.purifiers import MAEPurifier, Purifier, save_purifier
 from maep.purifiers.median import MedianPurifier, MedianSettings

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maep import load_purifier
+from maep.config.evaluation_settings import PurifySettings
 from maep.config.load import load_settings
-from maep.config.schema import PurifySettings
 from maep.pipeline.execution import run_pipeline
 from maep.purifiers import save_purifier
 from maep.purifiers.base import Source

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from maep.config.schema import ModelSettings, PurifySettings
+from maep.config.evaluation_settings import PurifySettings
+from maep.config.training_settings import ModelSettings
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.purifiers import MAEPurifier
 from maep.purifiers.tiling import Tiling

@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from maep import load_purifier
 from maep.cli.checkpoint import main as checkpoint_command
+from maep.config.evaluation_settings import PurifySettings
 from maep.config.load import load_settings
-from maep.config.schema import PurifySettings
 from maep.data.shards import to_float
 from maep.models.nrp_networks import DenseNetwork, PlainNetwork
 from maep.pipeline.execution import run_pipeline

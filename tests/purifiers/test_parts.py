@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from maep.config.schema import ModelSettings, PurifySettings
+from maep.config.evaluation_settings import PurifySettings
+from maep.config.training_settings import ModelSettings
 from maep.data.purifying import check_memory, purify_pixels
 from maep.data.shards import to_float, to_uint8
 from maep.models.masked_autoencoder import MaskedAutoencoder

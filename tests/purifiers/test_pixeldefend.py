@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from maep import load_purifier
+from maep.config.evaluation_settings import PurifySettings
 from maep.config.load import load_settings
-from maep.config.schema import PurifySettings
 from maep.models.pixel_cnn import log_likelihood
 from maep.pipeline.execution import run_pipeline
 from maep.purifiers import save_purifier

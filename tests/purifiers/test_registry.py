@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from maep import load_purifier
 from maep.attacks.reseeding import is_random
 from maep.attacks.threat_models import StraightThrough
+from maep.config.evaluation_settings import PurifySettings
 from maep.config.identity import decides
 from maep.config.implementations import OBJECTIVES
 from maep.config.load import load_settings
-from maep.config.schema import PurifySettings, Settings
+from maep.config.schema import Settings
 from maep.models.denoiser import Denoiser
 from maep.pipeline.stages import STAGES
 from maep.purifiers import Purifier, save_purifier

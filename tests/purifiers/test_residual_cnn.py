@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maep.benchmarks.compute_rates import flops_of
+from maep.config.evaluation_settings import PurifySettings
 from maep.config.load import load_settings
-from maep.config.schema import PurifySettings
 from maep.models.convolutions import ResidualDenoiser
 from maep.purifiers.residual_cnn import ResidualCnnPurifier, ResidualCnnSettings
 from maep.runtime.errors import UserError

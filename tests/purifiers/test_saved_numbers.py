@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from maep import load_purifier
-from maep.config.schema import PurifySettings
+from maep.config.evaluation_settings import PurifySettings
 from maep.purifiers import MAEPurifier, save_purifier
 from maep.purifiers.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, merge_adapter
 from maep.runtime.errors import UserError

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from maep import load_purifier
+from maep.config.evaluation_settings import PurifySettings
 from maep.config.load import load_settings
-from maep.config.schema import ModelSettings, PurifySettings
+from maep.config.training_settings import ModelSettings
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.purifiers import MAEPurifier, read_purifier, save_purifier
 from maep.purifiers.registry import purifier_class

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maep.attacks.threat_models import Adaptive, AdaptiveEot, Bpda
+from maep.config.evaluation_settings import EvaluationSettings
 from maep.config.load import load_settings
-from maep.config.schema import EvaluationSettings
 from maep.evaluation.scoring.defense import Defense, Targets
 from maep.purifiers.soap import SoapPurifier, SoapSettings, second_view
 from maep.runtime.errors import UserError

@@ -6,7 +6,9 @@ from torch import Tensor, nn
 
 from maep.attacks.attack_spec import AttackSpec
 from maep.attacks.gradient import attack
-from maep.config.schema import AttackSettings, ObjectiveSettings, PurifySettings
+from maep.config.data_settings import AttackSettings
+from maep.config.evaluation_settings import PurifySettings
+from maep.config.training_settings import ObjectiveSettings
 from maep.models.denoiser import Denoiser
 from maep.models.noise_schedule import denoised, sigma_of
 from maep.purifiers.diffpure import DiffPurePurifier, DiffPureSettings

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from maep.config.load import load_settings
-from maep.config.schema import TrainSettings
+from maep.config.training_settings import TrainSettings
 from maep.data.images.build import clean_shards_path, clean_split
 from maep.data.pairs import PairBatches, PairDataset, pair_loader
 from maep.data.shard_manifest import CleanManifest

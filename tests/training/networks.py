@@ -3,7 +3,7 @@
 from torch import nn
 
 from maep.config.implementations import OBJECTIVES
-from maep.config.schema import ModelSettings
+from maep.config.training_settings import ModelSettings
 from maep.models.code_network import CodeNetwork
 from maep.models.denoiser import Denoiser
 from maep.models.energy_network import EnergyNetwork

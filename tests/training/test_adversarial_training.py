@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from maep.config.schema import ClassifierSettings
+from maep.config.data_settings import ClassifierSettings
 from maep.models.classifiers.resnet import CifarResNet
 from maep.runtime.errors import UserError
 from maep.runtime.randomness import keyed_rng

@@ -15,8 +15,8 @@ import torch.distributed as dist
 from accelerate import Accelerator
 
 from maep.attacks.attack_state import AttackState
+from maep.config.data_settings import AttackSettings
 from maep.config.load import load_settings
-from maep.config.schema import AttackSettings
 from maep.data.adversarial import ShardAttack
 from maep.data.images.build import clean_split
 from maep.data.shards import ShardSet

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from maep.config.schema import FinetuneSettings, ModelSettings
+from maep.config.training_settings import FinetuneSettings, ModelSettings
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.purifiers.adapter import merge_adapter
 from maep.storage.manifests import Manifest

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from maep.benchmarks.host_reads import host_reads
 from maep.config.implementations import OBJECTIVES
 from maep.config.load import load_settings
-from maep.config.schema import FinetuneSettings, ObjectiveSettings
+from maep.config.training_settings import FinetuneSettings, ObjectiveSettings
 from maep.data.images.build import clean_split
 from maep.data.pairs import pair_loader
 from maep.models.masked_autoencoder import MaskedAutoencoder

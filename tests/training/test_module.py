@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from maep.config.implementations import OBJECTIVES
-from maep.config.schema import ComputeSettings, FinetuneSettings, ObjectiveSettings
+from maep.config.schema import ComputeSettings
+from maep.config.training_settings import FinetuneSettings, ObjectiveSettings
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.runtime.errors import UserError
 from maep.training.finetune import with_adapter

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from maep.config.load import load_settings
-from maep.config.schema import ObjectiveSettings
+from maep.config.training_settings import ObjectiveSettings
 from maep.pipeline.stages import STAGES
 from maep.training.inputs import adversary, own_pairs
 from maep.training.noise import noise_levels, noisy

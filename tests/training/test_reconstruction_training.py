@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from maep.config.data_settings import ClassifierSettings
 from maep.config.load import load_settings
-from maep.config.schema import ClassifierSettings
 from maep.models.classifiers import Normalized, build_classifier
 from maep.purifiers.soap import SoapPurifier, SoapSettings
 from maep.runtime.errors import UserError

@@ -11,8 +11,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from maep.config.data_settings import AttackSettings
 from maep.config.load import load_settings
-from maep.config.schema import AttackSettings, ComputeSettings, RobustSettings, TrainSettings
+from maep.config.schema import ComputeSettings
+from maep.config.training_settings import RobustSettings, TrainSettings
 from maep.data.pairs import PairDataset
 from maep.data.shards import ShardSet
 from maep.models.masked_autoencoder import MaskedAutoencoder

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from maep.attacks.attack_spec import AttackSpec
 from maep.attacks.gradient import attack
+from maep.config.data_settings import AttackSettings
 from maep.config.load import load_settings
-from maep.config.schema import AttackSettings, ModelSettings, RobustSettings
+from maep.config.training_settings import ModelSettings, RobustSettings
 from maep.data.pairs import PairBatch, PairDataset
 from maep.launch.monitor.stage_progress import progress_of
 from maep.models.masked_autoencoder import MaskedAutoencoder, visible_index

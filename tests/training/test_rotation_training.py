@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from maep.config.data_settings import ClassifierSettings
 from maep.config.load import load_settings
-from maep.config.schema import ClassifierSettings
 from maep.models.classifiers import Normalized, build_classifier, load_classifier
 from maep.models.classifiers.rotation import turned
 from maep.purifiers.soap import SoapPurifier, SoapSettings

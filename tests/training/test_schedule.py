@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from maep.config.schema import RobustSettings, TrainSettings
+from maep.config.training_settings import RobustSettings, TrainSettings
 from maep.runtime.errors import UserError
 from maep.training.schedule import check_held_out, held_out_images, learning_rate, total_steps
 

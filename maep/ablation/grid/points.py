@@ -11,10 +11,11 @@ from typing import Any
 
 from maep.ablation.grid.row_selector import WORST_CASE, RowSelector
 from maep.ablation.grid.sweep import ACCURACIES, Sweep
+from maep.config.data_settings import DataSettings
 from maep.config.identity import decisive_settings
 from maep.config.load import Writing, leaves, load_settings, setting_value, writings
 from maep.config.pair_source import source_facts
-from maep.config.schema import DataSettings, Settings
+from maep.config.schema import Settings
 from maep.evaluation.scoring.tasks import attacks_of, eps_text
 from maep.purifiers.registry import stages_before
 from maep.runtime.digests import digest

@@ -22,7 +22,8 @@ from typing import Self, TypeVar
 
 import numpy as np
 
-from maep.config.schema import DataSettings, Settings
+from maep.config.data_settings import DataSettings
+from maep.config.schema import Settings
 from maep.data.images.archives import fingerprint
 from maep.data.images.decoding import crop_to
 from maep.data.images.moved_source import content_settings, shards_of_moved_source, take_over

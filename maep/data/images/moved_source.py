@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from maep.config.data_settings import DataSettings
 from maep.config.identity import decisive_fields
-from maep.config.schema import DataSettings
 from maep.data.images.source_record import SourceRecord, source_record
 from maep.data.shard_manifest import CleanManifest
 from maep.data.shards import ShardSet

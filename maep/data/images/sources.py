@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from maep.config.schema import DataSettings
+from maep.config.data_settings import DataSettings
 from maep.data.images.archives import Archive, check_root, open_archive
 from maep.data.images.cifar import LAYOUTS, folder_of, read_cifar
 from maep.data.images.decoding import IMAGE_SUFFIXES as IMAGE_SUFFIXES

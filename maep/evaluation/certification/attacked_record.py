@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from maep.config.schema import CertifySettings
+from maep.config.evaluation_settings import CertifySettings
 from maep.evaluation.certification.certificate_record import CertifyIdentity, read_record, require_record
 from maep.runtime.digests import digest
 from maep.storage.documents import Document

@@ -19,7 +19,7 @@ from maep.attacks.catalog import NamedAttack
 from maep.attacks.gradient import attack
 from maep.attacks.reseeding import reseeded
 from maep.attacks.threat_models import Adaptive
-from maep.config.schema import EvaluationSettings
+from maep.config.evaluation_settings import EvaluationSettings
 from maep.data.adversarial import quantise
 from maep.evaluation.certification.attacked_record import (
     GRADIENT_DRAWS,

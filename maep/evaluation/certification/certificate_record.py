@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-from maep.config.schema import CertifySettings
+from maep.config.evaluation_settings import CertifySettings
 from maep.evaluation.scoring.chunk_record import RecordHead
 from maep.runtime.digests import digest
 from maep.runtime.errors import fail

@@ -15,7 +15,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from maep.attacks.reseeding import reseeded
-from maep.config.schema import CertifySettings
+from maep.config.evaluation_settings import CertifySettings
 from maep.evaluation.certification.certificate_record import Certificate
 from maep.evaluation.certification.integer_noise import LEVELS, level_noise
 from maep.runtime.errors import fail

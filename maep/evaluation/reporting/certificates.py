@@ -8,8 +8,9 @@ from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from maep.config.evaluation_settings import CertifySettings
 from maep.config.identity import configuration_digest
-from maep.config.schema import CertifySettings, Settings
+from maep.config.schema import Settings
 from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import clean_split
 from maep.evaluation.certification.attacked_record import (

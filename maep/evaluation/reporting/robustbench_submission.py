@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from maep.attacks.reseeding import is_random
 from maep.config.attack_names import AUTOATTACK
+from maep.config.data_settings import ClassifierSettings
 from maep.config.load import load_settings
-from maep.config.schema import ClassifierSettings, Settings
+from maep.config.schema import Settings
 from maep.data.classifier_weights import classifier_weights
 from maep.data.images.build import clean_split
 from maep.data.shards import to_float

@@ -19,7 +19,7 @@ from maep.attacks.threat_models import (
     ZeroGradient,
     target_of_defended,
 )
-from maep.config.schema import EvaluationSettings
+from maep.config.evaluation_settings import EvaluationSettings
 from maep.evaluation.scoring.reduced_model import SurrogateSettings
 from maep.models.defended import DefendedClassifier
 from maep.purifiers import Purifier

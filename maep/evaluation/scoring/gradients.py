@@ -1,7 +1,7 @@
 """What attackers who follow a defense's own gradients get where it has none: said, or refused if asked so."""
 
+from maep.config.evaluation_settings import EvaluationSettings
 from maep.config.implementations import WITHOUT_GRADIENT
-from maep.config.schema import EvaluationSettings
 from maep.evaluation.scoring.evaluation import Evaluation
 from maep.purifiers import Purifier
 from maep.runtime.console import say

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 from maep.attacks.threat_models import Adaptive, AdaptiveEot, BlackBox, Bpda, Oblivious, Surrogate, Twin, threat_model
-from maep.config.schema import EvaluationSettings
+from maep.config.evaluation_settings import EvaluationSettings
 from maep.evaluation.scoring.chunk_record import CONTENT
 from maep.evaluation.scoring.reduced_model import SurrogateSettings
 from maep.evaluation.scoring.tasks import Task, chunk_size

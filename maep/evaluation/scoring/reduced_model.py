@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from maep.config.schema import EvaluationSettings
+from maep.config.evaluation_settings import EvaluationSettings
 from maep.purifiers import Purifier
 from maep.runtime.compiling import compiled_copy
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maep.config.attack_names import check_attacks
-from maep.config.schema import EvaluationSettings
+from maep.config.evaluation_settings import EvaluationSettings
 from maep.runtime.errors import fail
 from maep.runtime.randomness import keyed_rng
 

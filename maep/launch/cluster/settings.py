@@ -17,7 +17,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from maep.config.load import CONFIGS, apply_setting, leaves
-from maep.config.schema import setting
+from maep.config.setting import setting
 from maep.config.values import MAX_FILE
 from maep.launch.cluster.gpu_request import GPUS_PER_NODE, GRES
 from maep.launch.cluster.outer_shell import extra_site_defaults, site_defaults

@@ -1,7 +1,8 @@
 """How many images and classes a configuration has, where its shards may not be built yet."""
 
 from maep.config.pair_source import source_settings
-from maep.config.schema import Settings, TrainSettings
+from maep.config.schema import Settings
+from maep.config.training_settings import TrainSettings
 from maep.data.images.build import clean_shards
 from maep.data.shards import ShardSet
 from maep.runtime.errors import fail

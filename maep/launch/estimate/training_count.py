@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from maep.attacks.attack_spec import AttackSpec
 from maep.config.implementations import OBJECTIVES
 from maep.config.pair_source import source_settings
-from maep.config.schema import ObjectiveSettings, Settings, TrainSettings
+from maep.config.schema import Settings
+from maep.config.training_settings import ObjectiveSettings, TrainSettings
 from maep.data.pairs import visible_patches
 from maep.data.shards import to_float
 from maep.launch.estimate.data_sizes import class_count

@@ -19,8 +19,8 @@ from maep.config.architectures import (
     WIDE_RESNET,
     is_own,
 )
+from maep.config.data_settings import ClassifierSettings
 from maep.config.published_classifiers import NONE, Normalization, unsaid_normalizations
-from maep.config.schema import ClassifierSettings
 from maep.models.classifiers.deepmind import DeepMindPreActResNet18, DeepMindWideResNet
 from maep.models.classifiers.normalized import Normalized
 from maep.models.classifiers.reconstruction import ReconstructionClassifier

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from maep.config.schema import ClassifierSettings
+from maep.config.data_settings import ClassifierSettings
 from maep.models.weight_files import weights_sha256
 from maep.runtime.digests import digest
 from maep.runtime.errors import fail

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from maep.config.schema import TrainSettings
+from maep.config.training_settings import TrainSettings
 from maep.runtime.console import say
 from maep.runtime.errors import UserError, fail
 from maep.storage.manifests import CheckpointManifest

@@ -12,7 +12,8 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-from maep.config.schema import ComputeSettings, TrainSettings
+from maep.config.schema import ComputeSettings
+from maep.config.training_settings import TrainSettings
 from maep.models.masked_autoencoder import MASK_TOKEN
 from maep.runtime.device import prepare_device, warn_of_slow_bf16
 from maep.runtime.errors import fail

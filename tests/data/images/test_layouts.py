@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from maep.config.schema import DataSettings
+from maep.config.data_settings import DataSettings
 from maep.data.images.layouts import looks_like_a_split, split_of
 from maep.data.images.sources import open_source, survey
 from maep.runtime.errors import UserError

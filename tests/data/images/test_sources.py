@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maep.config.schema import DataSettings
+from maep.config.data_settings import DataSettings
 from maep.data.images.cifar import read_pickle
 from maep.data.images.sources import Item, Source, Splits, _stem, balanced, hold_out, open_source
 from maep.runtime.errors import UserError

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from maep.config.schema import ModelSettings, PurifySettings
+from maep.config.evaluation_settings import PurifySettings
+from maep.config.training_settings import ModelSettings
 from maep.data.shards import ShardSet
 from maep.evaluation.audit.purification_cost import CostMeasurement, PeakMemory, PurificationCost, read_cost
 from maep.evaluation.scoring.defense import Defense

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from maep.config.schema import CertifySettings, Settings
+from maep.config.evaluation_settings import CertifySettings
+from maep.config.schema import Settings
 from maep.data.shards import ShardSet
 from maep.evaluation.certification.certificate_record import CERTIFICATES, plan_chunks
 from maep.evaluation.certification.certifying import CertifyUnit, certify_all, certify_identity

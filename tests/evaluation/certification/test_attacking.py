@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from maep.config.schema import CertifySettings
+from maep.config.evaluation_settings import CertifySettings
 from maep.data.shards import ShardSet
 from maep.evaluation.certification.attacked_record import (
     AttackedImage,

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from maep.cli.certify import main as certify
+from maep.config.evaluation_settings import CertifySettings
 from maep.config.load import load_settings
-from maep.config.schema import CertifySettings
 from maep.data.shards import ShardSet, to_float
 from maep.evaluation.certification.certificate_record import plan_chunks
 from maep.evaluation.certification.certifying import certify_all

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
-from maep.config.schema import CertifySettings
+from maep.config.evaluation_settings import CertifySettings
 from maep.data.shards import to_float
 from maep.evaluation.certification.integer_noise import BITS, level_noise, normal_cdf
 from maep.evaluation.certification.smoothing import Smoothed, certified_radius

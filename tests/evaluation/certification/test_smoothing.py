@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from maep.config.schema import CertifySettings
+from maep.config.evaluation_settings import CertifySettings
 from maep.evaluation.certification.certificate_record import Certificate
 from maep.evaluation.certification.smoothing import CHOOSING, Smoothed, certified_radius, largest_radius, lower_bound
 from maep.runtime.errors import UserError

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from maep.cli.evaluate import main as evaluate
+from maep.config.evaluation_settings import PurifySettings
 from maep.config.load import load_settings
-from maep.config.schema import PurifySettings
 from maep.data.images.build import clean_split
 from maep.data.shards import ShardSet, to_float
 from maep.evaluation.reporting.report_document import REPORT, Report

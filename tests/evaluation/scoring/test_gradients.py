@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from maep.config.evaluation_settings import EvaluationSettings
 from maep.config.implementations import THREAT_MODELS, WITHOUT_GRADIENT
 from maep.config.load import load_settings
-from maep.config.schema import EvaluationSettings
 from maep.evaluation import evaluate
 from maep.evaluation.scoring.gradients import followers
 from maep.models.defended import DefendedClassifier

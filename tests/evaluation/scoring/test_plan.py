@@ -4,8 +4,8 @@ from dataclasses import asdict
 
 import pytest
 
+from maep.config.evaluation_settings import EvaluationSettings, PurifySettings
 from maep.config.identity import decisive_fields
-from maep.config.schema import EvaluationSettings, PurifySettings
 from maep.evaluation.scoring.tasks import Task, plan_tasks, undefended_task
 from maep.runtime.errors import UserError
 

@@ -12,7 +12,8 @@ from torch._dynamo.utils import counters
 from maep.attacks.attack_spec import AttackSpec
 from maep.attacks.attack_state import load_tensors
 from maep.attacks.gradient import attack
-from maep.config.schema import EvaluationSettings, ModelSettings, PurifySettings
+from maep.config.evaluation_settings import EvaluationSettings, PurifySettings
+from maep.config.training_settings import ModelSettings
 from maep.data.shards import ShardSet
 from maep.evaluation.scoring.defense import Defense
 from maep.evaluation.scoring.evaluation import Evaluation, prepare

@@ -78,6 +78,22 @@ class Bpda:
         return nn.Sequential(StraightThrough(purifier), classifier).eval()
 
 
+class BpdaIntermediate:
+    """The attacker knows everything, but cannot or does not differentiate through the purifier, which works in steps.
+
+    BPDA at intermediate points: forward the attack sees f(P(x)), backward it takes the mean of f's gradients at P(x)
+    and at the images that the steps went through, each for the identity. It broke SOAP (Croce et al. 2022). A purifier
+    that shows no such images is attacked as by BPDA.
+    """
+
+    name = "bpda-intermediate"
+    uses_purifier = knows_purifier = True
+
+    def target(self, purifier: nn.Module, classifier: nn.Module, draws: int) -> nn.Module:
+        """f∘P whose gradient is the mean of f's at the images of `maep.purifiers.base.Purifier.path`."""
+        return MeanGradient(purifier, classifier).eval()
+
+
 class Adaptive:
     """The attacker knows everything: classifier f and purifier P, weights and gradients of both.
 
@@ -166,6 +182,31 @@ class _IdentityBackward(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
+
+
+class MeanGradient(nn.Module):
+    """f∘P; backward the logits' gradient goes through f at every image of P's path, and their mean to the images.
+
+    purifier: has `path`, as `maep.purifiers.base.Purifier`; classifier: f. What f computed is computed again backward,
+    at one image of the path after another: of many, the activations would not fit.
+    """
+
+    def __init__(self, purifier: nn.Module, classifier: nn.Module) -> None:
+        super().__init__()
+        self.purifier, self.classifier = purifier, classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [N, C] of the purified images."""
+        with torch.no_grad():
+            *before, purified = self.purifier.path(images)  # type: ignore[operator]
+        if not (torch.is_grad_enabled() and images.requires_grad):
+            return self.classifier(purified)
+        logits = [
+            checkpoint(self.classifier, _IdentityBackward.apply(images, point), use_reentrant=False)
+            for point in (purified, *before)
+        ]
+        mean = torch.stack(logits).mean(0)
+        return logits[0].detach() + (mean - mean.detach())
 
 
 class ZeroGradient(nn.Module):

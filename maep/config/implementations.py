@@ -71,13 +71,14 @@ THREAT_MODELS = {
     "oblivious": "maep.attacks.threat_models:Oblivious",
     "twin": "maep.attacks.threat_models:Twin",
     "bpda": "maep.attacks.threat_models:Bpda",
+    "bpda-intermediate": "maep.attacks.threat_models:BpdaIntermediate",
     "surrogate": "maep.attacks.threat_models:Surrogate",
     "adaptive": "maep.attacks.threat_models:Adaptive",
     "adaptive-eot": "maep.attacks.threat_models:AdaptiveEot",
     "blackbox": "maep.attacks.threat_models:BlackBox",
 }
 # Those whose attackers follow no gradient of what purifies: they have none, or another in its place.
-WITHOUT_GRADIENT = ("oblivious", "bpda", "blackbox")
+WITHOUT_GRADIENT = ("oblivious", "bpda", "bpda-intermediate", "blackbox")
 # Of the training pairs; maep.attacks.gradient takes them by these names.
 GRADIENT_ATTACKS = ("fgsm", "nfgsm", "bim", "pgd", "ssp")
 ATTACKED = ("classifier", "whole")  # what the attack of a training sees

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-OBLIVIOUS, BPDA = "oblivious", "bpda"
+OBLIVIOUS, BPDA = "oblivious", ("bpda", "bpda-intermediate")
 
 
 class DefendedClassifier(nn.Module):
@@ -40,7 +40,7 @@ class DefendedClassifier(nn.Module):
         """
         if threat_model == OBLIVIOUS:
             return self.classifier
-        return self.approximation() if threat_model == BPDA else self
+        return self.approximation() if threat_model in BPDA else self
 
     def compiled(self) -> "DefendedClassifier":
         """A copy with the same weights whose networks are compiled, for attacks to follow; by default itself.

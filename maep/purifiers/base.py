@@ -57,6 +57,7 @@ class Purifier(nn.Module):
     needs_classifier: whether purifying asks the classifier that it stands before; then `attach` hands that over.
     is_differentiable: whether autograd sees through `purify`.
     is_iterative: whether `purify` is a loop: an optimisation, or one network asked again and again.
+    has_path: whether `path` shows what that loop goes through.
     """
 
     kind: ClassVar[str]
@@ -67,6 +68,7 @@ class Purifier(nn.Module):
     needs_classifier: ClassVar[bool] = False
     is_differentiable: bool = True
     is_iterative: bool = False
+    has_path: ClassVar[bool] = False
 
     @classmethod
     def is_trained(cls) -> bool:
@@ -113,6 +115,12 @@ class Purifier(nn.Module):
         Raises ValueError for another shape.
         """
         raise NotImplementedError
+
+    def path(self, images: Tensor) -> Sequence[Tensor]:
+        """Images that `purify` goes through, each [N, 3, H, W] in [0, 1], and last what it returns; by default that
+        alone. For attackers who follow the classifier at all of them.
+        """
+        return [self.purify(images)]
 
     def forward(self, images: Tensor) -> Tensor:
         """`purify`, so that a purifier is a module like any other."""

@@ -8,7 +8,8 @@ the loss above which it counts as attacked is the one that a given share of clea
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -99,7 +100,7 @@ class DramPurifier(TrainedPurifier):
     options = ("batch_tiles",)
     stages = ("shards", "classifier", "attack", "pretrain")
     is_differentiable = False
-    is_iterative = True
+    is_iterative = has_path = True
 
     model: MaskedAutoencoder
     threshold: Tensor
@@ -135,14 +136,28 @@ class DramPurifier(TrainedPurifier):
         Raises ValueError for another shape, where it is exported, and UserError before it was calibrated.
         """
         require_images(images)
-        require_eager(self)
         if not len(images):
             return images
+        return torch.cat([deque(walk, maxlen=1).pop() for walk in self._walks(images)])
+
+    @torch.no_grad()
+    def path(self, images: Tensor) -> Sequence[Tensor]:
+        """As the base's: what each step of a repair gives; of what is not repaired, the image itself. Raises as
+        `purify`.
+        """
+        require_images(images)
+        if not len(images):
+            return [images]
+        return [torch.cat(step) for step in zip(*self._walks(images), strict=True)]
+
+    def _walks(self, images: Tensor) -> list[Iterator[Tensor]]:
+        """Of the images that are in the network together what each step makes of them, as it is asked for."""
+        require_eager(self)
         if self.threshold.isnan():
             fail(f"dram.false_alarms={self.repair.false_alarms:g}: this purifier was not calibrated; take that of "
                  "purifier/, or set it to 1")  # fmt: skip
         grid = self._grid(images)
-        return torch.cat([self._purified(x, grid, draws) for x, draws in self._parts(images, grid)])
+        return [self._steps(x, grid, draws) for x, draws in self._parts(images, grid)]
 
     def _grid(self, images: Tensor) -> Tiling:
         height, width = images.shape[-2:]
@@ -179,13 +194,14 @@ class DramPurifier(TrainedPurifier):
         visible = torch.from_numpy(np.concatenate(seen, axis=1)).to(images.device)
         return Draws(start.to(images), visible[: self.repair.detection_masks], visible[self.repair.detection_masks :])
 
-    def _purified(self, x: Tensor, grid: Tiling, draws: Draws) -> Tensor:
-        if self.repair.false_alarms == 1:
-            return self._repaired(x, grid, draws)
-        attacked = self._detection_losses(x, grid, draws) > self.threshold
-        return torch.where(attacked[:, None, None, None], self._repaired(x, grid, draws), x)
+    def _steps(self, x: Tensor, grid: Tiling, draws: Draws) -> Iterator[Tensor]:
+        attacked = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        if self.repair.false_alarms < 1:
+            attacked = self._detection_losses(x, grid, draws) > self.threshold
+        for repaired in self._repairs(x, grid, draws):
+            yield torch.where(attacked[:, None, None, None], repaired, x)
 
-    def _repaired(self, x: Tensor, grid: Tiling, draws: Draws) -> Tensor:
+    def _repairs(self, x: Tensor, grid: Tiling, draws: Draws) -> Iterator[Tensor]:
         shift = draws.start
         for number in range(self.repair.steps):
             with torch.inference_mode(False), torch.enable_grad():
@@ -194,7 +210,7 @@ class DramPurifier(TrainedPurifier):
                 loss = self._losses(at, grid, draws.repair[number % len(draws.repair)]).sum()
                 (gradient,) = torch.autograd.grad(loss, at)
             shift = (shift - self.repair.step * gradient.sign()).clamp(-self.repair.eps, self.repair.eps)
-        return (x + shift).clamp(0, 1)
+            yield (x + shift).clamp(0, 1)
 
     def _losses(self, images: Tensor, grid: Tiling, visible: Tensor) -> Tensor:
         """Mean squared error on hidden pixels, [N]; the target is constant to autograd."""

@@ -7,6 +7,7 @@ decoder should draw the image from the classifier's features. The classifier is 
 Against who attacks the purified point there is next to nothing left (3.7 % of 52.6, Croce et al. 2022).
 """
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -59,7 +60,7 @@ class SoapPurifier(Filter):
     settings: SoapSettings
     needs_classifier = True
     is_differentiable = False
-    is_iterative = True
+    is_iterative = has_path = True
 
     def __init__(self, settings: SoapSettings) -> None:
         super().__init__(settings)
@@ -94,20 +95,33 @@ class SoapPurifier(Filter):
         """
         require_images(images)
         require_eager(self)
-        x = images.detach()
-        best = torch.zeros_like(x)
-        least = self._loss_at(x, best)
-        for number in range(1, self.settings.radii + 1):
-            shift = self._descended(x, number * self.settings.unit)
-            loss = self._loss_at(x, shift)
-            best = torch.where((loss < least)[:, None, None, None], shift, best)
-            least = torch.minimum(loss, least)
-        return (x + best).clamp(0, 1)
+        return self._best_of(self._candidates(images.detach()))
 
-    def _loss_at(self, x: Tensor, shift: Tensor) -> Tensor:
-        """Of the picture that would be returned, [N]."""
-        with torch.no_grad():
-            return self.auxiliary_loss((x + shift).clamp(0, 1))
+    def path(self, images: Tensor) -> Sequence[Tensor]:
+        """As the base's: what each radius above 0 gives, and of all the best, as `purify`. Raises as that."""
+        require_images(images)
+        require_eager(self)
+        candidates = list(self._candidates(images.detach()))
+        return [*candidates[1:], self._best_of(candidates)]
+
+    def _candidates(self, x: Tensor) -> Iterator[Tensor]:
+        """The image itself, and what each further radius gives."""
+        yield x.clamp(0, 1)
+        for number in range(1, self.settings.radii + 1):
+            yield (x + self._descended(x, number * self.settings.unit)).clamp(0, 1)
+
+    @torch.no_grad()
+    def _best_of(self, candidates: Iterable[Tensor]) -> Tensor:
+        """Of each image the one with the least loss; of equal ones the first."""
+        best, least = None, None
+        for candidate in candidates:
+            loss = self.auxiliary_loss(candidate)
+            if best is None or least is None:
+                best, least = candidate, loss
+            best = torch.where((loss < least)[:, None, None, None], candidate, best)
+            least = torch.minimum(loss, least)
+        assert best is not None, "the image itself is one of them"
+        return best
 
     def _descended(self, x: Tensor, radius: float) -> Tensor:
         """The shift after all steps within a radius."""

@@ -70,6 +70,32 @@ def test_bpda_takes_the_purifier_for_the_identity_backward() -> None:
     assert not gradient(nn.Sequential(Rounded(), classifier), images[:4]).any()
 
 
+def test_bpda_at_intermediate_points_follows_the_whole_path() -> None:
+    """Forward f(P(x)); backward the mean of f's gradients at all that P goes through, for the logits' at P(x)."""
+
+    class Halved(nn.Module):
+        def path(self, images: Tensor) -> list[Tensor]:
+            return [images * 0.75, images * 0.6, self(images)]
+
+        def forward(self, images: Tensor) -> Tensor:
+            return images * 0.5
+
+    classifier, (images, _) = train_small(), digits()
+    target = threat_model("bpda-intermediate").target(Halved(), classifier, 1)
+    inputs = images[:4].clone().requires_grad_()
+    logits = target(inputs)
+    assert torch.equal(logits, classifier(images[:4] * 0.5))
+    assert torch.equal(target(images[:4]), logits), "as without a gradient"
+    weights = torch.autograd.grad(logits.logsumexp(1).sum(), logits, retain_graph=True)[0]
+    expected = torch.zeros_like(inputs)
+    for share in (0.75, 0.6, 0.5):
+        point = (images[:4] * share).requires_grad_()
+        expected += torch.autograd.grad(classifier(point), point, weights)[0] / 3
+    (found,) = torch.autograd.grad(logits.logsumexp(1).sum(), inputs)
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found, gradient(threat_model("bpda").target(Halved(), classifier, 1), images[:4]))
+
+
 def test_eot_is_the_mean_over_draws() -> None:
     """Logits and gradients of the EOT target are means over the draws that its key stands for."""
     classifier, purifier, (images, _) = train_small(), random_purifier(noise=0.2), digits()
@@ -297,13 +323,16 @@ def test_square_lowers_the_mean_of_the_draws_margins() -> None:
 def test_unknown_threat_model() -> None:
     """An unknown threat model ends in one line with the valid ones."""
     with pytest.raises(
-        UserError, match="choose one of oblivious, twin, bpda, surrogate, adaptive, adaptive-eot, blackbox"
+        UserError,
+        match="choose one of oblivious, twin, bpda, bpda-intermediate, surrogate, adaptive, adaptive-eot, blackbox",
     ):
         threat_model("whitebox")
 
 
 def test_the_registry_names_each_by_its_own_name() -> None:
     """Settings choose from the registry's names, in the order of reports; a threat model calls itself by its own."""
-    assert list(THREAT_MODELS) == ["oblivious", "twin", "bpda", "surrogate", "adaptive", "adaptive-eot", "blackbox"]
+    assert list(THREAT_MODELS) == [
+        "oblivious", "twin", "bpda", "bpda-intermediate", "surrogate", "adaptive", "adaptive-eot", "blackbox",
+    ]  # fmt: skip
     for name in THREAT_MODELS:
         assert threat_model(name).name == name

@@ -1,5 +1,6 @@
 """DRAM: the published descent for each image, a threshold that clean images exceed as often as asked, what is saved."""
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -74,6 +75,20 @@ def test_each_image_takes_the_published_steps(fresh: bool) -> None:
     draws = purifier._drawn(pictures(1), purifier._grid(pictures(1)))
     assert (draws.repair.sum(-1) == 4).all()
     assert len(draws.repair) == (4 if fresh else 1)
+
+
+def test_its_path_is_what_each_step_gives() -> None:
+    """As a repair with fewer steps would return it, and last what purifying returns; what is left alone stays."""
+    purifier = dram(steps=3, eps=0.1, step=0.03)
+    path = purifier.path(pictures(3))
+    for steps, image in enumerate(path, 1):
+        purifier = dram(steps=steps, eps=0.1, step=0.03)
+        assert torch.equal(image, purifier(pictures(3)))
+    assert len(path) == 3
+    careful = dram(steps=3, false_alarms=0.5)
+    careful.threshold.fill_(math.inf)
+    assert all(torch.equal(image, pictures(2)) for image in careful.path(pictures(2)))
+    assert [len(image) for image in careful.path(pictures(0))] == [0]
 
 
 def test_the_loss_falls() -> None:

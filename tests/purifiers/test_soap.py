@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maep.attacks.threat_models import Adaptive, AdaptiveEot, Bpda
+from maep.attacks.threat_models import Adaptive, AdaptiveEot, Bpda, BpdaIntermediate
 from maep.config.evaluation_settings import EvaluationSettings
 from maep.config.load import load_settings
 from maep.evaluation.scoring.defense import Defense, Targets
@@ -69,6 +69,36 @@ def test_each_image_takes_the_published_steps_and_its_own_radius() -> None:
     purified = soap(radii=4, steps=4)(images())
     torch.testing.assert_close(purified, torch.cat([image for image, _ in results]))
     assert (purified - images()).abs().amax() <= 4 * UNIT + 1e-6
+
+
+def test_its_path_is_what_the_radii_give() -> None:
+    """Each of them, and last what is returned, which is one of them or the image; without radii that alone."""
+    purifier = soap(radii=3)
+    path, purified = purifier.path(images()), purifier(images())
+    assert len(path) == 4
+    assert torch.equal(path[-1], purified)
+    for number, within in enumerate(path[:3], 1):
+        assert 0 < (within - images()).abs().amax() <= number * UNIT + 1e-6
+    for index, image in enumerate(purified):
+        assert any(torch.equal(image, each[index]) for each in (images(), *path[:3]))
+    assert [torch.equal(each, images()) for each in soap(radii=0).path(images())] == [True]
+
+
+def test_who_follows_its_path_has_other_gradients() -> None:
+    """The mean of the classifier's at all of it; BPDA's attacker has the purified point's. The logits are f∘P's."""
+    purifier = soap(radii=2)
+    targets = Targets(Defense.of(purifier, CLASSIFIER, "s", "c"), EvaluationSettings(), images(1))
+    expected = torch.zeros_like(images())
+    for point in purifier.path(images()):
+        point.requires_grad_()
+        expected += torch.autograd.grad(CLASSIFIER(point)[:, 3].sum(), point)[0] / 3
+    x = images().requires_grad_()
+    logits = targets.exact(BpdaIntermediate())(x)
+    torch.testing.assert_close(logits, CLASSIFIER(purifier(images())))
+    found = torch.autograd.grad(logits[:, 3].sum(), x)[0]
+    torch.testing.assert_close(found, expected)
+    assert targets.has_path
+    assert not torch.allclose(found, torch.autograd.grad(targets.exact(Bpda())(x)[:, 3].sum(), x)[0])
 
 
 def test_the_loss_falls_and_no_radius_is_no_defense() -> None:

@@ -9,7 +9,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from maep.attacks.threat_models import Adaptive, AdaptiveEot, BlackBox, Bpda, Oblivious, Surrogate, Twin, threat_model
+from maep.attacks.threat_models import (
+    Adaptive,
+    AdaptiveEot,
+    BlackBox,
+    Bpda,
+    BpdaIntermediate,
+    Oblivious,
+    Surrogate,
+    Twin,
+    threat_model,
+)
 from maep.config.published_classifiers import TEST_IMAGES, PublishedClassifier
 from maep.evaluation.audit.finding import ALARM, PASSED, WARNING, Finding, Level
 from maep.evaluation.audit.first_minute import accuracy_finding
@@ -117,6 +127,7 @@ def findings(
         *_stronger(rows, Oblivious.name, "transfer", "attacks that know only the classifier"),
         *_stronger(rows, Twin.name, "twin", "attacks on an independently trained twin"),
         *_stronger(rows, Bpda.name, "bpda", f"attacks that {follow}"),
+        *_stronger(rows, BpdaIntermediate.name, "bpda-intermediate", "attacks that follow what its steps go through"),
         *_stronger(rows, Surrogate.name, "surrogate", "attacks that follow fewer steps than are taken"),
         *_stronger(rows, BlackBox.name, "square", "Square, which needs no gradient,"),
         *_square_inside(rows),

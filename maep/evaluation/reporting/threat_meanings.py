@@ -42,6 +42,10 @@ OF_A_DEFENSE: Texts = {
         "itself. It breaks defenses that hide their gradients; where exact gradients can be had, the adaptive attacker "
         "is the stronger.",
     ),
+    "bpda-intermediate": (
+        "The attacker knows the defended classifier, but cannot or does not differentiate through the defense.",
+        "The defense shows no images that its steps go through: then this is BPDA's attacker.",
+    ),
 }
 OF_A_MODEL: Texts = dict.fromkeys(
     OF_A_DEFENSE, ("There is no defense that the attacker could know or not know: the attack follows the model.",)

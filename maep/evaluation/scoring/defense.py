@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from maep.attacks.reseeding import is_random
 from maep.attacks.threat_models import (
     BlackBox,
+    BpdaIntermediate,
     Expectation,
     StraightThrough,
     Surrogate,
@@ -121,6 +122,11 @@ class Targets:
         """Whether the purifier has steps that the surrogate attacker leaves out."""
         return self._shortened(self.defense.purifier) is not self.defense.purifier
 
+    @property
+    def has_path(self) -> bool:
+        """Whether the purifier shows the images that its steps go through."""
+        return isinstance(self.defense.purifier, Purifier) and self.defense.purifier.has_path
+
     def _shortened(self, purifier: nn.Module) -> nn.Module:
         return purifier.shortened(self.surrogate_share) if isinstance(purifier, Purifier) else purifier
 
@@ -185,7 +191,7 @@ class Targets:
         draws = self._draws_of(attacker) if draws is None else draws
         if attacker.name == Surrogate.name:
             purifier = self._shortened(purifier)
-        if _has_no_gradient(purifier):
+        if _has_no_gradient(purifier) and attacker.name != BpdaIntermediate.name:  # who needs its path, and no gradient
             purifier = StraightThrough(purifier)
         if defended is None or not attacker.uses_purifier:
             model = attacker.target(purifier, classifier, draws)

@@ -7,7 +7,17 @@ finished. What is in the dictionaries here must not change, or everything that w
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
-from maep.attacks.threat_models import Adaptive, AdaptiveEot, BlackBox, Bpda, Oblivious, Surrogate, Twin, threat_model
+from maep.attacks.threat_models import (
+    Adaptive,
+    AdaptiveEot,
+    BlackBox,
+    Bpda,
+    BpdaIntermediate,
+    Oblivious,
+    Surrogate,
+    Twin,
+    threat_model,
+)
 from maep.config.evaluation_settings import EvaluationSettings
 from maep.evaluation.scoring.chunk_record import CONTENT
 from maep.evaluation.scoring.reduced_model import SurrogateSettings
@@ -24,6 +34,7 @@ class EvaluationIdentity:
     the set has. is_random: the purified classifier draws random numbers. is_undefended: there is no purifier.
     is_approximated: adaptive attackers take the purifier for the identity backward. has_surrogate: the purifier has
     steps that the surrogate attacker leaves out. twin: identity of the purifier that the twin attacker follows.
+    has_path: the purifier shows what its steps go through.
     """
 
     settings: EvaluationSettings
@@ -37,13 +48,17 @@ class EvaluationIdentity:
     is_approximated: bool = False
     has_surrogate: bool = False
     twin: str = ""
+    has_path: bool = False
 
     def attack_task(self, task: Task) -> Task:
         """The task whose adversarial images a task uses: without randomness, EOT's are the adaptive ones; of a purifier
         that is the identity backward the adaptive ones are BPDA's; without a purifier, what attacks the purified
-        classifier attacks the classifier. A purifier without steps to leave out is its own surrogate.
+        classifier attacks the classifier. A purifier without steps to leave out is its own surrogate; one
+        that does not show what its steps go through has no intermediate points.
         """
         threat = task.threat_model
+        if threat == BpdaIntermediate.name and not self.has_path:
+            threat = Bpda.name
         if threat == AdaptiveEot.name and not self.is_random:
             threat = Adaptive.name
         if threat == Surrogate.name and (self.is_approximated or not self.has_surrogate):

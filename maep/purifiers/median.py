@@ -10,7 +10,7 @@ from torch import Tensor
 
 from maep.config.setting import setting
 from maep.purifiers.base import Filter, is_recorded, require_images
-from maep.purifiers.tiling import reflected
+from maep.purifiers.tiling import reflected_around
 from maep.runtime.errors import fail
 
 
@@ -50,11 +50,7 @@ class MedianPurifier(Filter):
         """
         require_images(images)
         side = self.settings.window
-        for axis in (2, 3):
-            length = images.shape[axis]
-            continued = reflected(length, length + side - 1, side // 2)
-            images = images.index_select(axis, continued.to(images.device))
-        windows = images.unfold(2, side, 1).unfold(3, side, 1).flatten(-2)
+        windows = reflected_around(images, side // 2).unfold(2, side, 1).unfold(3, side, 1).flatten(-2)
         middle = side**2 // 2
         if is_recorded():  # ONNX has no stable sort; the values, all that an export needs, are the same
             return windows.topk(middle + 1, largest=False).values[..., middle]

@@ -21,6 +21,8 @@ KINDS = {
     "maep": "maep.purifiers.mae:MAEPurifier",
     "median": "maep.purifiers.median:MedianPurifier",
     "gaussian_blur": "maep.purifiers.gaussian_blur:GaussianBlurPurifier",
+    "bilateral": "maep.purifiers.bilateral:BilateralPurifier",
+    "non_local_means": "maep.purifiers.non_local_means:NonLocalMeansPurifier",
     "gaussian_noise": "maep.purifiers.gaussian_noise:GaussianNoisePurifier",
     "bit_depth": "maep.purifiers.bit_depth:BitDepthPurifier",
     "jpeg": "maep.purifiers.jpeg:JpegPurifier",

@@ -24,6 +24,15 @@ def reflected(length: int, padded: int, before: int = 0) -> Tensor:
     return torch.minimum(phase, period - phase).clamp(max=length - 1)
 
 
+def reflected_around(images: Tensor, margin: int) -> Tensor:
+    """images, [N, C, H, W], continued by `margin` pixels at each end of both axes, as `reflected`."""
+    for axis in (2, 3):
+        length = images.shape[axis]
+        continued = reflected(length, length + 2 * margin, margin)
+        images = images.index_select(axis, continued.to(images.device))
+    return images
+
+
 def blend_weights(count: int, size: int, overlap: int) -> Tensor:
     """Weights [count, size] of each tile's pixels along an axis; they add up to 1 at every pixel.
 

@@ -26,7 +26,8 @@ LAYOUTS = [
 ]
 USES = [*LAYOUTS, PurifySettings(batch_tiles=3, noise=0.1), PurifySettings(batch_tiles=3, passes=2)]
 FILTERS = [
-    ("median", {}), ("median", {"window": 7}), ("bit_depth", {}), ("jpeg", {}), ("jpeg", {"quality": 20}),
+    ("median", {}), ("median", {"window": 7}), ("bilateral", {}), ("non_local_means", {"patch": 5, "window": 7}),
+    ("bit_depth", {}), ("jpeg", {}), ("jpeg", {"quality": 20}),
     ("jpeg", {"codec": "soft"}), ("gaussian_blur", {}), ("gaussian_noise", {}), ("resize_pad", {}),
     ("tvm", {"iterations": 4}),
 ]  # fmt: skip
@@ -72,7 +73,7 @@ def test_filters(size: tuple[int, int]) -> None:
         assert cls.Settings is not None
         counts.append(check(cls.from_config({kind: values}, {}), picture(*size)))
     blocks = -(-size[0] // 128) * -(-size[1] // 128)
-    assert counts == [blocks] * 5 + [1] * 5
+    assert counts == [blocks] * 7 + [1] * 5
 
 
 def test_regrouping_keeps_the_order() -> None:

@@ -1,11 +1,15 @@
 """The processes that load a training's images: how they start, that they outlive a signal, and when one was lost."""
 
 import signal
+import warnings
+from functools import cache
 from multiprocessing import get_context
 from typing import Any
 
 import torch
 
+from maep.runtime.console import say
+from maep.runtime.cores import task_cores
 from maep.runtime.unwinding import SIGNALS
 
 LOADER_LOST = (
@@ -21,9 +25,18 @@ def loader_processes(workers: int) -> dict[str, Any]:
     """The options of a `DataLoader` that loads in so many processes; 0: in this one."""
     if not workers:
         return {"num_workers": 0}
+    _say_if_many(workers)
     context = get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return {"num_workers": workers, "multiprocessing_context": context, "worker_init_fn": _ignore_signals}
+
+
+@cache
+def _say_if_many(workers: int) -> None:
+    """Once, where torch warns twice of each loader: of a robust training there is one at every check."""
+    warnings.filterwarnings("ignore", message="This DataLoader will create")
+    if workers > task_cores():
+        say(f"data.workers={workers}: more than this task has cores ({task_cores()}), so loading and computing share")
 
 
 def _ignore_signals(_worker: int) -> None:

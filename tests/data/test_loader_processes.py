@@ -21,6 +21,20 @@ print("libtorch" in libraries)
 """
 
 
+def test_more_of_them_than_cores_are_said_once() -> None:
+    """In one line, where torch warns of each loader, twice."""
+    program = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "from torch.utils.data import DataLoader; from maep.data.loader_processes import loader_processes\n"
+        "for _ in range(2):\n"
+        "    batches = iter(DataLoader(range(2), **loader_processes(2)))\n"
+        "    assert list(map(int, batches)) == [0, 1]"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    said = "data.workers=2: more than this task has cores (1), so loading and computing share"
+    assert (result.stdout, result.stderr) == (f"{said}\n", "")
+
+
 def test_torch_is_imported_once_for_all_of_them() -> None:
     """By the server, before it forks: its memory maps torch's library."""
     result = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, check=True)

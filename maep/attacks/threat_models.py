@@ -94,6 +94,22 @@ class BpdaIntermediate:
         return MeanGradient(purifier, classifier).eval()
 
 
+class AuxiliaryAware:
+    """The attacker knows everything, and of a purifier that descends a loss of its own he descends that loss, too.
+
+    So his images leave nothing to purify (Shi et al. 2021, of SOAP; Tsai et al. 2023, of DRAM). He follows BPDA's
+    gradient less evaluation.auxiliary_weight times that of the loss, for attacks that raise the classifier's loss. A
+    purifier without such a loss is attacked as by BPDA.
+    """
+
+    name = "auxiliary-aware"
+    uses_purifier = knows_purifier = True
+
+    def target(self, purifier: nn.Module, classifier: nn.Module, draws: int) -> nn.Module:
+        """f∘P whose gradient is BPDA's less the weighted one of `maep.purifiers.base.Purifier.auxiliary_loss`."""
+        return LessAuxiliaryLoss(purifier, Bpda().target(purifier, classifier, draws)).eval()
+
+
 class Adaptive:
     """The attacker knows everything: classifier f and purifier P, weights and gradients of both.
 
@@ -207,6 +223,37 @@ class MeanGradient(nn.Module):
         ]
         mean = torch.stack(logits).mean(0)
         return logits[0].detach() + (mean - mean.detach())
+
+
+class LessAuxiliaryLoss(nn.Module):
+    """A model of a purifier; whatever loss of its logits is followed, `weight` times the purifier's own is taken off.
+
+    purifier: has `auxiliary_loss`, as `maep.purifiers.base.Purifier`. The logits are the model's.
+    """
+
+    def __init__(self, purifier: nn.Module, model: nn.Module, weight: float = 1.0) -> None:
+        super().__init__()
+        self.purifier, self.model, self.weight = purifier, model, weight
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [N, C]."""
+        logits: Tensor = self.model(images)
+        if torch.is_grad_enabled() and images.requires_grad:
+            loss = self.purifier.auxiliary_loss(images)  # type: ignore[operator]
+            logits = _LessLoss.apply(logits, self.weight * loss.sum())
+        return logits
+
+
+class _LessLoss(torch.autograd.Function):
+    """(logits, a loss) → logits; backward the loss's gradient is -1, whatever theirs is."""
+
+    @staticmethod
+    def forward(context: Any, logits: Tensor, loss: Tensor) -> Tensor:
+        return logits.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        return gradient, gradient.new_tensor(-1.0)
 
 
 class ZeroGradient(nn.Module):

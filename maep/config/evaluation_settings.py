@@ -64,6 +64,10 @@ class EvaluationSettings:
         0.2, "share of a purifier's steps that the surrogate attacker follows, one at least (Lee and Kim 2023 attack "
         "DiffPure's 100 through 20)", above=0.0, high=1.0, added=True,
     )  # fmt: skip
+    auxiliary_weight: float = setting(
+        100.0, "how much of a purifier's own loss the auxiliary-aware attacker takes off the one that he raises "
+        "(Shi et al. 2021)", above=0.0, added=True,
+    )  # fmt: skip
     blackbox_attacks: list[str] = setting(
         ["square"], "attacks of the black-box threat model: square, or square-K with K queries instead of 5000"
     )

@@ -72,13 +72,14 @@ THREAT_MODELS = {
     "twin": "maep.attacks.threat_models:Twin",
     "bpda": "maep.attacks.threat_models:Bpda",
     "bpda-intermediate": "maep.attacks.threat_models:BpdaIntermediate",
+    "auxiliary-aware": "maep.attacks.threat_models:AuxiliaryAware",
     "surrogate": "maep.attacks.threat_models:Surrogate",
     "adaptive": "maep.attacks.threat_models:Adaptive",
     "adaptive-eot": "maep.attacks.threat_models:AdaptiveEot",
     "blackbox": "maep.attacks.threat_models:BlackBox",
 }
 # Those whose attackers follow no gradient of what purifies: they have none, or another in its place.
-WITHOUT_GRADIENT = ("oblivious", "bpda", "bpda-intermediate", "blackbox")
+WITHOUT_GRADIENT = ("oblivious", "bpda", "bpda-intermediate", "auxiliary-aware", "blackbox")
 # Of the training pairs; maep.attacks.gradient takes them by these names.
 GRADIENT_ATTACKS = ("fgsm", "nfgsm", "bim", "pgd", "ssp")
 ATTACKED = ("classifier", "whole")  # what the attack of a training sees

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from maep.attacks.threat_models import Bpda, BpdaIntermediate, Oblivious
+from maep.attacks.threat_models import AuxiliaryAware, Bpda, BpdaIntermediate, Oblivious
 from maep.config.attack_names import check_classes
 from maep.config.evaluation_settings import EvaluationSettings
 from maep.config.load import load_settings, to_yaml
@@ -54,7 +54,7 @@ from maep.storage.locks import run_lock
 # Enough to tell a model that is right by chance from one that is not, in one batch on any machine.
 PROBES = 64
 # Threat models that say nothing of a classifier alone: its attackers know all there is.
-NEED_DEFENSE = (Oblivious.name, Bpda.name, BpdaIntermediate.name)
+NEED_DEFENSE = (Oblivious.name, Bpda.name, BpdaIntermediate.name, AuxiliaryAware.name)
 # As it was written: a forward that was put in its place is not taken apart.
 PURIFIED_FORWARD = PurifiedClassifier.forward
 ANOTHER = "choose another run.dir, or another name (--name NAME; in Python name= or run_dir=)"

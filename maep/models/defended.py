@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-OBLIVIOUS, BPDA = "oblivious", ("bpda", "bpda-intermediate")
+OBLIVIOUS, BPDA = "oblivious", ("bpda", "bpda-intermediate", "auxiliary-aware")
 
 
 class DefendedClassifier(nn.Module):

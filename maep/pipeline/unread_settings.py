@@ -28,6 +28,7 @@ OF_THREAT_MODELS = {
     "adaptive_images": frozenset(THREAT_MODELS) - {"oblivious"},
     "adaptive_attacks": frozenset(THREAT_MODELS) - {"oblivious", "blackbox"},
     "surrogate_share": frozenset({"surrogate"}),
+    "auxiliary_weight": frozenset({"auxiliary-aware"}),
     "blackbox_attacks": frozenset({"blackbox"}),
     "blackbox_draws": frozenset({"blackbox"}),
 }

@@ -58,6 +58,7 @@ class Purifier(nn.Module):
     is_differentiable: whether autograd sees through `purify`.
     is_iterative: whether `purify` is a loop: an optimisation, or one network asked again and again.
     has_path: whether `path` shows what that loop goes through.
+    has_auxiliary_loss: whether it descends an `auxiliary_loss` of the image.
     """
 
     kind: ClassVar[str]
@@ -69,6 +70,7 @@ class Purifier(nn.Module):
     is_differentiable: bool = True
     is_iterative: bool = False
     has_path: ClassVar[bool] = False
+    has_auxiliary_loss: ClassVar[bool] = False
 
     @classmethod
     def is_trained(cls) -> bool:
@@ -121,6 +123,13 @@ class Purifier(nn.Module):
         alone. For attackers who follow the classifier at all of them.
         """
         return [self.purify(images)]
+
+    def auxiliary_loss(self, images: Tensor) -> Tensor:
+        """What purifying makes small, of each image, [N]; differentiable. For a kind that has such a loss.
+
+        images: [N, 3, H, W] in [0, 1].
+        """
+        raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
         """`purify`, so that a purifier is a module like any other."""

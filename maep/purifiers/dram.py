@@ -100,7 +100,7 @@ class DramPurifier(TrainedPurifier):
     options = ("batch_tiles",)
     stages = ("shards", "classifier", "attack", "pretrain")
     is_differentiable = False
-    is_iterative = has_path = True
+    is_iterative = has_path = has_auxiliary_loss = True
 
     model: MaskedAutoencoder
     threshold: Tensor
@@ -227,6 +227,10 @@ class DramPurifier(TrainedPurifier):
     @torch.no_grad()
     def detection_losses(self, images: Tensor) -> Tensor:
         """What is compared with the threshold, [N]; draws anew. images: [N, 3, H, W] in [0, 1]."""
+        return self.auxiliary_loss(images)
+
+    def auxiliary_loss(self, images: Tensor) -> Tensor:
+        """As the base's: the mean over the masks of detection, of pixels that are hidden; draws anew."""
         grid = self._grid(images)
         return torch.cat([self._detection_losses(x, grid, draws) for x, draws in self._parts(images, grid)])
 

@@ -60,7 +60,7 @@ class SoapPurifier(Filter):
     settings: SoapSettings
     needs_classifier = True
     is_differentiable = False
-    is_iterative = has_path = True
+    is_iterative = has_path = has_auxiliary_loss = True
 
     def __init__(self, settings: SoapSettings) -> None:
         super().__init__(settings)

@@ -10,7 +10,7 @@ from maep.attacks.attack_state import AttackState
 from maep.attacks.autoattack import AttackSuite, autoattack
 from maep.attacks.catalog import NamedAttack
 from maep.attacks.reseeding import is_random, reseed, reseeded
-from maep.attacks.threat_models import THREAT_MODELS, Expectation, threat_model
+from maep.attacks.threat_models import THREAT_MODELS, Expectation, LessAuxiliaryLoss, threat_model
 from maep.config.evaluation_settings import PurifySettings
 from maep.config.training_settings import ModelSettings
 from maep.models.masked_autoencoder import MaskedAutoencoder
@@ -94,6 +94,30 @@ def test_bpda_at_intermediate_points_follows_the_whole_path() -> None:
     (found,) = torch.autograd.grad(logits.logsumexp(1).sum(), inputs)
     torch.testing.assert_close(found, expected)
     assert not torch.allclose(found, gradient(threat_model("bpda").target(Halved(), classifier, 1), images[:4]))
+
+
+def test_who_is_aware_of_the_purifiers_own_loss_lowers_it_as_well() -> None:
+    """Forward f(P(x)); backward BPDA's gradient of any loss, less the weighted gradient of the purifier's."""
+
+    class Halved(nn.Module):
+        def auxiliary_loss(self, images: Tensor) -> Tensor:
+            return images.square().flatten(1).sum(1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return images * 0.5
+
+    classifier, (images, labels) = train_small(), digits()
+    images, labels = images[:4], labels[:4]
+    target = threat_model("auxiliary-aware").target(Halved(), classifier, 1)
+    assert isinstance(target, LessAuxiliaryLoss)
+    target.weight = 0.3
+    assert torch.equal(target(images), classifier(images * 0.5))
+    for loss in (lambda logits: nn.functional.cross_entropy(logits, labels, reduction="sum"), torch.sum):
+        inputs = images.clone().requires_grad_()
+        (found,) = torch.autograd.grad(loss(target(inputs)), inputs)
+        point = (images * 0.5).requires_grad_()
+        (expected,) = torch.autograd.grad(loss(classifier(point)), point)
+        torch.testing.assert_close(found, expected - 0.3 * 2 * images)
 
 
 def test_eot_is_the_mean_over_draws() -> None:
@@ -322,17 +346,15 @@ def test_square_lowers_the_mean_of_the_draws_margins() -> None:
 
 def test_unknown_threat_model() -> None:
     """An unknown threat model ends in one line with the valid ones."""
-    with pytest.raises(
-        UserError,
-        match="choose one of oblivious, twin, bpda, bpda-intermediate, surrogate, adaptive, adaptive-eot, blackbox",
-    ):
+    with pytest.raises(UserError, match=f"choose one of {', '.join(THREAT_MODELS)}"):
         threat_model("whitebox")
 
 
 def test_the_registry_names_each_by_its_own_name() -> None:
     """Settings choose from the registry's names, in the order of reports; a threat model calls itself by its own."""
     assert list(THREAT_MODELS) == [
-        "oblivious", "twin", "bpda", "bpda-intermediate", "surrogate", "adaptive", "adaptive-eot", "blackbox",
+        "oblivious", "twin", "bpda", "bpda-intermediate", "auxiliary-aware", "surrogate", "adaptive",
+        "adaptive-eot", "blackbox",
     ]  # fmt: skip
     for name in THREAT_MODELS:
         assert threat_model(name).name == name

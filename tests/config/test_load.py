@@ -130,7 +130,7 @@ def test_mistake_in_a_file_names_the_file(tmp_path: Path) -> None:
         ("run.seed", ("key=value",)),
         (
             "evaluation.threat_models=[oblivius]",
-            ("oblivious, twin, bpda, bpda-intermediate, surrogate, adaptive, adaptive-eot, blackbox",),
+            ("oblivious, twin, bpda, bpda-intermediate, auxiliary-aware, surrogate, adaptive, adaptive-eot, blackbox",),
         ),
         ("model.encoder_width=190", ("multiple",)),
         ("evaluation.eps=[8/255, 0.0313725]", ("evaluation.eps", "0.0313725 are one number", "leave one out")),

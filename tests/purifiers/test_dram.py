@@ -91,6 +91,18 @@ def test_its_path_is_what_each_step_gives() -> None:
     assert [len(image) for image in careful.path(pictures(0))] == [0]
 
 
+def test_its_loss_can_be_descended() -> None:
+    """By an attacker: the mean over the masks that it judges by, the same as judging by them, and with a gradient."""
+    purifier, x = dram(false_alarms=0.5, detection_masks=2), pictures(2).requires_grad_()
+    loss = purifier.auxiliary_loss(x)
+    (gradient,) = torch.autograd.grad(loss.sum(), x)
+    purifier.reseed(0)
+    assert torch.equal(purifier.detection_losses(x), loss)
+    purifier.reseed(0)
+    moved = x.detach() - 1e-3 * gradient / gradient.abs().amax((1, 2, 3), keepdim=True)
+    assert (purifier.detection_losses(moved) < loss).all()
+
+
 def test_the_loss_falls() -> None:
     """Of the patches that are seen, against the same masks: what the descent is for."""
     purifier, x = dram(steps=10, eps=0.2, step=0.05), pictures(8)

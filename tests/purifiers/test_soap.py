@@ -5,10 +5,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maep.attacks.threat_models import Adaptive, AdaptiveEot, Bpda, BpdaIntermediate
+from maep.attacks.attack_spec import AttackSpec
+from maep.attacks.gradient import attack
+from maep.attacks.threat_models import Adaptive, AdaptiveEot, AuxiliaryAware, Bpda, BpdaIntermediate
 from maep.config.evaluation_settings import EvaluationSettings
 from maep.config.load import load_settings
 from maep.evaluation.scoring.defense import Defense, Targets
+from maep.evaluation.scoring.identities import EvaluationIdentity
+from maep.evaluation.scoring.tasks import Task
 from maep.purifiers.soap import SoapPurifier, SoapSettings, second_view
 from maep.runtime.errors import UserError
 from tests.small import digits, train_small
@@ -99,6 +103,29 @@ def test_who_follows_its_path_has_other_gradients() -> None:
     torch.testing.assert_close(found, expected)
     assert targets.has_path
     assert not torch.allclose(found, torch.autograd.grad(targets.exact(Bpda())(x)[:, 3].sum(), x)[0])
+
+
+def test_who_is_aware_of_its_loss_leaves_it_less_to_purify() -> None:
+    """His images have less of it than BPDA's, the less the more it weighs; the weight is part of what attacks are."""
+    purifier, x, labels = soap(radii=2), images(), digits()[1][:6]
+    spec = AttackSpec(method="pgd", norm="Linf", eps=0.1, step=0.03, steps=6, random_start=False, targeted=False)
+    losses = []
+    for attacker, weight in ((Bpda(), 1.0), (AuxiliaryAware(), 1.0), (AuxiliaryAware(), 100.0)):
+        settings = EvaluationSettings(auxiliary_weight=weight)
+        targets = Targets(Defense.of(purifier, CLASSIFIER, "s", "c"), settings, images(1))
+        attacked = attack(targets.exact(attacker), x, labels, spec, range(6), 0)
+        losses.append(float(purifier.auxiliary_loss(attacked).sum()))
+    assert losses[0] > losses[1] > losses[2]
+    task = Task(AuxiliaryAware.name, "pgd-2", "Linf", 0.1, 0, 0, 9)
+    facts = []
+    for weight in (1.0, 2.0):
+        settings = EvaluationSettings(auxiliary_weight=weight)
+        identity = EvaluationIdentity(
+            settings, 0, "c", "p", "i", 9, is_random=False, is_undefended=False, is_approximated=True,
+            has_auxiliary_loss=True,
+        )  # fmt: skip
+        facts.append(identity.attack_facts(identity.attack_task(task)))
+    assert facts[0] != facts[1]
 
 
 def test_the_loss_falls_and_no_radius_is_no_defense() -> None:

@@ -12,6 +12,7 @@ from typing import Literal
 from maep.attacks.threat_models import (
     Adaptive,
     AdaptiveEot,
+    AuxiliaryAware,
     BlackBox,
     Bpda,
     BpdaIntermediate,
@@ -128,6 +129,7 @@ def findings(
         *_stronger(rows, Twin.name, "twin", "attacks on an independently trained twin"),
         *_stronger(rows, Bpda.name, "bpda", f"attacks that {follow}"),
         *_stronger(rows, BpdaIntermediate.name, "bpda-intermediate", "attacks that follow what its steps go through"),
+        *_stronger(rows, AuxiliaryAware.name, "auxiliary-aware", "attacks that lower the defense's own loss as well"),
         *_stronger(rows, Surrogate.name, "surrogate", "attacks that follow fewer steps than are taken"),
         *_stronger(rows, BlackBox.name, "square", "Square, which needs no gradient,"),
         *_square_inside(rows),

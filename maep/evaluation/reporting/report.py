@@ -8,7 +8,7 @@ from typing import Any
 from rich.text import Text
 
 from maep.attacks.catalog import is_autoattack
-from maep.attacks.threat_models import AdaptiveEot, BpdaIntermediate, Surrogate, Twin, threat_model
+from maep.attacks.threat_models import AdaptiveEot, AuxiliaryAware, BpdaIntermediate, Surrogate, Twin, threat_model
 from maep.config.load import to_yaml
 from maep.config.published_classifiers import PUBLISHED
 from maep.config.schema import Settings
@@ -226,7 +226,7 @@ def honest_notes(settings: Settings, results: Sequence[PurifierResult]) -> list[
     if fixed:
         notes.append(f"{', '.join(fixed)} draws nothing at random: adaptive-eot is the adaptive attacker there")
     notes += _notes_on_draws(settings, results)
-    notes += _notes_on_intermediate_points(results)
+    notes += _notes_on_shown_parts(settings, results)
     notes += _notes_on_surrogates(settings, results)
     notes += _notes_on_twins(settings, results)
     notes += [f"{result.name}: {text}" for result in results for text in broken_orders(result.rows)]
@@ -251,12 +251,18 @@ def _notes_on_draws(settings: Settings, results: Sequence[PurifierResult]) -> It
             )
 
 
-def _notes_on_intermediate_points(results: Sequence[PurifierResult]) -> Iterator[str]:
+def _notes_on_shown_parts(settings: Settings, results: Sequence[PurifierResult]) -> Iterator[str]:
     names = [result.name for result in results if _has(result.rows, BpdaIntermediate.name)]
     if names:
         yield (
             f"{', '.join(names)}: bpda-intermediate follows the classifier at all images that the defense goes "
             "through; of one that shows none it is BPDA's attacker"
+        )
+    names = [result.name for result in results if _has(result.rows, AuxiliaryAware.name)]
+    if names:
+        yield (
+            f"{', '.join(names)}: auxiliary-aware lowers {settings.evaluation.auxiliary_weight:g} times the loss that "
+            "the defense descends; of one without it is BPDA's attacker"
         )
 
 

@@ -46,6 +46,10 @@ OF_A_DEFENSE: Texts = {
         "The attacker knows the defended classifier, but cannot or does not differentiate through the defense.",
         "The defense shows no images that its steps go through: then this is BPDA's attacker.",
     ),
+    "auxiliary-aware": (
+        "The attacker knows the defended classifier, but cannot or does not differentiate through the defense.",
+        "The defense descends no loss of its own that he could descend, too: then this is BPDA's attacker.",
+    ),
 }
 OF_A_MODEL: Texts = dict.fromkeys(
     OF_A_DEFENSE, ("There is no defense that the attacker could know or not know: the attack follows the model.",)

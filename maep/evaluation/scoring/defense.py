@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from maep.attacks.reseeding import is_random
 from maep.attacks.threat_models import (
+    AuxiliaryAware,
     BlackBox,
     BpdaIntermediate,
     Expectation,
+    LessAuxiliaryLoss,
     StraightThrough,
     Surrogate,
     ThreatModel,
@@ -26,6 +28,9 @@ from maep.models.defended import DefendedClassifier
 from maep.purifiers import Purifier
 
 UNDEFENDED = "none"  # the name in reports of what purifies nothing
+
+# Attackers who follow what a purifier shows of itself in place of its gradient.
+FOLLOW_ITS_PARTS = (BpdaIntermediate.name, AuxiliaryAware.name)
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,7 @@ class Targets:
         self.defense, self.examples = defense, examples
         self.draws, self.blackbox_draws = settings.draws, settings.blackbox_draws
         self.draws_at_once, self.surrogate_share = settings.draws_at_once, settings.surrogate_share
+        self.auxiliary_weight = settings.auxiliary_weight
         self.surrogate_settings = SurrogateSettings.of(settings)
 
     @cached_property
@@ -126,6 +132,11 @@ class Targets:
     def has_path(self) -> bool:
         """Whether the purifier shows the images that its steps go through."""
         return isinstance(self.defense.purifier, Purifier) and self.defense.purifier.has_path
+
+    @property
+    def has_auxiliary_loss(self) -> bool:
+        """Whether the purifier descends a loss of its own, which an attacker may descend too."""
+        return isinstance(self.defense.purifier, Purifier) and self.defense.purifier.has_auxiliary_loss
 
     def _shortened(self, purifier: nn.Module) -> nn.Module:
         return purifier.shortened(self.surrogate_share) if isinstance(purifier, Purifier) else purifier
@@ -191,12 +202,14 @@ class Targets:
         draws = self._draws_of(attacker) if draws is None else draws
         if attacker.name == Surrogate.name:
             purifier = self._shortened(purifier)
-        if _has_no_gradient(purifier) and attacker.name != BpdaIntermediate.name:  # who needs its path, and no gradient
+        if _has_no_gradient(purifier) and attacker.name not in FOLLOW_ITS_PARTS:
             purifier = StraightThrough(purifier)
         if defended is None or not attacker.uses_purifier:
             model = attacker.target(purifier, classifier, draws)
         else:
             model = target_of_defended(attacker, defended, draws)
+        if isinstance(model, LessAuxiliaryLoss):
+            model.weight = self.auxiliary_weight
         if isinstance(model, Expectation):
             model.at_once = min(draws, self.draws_at_once)
         return model if self.has_gradient else ZeroGradient(model).eval()

@@ -81,7 +81,7 @@ class Evaluation:
             self.settings.evaluation, self.settings.run.seed, self.defense.classifier_identity,
             self.defense.purifier_identity, self.test.identity, len(self.test), self.targets.is_random,
             self.defense.is_undefended, self.defense.is_approximated, self.targets.has_surrogate,
-            self.defense.twin_identity, self.targets.has_path,
+            self.defense.twin_identity, self.targets.has_path, self.targets.has_auxiliary_loss,
         )  # fmt: skip
 
     @cached_property

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from maep.attacks.threat_models import (
     Adaptive,
     AdaptiveEot,
+    AuxiliaryAware,
     BlackBox,
     Bpda,
     BpdaIntermediate,
@@ -34,7 +35,7 @@ class EvaluationIdentity:
     the set has. is_random: the purified classifier draws random numbers. is_undefended: there is no purifier.
     is_approximated: adaptive attackers take the purifier for the identity backward. has_surrogate: the purifier has
     steps that the surrogate attacker leaves out. twin: identity of the purifier that the twin attacker follows.
-    has_path: the purifier shows what its steps go through.
+    has_path: the purifier shows what its steps go through. has_auxiliary_loss: it descends a loss of its own.
     """
 
     settings: EvaluationSettings
@@ -49,15 +50,19 @@ class EvaluationIdentity:
     has_surrogate: bool = False
     twin: str = ""
     has_path: bool = False
+    has_auxiliary_loss: bool = False
 
     def attack_task(self, task: Task) -> Task:
         """The task whose adversarial images a task uses: without randomness, EOT's are the adaptive ones; of a purifier
         that is the identity backward the adaptive ones are BPDA's; without a purifier, what attacks the purified
         classifier attacks the classifier. A purifier without steps to leave out is its own surrogate; one
-        that does not show what its steps go through has no intermediate points.
+        that does not show what its steps go through has no intermediate points, nor has one without a loss an attacker
+        who is aware of it.
         """
         threat = task.threat_model
         if threat == BpdaIntermediate.name and not self.has_path:
+            threat = Bpda.name
+        if threat == AuxiliaryAware.name and not self.has_auxiliary_loss:
             threat = Bpda.name
         if threat == AdaptiveEot.name and not self.is_random:
             threat = Adaptive.name
@@ -85,6 +90,8 @@ class EvaluationIdentity:
             facts |= {"threat_model": task.threat_model, **followed}
         if task.threat_model == Surrogate.name:
             facts["surrogate_share"] = self.settings.surrogate_share
+        if task.threat_model == AuxiliaryAware.name:
+            facts["auxiliary_weight"] = self.settings.auxiliary_weight
         draws = self._draws_averaged(task.threat_model)
         if draws is not None:
             facts["draws"] = draws

@@ -103,7 +103,7 @@ class DefenseCount:
         return EvaluationIdentity(
             self.settings.evaluation, self.settings.run.seed, "", "", "", test_images(self.settings), self.is_random,
             self.defense.is_undefended, self.defense.is_approximated, self._variants[0][1].has_surrogate,
-            has_path=self._variants[0][1].has_path,
+            has_path=self._variants[0][1].has_path, has_auxiliary_loss=self._variants[0][1].has_auxiliary_loss,
         )  # fmt: skip
 
     @cached_property

@@ -86,7 +86,7 @@ def test_a_model_without_a_gradient_is_refused(name: str, tmp_path: Path) -> Non
         evaluate(model, data(), name="small", run_dir=tmp_path / "run", **QUICK, exact_gradients=True)
     assert str(refused.value) == (
         f"evaluation.exact_gradients=true: {name} has none for evaluation.threat_models=[adaptive] to follow; choose "
-        "among oblivious, bpda, bpda-intermediate, blackbox, or set it to false"
+        "among oblivious, bpda, bpda-intermediate, auxiliary-aware, blackbox, or set it to false"
     )
     assert not (tmp_path / "run").exists()
 

@@ -66,7 +66,17 @@ def test_seeds() -> None:
 
 def test_attackers_of_the_purifier_may_have_attacks_of_their_own() -> None:
     """What takes long through a purifier is left to the oblivious; Square stays the black box's. Names are checked."""
-    threats = ["oblivious", "twin", "bpda", "bpda-intermediate", "surrogate", "adaptive", "adaptive-eot", "blackbox"]
+    threats = [
+        "oblivious",
+        "twin",
+        "bpda",
+        "bpda-intermediate",
+        "auxiliary-aware",
+        "surrogate",
+        "adaptive",
+        "adaptive-eot",
+        "blackbox",
+    ]
     how = {"attacks": ["autoattack-standard"], "adaptive_attacks": ["pgd-2"], "threat_models": threats}
     tasks = plan_tasks(_settings(**how), 10)
     attacks = {task.threat_model: task.attack for task in tasks}

@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from maep.evaluation.scoring.tasks import eps_text
@@ -197,6 +198,23 @@ def table_lines(table: str, attackers: Sequence[str], papers: Sequence[str]) -> 
     ]
 
 
+def over_seeds(tables: Sequence[str], reading: str, measure: str) -> dict[str, list[float]]:
+    """`{row: what each seed gave}` of one sweep, run with a seed a report."""
+    rows = [readings_of(table) for table in tables]
+    return {name: [row[name][reading][measure]["mean"] for row in rows] for name in rows[0]}
+
+
+def lines_over_seeds(tables: Sequence[str], attackers: Sequence[str]) -> list[str]:
+    """A row for each point: means over the seeds of clean and of what attackers leave, and each seed's of the last."""
+    columns = [over_seeds(tables, attackers[-1], "clean_accuracy")]
+    columns += [over_seeds(tables, attacker, "robust_accuracy") for attacker in attackers]
+    return [
+        f"| {name} | {' | '.join(f'{fmean(column[name]):.1f}' for column in columns)} "
+        f"| {', '.join(f'{value:.1f}' for value in columns[-1][name])} |"
+        for name in columns[0]
+    ]
+
+
 def zoo_lines(table: str = "zoo") -> list[str]:
     """A row for each defense, under one attacker after another."""
     return table_lines(table, KNOWING_MORE, ("oblivious",))
@@ -241,8 +259,8 @@ DEFENSES: dict[str, tuple[str, Callable[[], list[str]]]] = {
         ),
     ),
     "robust_ablation": (
-        "changed | clean | oblivious | adaptive",
-        lambda: table_lines("robust", ("oblivious", "adaptive"), ()),
+        "changed | clean | oblivious | adaptive | adaptive, seeds 0, 1, 2",
+        lambda: lines_over_seeds(("robust", "robust_seed1", "robust_seed2"), ("oblivious", "adaptive")),
     ),
     "generative_details": (DETAILS, lambda: detail_lines("zoo_generative")),
 }

@@ -9,6 +9,24 @@ from tests.tables import KNOWING_MORE, readings_of, same_budget_lines, zoo_lines
 
 DISCO_UNDEFENDED = 94.78  # clean accuracy of WRN-28-10 without a defense, in DISCO's own logs
 
+# Attackers of a purifier without a gradient: BPDA's, and those who follow what else it shows of itself.
+SHOWN_PARTS = ("bpda", "bpda-intermediate", "auxiliary-aware")
+
+
+def test_who_follows_what_soap_shows_of_itself() -> None:
+    """Neither attacker takes much more than BPDA's, and the report stays red."""
+    report = json.loads((ROOT / "tests/reports/soap_reconstruction_digits/report.json").read_text())
+    left = {row["threat_model"]: row["robust_accuracy"] for row in report["results"]}
+    told = (
+        "BPDA leaves {:.1f} %, who follows the classifier at all images between {:.1f} %, and who lowers SOAP's loss "
+        "as well (at a weight of 1) {:.1f} %"
+    )
+    assert told.format(*(left[name] for name in SHOWN_PARTS)) in flowing(RESULTS)
+    assert "evaluation.auxiliary_weight=1" in report["environment"]["command"]
+    honesty = report["honesty"]["soap"]
+    assert f"{honesty['worst_case'][0]['robust_accuracy']:.1f} % stand against all of them" in flowing(RESULTS)
+    assert "alarm" in {finding["level"] for finding in honesty["findings"]}
+
 
 def test_what_is_said_of_the_defenses_is_so() -> None:
     """The text says how some were made cheaper, and orders those that it names."""

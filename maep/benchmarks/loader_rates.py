@@ -45,6 +45,9 @@ MOST_SHARDS = 64_000
 SIDE, PATCH, BATCH = 32, 2, 256  # CIFAR's, and the paper's purifier on it
 STREAMED = 4  # shards that webdataset reads in a round; it reads one like the other
 ROUNDS = 5  # of every rate, in turns; the medians are given
+# Of reading: a machine's rate may change by a tenth from one second to the next, so many short ones are compared.
+READING_ROUNDS = 15
+APART = 1000  # batches from a round's first sample to the next one's: each reads others
 ENCODINGS = ("png", "raw")
 
 
@@ -101,14 +104,14 @@ class LoaderBench:
         return opened[0]
 
     def _rates(self, encoding: str, sets: dict[int, ShardSet], streamed: Path) -> None:
-        """Pairs/s of every size and images/s of webdataset, in turns."""
+        """Pairs/s of every size and images/s of webdataset, in turns; compared round by round."""
         urls = sorted(map(str, streamed.glob("shard-*.tar")))[:STREAMED]
         pairs: dict[int, list[float]] = {n: [] for n in sets}
         images: list[float] = []
-        for _ in range(ROUNDS):
+        for number in range(READING_ROUNDS):
             images.append(self._streaming_rate(urls, encoding))
             for n, shards in sets.items():
-                pairs[n].append(self._pair_rate(shards))
+                pairs[n].append(self._pair_rate(shards, number * APART))
         stream, smallest = statistics.median(images), min(sets)
         for n, rates in pairs.items():
             rate = statistics.median(rates)
@@ -117,16 +120,19 @@ class LoaderBench:
                 limit, ratio = f"webdataset {stream:.0f} images/s, one after another", 2 * rate / stream
             else:
                 alone = statistics.median(pairs[smallest])
-                limit, ratio = f"{smallest} shards {alone:.0f} pairs/s", rate / alone
+                limit = f"{smallest} shards {alone:.0f} pairs/s"
+                ratio = statistics.median(one / other for one, other in zip(rates, pairs[smallest], strict=True))
             self._add(name, rate, "pairs/s", limit, ratio)
 
-    def _pair_rate(self, shards: ShardSet) -> float:
-        """Of the training loader in this process, random order, flips and masks included."""
+    def _pair_rate(self, shards: ShardSet, first: int) -> float:
+        """Of the training loader in this process, random order, flips and masks included. first: batch."""
         dataset = PairDataset(shards, shards, TrainSettings(batch_size=BATCH), SIDE, PATCH, self.seed)
-        batches = iter(pair_loader(dataset, dataset.settings, first=0, last=10**6, rank=0, world=1, workers=0))
+        batches = iter(
+            pair_loader(dataset, dataset.settings, first=first, last=first + 10**6, rank=0, world=1, workers=0)
+        )
         next(batches)
         count, started = 0, time.process_time()
-        while time.process_time() - started < self.budget / ROUNDS:
+        while time.process_time() - started < self.budget / READING_ROUNDS:
             count += len(next(batches).clean)
         return count / (time.process_time() - started)
 
@@ -146,7 +152,7 @@ class LoaderBench:
         """Of webdataset on the same shards, as its documentation reads them, decoding included."""
         samples = webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8").to_tuple(SUFFIXES[encoding], "cls")
         count, started = 0, time.process_time()
-        while time.process_time() - started < self.budget / ROUNDS:
+        while time.process_time() - started < self.budget / READING_ROUNDS:
             count += sum(1 for _ in samples)
         return count / (time.process_time() - started)
 

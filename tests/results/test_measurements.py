@@ -112,9 +112,10 @@ def test_speeds_in_the_text_are_those_of_the_reports() -> None:
     assert few < 1.1 < many
     assert f"ours is {many:.2f} times as fast" in text
     loader = rows_of("bench_loader")
-    assert loader["pair loader, 10,000 shards, raw"]["ratio"] == pytest.approx(1 - 1 / 6, abs=0.02)
-    assert loader["pair loader, 50 shards, raw"]["rate"] == pytest.approx(1 / 44e-6, rel=0.02)
-    assert loader["pair loader, 1,000 shards, raw"]["ratio"] == pytest.approx(19 / 20, abs=0.01)
+    assert loader["pair loader, 10,000 shards, raw"]["ratio"] == pytest.approx(1 - 1 / 14, abs=0.005)
+    assert loader["pair loader, 10,000 shards, raw"]["ratio"] >= 0.9
+    assert loader["pair loader, 50 shards, raw"]["rate"] == pytest.approx(1 / 41e-6, rel=0.02)
+    assert loader["pair loader, 1,000 shards, raw"]["ratio"] == pytest.approx(1, abs=0.01)
     assert loader["shard build"]["ratio"] >= 1
     surrogates = rows_of("evaluation_bench")
     plain, compiled = (surrogates[f"pgd-20 by a bf16{end} surrogate"]["ratio"] for end in ("", ", compiled"))

@@ -241,6 +241,7 @@ DETAILS = "defense | parameters | seconds an image | claimed | found by others |
 DEFENSES: dict[str, tuple[str, Callable[[], list[str]]]] = {
     "zoo": (ATTACKERS, zoo_lines),
     "zoo_cifar10": (ATTACKERS, lambda: zoo_lines("zoo_cifar10")),
+    "zoo_cifar10_filters": (ATTACKERS, lambda: zoo_lines("zoo_cifar10_filters")),
     "zoo_cifar10_trained": (ATTACKERS, lambda: zoo_lines("zoo_cifar10_trained")),
     "zoo_cifar10_reconstruction": (ATTACKERS, lambda: zoo_lines("zoo_cifar10_reconstruction")),
     "zoo_cifar10_iterative": (

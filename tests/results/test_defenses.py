@@ -74,6 +74,19 @@ def test_what_is_said_of_the_short_trainings_on_cifar10_is_so() -> None:
     assert f"{adaptive:.1f} % that ComDefend keeps become {averaged:.1f} % under EOT, of 64 images" in text
 
 
+def test_what_is_said_of_the_filters_that_keep_edges_is_so() -> None:
+    """They are between a blur and the median before who does not know them, and fall to who does."""
+    rows, others, text = readings_of("zoo_cifar10_filters"), readings_of("zoo_cifar10"), flowing(RESULTS)
+    kept = {name: row["oblivious"]["robust_accuracy"]["mean"] for each in (rows, others) for name, row in each.items()}
+    told = "filter keeps {bilateral:.1f} % of who does not know it, little more than the blur ({Gaussian blur:.1f} %)"
+    assert told.format(**kept) in text
+    clean = rows["non-local means"]["oblivious"]["clean_accuracy"]["mean"]
+    assert f"non-local means {kept['non-local means']:.1f} %, at {clean:.1f} % clean, less than JPEG" in text
+    assert kept["Gaussian blur"] < kept["bilateral"] < kept["non-local means"] < min(kept["JPEG"], kept["median"])
+    ends = [row[each]["robust_accuracy"]["mean"] for row in rows.values() for each in KNOWING_MORE[1:]]
+    assert set(ends) == {0}
+
+
 def test_what_is_said_of_those_that_only_reconstruct_on_cifar10_is_so() -> None:
     """What MAEP keeps before its finetuning and after; what NIM-MAE's noise costs and is worth, by draws."""
     rows, text = readings_of("zoo_cifar10_reconstruction"), flowing(RESULTS)

@@ -28,6 +28,20 @@ def test_who_follows_what_soap_shows_of_itself() -> None:
     assert "alarm" in {finding["level"] for finding in honesty["findings"]}
 
 
+def test_what_is_said_of_soap_on_cifar10_is_so() -> None:
+    """It brings next to nothing back, whoever attacks."""
+    report = json.loads((ROOT / "tests/reports/soap_cifar10/report.json").read_text())
+    rows = {row["threat_model"]: row for row in report["results"]}
+    unaware, (bpda, between) = rows["oblivious"], (rows[name] for name in SHOWN_PARTS[:2])
+    left = [row["robust_accuracy"] for row in (unaware, bpda, between)]
+    told = (
+        f"{unaware['clean_accuracy']:.1f} % clean, {left[0]:.1f} % under the oblivious AutoAttack, and of {bpda['n']} "
+        f"images under PGD-10 {left[1]:.1f} % where BPDA and {left[2]:.1f} % where the classifier's gradients"
+    )
+    assert told in flowing(RESULTS)
+    assert (unaware["n"], between["n"], max(left) < 5) == (1000, 64, True)
+
+
 def test_what_is_said_of_the_defenses_is_so() -> None:
     """The text says how some were made cheaper, and orders those that it names."""
     rows = {line.split(" | ")[0].removeprefix("| "): line.split(" | ")[1:] for line in zoo_lines()}

@@ -7,7 +7,7 @@ decoder should draw the image from the classifier's features. The classifier is 
 Against who attacks the purified point there is next to nothing left (3.7 % of 52.6, Croce et al. 2022).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -102,7 +102,7 @@ class SoapPurifier(Filter):
         require_images(images)
         require_eager(self)
         candidates = list(self._candidates(images.detach()))
-        return [*candidates[1:], self._best_of(candidates)]
+        return [*candidates[1:], self._best_of(iter(candidates))]
 
     def _candidates(self, x: Tensor) -> Iterator[Tensor]:
         """The image itself, and what each further radius gives."""
@@ -111,16 +111,14 @@ class SoapPurifier(Filter):
             yield (x + self._descended(x, number * self.settings.unit)).clamp(0, 1)
 
     @torch.no_grad()
-    def _best_of(self, candidates: Iterable[Tensor]) -> Tensor:
+    def _best_of(self, candidates: Iterator[Tensor]) -> Tensor:
         """Of each image the one with the least loss; of equal ones the first."""
-        best, least = None, None
+        best = next(candidates)
+        least = self.auxiliary_loss(best)
         for candidate in candidates:
             loss = self.auxiliary_loss(candidate)
-            if best is None or least is None:
-                best, least = candidate, loss
             best = torch.where((loss < least)[:, None, None, None], candidate, best)
             least = torch.minimum(loss, least)
-        assert best is not None, "the image itself is one of them"
         return best
 
     def _descended(self, x: Tensor, radius: float) -> Tensor:

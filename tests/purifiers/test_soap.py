@@ -128,6 +128,18 @@ def test_who_is_aware_of_its_loss_leaves_it_less_to_purify() -> None:
     assert facts[0] != facts[1]
 
 
+@pytest.mark.parametrize("attacker", [BpdaIntermediate.name, AuxiliaryAware.name])
+def test_who_is_shown_nothing_is_bpdas_attacker(attacker: str) -> None:
+    """His attacks are BPDA's, not made a second time; where the purifier shows what he follows, they are his own."""
+    for has_part in (False, True):
+        identity = EvaluationIdentity(
+            EvaluationSettings(), 0, "c", "p", "i", 9, is_random=False, is_undefended=False, has_path=has_part,
+            has_auxiliary_loss=has_part,
+        )  # fmt: skip
+        task = identity.attack_task(Task(attacker, "pgd-2", "Linf", 0.1, 0, 0, 9))
+        assert task.threat_model == (attacker if has_part else Bpda.name)
+
+
 def test_the_loss_falls_and_no_radius_is_no_defense() -> None:
     """It is never more than the image's own; a picture is returned; of equal losses the image itself stays."""
     purifier = soap(radii=4)

@@ -17,6 +17,7 @@ from torch import Tensor
 from maep.config.implementations import OBJECTIVES, implementation
 from maep.config.training_settings import ObjectiveSettings
 from maep.models.noise_schedule import alpha_bar, clean_estimate, diffused, per_image
+from maep.models.normalized_patches import normalized_patches
 from maep.models.pixel_cnn import log_likelihood
 from maep.runtime.keyed_noise import normal_of, uniform_of
 
@@ -91,16 +92,33 @@ def _require_no_mask(name: str, visible: Tensor | None) -> None:
 
 
 def mae(
-    model: Model, clean: Tensor, adversarial: Tensor, visible: Tensor | None, settings: ObjectiveSettings
+    model: Model,
+    clean: Tensor,
+    adversarial: Tensor,
+    visible: Tensor | None,
+    settings: ObjectiveSettings,
+    patch: int | None = None,
 ) -> Losses:
     """d(P(x⊙M)⊙(1-M), x⊙(1-M)): a plain masked autoencoder, which sees no adversarial image (Eq. 1).
 
-    Arguments as `maep`'s. Raises ValueError without a mask, where nothing would be learnt.
+    Arguments as `maep`'s. patch: side of the patches that the model predicts normalized, and that are compared so
+    (MAE's norm_pix_loss, He et al. 2022); None: pixels are. Raises ValueError without a mask, where nothing would be
+    learnt.
     """
     if visible is None:
         raise ValueError("mae: learns from hidden patches alone; give a mask (r > 0)")
-    l_rec = _hidden_distance(model(clean, visible), clean, visible, settings)
+    predicted, target = _predicted(model, clean, visible, clean, patch)
+    l_rec = _hidden_distance(predicted, target, visible, settings)
     return Losses(l_rec, {"l_rec": l_rec})
+
+
+def _predicted(
+    model: Model, images: Tensor, visible: Tensor | None, target: Tensor, patch: int | None
+) -> tuple[Tensor, Tensor]:
+    """What the model makes of the images, and what it is to be like: pixels, or patches normalized."""
+    if patch is None:
+        return model(images, visible), target
+    return model(images, visible, normalized=True), normalized_patches(target, patch)
 
 
 def purification(
@@ -153,14 +171,20 @@ def maep(
 
 
 def nim(
-    model: Model, clean: Tensor, adversarial: Tensor, visible: Tensor | None, settings: ObjectiveSettings
+    model: Model,
+    clean: Tensor,
+    adversarial: Tensor,
+    visible: Tensor | None,
+    settings: ObjectiveSettings,
+    patch: int | None = None,
 ) -> Losses:
     """d(P(x + σn), x): noise in place of masks, on clean images alone (You et al. 2023, NIM-MAE).
 
-    Arguments as `maep`'s, visible None; adversarial: x + σn, not clipped, as `maep.training.noise` makes it.
+    Arguments as `maep`'s, visible None; adversarial: x + σn, not clipped, as `maep.training.noise` makes it. patch: as
+    `mae`'s; the authors' predicts normalized patches.
     """
     _require_no_mask("nim", visible)
-    l_noise = distance(model(adversarial, None), clean, settings)
+    l_noise = distance(*_predicted(model, adversarial, None, clean, patch), settings)
     return Losses(l_noise, {"l_noise": l_noise})
 
 

@@ -20,7 +20,8 @@ class Objective:
     to epoch (`maep.training.chains`). network: what it trains: a map of `images`, which the kinds of
     purifiers have unless they say otherwise (`maep.purifiers.base.TrainedPurifier.network_kind`), or another. attacked:
     path of the map that an attack on the whole sees in the purifier's place, where that is no single call of the
-    network: (network, clean images, attacked ones, seeds) → images (`maep.training.robust`).
+    network: (network, clean images, attacked ones, seeds) → images (`maep.training.robust`). normalizes: of a network
+    that predicts normalized patches it compares those, told their side by `patch`; others compare pixels.
     """
 
     path: str
@@ -32,6 +33,7 @@ class Objective:
     chains: bool = False
     network: str = "images"
     attacked: str = ""
+    normalizes: bool = False
 
     @property
     def attacks(self) -> bool:
@@ -40,7 +42,7 @@ class Objective:
 
 
 OBJECTIVES = {
-    "mae": Objective("maep.objectives:mae"),
+    "mae": Objective("maep.objectives:mae", normalizes=True),
     "purification": Objective("maep.objectives:purification", whole_images=True),
     "mlm": Objective("maep.objectives:mlm"),
     "maep": Objective("maep.objectives:maep"),
@@ -48,7 +50,7 @@ OBJECTIVES = {
     "trades_pixel": Objective("maep.objectives:trades_pixel", whole_images=True),
     "trades_latent": Objective("maep.objectives:trades_latent", whole_images=True),
     "robust": Objective("maep.objectives:robust", classifies=True),
-    "nim": Objective("maep.objectives:nim", whole_images=True, noises=True),
+    "nim": Objective("maep.objectives:nim", whole_images=True, noises=True, normalizes=True),
     "feature": Objective("maep.objectives:feature", classifies=True),
     "stability": Objective("maep.objectives:stability", classifies=True, noises=True),
     "denoise": Objective(

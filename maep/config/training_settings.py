@@ -21,8 +21,9 @@ class ModelSettings:
     class_token: bool = setting(True, "carry MAE's class token through encoder and decoder")
     prediction: str = setting(
         "pixels",
-        "what the decoder predicts: pixels, or the residual to the visible input",
-        choices=("pixels", "residual"),
+        "what the decoder predicts: pixels, the residual to the visible input, or patches of mean 0 and deviation 1 "
+        "(MAE's norm_pix_loss), which get those of the input's patches",
+        choices=("pixels", "residual", "normalized"),
     )
     stem_width: int = setting(0, "channels of a convolutional stem on the masked pixels; 0: none", low=0, high=2**16)
     stem_depth: int = setting(0, "3x3 convolutions in the stem", low=0, high=256)

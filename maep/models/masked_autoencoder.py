@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from maep.config.training_settings import ModelSettings
 from maep.models.convolutions import ConvStem, Refinement
+from maep.models.normalized_patches import restored_patches
 from maep.models.positions import sincos_positions
 from maep.models.timm_blocks import Block, LayerNorm
 
@@ -117,15 +118,30 @@ class MaskedAutoencoder(nn.Module):
         if self.config.prediction == "residual":
             nn.init.zeros_(self.decoder_pred.weight)
 
+    @property
+    def normalized_patch(self) -> int | None:
+        """Side of the patches that are predicted normalized (`maep.models.normalized_patches`); None: pixels are."""
+        return self.patch if self.config.prediction == "normalized" else None
+
     def forward(
-        self, images: Tensor, visible: Tensor | None = None, *, index: Tensor | None = None, latent: bool = False
+        self,
+        images: Tensor,
+        visible: Tensor | None = None,
+        *,
+        index: Tensor | None = None,
+        latent: bool = False,
+        normalized: bool = False,
+        like: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """P(x_a ⊙ M), the predicted clean images (Eq. 11-12); with `latent`, a pair of them and E(x_a ⊙ M).
 
         images: [N, 3, H, W] in [0, 1], of any size that p divides. visible: bool [N, T], True = shown to the
-        encoder, equally many a row; None = all (r = 0). What hidden pixels hold has no influence.
+        encoder, equally many a row; None = all (r = 0). What hidden pixels hold has no influence, but for the mean and
+        deviation of their patch with prediction=normalized.
         index: int64 [N, K], `visible_index(visible)` where it is known; by default found here, for which an
         accelerator is waited for.
+        normalized: leave the patches as they are predicted, where they are normalized; otherwise they get the mean and
+        deviation of those of `like`, by default of `images`.
         Returns [N, 3, H, W] in the [0, 1] scale, not clipped. Raises ValueError for shapes that do not fit.
         """
         if visible is not None and index is None:
@@ -139,7 +155,9 @@ class MaskedAutoencoder(nn.Module):
             decoded = masked + self.unit * (decoded + correction)
         else:
             decoded = decoded + self.unit * correction
-        purified = (decoded + 1) / 2
+        purified = decoded if self.normalized_patch else (decoded + 1) / 2
+        if self.normalized_patch and not normalized:
+            purified = restored_patches(decoded, images if like is None else like, self.patch)
         return (purified, encoded.to(images.dtype)) if latent else purified
 
     def encode(self, images: Tensor, visible: Tensor | None = None) -> Tensor:
@@ -151,7 +169,8 @@ class MaskedAutoencoder(nn.Module):
         return self._encode(self._masked(images, visible), index)
 
     def decode(self, latent: Tensor, grid: tuple[int, int], visible: Tensor | None = None) -> Tensor:
-        """D(latent): predicted patches [N, T, p*p*3], pixels in [-1, 1] or residuals in units of residual_scale.
+        """D(latent): predicted patches [N, T, p*p*3]: pixels in [-1, 1], residuals in units of residual_scale, or
+        normalized.
 
         latent: of `encode`; grid: patches a column and a row; visible: as given to `encode`.
         """

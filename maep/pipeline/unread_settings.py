@@ -167,9 +167,9 @@ def _of_network(settings: Settings) -> Iterator[Unread]:
     if not model.refine_width:
         names = _names("model", "refine_depth", "refine_scale")
         yield Unread(names, ("model.refine_width",), "model.refine_width=0: nothing refines")
-        if model.prediction == "pixels":
+        if model.prediction != "residual":
             deciders = _names("model", "prediction", "refine_width")
-            why = "model.prediction=pixels and model.refine_width=0 predict no residual"
+            why = f"model.prediction={model.prediction} and model.refine_width=0 predict no residual"
             yield Unread(("model.residual_scale",), deciders, why)
     for name in ("pretrain", "finetune"):
         if not getattr(settings, name).mask_ratio:

@@ -2,7 +2,8 @@
 
 The autoencoder is the project's own, trained on hidden patches of clean images (`objective.name=mae`). Each image has a
 perturbation and masks of its own, in [0, 1] pixels; the published code shares one among a batch, in normalised units.
-Pixels are compared as they are, as ours was trained; theirs compares patches that were brought to mean 0, deviation 1.
+Compared is what the autoencoder predicts: pixels, or as theirs patches brought to mean 0 and deviation 1
+(`model.prediction=normalized`).
 It compares groups of four images of one attack with clean ones (Kolmogorov-Smirnov); here an image stands alone, and
 the loss above which it counts as attacked is the one that a given share of clean images exceeds.
 """
@@ -26,6 +27,7 @@ from maep.config.identity import decisive_fields
 from maep.config.setting import setting
 from maep.config.training_settings import ModelSettings
 from maep.models.masked_autoencoder import MaskedAutoencoder, visible_pixels
+from maep.models.normalized_patches import normalized_patches
 from maep.models.weights import build_with_weights
 from maep.purifiers.base import (
     UNNAMED,
@@ -217,7 +219,10 @@ class DramPurifier(TrainedPurifier):
         tiles = grid.cut(images)
         side = self.model.config.image_size // self.model.patch
         hidden = 1 - visible_pixels(visible, self.model.patch, (side, side)).to(tiles)
-        errors = (cast(Tensor, self.model(tiles, visible)) - tiles.detach()).square() * hidden
+        patch, target = self.model.normalized_patch, tiles.detach()
+        if patch is not None:
+            target = normalized_patches(target, patch)
+        errors = (cast(Tensor, self.model(tiles, visible, normalized=True)) - target).square() * hidden
         return errors.flatten(1).sum(1).unflatten(0, (len(images), -1)).sum(1) / (
             3 * hidden.flatten(1).sum(1).unflatten(0, (len(images), -1)).sum(1)
         )

@@ -99,7 +99,7 @@ class MAEPurifier(TrainedPurifier):
         if self.is_random and not len(images):  # of which nothing can be drawn
             return images
         for draws in self._drawn(images):
-            images = self._once(self._noisy(images, draws.noise), draws.visible).clamp(0, 1)
+            images = self._once(images, draws).clamp(0, 1)
         return images
 
     def _drawn(self, images: Tensor) -> list[Draws]:
@@ -167,34 +167,43 @@ class MAEPurifier(TrainedPurifier):
             self._grids_key = key
         return self._kept_grids
 
-    def _once(self, images: Tensor, visible: list[np.ndarray] | None) -> Tensor:
-        size = self.model.config.image_size
+    def _once(self, images: Tensor, draws: Draws) -> Tensor:
+        noisy, size = self._noisy(images, draws.noise), self.model.config.image_size
+        # Normalized patches get the mean and deviation that they have without the noise, as NIM-MAE's do.
+        like = images if draws.noise is not None and self.model.config.prediction == "normalized" else None
         if images.shape[-2:] == (size, size):
-            return self._tiles(images, None if visible is None else visible[0])
-        grids = self._grids_on(images)
-        removed = torch.zeros_like(images)
+            return self._tiles(noisy, None if draws.visible is None else draws.visible[0], like)
+        grids = self._grids_on(noisy)
+        removed = torch.zeros_like(noisy)
         for number, grid in enumerate(grids):
-            tiles = grid.cut(images)
-            shown = None if visible is None else visible[number]
-            removed = removed + grid.join(self._tiles(tiles, shown) - tiles)
-        return images + removed / len(grids)
+            tiles = grid.cut(noisy)
+            shown = None if draws.visible is None else draws.visible[number]
+            purified = self._tiles(tiles, shown, None if like is None else grid.cut(like))
+            removed = removed + grid.join(purified - tiles)
+        return noisy + removed / len(grids)
 
-    def _tiles(self, tiles: Tensor, visible: np.ndarray | None) -> Tensor:
+    def _tiles(self, tiles: Tensor, visible: np.ndarray | None, like: Tensor | None) -> Tensor:
         """Drawn before the batches, masks are the same when activations are computed again."""
         if is_recorded():
             return cast(Tensor, self.model(tiles))
         size = self.settings.batch_tiles
-        parts: list[tuple[Tensor, ...]] = [(batch,) for batch in tiles.split(size)]
+        batches = tiles.split(size)
+        mask: list[Sequence[Tensor | None]] = [[None] * len(batches)] * 2
         if visible is not None:
             index = visible.nonzero()[1].reshape(len(tiles), -1)  # of the patches shown, int64 [N, K]
             mask = [upload(torch.from_numpy(each), tiles.device).split(size) for each in (visible, index)]
-            parts = list(zip(tiles.split(size), *mask, strict=True))
+        alike = [None] * len(batches) if like is None else like.split(size)
+        parts = list(zip(batches, *mask, alike, strict=True))
         if len(parts) > 1 and torch.is_grad_enabled() and tiles.requires_grad:
             return torch.cat([checkpoint(self._through_model, *part, use_reentrant=False) for part in parts])
         return torch.cat([self._through_model(*part) for part in parts])
 
-    def _through_model(self, tiles: Tensor, visible: Tensor | None = None, shown: Tensor | None = None) -> Tensor:
-        return cast(Tensor, self.model(tiles) if visible is None else self.model(tiles, visible, index=shown))
+    def _through_model(
+        self, tiles: Tensor, visible: Tensor | None = None, shown: Tensor | None = None, like: Tensor | None = None
+    ) -> Tensor:
+        options = {} if like is None else {"like": like}
+        return cast(Tensor, self.model(tiles, visible, index=shown, **options) if visible is not None else
+                    self.model(tiles, **options))  # fmt: skip
 
     # large images
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maep.config.implementations import OBJECTIVES
 from maep.config.schema import ComputeSettings
 from maep.config.training_settings import ObjectiveSettings
 from maep.models.feature_maps import FeatureMap
@@ -36,7 +37,7 @@ class TrainingModule(nn.Module):
     """Per-sample losses of a batch of pairs.
 
     model: (images [N, 3, H, W] in [0, 1], visible [N, T] or None) -> images, or with latent=True (images, latents);
-    it takes `index` as `MaskedAutoencoder.forward` does.
+    it takes `index` as `MaskedAutoencoder.forward` does, and `normalized` where it has a `normalized_patch`.
     precision: fp32, bf16 or fp16; the arithmetic of the forward, by autocast, while weights stay fp32.
     classifiers: frozen and in eval mode, for objectives that classify.
     """
@@ -46,7 +47,9 @@ class TrainingModule(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.objective, self.dtype = model, objective, DTYPES[precision]
-        self.losses = objective_named(objective.name)
+        patch = getattr(model, "normalized_patch", None)
+        normalizes = patch is not None and OBJECTIVES[objective.name].normalizes
+        self.losses = partial(objective_named(objective.name), **({"patch": patch} if normalizes else {}))
         # In a list it is no part of this module: not put into training mode, not sent to the other ranks, not averaged.
         self.frozen = list(classifiers)
         self.features = [FeatureMap(each) for each in self.frozen]

@@ -34,12 +34,14 @@ DEFENSES: dict[str, dict[str, object]] = {
     },
     # Tsai et al. 2023 (eps, step and steps are ours)
     "dram/cifar10": {
+        "model": {"prediction": "normalized"},
         "dram": {"mask_ratio": 0.75, "detection_masks": 4, "fresh_masks": False, "false_alarms": 0.05},
         "objective": {"name": "mae", "distance": "mse"},
         "pretrain": {"mask_ratio": 0.75, "mask_until": 1},
     },
     # You et al. 2023: 1.5e-4 for each 256 images of a step, 40 of 800 epochs warm up
     "nim_mae/cifar10": {
+        "model": {"prediction": "normalized"},
         "objective": {"name": "nim", "distance": "mse", "noise": "gamma", "noise_mean": 75 * LEVEL},
         "pretrain": {"lr": 1.5e-4 * 4096 / 256, "min_lr": 0, "batch_size": 4096, "epochs": 800, "warmup": 40 / 800,
                      "beta1": 0.9, "beta2": 0.95, "weight_decay": 0.05, "mask_ratio": 0, "flip": True},

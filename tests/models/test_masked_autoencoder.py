@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from maep.config.training_settings import ModelSettings
 from maep.models.masked_autoencoder import MaskedAutoencoder, patchify, unpatchify
+from maep.models.normalized_patches import restored_patches
 
 SMALL: dict[str, Any] = {
     "image_size": 16, "patch_size": 4, "encoder_width": 32, "encoder_depth": 2, "encoder_heads": 2,
@@ -117,6 +118,19 @@ def test_residual_starts_as_the_identity_on_what_is_visible(parts: dict[str, Any
     assert bool((patches[~visible] == 0.5).all())
 
 
+@pytest.mark.parametrize("parts", [{}, STEM, REFINE])
+def test_of_hidden_pixels_a_normalized_prediction_has_mean_and_deviation_alone(parts: dict[str, Any]) -> None:
+    """What is predicted does not depend on them; what it is made into does, by nothing but those two."""
+    net = model(**parts, prediction="normalized")
+    images, visible = torch.rand(3, 3, 16, 16), half_visible(3, 16)
+    changed = other_hidden_pixels(images, visible, 4)
+    predicted = net(images, visible, normalized=True)
+    assert torch.equal(predicted, net(changed, visible, normalized=True))
+    assert torch.equal(net(changed, visible), restored_patches(predicted, changed, 4))
+    assert torch.equal(net(changed, visible, like=images), net(images, visible))
+    assert torch.equal(net(images, visible), restored_patches(predicted, images, 4))
+
+
 def test_pixels_and_residuals_are_in_their_units() -> None:
     """A constant c from the last layer is (c + 1) / 2 as pixel, and input + c * residual_scale as residual."""
     images = torch.rand(1, 3, 16, 16)
@@ -175,7 +189,7 @@ def test_flops_agree_with_torchs_counter(parts: dict[str, Any], ratio: float) ->
     assert net.flops(16, ratio) == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
-@pytest.mark.parametrize("prediction", ["pixels", "residual"])
+@pytest.mark.parametrize("prediction", ["pixels", "residual", "normalized"])
 def test_pixels_are_not_rounded_to_bf16_by_autocast(prediction: str) -> None:
     """Under autocast the prediction is fp32 and finer than bf16's levels; it agrees with fp32's."""
     net, images = model(prediction=prediction, **STEM, **REFINE), torch.rand(1, 3, 16, 16)

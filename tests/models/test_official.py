@@ -11,7 +11,8 @@ from torch import Tensor
 
 from maep.config.training_settings import ModelSettings
 from maep.models.masked_autoencoder import MaskedAutoencoder, patchify
-from maep.models.official import MEAN, STD, load_initial
+from maep.models.normalized_patches import IMAGENET_MEAN, IMAGENET_STD
+from maep.models.official import load_initial
 from maep.models.positions import sincos_positions
 from maep.runtime.errors import UserError
 
@@ -145,12 +146,33 @@ def test_computes_what_mae_computes(tmp_path: Path, keep: list[int]) -> None:
     net = MaskedAutoencoder(ModelSettings(**SETTINGS)).eval()
     load_initial(net, saved(tmp_path, state))
     images = torch.rand(2, 3, SIDE, SIDE)
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     visible = torch.zeros(2, 4, dtype=torch.bool)
     visible[:, keep] = True
     expected = reference(state, (images - mean) / std, keep)
     predicted = patchify((net(images, visible) - mean) / std, PATCH)
     torch.testing.assert_close(predicted, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("keep", [[0, 1, 2, 3], [1, 2]])
+def test_predicts_the_normalized_patches_of_norm_pix_loss(tmp_path: Path, keep: list[int]) -> None:
+    """With model.prediction=normalized: what such a file predicts, and of it the pixels that its authors show, those
+    of the input's patches having the mean and deviation.
+    """
+    state = official_state()
+    net = MaskedAutoencoder(ModelSettings(**SETTINGS, prediction="normalized")).eval()
+    load_initial(net, saved(tmp_path, state))
+    images = torch.rand(2, 3, SIDE, SIDE)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    visible = torch.zeros(2, 4, dtype=torch.bool)
+    visible[:, keep] = True
+    expected = reference(state, (images - mean) / std, keep)
+    predicted = patchify(net(images, visible, normalized=True), PATCH)
+    torch.testing.assert_close(predicted, expected, rtol=1e-4, atol=1e-4)
+    target = patchify((images - mean) / std, PATCH)
+    shown = expected * (target.var(-1, keepdim=True) + 1e-6) ** 0.5 + target.mean(-1, keepdim=True)
+    restored = patchify((net(images, visible) - mean) / std, PATCH)
+    torch.testing.assert_close(restored, shown, rtol=1e-4, atol=1e-4)
 
 
 def test_encoder_only_file_leaves_the_decoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,7 +187,7 @@ def test_encoder_only_file_leaves_the_decoder(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_residual_prediction_still_starts_as_the_identity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The file's last layer predicts pixels; with residuals it is left at zero, and the user told."""
+    """The file's last layer predicts no residual; with residuals it is left at zero, and the user told."""
     net = MaskedAutoencoder(ModelSettings(**SETTINGS, prediction="residual"))
     load_initial(net, saved(tmp_path, official_state()))
     images = torch.rand(1, 3, SIDE, SIDE)

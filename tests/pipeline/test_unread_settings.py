@@ -83,6 +83,11 @@ def said_of_sweep(capsys: pytest.CaptureFixture[str], cfg: str, scale: str | Non
             ["model.refine_width=0", "model.prediction=pixels"],
             ["model.prediction=residual"],
         ),
+        (
+            "model.residual_scale=0.5",
+            ["model.refine_width=0", "model.prediction=normalized"],
+            ["model.refine_width=8", "model.prediction=normalized"],
+        ),
         ("evaluation.blackbox_draws=5", ["evaluation.threat_models=[bpda]"], ["evaluation.threat_models=[blackbox]"]),
         ("evaluation.adaptive_images=5", ["evaluation.threat_models=[oblivious]"], ["evaluation.threat_models=[bpda]"]),
         ("certify.images=5", [], ["certify.sigma=[0.5]"]),

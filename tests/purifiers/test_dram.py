@@ -1,7 +1,7 @@
 """DRAM: the published descent for each image, a threshold that clean images exceed as often as asked, what is saved."""
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from maep.data.images.build import clean_split
 from maep.data.shards import to_float
 from maep.evaluation.stage import purifier_identity
 from maep.models.masked_autoencoder import MaskedAutoencoder
+from maep.models.normalized_patches import normalized_patches
 from maep.pipeline.execution import run_pipeline
 from maep.purifiers import save_purifier
 from maep.purifiers.dram import DramPurifier, DramSettings
@@ -31,10 +32,10 @@ SMALL = ModelSettings(
 )  # fmt: skip
 
 
-def dram(**values: float) -> DramPurifier:
+def dram(prediction: str = "pixels", **values: float) -> DramPurifier:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = MaskedAutoencoder(SMALL)
+        model = MaskedAutoencoder(replace(SMALL, prediction=prediction))
         for parameter in model.parameters():  # so that what is seen matters
             parameter.data += 0.2 * torch.randn_like(parameter)
     return DramPurifier(model, PurifySettings(), DramSettings(**values)).eval().requires_grad_(False)  # type: ignore[arg-type]
@@ -51,7 +52,9 @@ def literal(purifier: DramPurifier, x: Tensor) -> Tensor:
     for number in range(repair.steps):
         seen = draws.repair[number if repair.fresh_masks else 0]
         at = (x + shift).requires_grad_()
-        answer, target = purifier.model(at, seen), at.detach()
+        answer, target = purifier.model(at, seen, normalized=True), at.detach()
+        if purifier.model.config.prediction == "normalized":
+            target = normalized_patches(target, 4)
         hidden = [(divmod(place, 4)) for place in range(16) if not seen[0, place]]
         errors = [
             (answer - target)[:, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4].square().mean()
@@ -62,10 +65,13 @@ def literal(purifier: DramPurifier, x: Tensor) -> Tensor:
     return (x + shift).clamp(0, 1)
 
 
+@pytest.mark.parametrize("prediction", ["pixels", "normalized"])
 @pytest.mark.parametrize("fresh", [False, True])
-def test_each_image_takes_the_published_steps(fresh: bool) -> None:
-    """Within eps; a quarter of the patches is seen; with one mask, hidden patches keep what was drawn."""
-    purifier = dram(steps=4, eps=0.1, step=0.03, fresh_masks=fresh)
+def test_each_image_takes_the_published_steps(fresh: bool, prediction: str) -> None:
+    """Within eps; a quarter of the patches is seen; with one mask, hidden patches keep what was drawn. Of a network
+    that predicts normalized patches those are compared.
+    """
+    purifier = dram(prediction, steps=4, eps=0.1, step=0.03, fresh_masks=fresh)
     expected = torch.cat([literal(purifier, x) for x in pictures(3).split(1)])
     purifier.reseed(0)
     purified = purifier(pictures(3))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -13,6 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from maep.config.evaluation_settings import PurifySettings
 from maep.config.training_settings import ModelSettings
 from maep.models.masked_autoencoder import MaskedAutoencoder
+from maep.models.normalized_patches import restored_patches
 from maep.purifiers import MAEPurifier
 from maep.purifiers.tiling import Tiling
 
@@ -22,10 +24,10 @@ MODEL = ModelSettings(
 )  # fmt: skip
 
 
-def purifier(trained: bool = True, **settings: Any) -> MAEPurifier:
+def purifier(trained: bool = True, prediction: str = "residual", **settings: Any) -> MAEPurifier:
     """A real one; untrained it is the identity, `trained` gives all its weights random values."""
     torch.manual_seed(0)
-    model = MaskedAutoencoder(MODEL).requires_grad_(False)
+    model = MaskedAutoencoder(replace(MODEL, prediction=prediction)).requires_grad_(False)
     for parameter in model.parameters() if trained else ():
         parameter.add_(torch.randn_like(parameter) * 0.2)
     return MAEPurifier(model, PurifySettings(**settings)).eval()
@@ -115,6 +117,23 @@ def test_an_image_of_the_models_size_is_one_tile() -> None:
     assert torch.equal(purified, net.model(images).clamp(0, 1))
 
 
+@pytest.mark.parametrize(("side", "ratio"), [(16, 0.0), (16, 0.5), (40, 0.0), (40, 0.5)])
+def test_normalized_patches_get_mean_and_deviation_of_what_was_not_noised(side: int, ratio: float) -> None:
+    """You et al.'s, by hand: P sees x + σn, the patches of x give theirs; of tiles each has its own."""
+    images = torch.rand(3, 3, side, side, generator=torch.Generator().manual_seed(1))
+    subject = purifier(prediction="normalized", noise=0.3, mask_ratio=ratio, batch_tiles=4)
+    found = subject(images)
+    subject.reseed(0)
+    (draws,) = subject._drawn(images)
+    noisy = images + 0.3 * torch.from_numpy(draws.noise)
+    grid = Tiling(side, side, 16, 0)
+    tiles, like = (noisy, images) if side == 16 else (grid.cut(noisy), grid.cut(images))
+    shown = None if draws.visible is None else torch.from_numpy(draws.visible[0])
+    predicted = subject.model(tiles, shown, normalized=True)
+    expected = restored_patches(predicted, like, 4) if side == 16 else grid.join(restored_patches(predicted, like, 4))
+    torch.testing.assert_close(found, expected.clamp(0, 1))
+
+
 def test_passes_apply_it_again() -> None:
     """Two passes are the purifier of the purifier."""
     images = torch.rand(1, 3, 20, 20)
@@ -155,7 +174,15 @@ def test_gradients_need_memory_for_one_batch_of_tiles() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"overlap": 5}, {"batch_tiles": 2, "overlap": 3}, {"passes": 2}, {"shifts": 3}]
+    "settings",
+    [
+        {},
+        {"overlap": 5},
+        {"batch_tiles": 2, "overlap": 3},
+        {"passes": 2},
+        {"shifts": 3},
+        {"prediction": "normalized", "batch_tiles": 2},
+    ],
 )
 def test_gradient_is_exact_through_tiles(settings: dict[str, Any]) -> None:
     """Autograd's gradient equals finite differences in double precision, with overlap, padding and batches."""
@@ -180,7 +207,14 @@ def test_refuses_other_shapes() -> None:
         purifier()(torch.rand(2, 1, 16, 16))
 
 
-@pytest.mark.parametrize("settings", [{"overlap": 4, "shifts": 2}, {"noise": 0.1, "mask_ratio": 0.5, "batch_tiles": 4}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"overlap": 4, "shifts": 2},
+        {"noise": 0.1, "mask_ratio": 0.5, "batch_tiles": 4},
+        {"prediction": "normalized", "noise": 0.1},
+    ],
+)
 def test_nothing_is_left_on_the_host_or_read(settings: dict[str, Any], elsewhere: torch.device) -> None:
     """Forward and backward where the images are."""
     images = torch.rand(2, 3, 40, 24, device=elsewhere, requires_grad=True)

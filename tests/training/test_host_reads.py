@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 from unittest import mock
@@ -195,6 +196,19 @@ def test_losses_and_gradients_are_on_the_device(elsewhere: torch.device) -> None
     assert all(parameter.grad is not None for parameter in module.parameters())
     with pytest.raises(NotImplementedError):
         module(clean, clean + 0.1, visible)
+
+
+@pytest.mark.parametrize("name", ["nim", "mae"])
+def test_normalized_patches_are_compared_on_the_device_in_one_graph(name: str, elsewhere: torch.device) -> None:
+    """Nothing is read, and torch.compile meets no break."""
+    module = TrainingModule(MaskedAutoencoder(replace(SMALL, prediction="normalized")), ObjectiveSettings(name), "fp32")
+    clean, visible = torch.rand(3, 3, 16, 16), torch.rand(3, 16).argsort(1) < 8
+    mask = (visible, visible.nonzero()[:, 1].reshape(3, 8)) if name == "mae" else (None, None)
+    assert graphs_of(module, clean, *mask) == (1, 0)
+    there = [None if part is None else part.to(elsewhere) for part in mask]
+    total, _parts = module.to(elsewhere)(clean.to(elsewhere), clean.to(elsewhere), *there)
+    total.sum().backward()
+    assert total.device == elsewhere
 
 
 def test_the_online_attacks_classifier_is_on_this_ranks_device(

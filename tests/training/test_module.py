@@ -1,13 +1,16 @@
 """The training module gives every objective what it needs, whatever the model is wrapped in."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from maep.config.implementations import OBJECTIVES
 from maep.config.schema import ComputeSettings
 from maep.config.training_settings import FinetuneSettings, ObjectiveSettings
-from maep.models.masked_autoencoder import MaskedAutoencoder
+from maep.models.masked_autoencoder import MaskedAutoencoder, patchify, visible_index
+from maep.models.normalized_patches import normalized_patches
 from maep.runtime.errors import UserError
 from maep.training.finetune import with_adapter
 from maep.training.module import TrainingModule, compile_options
@@ -32,6 +35,36 @@ def test_every_objective_trains_an_adapted_model(name: str) -> None:
     assert total.shape == (3,)
     assert total.isfinite().all()
     assert any(p.grad is not None and p.grad.any() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("name", "shown"), [("nim", None), ("mae", torch.arange(16).expand(3, 16) % 2 == 0)])
+def test_normalized_patches_are_compared_where_they_are_predicted(name: str, shown: Tensor | None) -> None:
+    """Mean squares of patches of mean 0 and deviation 1, of hidden ones where there are any; through peft's wrapper and
+    with an index as well.
+    """
+    torch.manual_seed(0)
+    network, settings = (
+        MaskedAutoencoder(replace(SMALL, prediction="normalized")),
+        ObjectiveSettings(name, distance="mse"),
+    )
+    clean = torch.rand(3, 3, 16, 16)
+    given = clean if name == "mae" else clean + 0.1 * torch.randn_like(clean)
+    target = patchify(normalized_patches(clean, 4), 4)
+    errors = (patchify(network(given, shown, normalized=True), 4) - target).square().mean(2)
+    expected = errors.mean(1) if shown is None else errors[~shown].view(3, 8).mean(1)
+    index = None if shown is None else visible_index(shown)
+    for model in (network, with_adapter(network, FinetuneSettings(), 0)):
+        total, _parts = TrainingModule(model, settings, "fp32")(clean, given, shown, index)
+        torch.testing.assert_close(total, expected)
+
+
+def test_objectives_of_pixels_compare_pixels_of_any_network() -> None:
+    """Of a network that predicts normalized patches they see what it purifies."""
+    torch.manual_seed(0)
+    network = MaskedAutoencoder(replace(SMALL, prediction="normalized"))
+    clean, attacked = torch.rand(3, 3, 16, 16), torch.rand(3, 3, 16, 16)
+    total, _parts = TrainingModule(network, ObjectiveSettings("purification"), "fp32")(clean, attacked, None)
+    torch.testing.assert_close(total, (network(attacked) - clean).abs().mean((1, 2, 3)))
 
 
 def test_the_classifier_of_an_objective_stays_as_it_is() -> None:

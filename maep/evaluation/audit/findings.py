@@ -7,6 +7,7 @@ should not stand as they do beside each other. A red finding says that the adapt
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Literal
 
 from maep.attacks.threat_models import (
@@ -48,8 +49,8 @@ FLAT = 1e-3  # a difference of losses that is none: what rounding to fp32 and th
 CHANCE, CHANCE_POINTS = 2.0, 5
 # Share of planted images that an attack must find: Zimmermann et al. ask for nearly all, so one of 16 may be missed.
 MOST_FOUND = 0.9
-# Points that rounding to 8 bits may move robust accuracy by: two, or one and a half images where those are more.
-ROUNDING_POINTS, ROUNDING_IMAGES = 2.0, 1.5
+# Points that rounding to 8 bits, or luck, may move robust accuracy by: two, or one and a half images if that is more.
+SMALL_POINTS, SMALL_IMAGES = 2.0, 1.5
 # Structural similarity of purified clean images to the clean ones: of tests/reports, all that another classifier can
 # read have 0.66 and more, what a purifier made up for its own classifier 0.01 to 0.07.
 UNLIKE = 0.3
@@ -133,6 +134,7 @@ def findings(
         *_stronger(rows, Surrogate.name, "surrogate", "attacks that follow fewer steps than are taken"),
         *_stronger(rows, BlackBox.name, "square", "Square, which needs no gradient,"),
         *_square_inside(rows),
+        *_smaller_budgets(rows),
         *_rounding(rows),
         *_chance(rows, classes),
         *_unlike(rows),
@@ -296,6 +298,38 @@ def _square_inside(rows: Sequence[Combination]) -> Iterator[Finding]:
             yield Finding("square", ALARM, text)
 
 
+def _smaller_budgets(rows: Sequence[Combination]) -> Iterator[Finding]:
+    """A ball holds the smaller ones: an attack that finds more within those did not find what is in it.
+
+    Who knows the purifier should have: an alarm. Who does not know it has images that the purifier was not made for.
+    """
+    attacks: dict[tuple[str, str, str], list[Combination]] = {}
+    for row in sorted(rows, key=lambda row: row.result.eps):
+        attacks.setdefault((row.result.threat_model, row.result.attack, row.result.norm), []).append(row)
+    falls: list[tuple[float, Level, str]] = []
+    for (threat, attack, _norm), by_budget in attacks.items():
+        for small, large in combinations(by_budget, 2):
+            common = [index for index in large.correct if index in small.correct]
+            within, beyond = (100 * sum(row.correct[index] for index in common) / len(common) for row in (small, large))
+            if beyond - within > _small(len(common)):
+                level: Level = ALARM if threat_model(threat).uses_purifier else WARNING
+                sizes = eps_text(small.result.eps), eps_text(large.result.eps)
+                text = (f"{threat}, {attack}: {within:.1f} % stand within ε = {sizes[0]} and {beyond:.1f} % within "
+                        f"{sizes[1]}, of the same {len(common)} images: the worst case counts both")  # fmt: skip
+                falls.append((beyond - within, level, text))
+    if falls:
+        alarms = [fall for fall in falls if fall[1] == ALARM]
+        _points, worst, text = max(alarms or falls)
+        yield Finding("smaller budget", worst, text)
+    elif any(len(by_budget) > 1 for by_budget in attacks.values()):
+        yield Finding("smaller budget", PASSED, "no attack within a smaller budget leaves fewer images")
+
+
+def _small(images: int) -> float:
+    """Points of robust accuracy, of so many images, that say nothing."""
+    return max(SMALL_POINTS, 100 * SMALL_IMAGES / images)
+
+
 def _rounding(rows: Sequence[Combination]) -> Iterator[Finding]:
     """Adversarial images as files have 256 levels: do they keep their budget, and do they still attack?"""
     outside = [row.result for row in rows if not is_within(row.result.eps_used_8bit, row.result.eps)]
@@ -308,15 +342,17 @@ def _rounding(rows: Sequence[Combination]) -> Iterator[Finding]:
     changes = ((row.result.robust_accuracy_8bit - row.result.robust_accuracy, row.result.n) for row in rows)
     change, n = max(changes, key=lambda each: abs(each[0]))
     text = f"rounding the attacked images to 8 bits moves robust accuracy by up to {change:+.1f} points"
-    is_large = abs(change) > max(ROUNDING_POINTS, 100 * ROUNDING_IMAGES / n)
+    is_large = abs(change) > _small(n)
     yield Finding("8-bit accuracy", WARNING if is_large else PASSED, text)
 
 
 def worst_case(rows: Sequence[Combination]) -> list[WorstCase]:
-    """For each budget, the share in percent of the images that stood against every attack of every threat model."""
+    """For each budget, the share in percent of the images that stood against every attack of every threat model within
+    it, those of smaller budgets included.
+    """
     cases = []
     for eps in _budgets(rows):
-        robust = robust_images(row for row in rows if row.result.eps == eps)
+        robust = robust_images(row for row in rows if row.result.eps <= eps)
         cases.append(WorstCase(eps, len(robust), round(100 * sum(robust.values()) / len(robust), 4)))
     return cases
 

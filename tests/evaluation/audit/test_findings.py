@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from maep.config.published_classifiers import NONE, PublishedClassifier
 from maep.data.shards import ShardSet
-from maep.evaluation.audit.findings import ALARM, PASSED, PurifierResult, findings
+from maep.evaluation.audit.findings import ALARM, PASSED, WARNING, PurifierResult, findings, worst_case
 from maep.evaluation.audit.gradient_masking import finite_differences, margin_gradients, margins, median_error
 from maep.evaluation.reporting.report import honest_notes, read_results
+from maep.evaluation.reporting.rows import Combination
 from maep.evaluation.scoring.defense import Defense
 from maep.evaluation.scoring.evaluation import Evaluation
 from maep.evaluation.workers import evaluate_all
@@ -201,6 +202,32 @@ def test_transfer_is_compared_image_by_image(honest: PurifierResult) -> None:
     assert transfer.level != ALARM
     both = findings(honest.checks, [stands, other, replace(oblivious, correct={0: True, 1: False})], 10)
     assert next(finding for finding in both if finding.check == "transfer").level == ALARM
+
+
+@pytest.mark.parametrize(("threat", "level"), [("adaptive", ALARM), ("oblivious", WARNING)])
+def test_a_smaller_budget_that_leaves_fewer_images_is_told(honest: PurifierResult, threat: str, level: str) -> None:
+    """Of the images that both have, beyond what luck is; of an attacker who knows the purifier it is an alarm. The
+    worst case of the larger budget is what stood within both.
+    """
+    (row,) = [row for row in honest.rows if row.result.threat_model == threat]
+
+    def of(eps: float, stand: int, attack: str = "pgd-10") -> Combination:
+        """Of 100 images the first so many stand."""
+        correct = {index: index < stand for index in range(100)}
+        return replace(row, correct=correct, result=replace(row.result, eps=eps, attack=attack, n=100))
+
+    def told(*rows: Combination) -> list[tuple[str, str]]:
+        outcomes = findings(honest.checks, rows, 10)
+        return [(finding.level, finding.text) for finding in outcomes if finding.check == "smaller budget"]
+
+    ((found, text),) = told(of(8 / 255, 70), of(4 / 255, 50), of(2 / 255, 60))
+    assert found == level
+    assert "50.0 % stand within ε = 4/255 and 70.0 % within 8/255, of the same 100 images" in text
+    assert told(of(4 / 255, 50), of(8 / 255, 52))[0][0] == PASSED
+    assert told(of(4 / 255, 50), of(8 / 255, 53))[0][0] == level
+    assert told(of(4 / 255, 50), of(8 / 255, 70, "fgsm")) == []
+    rows = [of(8 / 255, 70), of(4 / 255, 50), of(2 / 255, 60)]
+    assert [(round(255 * case.eps), case.robust_accuracy) for case in worst_case(rows)] == [(8, 50), (4, 50), (2, 60)]
 
 
 def test_margin_and_its_differences() -> None:

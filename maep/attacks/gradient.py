@@ -76,7 +76,7 @@ def ascend(
     sign, adversarial = -1.0 if spec.targeted else 1.0, start
     for _ in range(spec.steps):
         gradient = _gradient(lambda moved: loss(model(moved), goal), adversarial)
-        adversarial = _project(adversarial + sign * spec.step * _direction(gradient, spec.norm), images, spec)
+        adversarial = _project(adversarial + sign * spec.step * direction(gradient, spec.norm), images, spec)
     return adversarial
 
 
@@ -97,7 +97,7 @@ def _norms(delta: Tensor) -> Tensor:
     return delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
 
 
-def _direction(gradient: Tensor, norm: str) -> Tensor:
+def direction(gradient: Tensor, norm: str) -> Tensor:
     """Steepest ascent within the unit ball of the norm; an image without gradient stays where it is."""
     if norm == "Linf":
         return gradient.sign()
@@ -111,14 +111,14 @@ def _direction(gradient: Tensor, norm: str) -> Tensor:
 
 def _project(moved: Tensor, images: Tensor, spec: AttackSpec) -> Tensor:
     """The point of the ball around `images` nearest to `moved`, then of [0, 1]; N-FGSM keeps to the latter alone."""
+    return moved.clamp(0, 1) if spec.method == "nfgsm" else into_ball(moved, images, spec.norm, spec.eps)
+
+
+def into_ball(moved: Tensor, images: Tensor, norm: str, eps: float) -> Tensor:
+    """The point of the ball around `images` nearest to `moved`, then of [0, 1], where they are, too."""
     delta = moved - images
-    if spec.method == "nfgsm":
-        return moved.clamp(0, 1)
-    if spec.norm == "Linf":
-        delta = delta.clamp(-spec.eps, spec.eps)
-    else:
-        delta = delta * (spec.eps / _norms(delta).clamp_min(TINY)).clamp_max(1.0)
-    return (images + delta).clamp(0, 1)
+    shrunk = delta.clamp(-eps, eps) if norm == "Linf" else delta * (eps / _norms(delta).clamp_min(TINY)).clamp_max(1.0)
+    return (images + shrunk).clamp(0, 1)
 
 
 def _start(images: Tensor, spec: AttackSpec, keys: Sequence[int], seed: int) -> Tensor:
@@ -139,11 +139,14 @@ def _noise(spec: AttackSpec, shape: tuple[int, ...], seed: int, key: int) -> np.
     rng = keyed_rng("attack", seed, key)
     if spec.method == "ssp":
         return (rng.standard_normal(shape, dtype=np.float32) / np.float32(max(spec.eps, TINY))).clip(-1, 1)
-    if spec.norm == "Linf":
-        return rng.random(shape, dtype=np.float32) * 2 - 1
-    direction = rng.standard_normal(shape, dtype=np.float32)
-    radius = np.float32(rng.random() ** (1 / direction.size))
-    return direction * (radius / np.linalg.norm(direction))
+    return rng.random(shape, dtype=np.float32) * 2 - 1 if spec.norm == "Linf" else point_of_ball(rng, shape)
+
+
+def point_of_ball(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """A point drawn uniformly from the L2 unit ball, float32."""
+    drawn = rng.standard_normal(shape, dtype=np.float32)
+    radius = np.float32(rng.random() ** (1 / drawn.size))
+    return drawn * (radius / np.linalg.norm(drawn))
 
 
 def random_targets(labels: Tensor, classes: int, keys: Sequence[int], seed: int) -> Tensor:

@@ -297,7 +297,11 @@ def _check_soap(classifier: ClassifierSettings) -> None:
 
 
 def _check_training_attack(classifier: ClassifierSettings) -> None:
-    """Only PGD-AT has an attack to choose: that of the others belongs to their losses."""
+    """Only PGD-AT has an attack to choose: that of the others belongs to their losses. DKL and N-FGSM are of L∞."""
+    if classifier.train_norm == "L2":
+        for name, value in (("training", "dkl"), ("train_attack", "nfgsm")):
+            if getattr(classifier, name) == value:
+                fail(f"classifier.train_norm=L2: classifier.{name}={value} is defined in Linf alone; set it to Linf")
     if classifier.training in ("pgd_at", "awp"):
         return
     for name, unset in (("train_attack", "pgd"), ("train_late_steps", 0)):

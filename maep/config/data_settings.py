@@ -145,9 +145,22 @@ class ClassifierSettings:
         ),
         added=True,
     )
-    train_eps: float = setting(8 / 255, "L∞ budget of adversarial training", unit="[0,1] pixels", above=0.0, added=True)
+    train_norm: str = setting(
+        "Linf",
+        "norm of the budget of adversarial training, which another needs its own of; L2: pgd_at, awp, trades, "
+        "trades_awp",
+        choices=NORMS,
+        added=True,
+    )
+    train_eps: float = setting(
+        8 / 255, "budget of adversarial training, in train_norm", unit="[0,1] pixels", above=0.0, added=True
+    )
     train_step: float = setting(
-        2 / 255, "step size of its attack (dkl: half the budget)", unit="[0,1] pixels", above=0.0, added=True
+        2 / 255,
+        "step size of its attack (dkl: half the budget; trades and trades_awp in L2: 2 train_eps / train_steps)",
+        unit="[0,1] pixels",
+        above=0.0,
+        added=True,
     )
     train_steps: int = setting(10, "steps of its attack (dkl: 5)", low=1, added=True)
     train_attack: str = setting(

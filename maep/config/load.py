@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from maep.config.consistency import PIXELS, check_budget, check_consistency
 from maep.config.implementations import implementation, names_of
-from maep.config.norms import require_own_budgets
+from maep.config.norms import DEFAULT_NORM, norm_of, require_own_budgets
 from maep.config.published_classifiers import PUBLISHED
 from maep.config.schema import PurifierSettings, Settings
 from maep.config.values import (
@@ -396,8 +396,8 @@ def _resolved(key: str, value: Any, values: Mapping[str, Any], within: tuple[str
 
 def _check_pixels(key: str, settings: Settings) -> None:
     """Raise UserError for a value beyond the range of pixels, unless it is a budget of another norm than Linf."""
-    section, value = key.partition(".")[0], setting_value(settings, key)
-    norm = getattr(getattr(settings, section), "norm", "Linf")
+    section, _, name = norm_of(key).partition(".")
+    value, norm = setting_value(settings, key), getattr(getattr(settings, section), name, DEFAULT_NORM)
     for entry in value if isinstance(value, list) else [value]:
         check_budget(entry, norm, key)
 

@@ -11,8 +11,12 @@ USUAL = {
     "evaluation.eps": {"Linf": "[8/255]", "L2": "[0.5]"},
     "attack.eps": {"Linf": "8/255", "L2": "0.5"},
     "attack.step": {"Linf": "2/255", "L2": "0.125"},
+    "classifier.train_eps": {"Linf": "8/255", "L2": "0.5"},
+    "classifier.train_step": {"Linf": "2/255", "L2": "0.125"},
 }
 DEFAULT_NORM = "Linf"
+NORM_OF = {"classifier": "classifier.train_norm"}  # by section, where it is not SECTION.norm
+STEPPING = ("pgd_at", "awp")  # trainings of the classifier whose step size in L2 is a setting; TRADES' follows
 
 
 def require_own_budgets(layers: Sequence[Mapping[str, tuple[Any, str]]], values: Mapping[str, Any]) -> None:
@@ -26,20 +30,31 @@ def require_own_budgets(layers: Sequence[Mapping[str, tuple[Any, str]]], values:
     written = dict.fromkeys(USUAL, DEFAULT_NORM)
     for layer in layers:
         for key in written:
-            norm = _norm_of(key)
+            norm = norm_of(key)
             value, source = layer.get(norm, (norms.get(norm, DEFAULT_NORM), ""))
             if value != norms.get(norm, DEFAULT_NORM):
                 norms[norm], changed[norm] = value, source
             if key in layer:
                 written[key] = value
     for key, own in written.items():
-        norm = _norm_of(key)
-        if own == values[norm] or (key == "attack.step" and values["attack.method"] in ONE_STEP):
+        norm = norm_of(key)
+        if own == values[norm] or not _is_read(key, values):
             continue
         fail(f"{norm}={values[norm]} ({changed[norm]}): {key} is still one of {own}; give it too, such as "
              f"{key}={USUAL[key][values[norm]]}")  # fmt: skip
 
 
-def _norm_of(key: str) -> str:
-    """The setting that says in which norm a size is."""
-    return f"{key.partition('.')[0]}.norm"
+def norm_of(key: str) -> str:
+    """The setting that says in which norm a size is; a section may have none."""
+    section = key.partition(".")[0]
+    return NORM_OF.get(section, f"{section}.norm")
+
+
+def _is_read(key: str, values: Mapping[str, Any]) -> bool:
+    """Whether a size matters in another norm than L∞."""
+    if key == "attack.step":
+        return values["attack.method"] not in ONE_STEP
+    if key.startswith("classifier."):
+        trainings = STEPPING if key.endswith("_step") else (*STEPPING, "trades", "trades_awp")
+        return values["classifier.training"] in trainings
+    return True

@@ -19,8 +19,8 @@ READ_BY_OTHERS = ("classifiers", "teacher")  # of robust: refused by themselves 
 # Of classifier: what is read where one is trained.
 OF_CLASSIFIER_TRAINING = (
     "epochs", "batch_size", "lr", "warmup", "milestones", "momentum", "weight_decay", "flip", "crop_padding",
-    "nesterov", "train_eps", "train_step", "train_steps", "train_late_from", "attack_mode", "trades_weight",
-    "awp_gamma", "awp_warmup", "dkl_alpha", "dkl_beta", "dkl_temperature", "soap_weight", "save_every",
+    "nesterov", "train_norm", "train_eps", "train_step", "train_steps", "train_late_from", "attack_mode",
+    "trades_weight", "awp_gamma", "awp_warmup", "dkl_alpha", "dkl_beta", "dkl_temperature", "soap_weight", "save_every",
 )  # fmt: skip
 # Of evaluation: the threat models that read it.
 OF_THREAT_MODELS = {
@@ -36,14 +36,15 @@ OF_THREAT_MODELS = {
 OF_BUILDS = (
     "format", "resize", "train_limit", "test_limit", "test_fraction", "shard_images", "encoding", "on_error",
 )  # fmt: skip
-ADVERSARIAL = ("pgd_at", "awp", "trades", "trades_awp", "dkl")  # of classifier.training
+TRADES = ("trades", "trades_awp")  # of classifier.training
+ADVERSARIAL = ("pgd_at", "awp", *TRADES, "dkl")
 # What some values of another setting read alone: {settings: (that one, its values)}.
 GATED: dict[tuple[str, ...], tuple[str, tuple[str, ...]]] = {
     ("attack.step", "attack.steps"): ("attack.method", ("bim", "pgd", "ssp")),
     ("attack.random_start",): ("attack.method", ("pgd",)),
-    ("classifier.train_eps", "classifier.attack_mode"): ("classifier.training", ADVERSARIAL),
+    ("classifier.train_norm", "classifier.train_eps", "classifier.attack_mode"): ("classifier.training", ADVERSARIAL),
     ("classifier.train_step", "classifier.train_steps"): ("classifier.training", ADVERSARIAL[:-1]),
-    ("classifier.trades_weight",): ("classifier.training", ("trades", "trades_awp")),
+    ("classifier.trades_weight",): ("classifier.training", TRADES),
     ("classifier.awp_gamma", "classifier.awp_warmup"): ("classifier.training", ("awp", "trades_awp", "dkl")),
     ("classifier.dkl_alpha", "classifier.dkl_beta", "classifier.dkl_temperature"): ("classifier.training", ("dkl",)),
     ("classifier.soap_weight",): ("classifier.training", ("soap", "soap_rotation", "soap_reconstruction")),
@@ -127,6 +128,10 @@ def _of_classifier(settings: Settings) -> Iterator[Unread]:
         yield Unread(("classifier.milestones",), (), f"{', '.join(late)} {end}", by=("classifier.epochs",))
     if classifier.awp_warmup >= classifier.epochs:
         yield Unread(("classifier.awp_warmup",), (), f"AWP would begin {end}", by=("classifier.epochs",))
+    if classifier.train_norm == "L2" and classifier.training in TRADES:
+        deciders = _names("classifier", "training", "train_norm")
+        why = f"classifier.training={classifier.training} in L2 takes steps of 2 train_eps / train_steps"
+        yield Unread(("classifier.train_step",), deciders, why)
     if not classifier.train_late_steps:
         late_steps = "classifier.train_late_steps"
         yield Unread(("classifier.train_late_from",), (late_steps,), f"{late_steps}=0: no attack takes its place")

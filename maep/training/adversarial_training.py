@@ -1,20 +1,23 @@
 """Adversarial training of the classifier: PGD-AT, TRADES, either with AWP, and DKL.
 
 PGD-AT: Madry et al. 2018, or by N-FGSM: de Jorge et al. 2022. TRADES: Zhang et al. 2019. AWP: Wu, Xia and Wang 2020.
-DKL: Cui et al. 2024. All within an L∞ ball, which N-FGSM leaves. What is drawn is a function of seed and step, and what
-lasts from step to step (DKL's table of classes) is in the checkpoints, so that a resumed training ends with the same
-weights.
+DKL: Cui et al. 2024. All within an L∞ ball, which N-FGSM leaves; PGD-AT and TRADES, with AWP or without, also in an L2
+ball. There an image without a gradient stays, where TRADES' code moves it at random. What is drawn is a function of
+seed and step, and what lasts from step to step (DKL's table of classes) is in the checkpoints, so that a resumed
+training ends with the same weights.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maep.attacks.gradient import NOISE as NFGSM_NOISE
+from maep.attacks.gradient import direction, into_ball, point_of_ball
 from maep.config.data_settings import ClassifierSettings
 from maep.runtime.randomness import keyed_rng
 from maep.training.robust import REACH
@@ -125,7 +128,7 @@ class AdversarialTraining:
         rng = keyed_rng("classifier-attack", at.seed, at.step)
         eps, step, steps, is_projected = self._steps(at)
         if self.base == "pgd_at":
-            noise = (2 * torch.from_numpy(rng.random(tuple(images.shape), dtype="float32")) - 1) * eps
+            noise = self._point_of_ball(rng, tuple(images.shape)) * eps
             start = (images + (1.0 if is_projected else NFGSM_NOISE) * noise.to(images)).clamp(0, 1)
         else:
             noise = NOISE * torch.from_numpy(rng.standard_normal(tuple(images.shape), dtype="float32"))
@@ -140,11 +143,20 @@ class AdversarialTraining:
                 with torch.enable_grad():
                     total = self._attack_loss(clean, self.network(moving).float(), labels).sum()
                 (gradient,) = torch.autograd.grad(total, moving)
-                start = start + step * gradient.sign()
-                if is_projected:
+                start = start + step * direction(gradient, options.train_norm)
+                if options.train_norm == "L2":
+                    # As published TRADES is cut to [0, 1] first; a shorter move from the image to there stays there.
+                    start = into_ball(start.clamp(0, 1) if self.base == "trades" else start, images, "L2", eps)
+                elif is_projected:
                     start = torch.minimum(torch.maximum(start, images - eps), images + eps)
                 start = start.clamp(0, 1)
         return start.detach()
+
+    def _point_of_ball(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Tensor:
+        """A point of the unit ball for each image; in L2 one after the other, so that none depends on a later one."""
+        if self.settings.train_norm == "L2":
+            return torch.from_numpy(np.stack([point_of_ball(rng, shape[1:]) for _ in range(shape[0])]))
+        return 2 * torch.from_numpy(rng.random(shape, dtype="float32")) - 1
 
     def _steps(self, at: Progress) -> tuple[float, float, int, bool]:
         """(budget, step size, iterations) of the attack at a step, and whether it is kept within the budget."""
@@ -158,6 +170,8 @@ class AdversarialTraining:
             return eps, REACH * eps / late, late, True
         if self.base == "pgd_at" and options.train_attack == "nfgsm":
             return eps, eps, 1, False
+        if self.base == "trades" and options.train_norm == "L2":
+            return eps, 2 * eps / options.train_steps, options.train_steps, True
         return eps, options.train_step, options.train_steps, True
 
     def _attack_loss(self, clean: Tensor, adversarial: Tensor, labels: Tensor) -> Tensor:

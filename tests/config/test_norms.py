@@ -17,6 +17,7 @@ from maep.runtime.errors import UserError
 
 L2 = ["evaluation.norm=L2", "evaluation.eps=[0.5]"]
 ATTACK = ["attack.norm=L2", "attack.eps=0.5"]
+CLASSIFIER = ["classifier.train_norm=L2", "classifier.training=pgd_at"]
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,9 @@ ATTACK = ["attack.norm=L2", "attack.eps=0.5"]
         (["attack.norm=L2"], "attack.eps is still one of Linf; give it too, such as attack.eps=0.5"),
         (ATTACK, "attack.step is still one of Linf; give it too, such as attack.step=0.125"),
         ([*L2, "attack.norm=L2", "attack.step=1"], "attack.eps is still one of Linf"),
+        (CLASSIFIER, "classifier.train_eps is still one of Linf; give it too, such as classifier.train_eps=0.5"),
+        ([*CLASSIFIER, "classifier.train_eps=0.5"], "classifier.train_step is still one of Linf"),
+        (["classifier.train_norm=L2", "classifier.training=trades"], "classifier.train_eps is still one of Linf"),
         (["evaluation.norm=L2", "attack.eps=0.5", "certify.attack_radii=[0.5]"], "evaluation.eps is still one of Linf"),
     ],
 )
@@ -44,13 +48,17 @@ def test_another_norm_needs_its_own_sizes(cfg: str | None, words: list[str], mes
         ["evaluation.norm=L2", "evaluation.eps=[8/255]"],
         [*ATTACK, "attack.step=0.1"],
         [*ATTACK, "attack.method=fgsm"],
+        [*CLASSIFIER, "classifier.train_eps=1.5", "classifier.train_step=2"],
+        ["classifier.train_norm=L2", "classifier.training=trades_awp", "classifier.train_eps=0.5"],
+        ["classifier.train_norm=L2", "classifier.training=standard"],
         ["evaluation.norm=Linf"],
         ["evaluation.norm=L2", "evaluation.norm=Linf"],
     ],
     ids=str,
 )
 def test_what_is_given_with_it_is_taken(words: list[str]) -> None:
-    """In any order, and as it is; a method of one step has no other size than its budget."""
+    """In any order, and as it is, also above 1; a method of one step has no other size than its budget, nor has TRADES
+    in L2, and none matters that nothing reads."""
     load_settings("digits", words)
 
 
@@ -72,7 +80,8 @@ def test_every_usual_size_is_one_of_its_norm() -> None:
     """What a message recommends is taken."""
     for norm in NORMS:
         words = [f"{key}={sizes[norm]}" for key, sizes in USUAL.items()]
-        load_settings(None, [f"attack.norm={norm}", f"evaluation.norm={norm}", *words])
+        norms = [f"attack.norm={norm}", f"evaluation.norm={norm}", f"classifier.train_norm={norm}"]
+        load_settings(None, [*norms, "classifier.training=pgd_at", *words])
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,16 @@ def said_of_sweep(capsys: pytest.CaptureFixture[str], cfg: str, scale: str | Non
         ),
         ("classifier.train_eps=0.1", ["classifier.training=standard"], ["classifier.training=dkl"]),
         ("classifier.train_steps=7", ["classifier.training=dkl"], ["classifier.training=trades_awp"]),
+        (
+            "classifier.train_norm=L2",
+            ["classifier.training=standard"],
+            ["classifier.training=pgd_at", "classifier.train_eps=0.5", "classifier.train_step=0.1"],
+        ),
+        (
+            "classifier.train_step=0.1",
+            ["classifier.training=trades", "classifier.train_norm=L2", "classifier.train_eps=0.5"],
+            ["classifier.training=awp"],
+        ),
         ("classifier.awp_gamma=0.1", ["classifier.training=trades"], ["classifier.training=awp"]),
         ("classifier.dkl_beta=3", ["classifier.training=trades"], ["classifier.training=dkl"]),
         (

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from maep.__main__ import run
 from maep.config.data_settings import ClassifierSettings
 from maep.models.classifiers.resnet import CifarResNet
-from maep.runtime.errors import UserError
+from maep.runtime.errors import UserError, exit_code
 from maep.runtime.randomness import keyed_rng
 from maep.training.adversarial_training import AdversarialTraining, DklTable, Progress, kl, untracked
 from tests.training.test_classifier import settings_of, shards, start, train, wait_for_checkpoint
@@ -64,6 +65,132 @@ def test_the_attack_stays_in_its_ball_and_changes_nothing_else(mode: str, attack
         raised = goal or (lambda x: F.cross_entropy(model(x), labels, reduction="none"))
         if attack_mode == "eval" and mode != "dkl":
             assert raised(adversarial).mean() > 1.02 * raised(images).mean() + 1e-6
+
+
+@pytest.mark.parametrize("mode", ["pgd_at", "trades"])
+def test_in_linf_the_bits_are_those_before_there_was_l2(mode: str) -> None:
+    """The very arithmetic of then, so that a classifier that is trained again is the one that was."""
+    model, (images, labels) = network().train(), batch()
+    method = training(mode, model)
+    rng = keyed_rng("classifier-attack", AT.seed, AT.step)
+    if mode == "pgd_at":
+        noise = (2 * torch.from_numpy(rng.random(tuple(images.shape), dtype="float32")) - 1) * 0.1
+        moved = (images + 1.0 * noise).clamp(0, 1)
+    else:
+        moved = images + 0.001 * torch.from_numpy(rng.standard_normal(tuple(images.shape), dtype="float32"))
+    with untracked(model, "eval"):
+        clean = model(images).detach()
+        for _ in range(4):
+            at = moved.detach().requires_grad_()
+            loss = kl(clean, model(at)) if mode == "trades" else F.cross_entropy(model(at), labels, reduction="none")
+            (gradient,) = torch.autograd.grad(loss.sum(), at)
+            moved = moved + 0.03 * gradient.sign()
+            moved = torch.minimum(torch.maximum(moved, images - 0.1), images + 0.1).clamp(0, 1)
+    assert torch.equal(method.attacked(images, labels, AT), moved)
+
+
+L2 = {"train_norm": "L2", "train_eps": 0.5, "train_step": 0.2}
+
+
+@pytest.mark.parametrize("mode", ["pgd_at", "trades"])
+def test_in_l2_the_attack_takes_the_published_steps(mode: str) -> None:
+    """From anywhere in the ball, or TRADES' noise of 0.001; along each image's gradient of length 1; into ball and box,
+    which TRADES does the other way round, in steps of two budgets over their number, whatever train_step is."""
+    model, (images, labels) = network().train(), batch()
+    images = images.round()  # black and white: cut to [0, 1] before the ball is not cut after it
+    method = training(mode, model, **L2)
+    found = method.attacked(images, labels, AT)
+    rng = keyed_rng("classifier-attack", AT.seed, AT.step)
+    if mode == "pgd_at":
+        moves = []
+        for image in images:
+            noise = torch.from_numpy(rng.standard_normal(image.shape, dtype="float32"))
+            moves.append(noise / noise.norm() * rng.random() ** (1 / image.numel()))
+        moved = (images + 0.5 * torch.stack(moves)).clamp(0, 1)
+    else:
+        moved = images + 0.001 * torch.from_numpy(rng.standard_normal(images.shape, dtype="float32"))
+    model.eval()
+    clean = model(images).detach()
+    for _ in range(4):
+        at = moved.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(raised(mode, method, clean, model(at), labels), at)
+        length = 0.2 if mode == "pgd_at" else 2 * 0.5 / 4
+        moved = at.detach() + length * torch.stack([each / each.norm() for each in gradient])
+        delta = (moved.clamp(0, 1) if mode == "trades" else moved) - images
+        moved = images + torch.stack([each * min(1.0, 0.5 / float(each.norm())) for each in delta])
+        moved = moved.clamp(0, 1)
+    torch.testing.assert_close(found, moved, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["pgd_at", "awp", "trades", "trades_awp"])
+def test_in_l2_the_attack_stays_in_its_ball_and_raises_its_loss(mode: str) -> None:
+    """Each image within the budget and [0, 1]: also under late steps; a ball that is reached, where no image is cut."""
+    model, (images, labels) = network().train(), batch()
+    images = 0.4 + 0.2 * images
+    for options in ({}, {"train_late_steps": 2, "train_late_from": 0.25}) if mode in ("pgd_at", "awp") else ({},):
+        method = training(mode, model, **(L2 | options))
+        for given in (images, images.round()):
+            adversarial = method.attacked(given, labels, AT)
+            norms = (adversarial - given).flatten(1).norm(dim=1)
+            assert norms.max() <= 0.5 * (1 + 1e-5)
+            assert 0 <= adversarial.min() <= adversarial.max() <= 1
+            assert given is not images or norms.min() > 0.49
+        base = method.base
+        with untracked(model, "eval"), torch.no_grad():
+            clean, adversarial = model(images), method.attacked(images, labels, AT)
+            before, after = (float(raised(base, method, clean, model(each), labels)) for each in (images, adversarial))
+            assert after > 1.01 * before + 1e-4
+
+
+def test_late_steps_in_l2_are_those_of_pgd() -> None:
+    """So many steps of 1.25 budgets together, whatever the attack before them was."""
+    images, labels = batch()
+    late = training("pgd_at", **L2, train_late_steps=2, train_late_from=0.25).attacked(images, labels, AT)
+    pgd = training("pgd_at", **(L2 | {"train_step": 1.25 * 0.5 / 2}), train_steps=2).attacked(images, labels, AT)
+    assert torch.equal(late, pgd)
+
+
+@pytest.mark.parametrize(("mode", "most"), [("pgd_at", 1e-6), ("trades", 1e-3)])
+def test_in_l2_an_image_is_attacked_as_it_is_alone(mode: str, most: float) -> None:
+    """No image's start, step or projection knows of those that come after it in the batch; TRADES' first gradient, next
+    to the image, is hardly more than rounding, which knows."""
+    images, labels = batch()
+    images = images * torch.tensor([1.0, 0.1, 1, 1, 0.3, 1])[:, None, None, None]
+    many = training(mode, **L2).attacked(images, labels, AT)
+    for count in (1, 2, 5):
+        few = training(mode, **L2).attacked(images[:count], labels[:count], AT)
+        torch.testing.assert_close(few, many[:count], rtol=0, atol=most)
+
+
+def test_the_start_in_l2_is_uniform_in_the_ball() -> None:
+    """Of steps of no length: in d dimensions the d-th power of the radius is uniform, and no direction is preferred."""
+    images = torch.full((2000, 3, 1, 1), 0.5)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3, 4))
+    method = training("pgd_at", model, train_norm="L2", train_eps=0.4, train_step=1e-9, train_steps=1)
+    moves = (method.attacked(images, torch.zeros(2000, dtype=torch.int64), AT) - images).flatten(1) / 0.4
+    shares = moves.norm(dim=1) ** 3
+    for share in (0.1, 0.5, 0.9):
+        assert (shares < share).float().mean() == pytest.approx(share, abs=0.04)
+    assert moves.mean(0).abs().max() < 0.04
+
+
+@pytest.mark.parametrize("mode", ["pgd_at", "trades"])
+def test_in_l2_an_image_without_a_gradient_stays_where_it_is(mode: str) -> None:
+    """No division by 0; where only some images have a gradient, those move."""
+
+    class Dark(nn.Module):
+        """Has no gradient but for its first image."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            first = images.flatten(1)[:1] @ torch.ones(images[0].numel(), 4).tril()
+            return torch.cat([first, 0 * images.flatten(1)[1:, :4]])
+
+    images, labels = batch()
+    images = 0.4 + 0.2 * images
+    one, four = (training(mode, Dark(), **L2, train_steps=n).attacked(images, labels, AT) for n in (1, 4))
+    assert four.isfinite().all()
+    torch.testing.assert_close(four[1:], one[1:], rtol=0, atol=1e-6)
+    assert (four - one)[0].norm() > 0.01
 
 
 def raised(mode: str, method: AdversarialTraining, clean: Tensor, moved: Tensor, labels: Tensor) -> Tensor:
@@ -231,12 +358,12 @@ QUICK = [
 ]  # fmt: skip
 
 
-def test_trades_without_a_weight_is_cross_entropy(shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_trades_without_a_weight_is_cross_entropy(norm: str, shards: Path, tmp_path: Path) -> None:
     """beta = 0: the very bits of the standard training, batch norms' statistics included."""
     standard = train(settings_of(shards, tmp_path / "a", *QUICK[3:]))
-    trades = train(
-        settings_of(shards, tmp_path / "b", *QUICK, "classifier.training=trades", "classifier.trades_weight=0")
-    )
+    words = ["classifier.training=trades", "classifier.trades_weight=0", f"classifier.train_norm={norm}"]
+    trades = train(settings_of(shards, tmp_path / "b", *QUICK, *words))
     tensors, others = load_file(standard), load_file(trades)
     assert tensors.keys() == others.keys()
     assert all(torch.equal(tensors[name], others[name]) for name in tensors)
@@ -259,7 +386,7 @@ def test_killed_training_ends_with_the_same_weights(mode: str, shards: Path, tmp
 
 
 def test_bad_settings_are_refused(shards: Path, tmp_path: Path) -> None:
-    """An unknown training; a budget in levels; an L2 ball, which there is none of."""
+    """An unknown training or norm; a budget in levels."""
     for word, message in (
         (
             "classifier.training=tradess",
@@ -268,7 +395,25 @@ def test_bad_settings_are_refused(shards: Path, tmp_path: Path) -> None:
         ("classifier.train_eps=8", r"classifier\.train_eps=8: above 1.*8/255"),
         ("classifier.train_attack=nfgsm", r"classifier\.train_attack=nfgsm: only for .*pgd_at or awp, not standard"),
         ("classifier.train_late_steps=2", r"classifier\.train_late_steps=2: only for .*pgd_at or awp, not standard"),
-        ("classifier.norm=L2", r"classifier\.norm .*unknown key"),
+        ("classifier.train_norm=L1", r"classifier\.train_norm=L1 .*choose one of Linf, L2"),
     ):
         with pytest.raises(UserError, match=message):
             settings_of(shards, tmp_path, word)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [(["classifier.training=dkl"], "training=dkl"),
+     (["classifier.training=awp", "classifier.train_attack=nfgsm"], "train_attack=nfgsm"),
+     (["classifier.training=pgd_at", "classifier.train_attack=nfgsm", "classifier.train_late_steps=2"],
+      "train_attack=nfgsm")],
+)  # fmt: skip
+def test_what_is_of_linf_alone_is_refused_in_l2(
+    words: list[str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line and exit code 2, before anything is written; with late steps, which would be PGD's, too."""
+    monkeypatch.chdir(tmp_path)
+    assert exit_code(lambda: run(["run", "cfg=digits", "data.root=nowhere", *words, "classifier.train_norm=L2"])) == 2
+    line = f"error: classifier.train_norm=L2: classifier.{named} is defined in Linf alone; set it to Linf"
+    assert capsys.readouterr().err.strip() == line
+    assert not list(tmp_path.iterdir())

@@ -194,6 +194,20 @@ class ClassifierSettings:
         low=0.0,
         added=True,
     )
+    averaging: str = setting(
+        "none",
+        "average of the weights that the training leaves, beside the last batch norms' statistics: epochs, of those "
+        "after each (DKL); steps, after each, with a warm-up (Rebuffi et al., Wang et al.)",
+        choices=("none", "epochs", "steps"),
+        added=True,
+    )
+    averaging_decay: float = setting(
+        0.9,
+        "what of the average is kept when weights are taken in (epochs: 0.9 published; steps: 0.995)",
+        low=0.0,
+        high=1.0,
+        added=True,
+    )
     save_every: int = setting(
         1, "epochs between checkpoints of its training", unit="epochs", low=1, affects_result=False
     )

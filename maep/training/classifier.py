@@ -41,6 +41,7 @@ from maep.storage.tensor_files import save_file
 from maep.training.adversarial_training import AdversarialTraining, Progress
 from maep.training.checkpointing.directory import Retention, checkpoint_path, newest_whole, prune
 from maep.training.distributed.world import DTYPES
+from maep.training.ema import Average
 from maep.training.label_consistency import LabelConsistency
 from maep.training.reconstruction_training import ReconstructionTraining
 from maep.training.rotation_training import RotationTraining
@@ -50,6 +51,7 @@ STATE = "state.safetensors"
 SOAP, SOAP_ROTATION, SOAP_RECONSTRUCTION = "soap", "soap_rotation", "soap_reconstruction"  # of classifier.training
 RETENTION = Retention(last=2)  # the fewest: one that is whole while the next is written
 TEST_BATCH = 250  # images; a forward without gradients holds one layer at a time, less than a training step does
+AVERAGING_WARMUP = 0.025  # share of the steps until which an average over steps is the weights (Wang et al. 2023)
 EPOCHS_AT_ONCE = 2  # epochs whose draws are kept: a batch may straddle two
 
 
@@ -167,6 +169,7 @@ class _Training:
         self.network = self._untrained()
         self.optimizer = self._sgd()
         self.method = self._method()
+        self.average = self._average()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.compute.precision == "fp16")
         self.step = self._restore()
 
@@ -201,6 +204,12 @@ class _Training:
             weight_decay=options.weight_decay, nesterov=options.nesterov and options.momentum > 0,
             fused=self.device.type == "cuda" or None,
         )  # fmt: skip
+
+    def _average(self) -> Average | None:
+        """Of the parameters alone: batch norms' statistics are the network's, which needs no copy of them."""
+        if self.classifier.averaging == "none":
+            return None
+        return Average(dict(self.network.network.named_parameters()), self.classifier.averaging_decay)
 
     def train(self) -> None:
         """All steps that are left. Raises Stopped between two of them after a signal, with a checkpoint saved."""
@@ -255,7 +264,21 @@ class _Training:
         if self.method:
             self.method.end()
         self.step += 1
+        if self.average:
+            self._take_in(self.average)
         return value
+
+    def _take_in(self, average: Average) -> None:
+        """The weights after the step just done, where it is one after which they are averaged."""
+        if self.classifier.averaging == "steps":
+            since = self.step - AVERAGING_WARMUP * self.steps  # a fraction of a step at first, as published
+            if since >= 0:
+                average.update(since)
+            else:
+                average.take(0.0)
+        elif self._ends_epochs(1):
+            is_first = (self.step - 1) * self.batch_size < self.count
+            average.take(0.0 if is_first else average.decay)
 
     def _loss(self, images: Tensor, labels: Tensor, epoch: int) -> Tensor:
         """The mean loss of a batch. epoch: of its first sample."""
@@ -280,17 +303,23 @@ class _Training:
 
     def _is_save_due(self) -> bool:
         """Whether the step just done completed another `save_every` epochs."""
-        period = self.classifier.save_every * self.count
+        return self.step < self.steps and self._ends_epochs(self.classifier.save_every)
+
+    def _ends_epochs(self, epochs: int) -> bool:
+        """Whether the step just done completed another so many epochs; the last step does."""
+        period = epochs * self.count
         done = self.step * self.batch_size
-        return self.step < self.steps and done // period > (done - self.batch_size) // period
+        return done // period > (done - self.batch_size) // period
 
     def _momentum(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((f"momentum/{name}", parameter) for name, parameter in self.network.network.named_parameters())
 
     def _lasting(self) -> dict[str, Tensor]:
-        """What a method of training keeps from step to step."""
+        """What a method of training keeps from step to step, and the average."""
         tensors = self.method.tensors() if self.method else {}
-        return {f"adversarial/{name}": tensor for name, tensor in tensors.items()}
+        averaged = self.average.parts if self.average else {}
+        lasting = {f"adversarial/{name}": tensor for name, tensor in tensors.items()}
+        return lasting | {f"average/{name}": tensor for name, tensor in averaged.items()}
 
     def _save(self) -> None:
         tensors = {f"model/{name}": value for name, value in self.network.network.state_dict().items()}
@@ -324,7 +353,9 @@ class _Training:
         return saved.step
 
     def finish(self, final: Path, test: ShardSet) -> None:
-        """Measure the clean accuracy and commit the weights."""
+        """Measure the clean accuracy and commit the weights: the average, where there is one."""
+        if self.average:
+            self.network.network.load_state_dict(self.average.parts, strict=False)  # buffers stay
         manifest = ClassifierManifest(
             settings=asdict(self.classifier), seed=self.settings.run.seed, precision=self.settings.compute.precision,
             classes=tuple(self.train_set.classes), train_identity=self.train_set.identity,

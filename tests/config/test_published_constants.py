@@ -84,7 +84,7 @@ DEFENSES: dict[str, dict[str, object]] = {
     "trades/cifar10_dkl": {
         "classifier": {**SGD, "training": "dkl", "lr": 0.2, "train_eps": 8 * LEVEL, "dkl_alpha": 4, "dkl_beta": 20,
                        "dkl_temperature": 4, "awp_gamma": 0.005, "awp_warmup": 10, "epochs": 200, "milestones": [],
-                       "weight_decay": 5e-4},
+                       "weight_decay": 5e-4, "averaging": "epochs", "averaging_decay": 0.9},
     },
     # the simple ones: DISCO's comparison; Guo et al. 2018
     "digits": {

@@ -61,6 +61,8 @@ def said_of_sweep(capsys: pytest.CaptureFixture[str], cfg: str, scale: str | Non
             ["classifier.training=awp"],
         ),
         ("classifier.awp_gamma=0.1", ["classifier.training=trades"], ["classifier.training=awp"]),
+        ("classifier.averaging_decay=0.5", ["classifier.averaging=none"], ["classifier.averaging=steps"]),
+        ("classifier.averaging=steps", ["classifier.weights=/w"], ["classifier.weights=null"]),
         ("classifier.dkl_beta=3", ["classifier.training=trades"], ["classifier.training=dkl"]),
         (
             "classifier.train_late_from=0.5",

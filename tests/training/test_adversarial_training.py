@@ -369,10 +369,14 @@ def test_trades_without_a_weight_is_cross_entropy(norm: str, shards: Path, tmp_p
     assert all(torch.equal(tensors[name], others[name]) for name in tensors)
 
 
-@pytest.mark.parametrize("mode", ["trades_awp", "dkl"])
-def test_killed_training_ends_with_the_same_weights(mode: str, shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("mode", "more"),
+    [("trades_awp", []), ("dkl", ["classifier.averaging=epochs"]),
+     ("awp", ["classifier.train_norm=L2", "classifier.averaging=steps"])],
+)  # fmt: skip
+def test_killed_training_ends_with_the_same_weights(mode: str, more: list[str], shards: Path, tmp_path: Path) -> None:
     """Killed by SIGKILL and started again: the bits of one that nobody stopped, and no other mode's."""
-    words = [*QUICK, f"classifier.training={mode}"]
+    words = [*QUICK, f"classifier.training={mode}", *more]
     whole = train(settings_of(shards, tmp_path / "whole", *words))
     process = start(shards, tmp_path / "killed", *words)
     wait_for_checkpoint(tmp_path / "killed", 4)

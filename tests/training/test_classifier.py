@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from maep.config.identity import decisive_fields
 from maep.config.load import load_settings
 from maep.config.schema import Settings
 from maep.data import labelled_batches
@@ -225,6 +226,115 @@ def test_weights_have_the_networks_own_keys(shards: Path, tmp_path: Path) -> Non
     keys = set(load_file(train(settings_of(shards, tmp_path, "classifier.epochs=1"))))
     assert {"conv1.weight", "layer1.0.bn1.running_mean", "linear.bias"} <= keys
     assert not {key for key in keys if "mean" in key and "running" not in key}
+
+
+# --- averaged weights ---
+
+SHORT = ["classifier.batch_size=8", "classifier.epochs=3"]  # 57 steps of 150 images, of which two lie in two epochs
+EPOCH_ENDS = (19, 38, 57)
+
+
+def followed(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> list[dict[str, Tensor]]:
+    """Weights and buffers after each step of a training that averages nothing."""
+    states, original = [], stage._Training._one_step
+
+    def watched(self: stage._Training, *batch: Tensor) -> float:
+        loss = original(self, *batch)
+        states.append({name: value.double().clone() for name, value in self.network.network.state_dict().items()})
+        return loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage._Training, "_one_step", watched)
+        train(settings)
+    return states
+
+
+def check_averaged(found: dict[str, Tensor], expected: dict[str, Tensor], last: dict[str, Tensor]) -> None:
+    """Parameters are the average; batch norms' statistics, and nothing else, those after the last step."""
+    assert found.keys() == last.keys()
+    for name, value in found.items():
+        is_statistic = "running" in name or "num_batches" in name
+        torch.testing.assert_close(value.double(), (last if is_statistic else expected)[name], rtol=1e-5, atol=1e-7)
+    assert not torch.allclose(found["linear.weight"].double(), last["linear.weight"], rtol=0.01)
+
+
+def test_the_average_over_epochs_is_its_formula(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights at the first epoch's end, and τ of that and 1 - τ of those at each further end, the last included."""
+    states = followed(monkeypatch, settings_of(shards, tmp_path, *SHORT))
+    words = ["classifier.averaging=epochs", "classifier.averaging_decay=0.7"]
+    found = load_file(train(settings_of(shards, tmp_path, *SHORT, *words)))
+    assert len(states) == EPOCH_ENDS[-1]
+    first, *rest = (states[step - 1] for step in EPOCH_ENDS)
+    expected = first
+    for state in rest:
+        expected = {name: 0.7 * expected[name] + 0.3 * state[name] for name in state}
+    check_averaged(found, expected, states[-1])
+
+
+def test_the_average_over_steps_is_its_formula(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights themselves for 2.5 % of the steps; then of t steps more min(τ, (1 + t) / (10 + t)) is kept."""
+    states = followed(monkeypatch, settings_of(shards, tmp_path, *SHORT))
+    words = ["classifier.averaging=steps", "classifier.averaging_decay=0.8"]
+    found = load_file(train(settings_of(shards, tmp_path, *SHORT, *words)))
+    expected = states[0]
+    for done, state in enumerate(states[1:], 2):
+        t = done - 0.025 * 57
+        keep = min(0.8, (1 + t) / (10 + t)) if t >= 0 else 0.0
+        expected = {name: keep * expected[name] + (1 - keep) * state[name] for name in state}
+    check_averaged(found, expected, states[-1])
+
+
+def test_averaging_warms_up_for_a_fortieth(shards: Path, tmp_path: Path) -> None:
+    """Of 200 steps the average is the very weights after the first four, and no longer after the fifth and sixth."""
+    words = ["classifier.batch_size=3", "classifier.epochs=4", "classifier.averaging=steps"]
+    settings = settings_of(shards, tmp_path, *words)
+    training = stage._Training(settings, ShardSet(shards / "train"), tmp_path / "training")
+    assert training.steps == 200
+    assert training.average is not None
+    weight, part = training.network.network.linear.weight, training.average.parts["linear.weight"]
+    for step in range(1, 7):
+        with torch.no_grad():
+            weight.add_(1.0)
+        training.step = step
+        training._take_in(training.average)
+        assert torch.equal(part, weight) == (step < 5)
+
+
+def test_the_accuracy_is_that_of_the_average(shards: Path, tmp_path: Path) -> None:
+    """The manifest's, of the very weights in the file, and another than the last weights'."""
+    last, averaged = (
+        train(settings_of(shards, tmp_path, *SHORT, f"classifier.averaging={each}")) for each in ("none", "steps")
+    )
+    settings = settings_of(shards, tmp_path).classifier
+    said = [read_json(weights.parent / "manifest.json")["clean_accuracy"] for weights in (last, averaged)]
+    model = load_classifier(settings, 10, averaged)
+    assert said[1] == pytest.approx(stage.accuracy(model, ShardSet(shards / "test"), torch.device("cpu")))
+    assert said[0] != said[1]
+
+
+@pytest.mark.parametrize(("averaging", "step"), [("epochs", 17), ("steps", 17), ("epochs", 28)])
+def test_an_interrupted_average_goes_on(
+    averaging: str, step: int, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is in the checkpoints: the bits of a training that nobody stopped; also after its last step but one."""
+    words = [f"classifier.averaging={averaging}", "classifier.averaging_decay=0.8"]
+    whole = train(settings_of(shards, tmp_path / "whole", *words))
+    settings = settings_of(shards, tmp_path / "again", *words)
+    interrupt(monkeypatch, settings, step)
+    assert train(settings).read_bytes() == whole.read_bytes()
+
+
+def test_without_an_average_nothing_is_kept(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in checkpoints nor in an identity that was given before there were averages."""
+    settings = settings_of(shards, tmp_path)
+    interrupt(monkeypatch, settings, 7)
+    (state,) = tmp_path.glob("classifiers/*.training/step-*/state.safetensors")
+    assert not [name for name in load_file(state) if name.startswith("average")]
+    names = {"averaging", "averaging_decay"}
+    assert names.isdisjoint(decisive_fields(settings.classifier, "classifier"))
+    assert classifier_weights(settings) != classifier_weights(
+        settings_of(shards, tmp_path, "classifier.averaging=epochs")
+    )
 
 
 # --- augmentation and schedule ---

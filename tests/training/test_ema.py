@@ -32,3 +32,17 @@ def test_then_it_is_the_setting() -> None:
     before, after = (1 - averaged(0.5, steps) for steps in (8, 14))
     assert after == pytest.approx(before / 2**6, rel=1e-9)
     assert averaged(0.0, 3) == 1.0
+
+
+def test_what_is_taken_in_with_a_decay_of_its_own() -> None:
+    """So much of the average is kept, and the rest is the weight; with 0 it is the weight's copy, and stays it."""
+    weight = nn.Parameter(torch.tensor([1.0, -3.0], dtype=torch.float64))
+    average = Average({"weight": weight}, 0.5)
+    with torch.no_grad():
+        weight.fill_(5.0)
+    average.take(0.75)
+    torch.testing.assert_close(average.parts["weight"], torch.tensor([2.0, -1.0], dtype=torch.float64))
+    average.take(0.0)
+    with torch.no_grad():
+        weight.fill_(7.0)
+    assert average.parts["weight"].tolist() == [5.0, 5.0]

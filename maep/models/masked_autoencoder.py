@@ -155,9 +155,12 @@ class MaskedAutoencoder(nn.Module):
             decoded = masked + self.unit * (decoded + correction)
         else:
             decoded = decoded + self.unit * correction
-        purified = decoded if self.normalized_patch else (decoded + 1) / 2
-        if self.normalized_patch and not normalized:
-            purified = restored_patches(decoded, images if like is None else like, self.patch)
+        if self.normalized_patch is None:
+            purified = (decoded + 1) / 2
+        else:
+            purified = (
+                decoded if normalized else restored_patches(decoded, images if like is None else like, self.patch)
+            )
         return (purified, encoded.to(images.dtype)) if latent else purified
 
     def encode(self, images: Tensor, visible: Tensor | None = None) -> Tensor:

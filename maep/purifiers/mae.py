@@ -201,9 +201,9 @@ class MAEPurifier(TrainedPurifier):
     def _through_model(
         self, tiles: Tensor, visible: Tensor | None = None, shown: Tensor | None = None, like: Tensor | None = None
     ) -> Tensor:
-        options = {} if like is None else {"like": like}
-        return cast(Tensor, self.model(tiles, visible, index=shown, **options) if visible is not None else
-                    self.model(tiles, **options))  # fmt: skip
+        masked = {} if visible is None else {"visible": visible, "index": shown}
+        restored = {} if like is None else {"like": like}
+        return cast(Tensor, self.model(tiles, **masked, **restored))
 
     # large images
 

@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -268,10 +269,18 @@ DEFENSES: dict[str, tuple[str, Callable[[], list[str]]]] = {
 
 
 def beside_their_like(lines: Sequence[str], before: Sequence[str]) -> list[str]:
-    """The rows in the order in which they stood, and each new one after the last of its data and classifier."""
-    ordered = [line for line in before if line in lines]
+    """The rows in the order in which they stood, and each new one after the last of its data and classifier; one that
+    two reports have, twice.
+    """
+    new = Counter(lines)
+    ordered = []
+    for line in before:
+        if new[line]:
+            ordered.append(line)
+            new[line] -= 1
     for line in lines:
-        if line not in ordered:
+        if new[line]:
+            new[line] -= 1
             head = line.split(" | ")[:2]
             alike = [index for index, other in enumerate(ordered) if other.split(" | ")[:2] == head]
             ordered.insert(alike[-1] + 1 if alike else len(ordered), line)

@@ -50,17 +50,27 @@ def committed(report: str, entry: str = "results") -> Any:
 
 
 def row_under(
-    report: str, threat_model: str, attack: str = "autoattack-standard", eps: float = 8 / 255
+    report: str,
+    threat_model: str,
+    attack: str = "autoattack-standard",
+    eps: float = 8 / 255,
+    purifier: str | None = None,
 ) -> dict[str, Any]:
-    """The first row of a committed report under a threat model, attack and budget."""
+    """The first row of a committed report under a threat model, attack and budget; of one purifier, if it is named."""
     key = (threat_model, attack, eps)
-    rows: list[dict[str, Any]] = committed(report)
+    rows = [row for row in committed(report) if purifier in (None, row["purifier"])]
     return next(row for row in rows if (row["threat_model"], row["attack"], row["eps"]) == key)
 
 
-def robust(report: str, threat_model: str, attack: str = "autoattack-standard", eps: float = 8 / 255) -> float:
+def robust(
+    report: str,
+    threat_model: str,
+    attack: str = "autoattack-standard",
+    eps: float = 8 / 255,
+    purifier: str | None = None,
+) -> float:
     """Its robust accuracy, percent."""
-    accuracy: float = row_under(report, threat_model, attack, eps)["robust_accuracy"]
+    accuracy: float = row_under(report, threat_model, attack, eps, purifier)["robust_accuracy"]
     return accuracy
 
 

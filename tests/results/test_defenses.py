@@ -118,6 +118,20 @@ def test_what_is_said_of_those_that_only_reconstruct_on_cifar10_is_so() -> None:
     assert not any(rows["MAEP"][each]["robust_accuracy"]["mean"] for each in KNOWING_MORE[1:])
 
 
+def test_what_is_said_of_normalized_patches_is_so() -> None:
+    """They cost as many clean images of CIFAR-10, and keep no more attacked ones there or of the digits."""
+    text, row = flowing(RESULTS), row_under("nim_cifar10_normalized", "oblivious")
+    pixels = readings_of("zoo_cifar10_reconstruction")["NIM-MAE"]["oblivious"]["clean_accuracy"]["mean"]
+    assert row["clean_accuracy"] == pytest.approx(pixels, abs=1)
+    told = "costs as much: {:.1f} % of clean images and {:.1f} % of attacked ones are right, and PGD-20 leaves {:.1f} %"
+    adaptive = robust("nim_cifar10_normalized", "adaptive", "pgd-20")
+    assert told.format(row["clean_accuracy"], row["robust_accuracy"], adaptive) in text
+    digits = [row_under(f"nim_digits_{name}", "oblivious", "pgd-20", 32 / 255) for name in ("normalized", "pixels")]
+    assert digits[0]["robust_accuracy"] < digits[1]["robust_accuracy"]
+    told = "{:.1f} % of attacked images are right with normalized patches, {:.1f} % with pixels, of {}"
+    assert told.format(*(row["robust_accuracy"] for row in digits), digits[0]["n"]) in text
+
+
 def test_what_is_said_of_the_iterative_ones_on_cifar10_is_so() -> None:
     """TVM keeps more than any other filter, for what clean accuracy; Anti-Adv falls to who knows it."""
     rows, text = readings_of("zoo_cifar10_iterative"), flowing(RESULTS)

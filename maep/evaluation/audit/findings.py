@@ -5,7 +5,7 @@ should not stand as they do beside each other. A red finding says that the adapt
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal
@@ -267,6 +267,15 @@ def robust_images(rows: Iterable[Combination]) -> dict[int, bool]:
     return robust or {}
 
 
+def shares_of_common(one: Mapping[int, bool], other: Mapping[int, bool]) -> tuple[int, float, float]:
+    """How many images both have, and the percent of them that stood in each; (0, nan, nan) of none."""
+    common = one.keys() & other.keys()
+    if not common:
+        return 0, math.nan, math.nan
+    share, other_share = (100 * sum(stood[index] for index in common) / len(common) for stood in (one, other))
+    return len(common), share, other_share
+
+
 def _budgets(rows: Sequence[Combination]) -> list[float]:
     return list(dict.fromkeys(row.result.eps for row in rows))
 
@@ -277,12 +286,9 @@ def _stronger(rows: Sequence[Combination], threat: str, check: str, who: str) ->
         at_eps = [row for row in rows if row.result.eps == eps]
         weaker = robust_images(row for row in at_eps if row.result.threat_model == threat)
         adaptive = robust_images(row for row in at_eps if row.result.threat_model in ADAPTIVE)
-        common = [index for index in adaptive if index in weaker]
-        if not common:
+        images, share, adaptive_share = shares_of_common(weaker, adaptive)
+        if not images:
             continue
-        share, adaptive_share = (
-            100 * sum(robust[index] for index in common) / len(common) for robust in (weaker, adaptive)
-        )
         against = f"{share:.1f} % stand against {who} and {adaptive_share:.1f} % against the adaptive attacker"
         text = f"ε = {eps_text(eps)}: {against}"
         is_beaten = share < adaptive_share - (SQUARE_POINTS if threat == BlackBox.name else 0)
@@ -309,13 +315,12 @@ def _smaller_budgets(rows: Sequence[Combination]) -> Iterator[Finding]:
     falls: list[tuple[float, Level, str]] = []
     for (threat, attack, _norm), by_budget in attacks.items():
         for small, large in combinations(by_budget, 2):
-            common = [index for index in large.correct if index in small.correct]
-            within, beyond = (100 * sum(row.correct[index] for index in common) / len(common) for row in (small, large))
-            if beyond - within > _small(len(common)):
+            images, within, beyond = shares_of_common(small.correct, large.correct)
+            if images and beyond - within > _small(images):
                 level: Level = ALARM if threat_model(threat).uses_purifier else WARNING
                 sizes = eps_text(small.result.eps), eps_text(large.result.eps)
                 text = (f"{threat}, {attack}: {within:.1f} % stand within ε = {sizes[0]} and {beyond:.1f} % within "
-                        f"{sizes[1]}, of the same {len(common)} images: the worst case counts both")  # fmt: skip
+                        f"{sizes[1]}, of the same {images} images: the worst case counts both")  # fmt: skip
                 falls.append((beyond - within, level, text))
     if falls:
         alarms = [fall for fall in falls if fall[1] == ALARM]

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from maep.attacks.threat_models import Adaptive, AdaptiveEot, Bpda, Oblivious, Surrogate
-from maep.evaluation.audit.findings import robust_images
+from maep.evaluation.audit.findings import robust_images, shares_of_common
 from maep.evaluation.reporting.rows import Combination
 from maep.evaluation.scoring.tasks import eps_text
 
@@ -35,11 +35,10 @@ def _of_attackers(rows: Sequence[Combination]) -> Iterator[str]:
             for who, threats in ATTACKERS.items()
         }
         for (more, strong), (less, weak) in pairwise((who, images) for who, images in stood.items() if images):
-            common = [index for index in strong if index in weak]
-            above, below = (100 * sum(images[index] for index in common) / len(common) for images in (strong, weak))
+            common, above, below = shares_of_common(strong, weak)
             if above > below:
                 told = f"{above:.1f} % stand against {more} and {below:.1f} % against {less}"
-                yield f"ε = {eps_text(eps)}: {told}, of the same {len(common)} images; the other order is expected"
+                yield f"ε = {eps_text(eps)}: {told}, of the same {common} images; the other order is expected"
 
 
 def _of_draws(rows: Sequence[Combination]) -> Iterator[str]:

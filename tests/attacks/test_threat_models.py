@@ -230,7 +230,7 @@ def test_random_masks_hide_their_share() -> None:
     purifier = random_purifier(mask_ratio=0.25)
     asked: list[tuple[Tensor, Tensor]] = []
     purifier.model.register_forward_pre_hook(
-        lambda _, args, named: asked.append((args[1], named["index"])), with_kwargs=True
+        lambda _, args, named: asked.append((named["visible"], named["index"])), with_kwargs=True
     )
     purifier(torch.zeros(5, 3, 16, 16))
     ((visible, index),) = asked

@@ -34,17 +34,17 @@ from maep.config.load import load_settings
 from maep.purifiers import load_purifier
 from maep.runtime.device import prepare_device
 {first}
-for _ in range(3):  # until the heap is as large as it gets
+for _ in range(10):  # until the heap is as large as it gets
     torch.ones(2**24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
+for _ in range(50):  # one heap was seen to grow twice more, later than three
     torch.ones(2**24)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
 def page_faults(first: str) -> int:
-    """Pages that a fresh process is given while it makes and frees ten tensors of 64 MB, after that statement."""
+    """Pages that a fresh process is given while it makes and frees 50 tensors of 64 MB, after that statement."""
     command = [sys.executable, "-c", FAULTS.format(first=first)]
     return int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
 

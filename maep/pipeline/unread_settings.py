@@ -108,6 +108,9 @@ def unread_settings(settings: Settings) -> Iterator[Unread]:
         if (value := _value_of(settings, decider)) not in values:
             yield Unread(names, (decider,), f"{decider}={value}; read for {', '.join(values)} alone")
     yield from _of_judging(settings)
+    if settings.purifier.kind == "dram" and settings.dram.false_alarms == 1:  # type: ignore[attr-defined]
+        names = _names("dram", "detection", "calibration_images")
+        yield Unread(names, ("dram.false_alarms",), "dram.false_alarms=1 repairs every image, and judges none")
 
 
 def _of_data(settings: Settings) -> Iterator[Unread]:

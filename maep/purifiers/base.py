@@ -105,6 +105,11 @@ class Purifier(nn.Module):
         return False
 
     @property
+    def detects(self) -> bool:
+        """Whether it judges which images are attacked, and leaves the others as they are."""
+        return False
+
+    @property
     def device(self) -> torch.device:
         """Where its tensors are; the CPU if it has none."""
         return next((tensor.device for tensor in chain(self.parameters(), self.buffers())), torch.device("cpu"))
@@ -129,6 +134,10 @@ class Purifier(nn.Module):
 
         images: [N, 3, H, W] in [0, 1].
         """
+        raise NotImplementedError
+
+    def detected(self, images: Tensor) -> Tensor:
+        """Which images count as attacked, bool [N]; for a kind that `detects`. images: [N, 3, H, W] in [0, 1]."""
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:

@@ -4,8 +4,9 @@ The autoencoder is the project's own, trained on hidden patches of clean images 
 perturbation and masks of its own, in [0, 1] pixels; the published code shares one among a batch, in normalised units.
 Compared is what the autoencoder predicts: pixels, or as theirs patches brought to mean 0 and deviation 1
 (`model.prediction=normalized`).
-It compares groups of four images of one attack with clean ones (Kolmogorov-Smirnov); here an image stands alone, and
-the loss above which it counts as attacked is the one that a given share of clean images exceeds.
+Theirs judges groups of four images of one attack together. Here an image stands alone, with losses of several masks:
+by their mean, or as theirs by the Kolmogorov-Smirnov statistic between them and those of clean images. It counts as
+attacked above what a given share of clean images exceeds, where theirs takes p < 0.05.
 """
 
 import math
@@ -45,7 +46,9 @@ from maep.runtime.errors import fail
 from maep.runtime.randomness import keyed_rng
 
 ROUNDING = 1e-6  # of an image
-THRESHOLD = "dram.threshold"  # among the saved tensors
+# Among the saved tensors.
+THRESHOLD = "dram.threshold"
+CLEAN_LOSSES = "dram.clean_losses"
 
 
 @dataclass
@@ -67,7 +70,11 @@ class DramSettings:
     false_alarms: float = setting(
         1.0, "share of clean images that count as attacked and are repaired; 1: every image is", above=0.0, high=1.0
     )
-    detection_masks: int = setting(4, "masks over which an image's loss is a mean when it is judged", low=1, high=1000)
+    detection: str = setting(
+        "mean", "what an image is judged by: the mean of its losses, or how they are distributed beside those of clean "
+        "images (Kolmogorov-Smirnov, as published)", choices=("mean", "ks"), added=True,
+    )  # fmt: skip
+    detection_masks: int = setting(4, "masks, each giving a loss, by which an image is judged", low=1, high=1000)
     calibration_images: int = setting(
         256, "clean training images whose losses decide what counts as attacked", unit="images", low=1
     )
@@ -88,12 +95,13 @@ class Draws(NamedTuple):
 
 
 class DramPurifier(TrainedPurifier):
-    """x + δ, clipped to [0, 1], where the loss of x exceeds the threshold; x itself elsewhere.
+    """x + δ, clipped to [0, 1], where x is more suspicious than the threshold; x itself elsewhere.
 
     From δ uniform in ± eps: δ ← clip(δ - step·sign ∇ loss(x + δ), ± eps), `steps` times; the loss is the mean squared
     error of the autoencoder on the patches that it does not see, its target taken for constant, as published: only seen
     patches follow the gradient. Descent by signs has no gradient of use, so adaptive attackers are BPDA's with EOT.
-    threshold: NaN before `calibrated`, where one is needed. Its sections are `dram`, `model`, `objective`, `pretrain`.
+    threshold: NaN before `calibrated`, where one is needed. clean_losses: of the calibration images, for `ks`; else
+    none. Its sections are `dram`, `model`, `objective`, `pretrain`.
     """
 
     kind = "dram"
@@ -106,12 +114,14 @@ class DramPurifier(TrainedPurifier):
 
     model: MaskedAutoencoder
     threshold: Tensor
+    clean_losses: Tensor
 
     def __init__(self, model: MaskedAutoencoder, settings: PurifySettings, repair: DramSettings) -> None:
         super().__init__(model, model.config, settings)
         self.check_options(settings)
         self.repair = repair
-        self.register_buffer("threshold", torch.tensor(-math.inf if repair.false_alarms == 1 else math.nan))
+        self.register_buffer("threshold", torch.tensor(math.nan if self.detects else -math.inf))
+        self.register_buffer("clean_losses", torch.empty(0))
         self.reseed(0)
 
     @classmethod
@@ -122,10 +132,21 @@ class DramPurifier(TrainedPurifier):
             fail(f"model.patch_size={settings.model.patch_size}: dram hides patches, and this one is all of an image; "
                  "choose a smaller one")  # fmt: skip
 
+    @classmethod
+    def check(cls, section: DramSettings) -> None:
+        """Raise UserError where an image would be compared with none but itself."""
+        if section.detection == "ks" and section.false_alarms < 1 and section.calibration_images < 2:
+            fail("dram.calibration_images=1: dram.detection=ks compares each image with others; set 2 or more")
+
     @property
     def is_random(self) -> bool:
         """As `Purifier.is_random`; here always."""
         return True
+
+    @property
+    def detects(self) -> bool:
+        """As `Purifier.detects`: unless every image is repaired."""
+        return self.repair.false_alarms < 1
 
     def reseed(self, *key: int) -> None:
         """Start masks and perturbations at `key`; images draw one after another."""
@@ -155,11 +176,14 @@ class DramPurifier(TrainedPurifier):
     def _walks(self, images: Tensor) -> list[Iterator[Tensor]]:
         """Of the images that are in the network together what each step makes of them, as it is asked for."""
         require_eager(self)
+        self._require_threshold()
+        grid = self._grid(images)
+        return [self._steps(x, grid, draws) for x, draws in self._parts(images, grid)]
+
+    def _require_threshold(self) -> None:
         if self.threshold.isnan():
             fail(f"dram.false_alarms={self.repair.false_alarms:g}: this purifier was not calibrated; take that of "
                  "purifier/, or set it to 1")  # fmt: skip
-        grid = self._grid(images)
-        return [self._steps(x, grid, draws) for x, draws in self._parts(images, grid)]
 
     def _grid(self, images: Tensor) -> Tiling:
         height, width = images.shape[-2:]
@@ -198,8 +222,8 @@ class DramPurifier(TrainedPurifier):
 
     def _steps(self, x: Tensor, grid: Tiling, draws: Draws) -> Iterator[Tensor]:
         attacked = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        if self.repair.false_alarms < 1:
-            attacked = self._detection_losses(x, grid, draws) > self.threshold
+        if self.detects:
+            attacked = self._suspicions(self._detection_losses(x, grid, draws)) > self.threshold
         for repaired in self._repairs(x, grid, draws):
             yield torch.where(attacked[:, None, None, None], repaired, x)
 
@@ -230,27 +254,60 @@ class DramPurifier(TrainedPurifier):
     # detecting
 
     @torch.no_grad()
-    def detection_losses(self, images: Tensor) -> Tensor:
+    def detected(self, images: Tensor) -> Tensor:
+        """As `Purifier.detected`; draws anew. Raises as `purify`."""
+        require_images(images)
+        self._require_threshold()
+        return self.suspicions(images) > self.threshold
+
+    @torch.no_grad()
+    def suspicions(self, images: Tensor) -> Tensor:
         """What is compared with the threshold, [N]; draws anew. images: [N, 3, H, W] in [0, 1]."""
-        return self.auxiliary_loss(images)
+        return self._suspicions(self.detection_losses(images))
 
     def auxiliary_loss(self, images: Tensor) -> Tensor:
         """As the base's: the mean over the masks of detection, of pixels that are hidden; draws anew."""
+        return self.detection_losses(images).mean(0)
+
+    def detection_losses(self, images: Tensor) -> Tensor:
+        """On the pixels that each mask of detection hides, [masks, N]; differentiable, draws anew. images: as above."""
         grid = self._grid(images)
-        return torch.cat([self._detection_losses(x, grid, draws) for x, draws in self._parts(images, grid)])
+        return torch.cat([self._detection_losses(x, grid, draws) for x, draws in self._parts(images, grid)], 1)
 
     def _detection_losses(self, x: Tensor, grid: Tiling, draws: Draws) -> Tensor:
-        return torch.stack([self._losses(x, grid, visible) for visible in draws.detection]).mean(0)
+        return torch.stack([self._losses(x, grid, visible) for visible in draws.detection])
 
+    def _suspicions(self, losses: Tensor) -> Tensor:
+        """Of losses [masks, N]: [N]."""
+        if self.repair.detection == "mean":
+            return losses.mean(0)
+        clean = self.clean_losses.double().cpu().numpy()
+        return losses.new_tensor([kolmogorov_smirnov(each, clean) for each in losses.T.double().cpu().numpy()])
+
+    @torch.no_grad()
     def calibrated(self, clean: Callable[[int], Tensor]) -> "DramPurifier":
         """With the threshold that `false_alarms` of the first clean training images exceed."""
-        if self.repair.false_alarms < 1:
+        if self.detects:
             self.reseed(0)
-            losses = self.detection_losses(clean(self.repair.calibration_images)).sort().values
-            # The smallest loss that no more than that share exceeds; 29 % of 100 is a little below 29.
-            exceeding = math.floor(self.repair.false_alarms * len(losses) + ROUNDING)
-            self.threshold.fill_(losses[len(losses) - 1 - exceeding])
+            losses = self.detection_losses(clean(self.repair.calibration_images))
+            suspicions = self._suspicions_of_clean(losses).sort().values
+            # The smallest that no more than that share exceeds; 29 % of 100 is a little below 29.
+            exceeding = math.floor(self.repair.false_alarms * len(suspicions) + ROUNDING)
+            self.threshold.fill_(suspicions[len(suspicions) - 1 - exceeding])
         return self
+
+    def _suspicions_of_clean(self, losses: Tensor) -> Tensor:
+        """Of the calibration images, whose losses [masks, N] are kept where others are compared with them.
+
+        Each is compared with all but its own, as an image of the test is.
+        """
+        if self.repair.detection == "mean":
+            return self._suspicions(losses)
+        self.clean_losses = losses.flatten()
+        columns = losses.T.double().cpu().numpy()
+        return losses.new_tensor(
+            [kolmogorov_smirnov(each, np.delete(columns, number, 0)) for number, each in enumerate(columns)]
+        )
 
     # variants of it
 
@@ -279,6 +336,7 @@ class DramPurifier(TrainedPurifier):
     def _used(self, options: PurifySettings, repair: DramSettings) -> "DramPurifier":
         other = DramPurifier(self.model, options, repair).train(self.training)
         other.threshold.copy_(self.threshold)
+        other.clean_losses = self.clean_losses
         return other
 
     # on disk
@@ -288,12 +346,14 @@ class DramPurifier(TrainedPurifier):
         return {"model": asdict(self.network), "purify": {**asdict(self.settings), "repair": asdict(self.repair)}}
 
     def weights(self) -> Mapping[str, Tensor]:
-        """The network's, under its own names, and the threshold."""
-        return {**self.model.state_dict(), THRESHOLD: self.threshold}
+        """The network's, under its own names, the threshold, and what images are compared with, if there is such."""
+        compared = {CLEAN_LOSSES: self.clean_losses} if len(self.clean_losses) else {}
+        return {**self.model.state_dict(), THRESHOLD: self.threshold, **compared}
 
     def identity_facts(self) -> object:
         """Its kind, the network's settings, and how it repairs."""
-        return {"kind": self.kind, "model": asdict(self.model.config), "dram": asdict(self.repair)}
+        repair = decisive_fields(self.repair, "records")  # without the defaults of what was added later
+        return {"kind": self.kind, "model": asdict(self.model.config), "dram": repair}
 
     @classmethod
     def from_config(cls, config: Mapping[str, object], tensors: Mapping[str, Tensor], source: Source = UNNAMED) -> Self:
@@ -301,7 +361,7 @@ class DramPurifier(TrainedPurifier):
         network = section_of(ModelSettings, config.get("model"), source.config)
         check_model(network, source.config)
         tensors = dict(tensors)
-        threshold = tensors.pop(THRESHOLD, None)
+        threshold, clean_losses = tensors.pop(THRESHOLD, None), tensors.pop(CLEAN_LOSSES, None)
         model = build_with_weights(partial(MaskedAutoencoder, network), tensors, source.weights)
         purify = mapping_of(config.get("purify"), "purify", source.config)
         repair = section_of(DramSettings, purify.pop("repair", None), source.config)
@@ -311,9 +371,24 @@ class DramPurifier(TrainedPurifier):
             if threshold.shape != () or not threshold.is_floating_point():
                 fail(f"{source.weights}: {THRESHOLD} is {tuple(threshold.shape)}; expected one floating-point number")
             purifier.threshold.copy_(threshold)
+        if clean_losses is not None:
+            if clean_losses.ndim != 1 or not clean_losses.is_floating_point():
+                fail(f"{source.weights}: {CLEAN_LOSSES} is {tuple(clean_losses.shape)}; expected one row of "
+                     "floating-point numbers")  # fmt: skip
+            purifier.clean_losses = clean_losses
+        if repair.detection == "ks" and not purifier.threshold.isnan() and not len(purifier.clean_losses):
+            fail(f"{source.weights}: lacks {CLEAN_LOSSES}, which dram.detection=ks compares an image with")
         return purifier
 
     @classmethod
     def from_settings(cls, settings: schema.Settings) -> Self:
         """With random weights from torch's generator."""
         return cls(MaskedAutoencoder(settings.model), settings.purify, getattr(settings, cls.kind))
+
+
+def kolmogorov_smirnov(losses: np.ndarray, clean: np.ndarray) -> float:
+    """How far apart the distributions of an image's losses and of clean images' are at most, in [0, 1]."""
+    from scipy.stats import ks_2samp  # takes a second to import, which no other purifier needs
+
+    # Of the p-value, a falling function of it, nothing is asked; its exact form would take a while.
+    return float(ks_2samp(losses.ravel(), clean.ravel(), method="asymp").statistic)

@@ -35,7 +35,8 @@ DEFENSES: dict[str, dict[str, object]] = {
     # Tsai et al. 2023 (eps, step and steps are ours)
     "dram/cifar10": {
         "model": {"prediction": "normalized"},
-        "dram": {"mask_ratio": 0.75, "detection_masks": 4, "fresh_masks": False, "false_alarms": 0.05},
+        "dram": {"mask_ratio": 0.75, "fresh_masks": False, "detection": "ks", "detection_masks": 4,
+                 "false_alarms": 0.05},
         "objective": {"name": "mae", "distance": "mse"},
         "pretrain": {"mask_ratio": 0.75, "mask_until": 1},
     },

@@ -10,6 +10,7 @@ from maep.config.load import leaves, load_settings, to_yaml, writings
 from maep.config.schema import Settings
 from maep.pipeline.unread_settings import say_unread, unread_settings
 
+DRAM = ["purifier.kind=dram", "objective.name=mae", "pretrain.mask_until=1", "finetune.method=none"]
 WHOLE = ["attack.online=true", "pretrain.attacked=whole", "robust.late_steps=0"]
 WORDS = ["run.seed=3", "evaluation.draws=9"]  # which are read
 
@@ -62,6 +63,7 @@ def said_of_sweep(capsys: pytest.CaptureFixture[str], cfg: str, scale: str | Non
         ),
         ("classifier.awp_gamma=0.1", ["classifier.training=trades"], ["classifier.training=awp"]),
         ("classifier.averaging_decay=0.5", ["classifier.averaging=none"], ["classifier.averaging=steps"]),
+        ("dram.detection=ks", DRAM, [*DRAM, "dram.false_alarms=0.1"]),
         ("classifier.averaging=steps", ["classifier.weights=/w"], ["classifier.weights=null"]),
         ("classifier.dkl_beta=3", ["classifier.training=trades"], ["classifier.training=dkl"]),
         (

@@ -32,7 +32,7 @@ SMALL = ModelSettings(
 )  # fmt: skip
 
 
-def dram(prediction: str = "pixels", **values: float) -> DramPurifier:
+def dram(prediction: str = "pixels", **values: float | str) -> DramPurifier:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = MaskedAutoencoder(replace(SMALL, prediction=prediction))
@@ -103,10 +103,10 @@ def test_its_loss_can_be_descended() -> None:
     loss = purifier.auxiliary_loss(x)
     (gradient,) = torch.autograd.grad(loss.sum(), x)
     purifier.reseed(0)
-    assert torch.equal(purifier.detection_losses(x), loss)
+    assert torch.equal(purifier.suspicions(x), loss)
     purifier.reseed(0)
     moved = x.detach() - 1e-3 * gradient / gradient.abs().amax((1, 2, 3), keepdim=True)
-    assert (purifier.detection_losses(moved) < loss).all()
+    assert (purifier.suspicions(moved) < loss).all()
 
 
 def test_the_loss_falls() -> None:
@@ -129,10 +129,11 @@ def test_clean_images_set_it_off_as_often_as_asked() -> None:
     purifier = purifier.calibrated(lambda count: (asked.append(count), smooth[0][:count])[1])
     assert asked == [200]
     purifier.reseed(0)
-    assert (purifier.detection_losses(smooth[0][:200]) > purifier.threshold).sum() == 20
-    assert 0.05 < (purifier.detection_losses(smooth[1]) > purifier.threshold).float().mean() < 0.16
+    assert purifier.detects
+    assert purifier.detected(smooth[0][:200]).sum() == 20
+    assert 0.05 < purifier.detected(smooth[1]).float().mean() < 0.16
     odd = (smooth[1] + 0.3 * torch.randn(smooth[1].shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
-    assert (purifier.detection_losses(odd) > purifier.threshold).float().mean() > 0.5
+    assert purifier.detected(odd).float().mean() > 0.5
     changed = (purifier(smooth[1]) != smooth[1]).flatten(1).any(1).float().mean()
     assert 0.05 < changed < 0.16
 
@@ -142,15 +143,87 @@ def test_as_many_as_asked_exceed_the_threshold_whatever_the_share() -> None:
     for percent in range(1, 100):
         purifier = dram(false_alarms=percent / 100, calibration_images=100)
         losses = torch.arange(100.0)[torch.randperm(100, generator=torch.Generator().manual_seed(percent))]
-        purifier.detection_losses = lambda _, losses=losses: losses  # type: ignore[method-assign, misc]
+        purifier.detection_losses = lambda _, losses=losses: losses[None]  # type: ignore[method-assign, misc]
         assert (losses > purifier.calibrated(pictures).threshold).sum() == percent
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3])
+def test_clean_images_are_as_often_unlike_others_as_asked(share: float) -> None:
+    """By Kolmogorov and Smirnov: an image's losses beside those of all calibration images, whose own are left out where
+    their suspicions decide the threshold.
+    """
+    purifier = dram(detection="ks", false_alarms=share, detection_masks=5, calibration_images=100)
+    coarse = [pictures(300, seed)[:, :, :4, :4] for seed in (0, 1)]
+    clean, others = (nn.functional.interpolate(images, (16, 16), mode="bilinear") for images in coarse)
+    purifier = purifier.calibrated(lambda count: clean[:count])
+    purifier.reseed(0)
+    losses = purifier.detection_losses(clean[:100]).T
+    assert torch.equal(purifier.clean_losses.sort().values, losses.flatten().sort().values)
+    own = [statistic(losses[n], torch.cat([losses[:n], losses[n + 1 :]]).flatten()) for n in range(100)]
+    assert sum(each > purifier.threshold for each in own) <= round(100 * share)
+    # Of so few masks several images have the same: the threshold is the least that no more exceed.
+    assert sum(each >= purifier.threshold for each in own) > round(100 * share)
+    purifier.reseed(1)
+    found = purifier.suspicions(others)
+    purifier.reseed(1)
+    expected = [statistic(each, losses.flatten()) for each in purifier.detection_losses(others).T]
+    torch.testing.assert_close(found, torch.tensor(expected))
+    assert share / 3 < (found > purifier.threshold).float().mean() < share + 0.12
+    odd = (others + 0.3 * torch.randn(others.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    assert purifier.detected(odd).float().mean() > 0.5
+    purifier.reseed(1)
+    descended = purifier.auxiliary_loss(others)  # by an attacker: a statistic has no gradient
+    purifier.reseed(1)
+    assert torch.equal(descended, purifier.detection_losses(others).mean(0))
+
+
+def statistic(losses: Tensor, clean: Tensor) -> float:
+    """The greatest difference of two empirical distribution functions, at each value of either."""
+    at = torch.cat([losses, clean])
+    shares = [(each[:, None] <= at).double().mean(0) for each in (losses, clean)]
+    return float((shares[0] - shares[1]).abs().max())
+
+
+def test_what_images_are_compared_with_is_saved(tmp_path: Path) -> None:
+    """The same verdicts after loading, and with other options; a file that lacks it is refused, one image compared
+    with itself as well.
+    """
+    purifier = dram(detection="ks", false_alarms=0.2, calibration_images=20).calibrated(pictures)
+    save_purifier(purifier, tmp_path)
+    again = load_purifier(tmp_path)
+    assert isinstance(again, DramPurifier)
+    for other in (purifier, again, again.with_options(PurifySettings(batch_tiles=2))):
+        assert isinstance(other, DramPurifier)
+        other.reseed(2)
+        assert torch.equal(other.clean_losses, purifier.clean_losses)
+        verdicts = other.detected(pictures(40, 3))
+        other.reseed(2)
+        assert torch.equal(verdicts, other.suspicions(pictures(40, 3)) > purifier.threshold)
+        assert 0 < verdicts.sum() < 40
+    tensors = dict(purifier.weights())
+    with pytest.raises(UserError, match=r"dram\.clean_losses is \(1, 80\); expected one row"):
+        DramPurifier.from_config(purifier.config(), {**tensors, "dram.clean_losses": purifier.clean_losses[None]})
+    del tensors["dram.clean_losses"]
+    with pytest.raises(UserError, match=r"lacks dram\.clean_losses, which dram\.detection=ks compares"):
+        DramPurifier.from_config(purifier.config(), tensors)
+    words = ["purifier.kind=dram", "objective.name=mae", "finetune.method=none", "dram.detection=ks"]
+    with pytest.raises(UserError, match=r"dram\.calibration_images=1: dram\.detection=ks compares each image with"):
+        load_settings(None, [*words, "dram.false_alarms=0.1", "dram.calibration_images=1"])
+    load_settings(None, [*words, "dram.calibration_images=1"])
+
+
+def test_one_that_repairs_every_image_judges_none() -> None:
+    """And one that was not calibrated has no verdict."""
+    assert not dram().detects
+    with pytest.raises(UserError, match=r"dram\.false_alarms=0\.2: this purifier was not calibrated"):
+        dram(false_alarms=0.2).detected(pictures(2))
 
 
 def test_an_image_is_judged_by_the_mean_over_its_masks() -> None:
     """Of the squared errors on hidden pixels, by hand: tiles of a large image together, masks one after another."""
     purifier, x = dram(detection_masks=3), torch.rand(2, 3, 16, 32, generator=torch.Generator().manual_seed(0))
     purifier.reseed(4)
-    found = purifier.detection_losses(x)
+    found = purifier.suspicions(x)
     purifier.reseed(4)
     seen = purifier._drawn(x, purifier._grid(x)).detection.view(3, 2, 2, 16)
     for number, image in enumerate(x):
@@ -234,7 +307,9 @@ def test_how_an_image_is_repaired_is_no_part_of_the_training(word: str, tmp_path
     assert purifier_identity(before, "purifier") != purifier_identity(after, "purifier")
 
 
-@pytest.mark.parametrize("word", ["dram.mask_ratio=0.5", "dram.false_alarms=0.5", "dram.detection_masks=2"])
+@pytest.mark.parametrize(
+    "word", ["dram.mask_ratio=0.5", "dram.false_alarms=0.5", "dram.detection_masks=2", "dram.detection=ks"]
+)
 def test_what_the_threshold_rests_on_is_part_of_it(word: str) -> None:
     """It is measured once the network is trained."""
     words = ["purifier.kind=dram", "objective.name=mae", "finetune.method=none"]
@@ -259,13 +334,17 @@ def test_it_is_trained_calibrated_and_judged(problem: Problem, run_dir: Path) ->
     assert asdict(purifier.repair) == asdict(settings.dram)  # type: ignore[attr-defined]
     train = clean_split(settings, "train")
     purifier.reseed(0)
-    losses = purifier.detection_losses(to_float(train.batch(range(100))[0]))
-    assert (losses > purifier.threshold).sum() == 5
+    assert purifier.detected(to_float(train.batch(range(100))[0])).sum() == 5
     checkpoint = load_purifier(sorted((run_dir / "checkpoints").iterdir())[-1])
     assert isinstance(checkpoint, DramPurifier)
     assert checkpoint.repair == purifier.repair
     assert checkpoint.threshold.isnan()
     run_pipeline(settings, "all", lambda name, _: pytest.fail(f"{name} was launched"))
-    assert {row["purifier"] for row in read_json(run_dir / "report.json")["results"]} == {"dram"}
+    rows = read_json(run_dir / "report.json")["results"]
+    assert {row["purifier"] for row in rows} == {"dram"}
+    for row in rows:  # of six images each
+        shares = {round(100 * count / 6, 4) for count in range(7)}
+        assert {row["detected_clean"], row["detected_adversarial"]} <= shares
+    assert f"{rows[0]['detected_adversarial']:.1f} % detected" in (run_dir / "report.html").read_text()
     other = load_settings("digits", problem.arguments(run_dir, *words, "dram.steps=3")[1:])
     assert purifier_identity(other, "pretrained") != purifier_identity(settings, "pretrained")

@@ -48,7 +48,10 @@ COLUMNS = {
     "undefended|clean %": "of the n images, those that the classifier alone gets right; below: 95 % interval",
     "undefended|robust %": "the same after the same attack, aimed at the classifier alone",
     "purified|clean %": "the classifier behind the purifier, on images that were not attacked",
-    "purified|robust %": "the classifier behind the purifier, on attacked images: the number that counts",
+    "purified|robust %": (
+        "the classifier behind the purifier, on attacked images: the number that counts. Of a purifier that judges "
+        "which images are attacked, below: the share that it found; beside clean %: of clean images, its false alarms"
+    ),
     "average|%": "mean of purified clean and purified robust",
     "PSNR dB, SSIM|clean / adv.": (
         "likeness of purified and clean image, when it was clean and when it was attacked; higher is more alike, SSIM "

@@ -19,7 +19,7 @@ OF_DRAWS = (
     "robust_majority",
     "draws",
 )
-LATER = ("kind", "deterministic", "parameters", "alarms", "continued")
+LATER = ("detected_clean", "detected_adversarial", "kind", "deterministic", "parameters", "alarms", "continued")
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,9 @@ class ReportRow:
     purifier (`maep.evaluation.scoring.subject`). deterministic: whether it draws nothing. alarms: names of the checks
     that speak against the numbers of this purifier, empty for none; None in reports that did not say. continued: by
     training, the steps at which a longer schedule took over; None where none did.
+
+    detected_clean, detected_adversarial: percent of the images that the purifier took for attacked; None of one that
+    judges none.
 
     Of a random purifier clean_accuracy and robust_accuracy are those of one draw. *_average, *_worst and *_majority are
     of `draws` further ones: their mean, the images that are right in every draw, and those whose commonest answer is
@@ -103,6 +106,8 @@ class ReportRow:
     robust_worst: float | None = None
     robust_majority: float | None = None
     draws: int | None = None
+    detected_clean: float | None = None
+    detected_adversarial: float | None = None
     seconds_attack: float
     seconds_purify: float
     seconds_classify: float

@@ -143,6 +143,8 @@ def _row(
         distance_adversarial=_mean_of_defined([record.distance_adversarial for record in records]),
         direction_cosine=_mean_of_defined([record.direction_cosine for record in records]),
         **_scores_of_draws(records, labels),
+        detected_clean=_detected(records, "clean"),
+        detected_adversarial=_detected(records, "adversarial"),
         seconds_attack=round(attack, 6),
         seconds_purify=round(purify, 6),
         seconds_classify=round(classify, 6),
@@ -199,6 +201,12 @@ def _scores_of_draws(records: Sequence[ChunkRecord], labels: Sequence[int]) -> D
         average, worst, majority = draw_accuracies(clean, labels)
         scores |= {"clean_average": average, "clean_worst": worst, "clean_majority": majority}
     return scores
+
+
+def _detected(records: Sequence[ChunkRecord], kind: str) -> float | None:
+    """Percent of the images that the purifier took for attacked; None where a chunk does not say."""
+    verdicts = [record.detected[kind] for record in records if record.detected is not None]
+    return round(100 * fmean(joined(verdicts)), 4) if len(verdicts) == len(records) else None
 
 
 def draw_accuracies(chunks: Sequence[Sequence[Sequence[int]]], labels: Sequence[int]) -> tuple[float, float, float]:

@@ -41,7 +41,8 @@ class ChunkRecord(Document):
     psnr_*, ssim_*, distance_*, direction_cosine, energy_*: of purifying, as in `maep.evaluation.scoring.metrics`.
     survivors: images that the attacked model still got right, after each attack. seconds: to attack, purify, classify.
     draws, clean_draws: of a random purifier, further predictions on the adversarial and on the clean images, one list a
-    draw. keys: `image_keys`.
+    draw. keys: `image_keys`. detected: of a purifier that judges which images are attacked, its verdicts on `clean` and
+    `adversarial` images.
     """
 
     FORMAT: ClassVar[int] = RecordHead.FORMAT  # 1 may lack its digest
@@ -82,13 +83,14 @@ class ChunkRecord(Document):
     draws: tuple[tuple[int, ...], ...] | None = None
     clean_draws: tuple[tuple[int, ...], ...] | None = None  # records of before had those of adversarial images alone
     keys: tuple[str, ...] = ()  # the first records had none
+    detected: Mapping[str, tuple[bool, ...]] | None = None  # neither had earlier ones
 
     def to_json(self) -> dict[str, Any]:
-        """As in its file; a purifier that draws nothing has no draws."""
+        """As in its file; a purifier that draws nothing has no draws, and one that judges nothing no verdicts."""
         entries = super().to_json()
         if not self.keys:
             del entries["keys"]
-        for name in ("draws", "clean_draws"):
+        for name in ("draws", "clean_draws", "detected"):
             if entries[name] is None:
                 del entries[name]
         return entries

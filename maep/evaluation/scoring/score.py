@@ -3,7 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -21,12 +21,14 @@ from maep.evaluation.scoring.evaluation import Evaluation
 from maep.evaluation.scoring.metrics import directions_cosine, distances, energies, psnr, purified_distances, ssim
 from maep.evaluation.scoring.plan import SAMPLES
 from maep.evaluation.scoring.tasks import Task
+from maep.purifiers import Purifier
 from maep.runtime.device import wait_for
 from maep.runtime.digests import digest
 
 SCORING = (1,)  # keys of random purifiers when scoring: other draws than the attacker's, who cannot foresee them
 # Of the draws on clean images, apart: what the others draw is what it was before there were any.
 CLEAN_SCORING = (1, 1)
+DETECTION = (1, 2)  # apart as well
 
 
 def is_scored(evaluation: Evaluation, task: Task) -> bool:
@@ -51,6 +53,8 @@ def score_chunk(evaluation: Evaluation, task: Task, on_state: OnState) -> ChunkR
             _save_samples(evaluation, task, record, images, state.images)
     with reseeded(protection, seed, *CLEAN_SCORING):
         record = replace(record, clean_draws=_draws(evaluation, _timed(evaluation), images))
+    with reseeded(protection, seed, *DETECTION):
+        record = replace(record, detected=_detected(evaluation, {"clean": images, "adversarial": state.images}))
     record.write(record_path(evaluation.directory, task))
     return record
 
@@ -155,6 +159,17 @@ def _draws(evaluation: Evaluation, model: TimedDefense, images: Tensor) -> tuple
         return None
     draws = range(evaluation.settings.evaluation.draws)
     return tuple(tuple(predicted(model.classify_purified(model.purify(images))).tolist()) for _ in draws)
+
+
+def _detected(evaluation: Evaluation, batches: Mapping[str, Tensor]) -> dict[str, tuple[bool, ...]] | None:
+    """Of a purifier that judges which images are attacked, its verdicts on each batch."""
+    purifier, size = evaluation.defense.purifier, evaluation.settings.evaluation.batch_size
+    if not isinstance(purifier, Purifier) or not purifier.detects:
+        return None
+    return {
+        name: tuple(torch.cat([purifier.detected(part) for part in images.split(size)]).tolist())
+        for name, images in batches.items()
+    }
 
 
 # the report's images

@@ -17,6 +17,7 @@ from maep.evaluation.scoring.defense import Defense
 from maep.evaluation.scoring.evaluation import Evaluation
 from maep.evaluation.scoring.plan import read_plan
 from maep.evaluation.workers import evaluate_all
+from maep.purifiers import Purifier
 from tests.evaluation.small_evaluation import directory_of, settings_for
 from tests.small import digits, train_small, write_shards
 
@@ -109,6 +110,55 @@ def test_records_without_clean_draws_have_no_numbers_of_them(tmp_path: Path) -> 
     (read,) = read_results(settings, Path(settings.run.dir) / "evaluation")[0].rows
     assert read.result.clean_average is None
     assert read.result.robust_average == row.robust_average
+
+
+class Judging(Purifier):
+    """Leaves images as they are, and takes those for attacked of which the corner's pixel is not black."""
+
+    kind = "judging"
+    detects = True
+
+    def purify(self, images: Tensor) -> Tensor:
+        return images
+
+    def detected(self, images: Tensor) -> Tensor:
+        return images[:, :, 0, 0].amax(1) > 0
+
+
+def test_verdicts_of_a_purifier_that_judges(tmp_path: Path) -> None:
+    """Shares of the clean and of the attacked images that it takes for attacked, image by image in the records; none
+    where a chunk of an earlier version does not say.
+    """
+    test = write_shards(tmp_path / "test", 2 * CHUNK)
+    settings = settings_for(
+        tmp_path, attacks=["fgsm"], threat_models=["oblivious"], images=2 * CHUNK, chunk_images=CHUNK, batch_size=2,
+        check_images=1, figure_images=1,
+    )  # fmt: skip
+    defense = Defense(Judging(), train_small(), "judging", "small")
+    assert evaluate_all([Evaluation(settings, defense, test, directory_of(settings))])
+    images, labels = (part[: 2 * CHUNK] for part in digits())
+    attack = NamedAttack("fgsm", "Linf", settings.evaluation.eps[0])
+    attacked = attack.run(train_small(), images, labels, keys=range(6), seed=0, batch_size=2).images
+    expected = {
+        name: Judging().detected(batch).tolist() for name, batch in (("clean", images), ("adversarial", attacked))
+    }
+    assert 0 <= sum(expected["clean"]) < sum(expected["adversarial"]) < 2 * CHUNK, "the verdicts differ"
+    plan = read_plan(settings, directory_of(settings))
+    ((folder, records),) = read_records(plan, directory_of(settings)).items()
+    for name, verdicts in expected.items():
+        assert [each for record in records for each in (record.detected or {})[name]] == verdicts
+    write_environment(Path(settings.run.dir), ["test"])
+    row = build_report(settings, Path(settings.run.dir)).results[0].to_json()
+    assert row["detected_clean"] == pytest.approx(100 * fmean(expected["clean"]), abs=1e-3)
+    assert row["detected_adversarial"] == pytest.approx(100 * fmean(expected["adversarial"]), abs=1e-3)
+    page = (Path(settings.run.dir) / "report.html").read_text()
+    assert f"{row['detected_clean']:.1f} % taken for attacked" in page
+    assert f"{row['detected_adversarial']:.1f} % detected" in page
+    older = dataclasses.replace(records[0], detected=None)
+    assert "detected" not in older.to_json()
+    part = combine(settings, "judging", plan, directory_of(settings) / folder, [older, records[1]]).result
+    assert part.detected_clean is part.detected_adversarial is None
+    assert "detected_clean" not in part.to_json()
 
 
 def test_accuracies_of_draws() -> None:

@@ -14,6 +14,7 @@ from tests.tables import (
     DEFENSES,
     LINES,
     SHOWN,
+    beside_their_like,
     defense_table,
     draws_line,
     result_lines,
@@ -52,6 +53,16 @@ def test_reports_say_where_they_come_from(path: Path) -> None:
 def test_results_table_is_the_committed_reports() -> None:
     """The table and the reports hold the same AutoAttack and PGD rows, number by number."""
     assert sorted(table("results")) == sorted(result_lines())
+
+
+def test_rows_of_the_results_stay_where_they_stood() -> None:
+    """A new row comes after the last of its data and classifier, one that two reports have stands twice, and one that
+    no report has any more goes.
+    """
+    digits, gone, cifar = ("| digits | small | 1 |", "| digits | small | 0 |", "| cifar10 | wide | 2 |")
+    new, other = "| digits | small | 3 |", "| imagenet | deep | 4 |"
+    lines = [other, cifar, new, digits, digits]
+    assert beside_their_like(lines, [digits, gone, cifar]) == [digits, new, digits, cifar, other]
 
 
 @pytest.mark.parametrize("name", LINES)

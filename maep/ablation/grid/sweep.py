@@ -253,8 +253,16 @@ def _axes(file: Path, tree: Mapping[str, Any]) -> tuple[Axis, ...]:
         for key, values in grid.items()
     ]
     if zipped:
-        axes.append(_axis(file, ZIP, _zipped(file, zipped), names.get(ZIP), ", ".join(zipped)))
+        title = _title_of_lists(list(zipped), named=names.get(ZIP) is not None)
+        axes.append(_axis(file, ZIP, _zipped(file, zipped), names.get(ZIP), title))
     return tuple(axes)
+
+
+def _title_of_lists(keys: Sequence[str], *, named: bool) -> str:
+    """Of settings that are side by side: all of them, but for those of named rows that would fill a page's width."""
+    if named and len(keys) > 3:
+        return f"{keys[0]}, {keys[1]} and {len(keys) - 2} more settings"
+    return ", ".join(keys)
 
 
 def _zipped(file: Path, part: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -23,7 +23,7 @@ def draw_figures(sweep: Sweep, cells: Sequence[Cell], folder: Path) -> None:
 
 
 def value_figure(sweep: Sweep, cells: Sequence[Cell], index: int) -> Figure:
-    """Lines over the columns, one a row; with a single column, one line over the rows.
+    """Lines over the columns, one a row; with a single column, the rows, joined if their names are numbers.
 
     index: of the value, in the sweep's order.
     """
@@ -32,6 +32,7 @@ def value_figure(sweep: Sweep, cells: Sequence[Cell], index: int) -> Figure:
     series = {", ".join(labels(sweep, row)): [cell.measures[index] for cell in row] for row in rows}
     if len(columns) == 1:
         columns, series = list(series), {"": [measures[0] for measures in series.values()]}
+    is_joined = len(series) > 1 or all(map(_is_number, columns))
     title = drawn(", ".join(heads)) if len(series) > 1 and len(", ".join(heads)) <= LONGEST_TITLE else None
     beside, height = legend_room([title or "", *series, "ours", "paper"])
     # An inch a column keeps their names apart; wider than 6 inches, the letters would be small on a page.
@@ -39,7 +40,7 @@ def value_figure(sweep: Sweep, cells: Sequence[Cell], index: int) -> Figure:
     figure = Figure(figsize=(width + beside, max(3.6, height + 0.3)), layout="constrained")
     axes = figure.subplots()
     for number, (name, measures) in enumerate(series.items()):
-        _draw(axes, name, measures, f"C{number % 10}", MARKERS[number // 10 % len(MARKERS)])
+        _draw(axes, name, measures, f"C{number % 10}", MARKERS[number // 10 % len(MARKERS)], is_joined=is_joined)
     _set_names(axes, columns)
     axes.set_xlabel(drawn(across))
     axes.set_ylabel(sweep.values[index].replace("_", " "))
@@ -48,8 +49,14 @@ def value_figure(sweep: Sweep, cells: Sequence[Cell], index: int) -> Figure:
     if any(measure.paper is not None for row in rows for measure in (cell.measures[index] for cell in row)):
         axes.plot([], [], color="black", marker="o", label="ours")
         axes.plot([], [], color="black", marker="o", markerfacecolor="none", linestyle="--", alpha=0.6, label="paper")
-    figure.legend(loc="outside right upper", fontsize=8, frameon=False, title=title, title_fontsize=8)
+    if any(axes.get_legend_handles_labels()):  # a single line without the paper's has no name
+        figure.legend(loc="outside right upper", fontsize=8, frameon=False, title=title, title_fontsize=8)
     return figure
+
+
+def _is_number(name: str) -> bool:
+    """Whether it is one, or a fraction such as 8/255."""
+    return all(part.replace(".", "", 1).replace("e-", "", 1).isdigit() for part in name.split("/"))
 
 
 def _set_names(axes: Axes, columns: Sequence[str]) -> None:
@@ -59,17 +66,17 @@ def _set_names(axes: Axes, columns: Sequence[str]) -> None:
     axes.set_xticks(range(len(columns)), list(map(drawn, columns)), rotation=turn, fontsize=8 if turn == 90 else None)
 
 
-def _draw(axes: Axes, name: str, measures: Sequence[Measure], color: str, marker: str) -> None:
-    """Ours: filled marks with error bars; the paper's: hollow ones, dashed."""
+def _draw(axes: Axes, name: str, measures: Sequence[Measure], color: str, marker: str, *, is_joined: bool) -> None:
+    """Ours: filled marks with error bars; the paper's: hollow ones, dashed. is_joined: by lines, both."""
     measured = [(x, m, m.mean) for x, m in enumerate(measures) if m.mean is not None]
     if measured:
         below, above = zip(*(_errors(m, mean) for _, m, mean in measured), strict=True)
         axes.errorbar([x for x, _, _ in measured], [mean for _, _, mean in measured], yerr=[below, above], color=color,
-                      marker=marker, capsize=3, label=drawn(name))  # fmt: skip
+                      marker=marker, linestyle="-" if is_joined else "", capsize=3, label=drawn(name))  # fmt: skip
     published = [(x, m.paper) for x, m in enumerate(measures) if m.paper is not None]
     if published:
-        axes.plot(*zip(*published, strict=True), color=color, marker=marker, markerfacecolor="none", linestyle="--",
-                  alpha=0.6, label=None if measured else drawn(name))  # fmt: skip
+        axes.plot(*zip(*published, strict=True), color=color, marker=marker, markerfacecolor="none",
+                  linestyle="--" if is_joined else "", alpha=0.6, label=None if measured else drawn(name))  # fmt: skip
 
 
 def _errors(measure: Measure, mean: float) -> tuple[float, float]:

@@ -6,15 +6,16 @@ Guo et al. 2018 ("Countering Adversarial Images using Input Transformations"), s
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from maep.config.setting import setting
 from maep.purifiers.base import RandomFilter, require_eager, require_images
 from maep.purifiers.parts import in_fp32
+from maep.purifiers.stepwise import stepwise
 
 # Iterations whose activations (about 40 images each) are computed again backward from the 5 images before them: the
 # memory of a hundred iterations is least near this.
@@ -63,14 +64,13 @@ class TotalVariationPurifier(RandomFilter):
         kept = self._kept(images)
         mean = (images * kept).sum((2, 3), keepdim=True) / kept.sum((2, 3), keepdim=True).clamp(min=1)
         u = torch.where(kept > 0, images, mean.expand_as(images))
-        state = (u, *(torch.zeros_like(u) for _ in range(4)))
-        solver = _Bregman(images, kept, self.settings.weight)
-        recompute = torch.is_grad_enabled() and images.requires_grad
-        for first in range(0, self.settings.iterations, TOGETHER):
-            count = min(TOGETHER, self.settings.iterations - first)
-            state = (
-                checkpoint(solver.run, count, *state, use_reentrant=False) if recompute else solver.run(count, *state)
-            )
+        start = torch.stack([u, *(torch.zeros_like(u) for _ in range(4))])
+        solver = _Bregman(kept, self.settings.weight)
+        whole, rest = divmod(self.settings.iterations, TOGETHER)
+        steps = [partial(solver.run, count) for count in [TOGETHER] * whole + [rest] * (rest > 0)]
+        # Not torch's checkpoint: what it keeps of every operation leaves holes in the heap that fit no tensor any more,
+        # and a process grows to ten times what it holds.
+        state = stepwise(start, solver.weight * images, steps)
         return state[0].clamp(0, 1).to(kind)
 
     def _kept(self, images: Tensor) -> Tensor:
@@ -83,31 +83,34 @@ class TotalVariationPurifier(RandomFilter):
 
 
 class _Bregman:
-    """Iterations of split Bregman for one batch: u, then its slopes d, then the multipliers b, down and right."""
+    """Iterations of split Bregman for one batch: u, then its slopes d, then the multipliers b, down and right.
 
-    def __init__(self, images: Tensor, kept: Tensor, weight: float) -> None:
-        height, width = images.shape[2:]
+    kept: [N, 1, H, W], 1 where a pixel is kept. weight: of the distance there; as an attribute, at each pixel.
+    """
+
+    def __init__(self, kept: Tensor, weight: float) -> None:
         self.penalty = weight  # of slopes that differ from d; any value ends at the same image, this one soon
-        self.known, self.kept = weight * kept * images, weight * kept
-        rows, columns = (torch.arange(length, device=images.device) for length in (height, width))
-        inner = [(line > 0).to(images) + (line < line.numel() - 1).to(images) for line in (rows, columns)]
+        self.weight = weight * kept
+        rows, columns = (torch.arange(length, device=kept.device) for length in kept.shape[2:])
+        inner = [(line > 0).to(kept) + (line < line.numel() - 1).to(kept) for line in (rows, columns)]
         self.neighbours = inner[0][:, None] + inner[1][None, :]
         self.parity = (rows[:, None] + columns[None, :]) % 2
 
-    def run(self, count: int, *state: Tensor) -> tuple[Tensor, ...]:
-        """The state, as `iterate` takes it, after `count` iterations."""
+    def run(self, count: int, state: Tensor, known: Tensor) -> Tensor:
+        """The state [5, N, 3, H, W] after `count` iterations. known: the images times the weight, [N, 3, H, W]."""
+        parts: tuple[Tensor, ...] = state.unbind()
         for _ in range(count):
-            state = self.iterate(*state)
-        return state
+            parts = self.iterate(known, *parts)
+        return torch.stack(parts)
 
-    def iterate(self, u: Tensor, *slopes: Tensor) -> tuple[Tensor, ...]:
+    def iterate(self, known: Tensor, u: Tensor, *slopes: Tensor) -> tuple[Tensor, ...]:
         """The next (u, d down, d right, b down, b right)."""
         d, b = slopes[:2], slopes[2:]
         pull = sum(self.penalty * _adjoint(d[i] - b[i], axis) for i, axis in enumerate((2, 3)))
-        weight = self.kept + self.penalty * self.neighbours
+        weight = self.weight + self.penalty * self.neighbours
         for parity in (0, 1):  # Gauss-Seidel: each half of a chessboard given the other
             around = self.penalty * (self.neighbours * u - sum(_adjoint(_slope(u, axis), axis) for axis in (2, 3)))
-            solved = (self.known + pull + around) / weight.clamp(min=TINY)
+            solved = (known + pull + around) / weight.clamp(min=TINY)
             u = torch.where((self.parity == parity) & (weight > 0), solved, u)
         moved = [_slope(u, axis) + b[i] for i, axis in enumerate((2, 3))]
         length = (moved[0].square() + moved[1].square() + TINY).sqrt()

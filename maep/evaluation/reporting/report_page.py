@@ -49,8 +49,8 @@ COLUMNS = {
     "undefended|robust %": "the same after the same attack, aimed at the classifier alone",
     "purified|clean %": "the classifier behind the purifier, on images that were not attacked",
     "purified|robust %": (
-        "the classifier behind the purifier, on attacked images: the number that counts. Of a purifier that judges "
-        "which images are attacked, below: the share that it found; beside clean %: of clean images, its false alarms"
+        "the classifier behind the purifier, on attacked images: the number that counts. Below, of a defense that "
+        "judges which images are attacked: the share that it found; beside clean %, of clean images: its false alarms"
     ),
     "average|%": "mean of purified clean and purified robust",
     "PSNR dB, SSIM|clean / adv.": (

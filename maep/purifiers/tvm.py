@@ -66,8 +66,8 @@ class TotalVariationPurifier(RandomFilter):
         u = torch.where(kept > 0, images, mean.expand_as(images))
         start = torch.stack([u, *(torch.zeros_like(u) for _ in range(4))])
         solver = _Bregman(kept, self.settings.weight)
-        whole, rest = divmod(self.settings.iterations, TOGETHER)
-        steps = [partial(solver.run, count) for count in [TOGETHER] * whole + [rest] * (rest > 0)]
+        total = self.settings.iterations
+        steps = [partial(solver.run, min(TOGETHER, total - first)) for first in range(0, total, TOGETHER)]
         # Not torch's checkpoint: what it keeps of every operation leaves holes in the heap that fit no tensor any more,
         # and a process grows to ten times what it holds.
         state = stepwise(start, solver.weight * images, steps)

@@ -1,6 +1,7 @@
 """A figure a value of a sweep: ours with its spread, and the paper's, over the columns or rows of the table."""
 
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -56,7 +57,11 @@ def value_figure(sweep: Sweep, cells: Sequence[Cell], index: int) -> Figure:
 
 def _is_number(name: str) -> bool:
     """Whether it is one, or a fraction such as 8/255."""
-    return all(part.replace(".", "", 1).replace("e-", "", 1).isdigit() for part in name.split("/"))
+    try:
+        Fraction(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _set_names(axes: Axes, columns: Sequence[str]) -> None:

@@ -248,6 +248,8 @@ def _check_classifiers(own: ClassifierSettings, words: list[str], is_whole: bool
         named = ", ".join(words)
         fail(f"robust.classifiers=[{named}]: only a training against the whole meets them; set pretrain.attacked=whole")
     met = {(own.arch, _resolved(own.weights))}
+    if own.initial and not own.weights and any("=" not in word for word in words):
+        fail("classifier.initial: has the weights of one network; give those of robust.classifiers, as ARCH=PATH")
     for word in words:
         arch, given, path = word.partition("=")
         if not arch or (given and not path):

@@ -103,6 +103,10 @@ class ClassifierSettings:
     weights: str | None = setting(
         None, "safetensors or torch file; unset: the classifier stage trains one", unit="path", stands_in=True
     )
+    initial: str | None = setting(
+        None, "weights, as classifier.weights, that its training begins with; unset: random ones", unit="path",
+        stands_in=True, added=True,
+    )  # fmt: skip
     robustbench: str | None = setting(
         None,
         "model of RobustBench whose file classifier.weights is; sets arch, mean and std; reports check its accuracy",
@@ -130,8 +134,8 @@ class ClassifierSettings:
     nesterov: bool = setting(True, "Nesterov's form of the momentum", added=True)
     training: str = setting(
         "standard",
-        "what the classifier stage minimises: cross-entropy, an adversarial training (awp: pgd_at with AWP), or one of "
-        "SOAP's joint losses",
+        "what the classifier stage minimises: cross-entropy (purified: of images that classifier.purifier made), an "
+        "adversarial training (awp: pgd_at with AWP), or one of SOAP's joint losses",
         choices=(
             "standard",
             "pgd_at",
@@ -142,9 +146,20 @@ class ClassifierSettings:
             "soap",
             "soap_rotation",
             "soap_reconstruction",
+            "purified",
         ),
         added=True,
     )
+    purifier: str | None = setting(
+        None, "a purifier's directory, for training=purified; used as the section purify says", unit="path",
+        stands_in=True, added=True,
+    )  # fmt: skip
+    purified_noise: float | None = setting(
+        None,
+        "greatest deviation of the noise before purifying for training=purified, drawn for each batch from 0 to it "
+        "(NIM-MAE: 30/255); unset: purify.noise",
+        unit="[0,1] pixels", low=0.0, added=True,
+    )  # fmt: skip
     train_norm: str = setting(
         "Linf",
         "norm of the budget of adversarial training, which another needs its own of; L2: pgd_at, awp, trades, "

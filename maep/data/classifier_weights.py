@@ -4,14 +4,17 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from maep.config.data_settings import ClassifierSettings
 from maep.config.identity import decisive_fields
 from maep.config.schema import Settings
 from maep.data.images.build import clean_split
 from maep.data.shards import ShardSet
+from maep.models.weight_files import weights_sha256
 from maep.runtime.digests import digest
 from maep.runtime.errors import fail
 
 WEIGHTS = "model.safetensors"
+PURIFIED = "purified"  # of classifier.training
 
 
 def classifier_directory(settings: Settings, train: ShardSet) -> Path:
@@ -20,7 +23,42 @@ def classifier_directory(settings: Settings, train: ShardSet) -> Path:
     facts = [decisive, settings.run.seed, settings.compute.precision, train.identity]
     if "tf32" in decisive_fields(settings.compute, "classifier"):  # not its default
         facts.append(settings.compute.tf32)
+    facts += _made_elsewhere(settings)
     return Path(settings.run.cache) / "classifiers" / f"{settings.classifier.arch}-{digest(facts)[:8]}"
+
+
+def _made_elsewhere(settings: Settings) -> list[str]:
+    """Digests of the weights that its training begins with, and of the purifier whose images it sees; [] without."""
+    classifier, digests = settings.classifier, []
+    if classifier.initial:
+        digests.append(weights_sha256(initial_weights(classifier)))
+    if classifier.training == PURIFIED:
+        from maep.purifiers.given import used_identity  # imports torch
+
+        digests.append(used_identity(settings_of_purifier(settings), purifier_path(classifier)))
+    return digests
+
+
+def initial_weights(classifier: ClassifierSettings) -> Path:
+    """The file of `classifier.initial`. Raises UserError if it is not there."""
+    path = Path(str(classifier.initial))
+    if not path.exists():
+        fail(f"classifier.initial={path}: no such file; unset it to begin with random weights")
+    return path
+
+
+def purifier_path(classifier: ClassifierSettings) -> str:
+    """Where the purifier of `classifier.training=purified` lies. Raises UserError where none is named."""
+    if not classifier.purifier:
+        fail("classifier.training=purified: set classifier.purifier to the directory of the purifier")
+    return classifier.purifier
+
+
+def settings_of_purifier(settings: Settings) -> Settings:
+    """How `classifier.purifier` is used: as the section purify says, but for noise that the training has of its own."""
+    if settings.classifier.purified_noise is None:
+        return settings
+    return replace(settings, purify=replace(settings.purify, noise=0.0))
 
 
 def classifier_weights(settings: Settings) -> Path:

@@ -1,7 +1,6 @@
 """The evaluate stage of a run: its purifiers, or one from elsewhere, before its classifier."""
 
 from dataclasses import asdict, replace
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ from maep.evaluation.scoring.gradients import check_purifier, settle_gradients
 from maep.evaluation.workers import evaluate_all
 from maep.models.classifiers import classifier_identity, load_classifier
 from maep.purifiers import Purifier, load_purifier, save_purifier
+from maep.purifiers.given import function_identity, use_facts, used_identity
 from maep.purifiers.registry import purifier_class
 from maep.purifiers.serialization import CONFIG, PurifierConfig
 from maep.runtime.console import say
@@ -75,7 +75,7 @@ def given_name(path: Path) -> str:
 def purifier_identity(settings: Settings, label: str) -> str:
     """Digest of everything the purifier's output depends on."""
     if settings.evaluation.purifier:
-        return _used_identity(settings, settings.evaluation.purifier)
+        return used_identity(settings, settings.evaluation.purifier)
     if not is_trained(settings):
         return digest([function_identity(purifier_class(settings.purifier.kind).from_settings(settings))])
     run = Path(settings.run.dir)
@@ -83,31 +83,7 @@ def purifier_identity(settings: Settings, label: str) -> str:
     weights, kind = [sha256_file(run / name) for name in names], purifier_class(settings.purifier.kind)
     if kind.network_name and kind.Settings is not None:  # its own section is how the network is used
         return digest([weights, decisive_fields(settings.purify, "records"), asdict(getattr(settings, kind.kind))])
-    return digest([weights, _use(settings)])
-
-
-def _use(settings: Settings) -> dict[str, object]:
-    """How a purifier is used, apart from what its weights are."""
-    return decisive_fields(settings.purify, "records") | purifier_class(settings.purifier.kind).use_facts(settings)
-
-
-def _used_identity(settings: Settings, path: str) -> str:
-    """Digest of everything the output of a purifier from elsewhere depends on, used as the settings say."""
-    return digest([given_identity(path), _use(settings)])
-
-
-@cache
-def given_identity(path: str) -> str:
-    """Digest of a purifier's model and weights, wherever it lies and however it is stored.
-
-    Raises UserError if there is none.
-    """
-    return function_identity(load_purifier(path))
-
-
-def function_identity(purifier: Purifier) -> str:
-    """Digest of all that a purifier's output depends on, except how it is used (`PurifySettings`)."""
-    return digest([purifier.identity_facts(), tensors_sha256(purifier.state_dict())])
+    return digest([weights, use_facts(settings)])
 
 
 def write_untrained(settings: Settings) -> None:
@@ -201,7 +177,7 @@ def with_twin(defense: Defense, purifier: Purifier, settings: Settings, test: Sh
             twin.eval()(to_float(test.batch(range(1))[0]).to(defense.device))
     except UserError as error:
         fail(f"evaluation.twin={path}: {error}")
-    return replace(defense, twin=twin, twin_identity=_used_identity(settings, path))
+    return replace(defense, twin=twin, twin_identity=used_identity(settings, path))
 
 
 def require_classes(path: str, classes: int) -> None:

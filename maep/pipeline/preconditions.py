@@ -10,7 +10,13 @@ from maep.config.pair_source import source_settings
 from maep.config.published_classifiers import unsaid_normalizations
 from maep.config.schema import Settings
 from maep.config.training_settings import TrainSettings
-from maep.data.classifier_weights import classifier_weights, further_classifiers, teacher
+from maep.data.classifier_weights import (
+    PURIFIED,
+    classifier_weights,
+    further_classifiers,
+    initial_weights,
+    teacher,
+)
 from maep.data.images.build import check_source, clean_shards
 from maep.data.order import held_out_indices, labels_held_out
 from maep.models.weight_files import check_weights
@@ -38,6 +44,8 @@ def check_classifiers(settings: Settings) -> None:
             fail(f"{key}={each.classifier.arch}={path}: no such file{remedy}")
         if path:
             check_weights(classifier_weights(each))
+        else:
+            _check_training(each)
         if not is_own(each.classifier.arch):
             from maep.models.classifiers.factory import check_image_size, require_architecture
 
@@ -48,6 +56,16 @@ def check_classifiers(settings: Settings) -> None:
 
             own = each.classifier
             warn_of_other_normalization(own.arch, tuple(own.mean), tuple(own.std))
+
+
+def _check_training(settings: Settings) -> None:
+    """Of what a classifier's training begins with, and of the purifier whose images it sees."""
+    if settings.classifier.initial:
+        check_weights(initial_weights(settings.classifier))
+    if settings.classifier.training == PURIFIED:
+        from maep.training.purified_training import training_purifier
+
+        training_purifier(settings)
 
 
 def _named_classifiers(settings: Settings) -> list[tuple[str, Settings]]:

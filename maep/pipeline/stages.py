@@ -309,7 +309,7 @@ SHARED = tuple(name for name, stage in STAGES.items() if stage.share)  # any num
 
 def identity_of_given(purifier: str) -> str:
     """Digest of the purifier at a path. Raises UserError if there is none."""
-    from maep.evaluation.stage import given_identity
+    from maep.purifiers.given import given_identity
 
     return given_identity(purifier)
 

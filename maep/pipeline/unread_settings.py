@@ -18,10 +18,10 @@ from maep.runtime.console import say
 READ_BY_OTHERS = ("classifiers", "teacher")  # of robust: refused by themselves where no training reads them
 # Of classifier: what is read where one is trained.
 OF_CLASSIFIER_TRAINING = (
-    "epochs", "batch_size", "lr", "warmup", "milestones", "momentum", "weight_decay", "flip", "crop_padding",
-    "nesterov", "train_norm", "train_eps", "train_step", "train_steps", "train_late_from", "attack_mode",
-    "trades_weight", "awp_gamma", "awp_warmup", "dkl_alpha", "dkl_beta", "dkl_temperature", "soap_weight", "averaging",
-    "averaging_decay", "save_every",
+    "initial", "purifier", "purified_noise", "epochs", "batch_size", "lr", "warmup", "milestones", "momentum",
+    "weight_decay", "flip", "crop_padding", "nesterov", "train_norm", "train_eps", "train_step", "train_steps",
+    "train_late_from", "attack_mode", "trades_weight", "awp_gamma", "awp_warmup", "dkl_alpha", "dkl_beta",
+    "dkl_temperature", "soap_weight", "averaging", "averaging_decay", "save_every",
 )  # fmt: skip
 # Of evaluation: the threat models that read it.
 OF_THREAT_MODELS = {
@@ -48,6 +48,7 @@ GATED: dict[tuple[str, ...], tuple[str, tuple[str, ...]]] = {
     ("classifier.trades_weight",): ("classifier.training", TRADES),
     ("classifier.awp_gamma", "classifier.awp_warmup"): ("classifier.training", ("awp", "trades_awp", "dkl")),
     ("classifier.dkl_alpha", "classifier.dkl_beta", "classifier.dkl_temperature"): ("classifier.training", ("dkl",)),
+    ("classifier.purifier", "classifier.purified_noise"): ("classifier.training", ("purified",)),
     ("classifier.averaging_decay",): ("classifier.averaging", ("epochs", "steps")),
     ("classifier.soap_weight",): ("classifier.training", ("soap", "soap_rotation", "soap_reconstruction")),
     ("finetune.rank", "finetune.alpha"): ("finetune.method", ("lora", "dora")),

@@ -22,12 +22,13 @@ from torch import Tensor, nn
 
 from maep.config.data_settings import ClassifierSettings
 from maep.config.schema import Settings
-from maep.data.classifier_weights import WEIGHTS, classifier_directory
+from maep.data.classifier_weights import PURIFIED, WEIGHTS, classifier_directory, initial_weights
 from maep.data.labelled_batches import labelled_batches
 from maep.data.loader_processes import LOADER_LOST, is_loader_loss
 from maep.data.order import batch_at
 from maep.data.shards import ShardSet, to_float
 from maep.models.classifiers import Normalized, build_classifier
+from maep.models.classifiers.factory import read_into
 from maep.runtime.compiling import compile_in_place
 from maep.runtime.console import progress_bar, say
 from maep.runtime.cores import worker_count
@@ -43,6 +44,7 @@ from maep.training.checkpointing.directory import Retention, checkpoint_path, ne
 from maep.training.distributed.world import DTYPES
 from maep.training.ema import Average
 from maep.training.label_consistency import LabelConsistency
+from maep.training.purified_training import PurifiedTraining
 from maep.training.reconstruction_training import ReconstructionTraining
 from maep.training.rotation_training import RotationTraining
 from maep.training.signals import StopFlag
@@ -154,6 +156,10 @@ def learning_rate(step: int, steps: int, settings: ClassifierSettings) -> float:
 # --- training ---
 
 
+# What makes the loss of a batch, where that is not cross-entropy of the images.
+Method = AdversarialTraining | LabelConsistency | RotationTraining | ReconstructionTraining | PurifiedTraining
+
+
 class _Training:
     """One training: its network, optimizer and step, saved and restored as a whole."""
 
@@ -177,13 +183,15 @@ class _Training:
         with fork_rng():
             torch.manual_seed(self.settings.run.seed)
             network = build_classifier(self.classifier, len(self.train_set.classes))
+        if self.classifier.initial:
+            read_into(network, self.classifier, initial_weights(self.classifier))
         network = network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.settings.compute.compile:
             compile_in_place(network, "compute.compile")
         return network
 
-    def _method(self) -> AdversarialTraining | LabelConsistency | RotationTraining | ReconstructionTraining | None:
-        """What makes the loss of a batch; None: cross-entropy."""
+    def _method(self) -> Method | None:
+        """None: cross-entropy."""
         mode = self.classifier.training
         if mode == "standard":
             return None
@@ -193,6 +201,8 @@ class _Training:
             return RotationTraining(self.network, self.classifier)
         if mode == SOAP_RECONSTRUCTION:
             return ReconstructionTraining(self.network, self.classifier)
+        if mode == PURIFIED:
+            return PurifiedTraining(self.network, self.settings, self.device)
         if self.settings.compute.precision == "fp16":
             fail(f"classifier.training={mode}: needs gradients that fp16 loses; choose compute.precision=bf16 or fp32")
         return AdversarialTraining(self.network, self.classifier, len(self.train_set.classes), self.device)

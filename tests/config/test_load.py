@@ -257,6 +257,10 @@ WHOLE = ["attack.online=true", "pretrain.attacked=whole"]
         ),
         ([*WHOLE, "robust.clean_until=0.5", "robust.eps_ramp=0.6"], "robust.eps_ramp=0.6: the training ends before"),
         ([*WHOLE, "robust.classifiers=[cifar_resnet14=]"], "give an architecture, or ARCH=PATH"),
+        (
+            [*WHOLE, "robust.classifiers=[cifar_resnet14]", "classifier.initial=w.pt"],
+            "weights of one network; give those",
+        ),
         ([*WHOLE, "robust.classifiers=[cifar_resnet15]"], "robust.classifiers=cifar_resnet15: depth must be 6n + 2"),
         ([*WHOLE, "robust.classifiers=[wrn29_1=w.pt]"], "robust.classifiers=wrn29_1: depth must be 6n + 4"),
     ],

@@ -16,11 +16,12 @@ from maep.data.images.build import clean_split
 from maep.data.shards import to_float
 from maep.evaluation import evaluate
 from maep.evaluation.scoring.defense import Defense
-from maep.evaluation.stage import check_twin, given_identity, require_classes, with_twin
+from maep.evaluation.stage import check_twin, require_classes, with_twin
 from maep.models.classifiers import load_classifier
 from maep.pipeline.execution import run_pipeline
 from maep.purifiers import load_purifier, save_purifier
 from maep.purifiers.frequency_prompts import FrequencyPromptsPurifier
+from maep.purifiers.given import given_identity
 from maep.purifiers.registry import purifier_class
 from maep.runtime.errors import UserError
 from tests.small import digits, train_small

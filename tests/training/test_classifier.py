@@ -108,6 +108,16 @@ def test_signal_saves_between_steps(shards: Path, tmp_path: Path) -> None:
     assert train(settings_of(shards, tmp_path / "stopped", long)).read_bytes() == whole.read_bytes()
 
 
+def test_it_begins_with_the_weights_that_are_named(shards: Path, tmp_path: Path) -> None:
+    """A rate of next to nothing leaves them as they were, but for batch norms' statistics of what they saw since."""
+    first = train(settings_of(shards, tmp_path, "classifier.epochs=1"))
+    words = ["classifier.epochs=1", "classifier.lr=1e-30", "classifier.weight_decay=0", f"classifier.initial={first}"]
+    before, after = load_file(first), load_file(train(settings_of(shards, tmp_path, *words)))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all("running_" in name or "num_batches" in name for name in moved)
+
+
 def interrupt(monkeypatch: pytest.MonkeyPatch, settings: Settings, steps: int) -> None:
     """Train until the process fails after that many steps."""
     original = stage._Training._one_step

@@ -166,17 +166,22 @@ def load_classifier(settings: ClassifierSettings, num_classes: int, weights: Pat
     """
     classifier = build_classifier(settings, num_classes)
     if weights is not None:
-        content, own = read_content(weights), classifier.network.state_dict()
-        state = _with_counters(weights_in(content, weights, own), classifier.network)
-        said = {name: tensor for name, tensor in tensors_in(content) if _is_normalization(name, tensor, own)}
-        _check_normalization(said, settings, weights)
-        ignored = _apart_from(classifier.network, state)
-        if not said and not settings.robustbench:
-            _warn_of_pixels(ignored, classifier.network, settings, weights)
-        load_weights(classifier.network, state, str(weights), ignored)
+        read_into(classifier, settings, weights)
     classifier.eval().requires_grad_(False)
     fold_batch_norms(classifier)
     return classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def read_into(classifier: Normalized, settings: ClassifierSettings, weights: Path) -> None:
+    """Give a classifier of these settings the weights of a file. Raises UserError as `load_classifier`."""
+    content, own = read_content(weights), classifier.network.state_dict()
+    state = _with_counters(weights_in(content, weights, own), classifier.network)
+    said = {name: tensor for name, tensor in tensors_in(content) if _is_normalization(name, tensor, own)}
+    _check_normalization(said, settings, weights)
+    ignored = _apart_from(classifier.network, state)
+    if not said and not settings.robustbench:
+        _warn_of_pixels(ignored, classifier.network, settings, weights)
+    load_weights(classifier.network, state, str(weights), ignored)
 
 
 def fold_batch_norms(classifier: nn.Module) -> None:

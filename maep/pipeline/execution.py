@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
@@ -87,8 +88,14 @@ def _is_whole(stage: Stage, settings: Settings, record: StageRecord) -> bool:
             say(f"{stage.name}: {altered[0]} is missing or altered")
         return not altered and stage.identity(settings) == record.identity
     except (UserError, OSError) as error:
-        say(f"{stage.name}: its result cannot be read ({error})")
+        _say_once(f"{stage.name}: its result cannot be read ({error})")
         return False
+
+
+@cache
+def _say_once(line: str) -> None:
+    """For what a hundred points of a sweep have in common."""
+    say(line)
 
 
 def _refuse_altered(stage: Stage, settings: Settings, record: StageRecord | None) -> None:

@@ -13,7 +13,7 @@ import pytest
 from maep.cli.compare import main as compare
 from maep.config.load import load_settings
 from maep.config.schema import Settings
-from maep.pipeline.execution import check_inputs, run_pipeline
+from maep.pipeline.execution import check_inputs, run_pipeline, unfinished_stages
 from maep.pipeline.stages import STAGES, needs_of
 from maep.runtime.errors import UserError
 from maep.storage.documents import CONTENT
@@ -348,3 +348,19 @@ def test_too_few_images_to_hold_out_are_said_before_anything_is_trained(tmp_path
     with pytest.raises(UserError, match=r"robust\.check_images=256: leaves nothing of \d+ training images"):
         run_pipeline(settings, "all", lambda name, _: pytest.fail(f"{name} was launched"))
     assert not (tmp_path / "cache" / "classifiers").exists()
+
+
+def test_what_all_runs_of_a_sweep_have_in_common_is_said_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Images that were replaced, which each of its points finds out by itself."""
+    root = write_folders(tmp_path / "data")
+    runs = [
+        load_settings(None, [*arguments(tmp_path / "cache", root), f"run.dir={tmp_path / name}"]) for name in ("a", "b")
+    ]
+    for settings in runs:
+        run_pipeline(settings, "shards", lambda _name, _settings: None)
+    (root / "a" / "a0.png").unlink()
+    capfd.readouterr()
+    assert all("shards" in unfinished_stages(settings) for settings in runs)
+    assert capfd.readouterr().out.count("shards: its result cannot be read") == 1

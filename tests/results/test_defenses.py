@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from maep.evaluation.scoring.metrics import wilson_interval
 from tests.results.committed import README, RESULTS, ROOT, cifar10_rows, committed, flowing, robust, row_under, table
 from tests.tables import KNOWING_MORE, readings_of, same_budget_lines, zoo_lines
 
@@ -40,6 +41,39 @@ def test_what_is_said_of_soap_on_cifar10_is_so() -> None:
     )
     assert told in flowing(RESULTS)
     assert (unaware["n"], between["n"], max(left) < 5) == (1000, 64, True)
+
+
+def test_what_dram_finds_on_cifar10() -> None:
+    """No more of the attacked images than of clean ones, but for what chance may do; and it repairs one."""
+    report = json.loads((ROOT / "tests/reports/dram_cifar10/report.json").read_text())
+    row = next(row for row in report["results"] if row["threat_model"] == "oblivious")
+    clean, attacked = row["detected_clean"], row["detected_adversarial"]
+    told = (
+        f"takes {clean:.1f} % of {row['n']:,} clean images for attacked and {attacked:.1f} % of those that AutoAttack"
+    )
+    assert f"{told} attacked without knowing it, and one of these is right after its repair" in flowing(RESULTS)
+    assert (row["attack"], round(row["robust_accuracy"] * row["n"] / 100)) == ("autoattack-standard", 1)
+    intervals = [wilson_interval(round(share * row["n"] / 100), row["n"]) for share in (clean, attacked)]
+    assert intervals[1][0] < intervals[0][1]
+
+
+def test_what_tvm_keeps_of_who_averages_over_its_draws() -> None:
+    """Next to nothing, less than AutoAttack without an average leaves."""
+    report = json.loads((ROOT / "tests/reports/tvm_cifar10/report.json").read_text())
+    assert "evaluation.draws=10" in report["environment"]["command"]
+    rows = {row["threat_model"]: row for row in report["results"]}
+    left = {name: row["robust_accuracy"] for name, row in rows.items()}
+    told = (
+        "leaves {:.1f} % where BPDA goes around it and {:.1f} % where it goes through it, both without an average, and "
+        "{:.1f} % over ten draws (EOT), one image"
+    )
+    assert told.format(left["bpda"], left["adaptive"], left["adaptive-eot"]) in flowing(RESULTS)
+    assert {(row["attack"], row["n"]) for name, row in rows.items() if name != "oblivious"} == {("pgd-20", 64)}
+    assert round(left["adaptive-eot"] * 64 / 100) == 1
+    assert rows["adaptive-eot"]["robust_worst"] == 0
+    assert rows["adaptive-eot"]["draws"] == 10
+    by_autoattack = readings_of("zoo_cifar10_iterative")["TVM"]["adaptive"]["robust_accuracy"]["mean"]
+    assert max(left["bpda"], left["adaptive"], left["adaptive-eot"]) < by_autoattack / 2
 
 
 def test_what_is_said_of_the_defenses_is_so() -> None:

@@ -58,8 +58,8 @@ def _run(namespace: argparse.Namespace, settings: Settings, stage: str) -> int:
     if share and (stage == "all" or namespace.dry_run or namespace.nproc > 1):
         fail(f"--worker {namespace.worker}: shares one stage, such as stage=evaluate, without --dry-run and --nproc")
     # Imported only now: a mistyped setting is answered without waiting for every library.
-    from maep.pipeline.execution import describe, run_pipeline, work_on_stage
-    from maep.pipeline.stages import SHARED
+    from maep.pipeline.execution import check_inputs, describe, run_pipeline, work_on_stage
+    from maep.pipeline.stages import SHARED, wanted_stages
 
     if share:
         work_on_stage(stage, settings, share)
@@ -67,6 +67,7 @@ def _run(namespace: argparse.Namespace, settings: Settings, stage: str) -> int:
     if namespace.dry_run:
         for line in describe(settings, stage):
             say(line)
+        check_inputs(wanted_stages(settings, stage), settings)
         return 0
     processes, several = namespace.nproc, (*TRAININGS, *SHARED)
     if processes > 1 and stage not in ("all", *several):

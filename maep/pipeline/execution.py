@@ -147,7 +147,7 @@ def describe(settings: Settings, wanted: str) -> list[str]:
     """What `run_pipeline` would do, a line each; writes nothing.
 
     Of the shards stage, what was understood of the images; of several stages, also which would run, and why. Raises
-    UserError as `run_pipeline`.
+    UserError as `run_pipeline`, but for what `check_inputs` finds.
     """
     names, unfinished = wanted_stages(settings, wanted), unfinished_stages(settings)
     lines = describe_source(settings) if wanted == "shards" or "shards" in unfinished.keys() & set(names) else []

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 from maep.cli.run import main as run
 from maep.cli.shard_commands import main as shards
@@ -54,11 +55,23 @@ def test_jobs_on_paper_need_no_slurm(
     assert assumed in " ".join(capsys.readouterr().out.split())
 
 
+def test_dry_run_refuses_what_the_run_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Files that its stages could not read: after what would be done, in the words of the run; nothing is written."""
+    words = ["cfg=digits", f"run.dir={tmp_path / 'run'}", f"run.cache={tmp_path / 'cache'}", "model.init=none"]
+    for more in (["--dry-run"], []):
+        with pytest.raises(UserError, match="^model.init=none: no such file or directory$"):
+            run([*words, *more])
+        assert ("pretrain: would run" in capsys.readouterr().out) == bool(more)
+    assert not list(tmp_path.iterdir())
+
+
 def test_dry_run_of_all_names_the_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Those that would run, and what was understood of the images that the first of them needs."""
     root = write_folders(tmp_path / "data")
     words = ["cfg=cifar10", *arguments(tmp_path / "cache", root), f"run.dir={tmp_path / 'run'}", "--dry-run"]
-    assert run([*words, "classifier.weights=w.safetensors"]) == 0
+    weights = tmp_path / "data" / "w.safetensors"
+    save_file({}, weights)
+    assert run([*words, f"classifier.weights={weights}"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"data.root={root}: layout folders")
     assert "shards: would run: it has not run" in lines

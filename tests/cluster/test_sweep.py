@@ -11,10 +11,13 @@ import pytest
 
 from maep.ablation.running.pretrained import by_pretraining
 from maep.ablation.study import read_study
+from maep.config.load import load_settings
 from maep.launch.cluster.settings import Cluster as Asked
 from maep.launch.cluster.settings import ClusterSettings
 from maep.launch.monitor.sweep_status import print_sweep
+from maep.launch.submission.submit import submit
 from maep.launch.submission.sweep_jobs import submit_sweep
+from maep.runtime.errors import UserError
 from tests.ablation.sweeps import QUICK, nested, run, write
 from tests.cluster.cluster import Cluster
 from tests.cluster.runs import ATTEMPT, ENDED
@@ -35,6 +38,22 @@ def sweep_file(problem: Problem, place: Path) -> list[str]:
     )
     file = write(place / "sweep.yaml", grid=GRID, paper=None, scales={"cpu": {"base": "digits", "set": LONG}})
     return [str(file), f"run.dir={place / 'out'}", f"run.cache={place / 'cache'}"]
+
+
+def test_jobs_that_could_not_read_their_weights_are_not_submitted(
+    cluster: Cluster, problem: Problem, tmp_path: Path
+) -> None:
+    """A sweep's and a run's: told at once, and not by every worker when its turn has come."""
+    file, *words = sweep_file(problem, tmp_path / "sweep")
+    options = argparse.Namespace(cfg=file, scale=None, allow_code_change=False)
+    missing, asked = "classifier.weights=none.pt", Asked(ClusterSettings(time="60"), {})
+    told = rf"^{missing}: no such file.*; nothing was submitted$"
+    with pytest.raises(UserError, match=told):
+        submit_sweep(options, [*words, missing], asked)
+    with pytest.raises(UserError, match=told):
+        submit(load_settings("digits", [*words, missing]), asked, "all", allow_code_change=False)
+    assert not cluster.run(["squeue", "--noheader"]).stdout
+    assert not (tmp_path / "sweep" / "out").exists()
 
 
 class Swept:

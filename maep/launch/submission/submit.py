@@ -19,7 +19,7 @@ from maep.launch.cluster.slurm_client import cancel, wait_also
 from maep.launch.command_name import command_name
 from maep.launch.submission.batch_script import Submission
 from maep.launch.submission.code_snapshot import check_code, copy_code, copy_path, mark_as_last
-from maep.launch.submission.validate import check_run, check_with_slurm
+from maep.launch.submission.validate import check_run, check_what_is_read, check_with_slurm
 from maep.pipeline.execution import unfinished_stages
 from maep.pipeline.stages import STAGES, needs_of, wanted_stages
 from maep.runtime.console import say
@@ -85,6 +85,8 @@ def on_paper(settings: Settings, cluster: Cluster, target: str) -> list[tuple[Jo
     submission, jobs = submission_of(settings), plan_jobs(settings, cluster, target, {}).jobs
     check_batch(settings, jobs)
     warn_without_gpus(settings, jobs)
+    # Of images the command says itself what it finds.
+    check_what_is_read([(settings, [job.stage for job in jobs if job.stage != "shards"])], on_paper=True)
     return [(job, submission.script(job, [f"<{need}>" for need in job.needs])) for job in jobs]
 
 
@@ -97,6 +99,7 @@ def submit(settings: Settings, cluster: Cluster, target: str, *, allow_code_chan
     if not plan.jobs:
         return []
     check_batch(settings, plan.jobs)
+    check_what_is_read([(settings, [job.stage for job in plan.jobs])])
     check_run(settings, cluster, plan.jobs)
     check_code(submission.run, allowed=allow_code_change)
     check_with_slurm([(job, submission.script(job, [])) for job in plan.jobs])

@@ -23,8 +23,9 @@ from maep.launch.cluster.settings import Cluster
 from maep.launch.cluster.slurm_client import most_workers
 from maep.launch.submission.code_snapshot import check_code, copy_code, mark_as_last
 from maep.launch.submission.submit import submission_of, submit_one, warn_without_gpus
-from maep.launch.submission.validate import check_run, check_with_slurm
+from maep.launch.submission.validate import check_run, check_what_is_read, check_with_slurm
 from maep.launch.sweeps.preview import print_preview
+from maep.pipeline.stages import stages_of
 from maep.runtime.console import say
 from maep.storage.atomic import atomic_file
 
@@ -78,6 +79,7 @@ def submit_sweep(namespace: argparse.Namespace, words: Sequence[str], cluster: C
     submission = submission_of(settings)
     if POINTS in live_jobs(submission.run):
         say(f"{study.sweep.name}: an array is under way; its points are shared with these workers")
+    check_what_is_read((point.settings, stages_of(point.settings)) for point in _remaining_points(study))
     check_run(settings, cluster, [job])
     check_code(submission.run, allowed=namespace.allow_code_change)
     check_with_slurm([(job, submission.script(job, []))])

@@ -19,7 +19,8 @@ from maep.launch.cluster.slurm_client import cancel, wait_also
 from maep.launch.command_name import command_name
 from maep.launch.submission.batch_script import Submission
 from maep.launch.submission.code_snapshot import check_code, copy_code, copy_path, mark_as_last
-from maep.launch.submission.validate import check_run, check_what_is_read, check_with_slurm
+from maep.launch.submission.read_by_jobs import check_what_is_read
+from maep.launch.submission.validate import check_run, check_with_slurm
 from maep.pipeline.execution import unfinished_stages
 from maep.pipeline.stages import STAGES, needs_of, wanted_stages
 from maep.runtime.console import say

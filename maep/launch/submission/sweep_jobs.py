@@ -22,8 +22,9 @@ from maep.launch.cluster.jobs import ARRAY, POINTS, Job
 from maep.launch.cluster.settings import Cluster
 from maep.launch.cluster.slurm_client import most_workers
 from maep.launch.submission.code_snapshot import check_code, copy_code, mark_as_last
+from maep.launch.submission.read_by_jobs import check_what_is_read
 from maep.launch.submission.submit import submission_of, submit_one, warn_without_gpus
-from maep.launch.submission.validate import check_run, check_what_is_read, check_with_slurm
+from maep.launch.submission.validate import check_run, check_with_slurm
 from maep.launch.sweeps.preview import print_preview
 from maep.pipeline.stages import stages_of
 from maep.runtime.console import say

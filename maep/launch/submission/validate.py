@@ -4,7 +4,7 @@ import ipaddress
 import os
 import re
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from maep.config.identity import decisive_settings
@@ -13,11 +13,9 @@ from maep.launch.cluster.jobs import Job
 from maep.launch.cluster.settings import Cluster
 from maep.launch.cluster.slurm_client import most_workers, node_addresses, partitions, why_refused
 from maep.launch.submission.batch_script import MARGIN
-from maep.pipeline.execution import check_inputs
 from maep.purifiers.registry import network_section
 from maep.purifiers.sections import network_entries
-from maep.runtime.console import say
-from maep.runtime.errors import UserError, fail, nearest
+from maep.runtime.errors import fail, nearest
 from maep.storage.manifests import CheckpointManifest
 from maep.storage.sealed import MANIFEST
 from maep.training.checkpointing.directory import checkpoints
@@ -40,25 +38,6 @@ def check_run(settings: Settings, cluster: Cluster, jobs: Sequence[Job]) -> None
     run = Path(settings.run.dir).absolute()
     if not cluster.general.shared and not nodes_are_here(node_addresses()):
         check_shared(run, file_system(run))
-
-
-def check_what_is_read(runs: Iterable[tuple[Settings, Sequence[str]]], *, on_paper: bool = False) -> None:
-    """Raise UserError for what jobs would be given, hours after they were queued, and could not use.
-
-    runs: settings, and the stages that are due. Images may lie where the nodes alone see them: that they are not seen
-    here is said, and no more. on_paper: for a cluster that need not be here, so that all is only said.
-    """
-    said = set()
-    for settings, stages in runs:
-        for stage in stages:
-            try:
-                check_inputs([stage], settings)
-            except UserError as problem:
-                if stage != "shards" and not on_paper:
-                    fail(f"{problem}; nothing was submitted")
-                if str(problem) not in said:
-                    say(f"warning: on this machine: {problem}")
-                said.add(str(problem))
 
 
 def check_partition(job: Job, sizes: Mapping[str, int]) -> None:

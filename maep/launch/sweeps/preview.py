@@ -11,16 +11,22 @@ from maep.ablation.running.reuse import reuse_between
 from maep.ablation.running.rungs import PointStatus, Stop, halving_state, status_of
 from maep.ablation.study import Study
 from maep.launch.monitor.screen import screen
+from maep.launch.submission.read_by_jobs import check_what_is_read
+from maep.pipeline.stages import stages_of
 
 
 def print_preview(study: Study) -> None:
-    """Print every point with its state and directory, then how much work is shared between all of them."""
+    """Print every point with its state and directory, how much work all of them share, and what they would not find."""
     sweep, stopped = study.sweep, halving_state(study.sweep, study.points).stopped
     states = [_status(point, stopped) for point in study.points]
     finished = sum(status.state == PointState.FINISHED for status in states)
     remaining = len(states) - finished - len(stopped)
     print(f"{sweep.file}, scale {sweep.scale}: {len(states)} points, {finished} finished, {remaining} to run")
     screen().print(_points_table(study, states), _reuse_table(study), highlight=False)
+    left = [point for point, status in zip(study.points, states, strict=True) if status.state != PointState.FINISHED]
+    # The images themselves are not looked through: a sweep is shown in seconds.
+    stages = [(point.settings, [name for name in stages_of(point.settings) if name != "shards"]) for point in left]
+    check_what_is_read(stages, on_paper=True)
 
 
 def _points_table(study: Study, states: Sequence[PointStatus]) -> Table:

@@ -19,7 +19,6 @@ from maep.launch.submission.validate import (
     check_partition,
     check_shared,
     check_time,
-    check_what_is_read,
     check_workers,
     file_system,
     nodes_are_here,
@@ -102,32 +101,6 @@ def test_checkpoint_of_another_model(tmp_path: Path) -> None:
         check_model(settings)
     shutil.rmtree(checkpoint)
     check_model(settings)
-
-
-def test_what_jobs_would_read_is_asked_for_before_they_wait(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Weights that are not there are refused; images may lie where the nodes alone see them. On paper all is said."""
-    runs = [
-        load_settings("cifar10", [f"run.dir={tmp_path}", f"run.cache={tmp_path}", f"data.root={tmp_path}/none", *more])
-        for more in (["classifier.weights=none.pt"], ["classifier.weights=none.pt", "run.seed=1"])
-    ]
-    check_what_is_read([(settings, ["shards"]) for settings in runs])
-    assert capfd.readouterr().out.count("warning: on this machine: data.root=") == 1
-    with pytest.raises(UserError, match=r"^classifier.weights=none.pt: no such file.*; nothing was submitted$"):
-        check_what_is_read([(settings, ["attack", "evaluate"]) for settings in runs])
-    check_what_is_read([(settings, ["attack", "evaluate"]) for settings in runs], on_paper=True)
-    assert capfd.readouterr().out.count("warning: on this machine: classifier.weights=none.pt: no such file") == 1
-
-
-def test_a_dry_run_says_what_jobs_would_not_find(tmp_path: Path) -> None:
-    """Beside the batch scripts, which another machine may submit."""
-    words = ["cfg=digits", f"run.dir={tmp_path}/run", "classifier.weights=none.pt", "--dry-run"]
-    done = subprocess.run(
-        [sys.executable, "launch/slurm.py", *words], cwd=ROOT, env=environment(), capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count("warning: on this machine: classifier.weights=none.pt: no such file") == 1
-    assert not list(tmp_path.iterdir())
 
 
 def test_no_slurm_is_one_line(tmp_path: Path) -> None:

@@ -4,8 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from maep.ablation.running.reuse import Reuse, reuse_between
 from maep.ablation.study import prepare
+from maep.launch.sweeps.preview import print_preview
 from tests.ablation.sweeps import write
 from tests.tiny import ROOT
 
@@ -38,3 +41,10 @@ def test_slurm(tmp_path: Path) -> None:
     assert "training images attacked   2        1" in done.stdout
     assert "3.0" in done.stdout.splitlines()[-2]
     assert list((tmp_path / "place").iterdir()) == []
+
+
+def test_what_the_points_would_not_find(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Said once for all of them, under what they are; a sweep goes on with those that find theirs."""
+    sweep = write(tmp_path / "sweep.yaml")
+    print_preview(prepare(str(sweep), None, ["model.init=none", f"run.cache={tmp_path / 'cache'}"]))
+    assert capsys.readouterr().out.count("warning: on this machine: model.init=none: no such file or directory") == 1

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from maep.config.command_line import command_line
 from maep.pipeline.stages import SHARED, STAGES
 from maep.runtime.errors import exit_code, fail
-from maep.runtime.exits import ExitCode
+from maep.runtime.exits import ExitCode, leave
 from maep.runtime.unwinding import unwind_for_launcher
 
 
@@ -27,4 +27,5 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: main(sys.argv[1:])))
+    # A signal in the middle of a library's import leaves it half made, and the interpreter's own end then aborts.
+    leave(exit_code(lambda: main(sys.argv[1:])))

@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -64,3 +65,17 @@ def test_a_stage_that_is_not_shared_is_refused(arguments: list[str]) -> None:
     """One line."""
     with pytest.raises(UserError, match="first argument must be one of attack, evaluate, certify"):
         shared_stage.main(arguments)
+
+
+def test_its_exit_code_is_its_own_where_the_interpreter_would_abort() -> None:
+    """As it does where a signal found a library half imported: the launcher would take it for a killed process."""
+    program = (
+        "import atexit, os, runpy, sys\n"
+        "atexit.register(os.abort)\n"
+        "sys.argv[1:] = ['pretrain']\n"
+        "runpy.run_module('maep.pipeline.shared_stage', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)

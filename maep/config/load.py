@@ -398,7 +398,9 @@ def _check_pixels(key: str, settings: Settings) -> None:
     """Raise UserError for a value beyond the range of pixels, unless it is a budget of another norm than Linf."""
     section, _, name = norm_of(key).partition(".")
     value, norm = setting_value(settings, key), getattr(getattr(settings, section), name, DEFAULT_NORM)
-    for entry in value if isinstance(value, list) else [value] if value is not None else []:
+    if value is None:
+        return
+    for entry in value if isinstance(value, list) else [value]:
         check_budget(entry, norm, key)
 
 

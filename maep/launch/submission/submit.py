@@ -86,8 +86,7 @@ def on_paper(settings: Settings, cluster: Cluster, target: str) -> list[tuple[Jo
     submission, jobs = submission_of(settings), plan_jobs(settings, cluster, target, {}).jobs
     check_batch(settings, jobs)
     warn_without_gpus(settings, jobs)
-    # Of images the command says itself what it finds.
-    check_what_is_read([(settings, [job.stage for job in jobs if job.stage != "shards"])], on_paper=True)
+    check_what_is_read([(settings, [job.stage for job in jobs])], on_paper=True)
     return [(job, submission.script(job, [f"<{need}>" for need in job.needs])) for job in jobs]
 
 

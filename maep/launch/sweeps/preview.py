@@ -24,9 +24,7 @@ def print_preview(study: Study) -> None:
     print(f"{sweep.file}, scale {sweep.scale}: {len(states)} points, {finished} finished, {remaining} to run")
     screen().print(_points_table(study, states), _reuse_table(study), highlight=False)
     left = [point for point, status in zip(study.points, states, strict=True) if status.state != PointState.FINISHED]
-    # The images themselves are not looked through: a sweep is shown in seconds.
-    stages = [(point.settings, [name for name in stages_of(point.settings) if name != "shards"]) for point in left]
-    check_what_is_read(stages, on_paper=True)
+    check_what_is_read([(point.settings, stages_of(point.settings)) for point in left], on_paper=True)
 
 
 def _points_table(study: Study, states: Sequence[PointStatus]) -> Table:

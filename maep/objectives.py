@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from maep.config.implementations import OBJECTIVES, implementation
 from maep.config.training_settings import ObjectiveSettings
+from maep.models.discriminator import relativistic_losses
 from maep.models.noise_schedule import alpha_bar, clean_estimate, diffused, per_image
 from maep.models.normalized_patches import normalized_patches
 from maep.models.pixel_cnn import log_likelihood
@@ -276,12 +277,19 @@ def stability(
 
 
 def feature(
-    model: Model, clean: Tensor, adversarial: Tensor, visible: Tensor | None, settings: ObjectiveSettings, judge: Judge
+    model: Model,
+    clean: Tensor,
+    adversarial: Tensor,
+    visible: Tensor | None,
+    settings: ObjectiveSettings,
+    judge: Judge,
+    discriminator: nn.Module | None = None,
 ) -> Losses:
     """d(φ(P(x_a)), φ(x)) + λ_p·d(P(x_a), x), φ a feature map of the frozen classifier: NRP (Naseer et al., CVPR 2020).
 
-    Their φ is VGG-16's, and they add a discriminator's term, which is not here. Arguments as `maep`'s, x_a being
-    moved farthest in φ (`attack.method=ssp`); λ_p: settings.pixel_weight.
+    With a discriminator C: + λ_g times what fools it, + what it learns by (`maep.models.discriminator`), which P does
+    not see. Their φ is VGG-16's. Arguments as `maep`'s, x_a being moved farthest in φ (`attack.method=ssp`); λ_p, λ_g:
+    settings.pixel_weight, gan_weight.
     """
     purified = model(adversarial, visible)
     with torch.no_grad():
@@ -290,7 +298,11 @@ def feature(
         "l_feature": distance(judge.features(purified), wanted, settings),
         "l_pixel": distance(purified, clean, settings),
     }
-    return Losses(parts["l_feature"] + settings.pixel_weight * parts["l_pixel"], parts)
+    total = parts["l_feature"] + settings.pixel_weight * parts["l_pixel"]
+    if discriminator is not None:
+        parts["l_gan"], parts["l_discriminator"] = relativistic_losses(discriminator, purified, clean)
+        total = total + settings.gan_weight * parts["l_gan"] + parts["l_discriminator"]
+    return Losses(total, parts)
 
 
 def _divergence(a: Tensor, b: Tensor) -> Tensor:

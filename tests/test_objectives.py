@@ -437,6 +437,20 @@ def test_robust_without_clean_terms_purifies_no_clean_image() -> None:
     assert seen == [2]
 
 
+def test_a_discriminator_is_fooled_and_taught() -> None:
+    """λ_g times what fools a linear C and what C learns by, beside the other terms; each moves its own side."""
+    settings = ObjectiveSettings(gan_weight=0.3, **WEIGHTS)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 1, bias=False).double(), torch.nn.Flatten(0))
+    clean, adversarial = (torch.tensor(images.astype(np.float64)) for images in (CLEAN, ADVERSARIAL))
+    made = objective("feature")(Linear(), clean, adversarial, None, settings, JUDGE, network)
+    row = network[1].weight.detach().numpy()[0]
+    for n in range(2):
+        margin = float(row @ (Linear().a @ ADVERSARIAL[n].astype(np.float64).ravel() - CLEAN[n].ravel()))
+        terms = 0.3 * np.log1p(np.exp(-margin)) + np.log1p(np.exp(margin))
+        assert made.total[n].item() == pytest.approx(numpy_objective("feature", n, None, settings) + terms, rel=1e-5)
+    assert set(made.parts) == {"l_feature", "l_pixel", "l_gan", "l_discriminator"}
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_a_teachers_answer_takes_the_labels_place(share: float) -> None:
     """Both cross-entropies ask for the mixture, against NumPy; the rest of the loss is as without a teacher."""

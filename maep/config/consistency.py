@@ -108,6 +108,7 @@ def check_consistency(settings: Settings) -> None:
     _check_teacher(settings)
     _check_cuda_graphs(settings)
     _check_certificates(settings.certify)
+    _check_discriminator(settings)
     _check_optimizers(settings)
     if settings.purifier.kind == PurifierSettings().kind:  # other kinds say themselves what their networks are
         check_model(model)
@@ -130,6 +131,17 @@ def check_objective(settings: Settings, kind: str, network: str) -> None:
         if OBJECTIVES[name].network != network:
             fitting = ", ".join(each for each, objective in OBJECTIVES.items() if objective.network == network)
             fail(f"{key}={name}: trains no network of purifier.kind={kind}; choose one of {fitting}")
+
+
+def _check_discriminator(settings: Settings) -> None:
+    """The purifier's loss takes its weights for constants, which ZeRO-3 leaves on other processes."""
+    used = [OBJECTIVES[name] for name in (settings.objective.name, settings.finetune.objective) if name]
+    discriminates = settings.objective.gan_weight and any(objective.discriminates for objective in used)
+    if discriminates and settings.compute.zero_stage == 3:
+        fail(
+            f"objective.gan_weight={settings.objective.gan_weight:g}: its discriminator is not trained under "
+            "compute.zero_stage=3; choose 2 at most, or unset it"
+        )
 
 
 def _check_certificates(certify: CertifySettings) -> None:

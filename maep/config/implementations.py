@@ -22,6 +22,7 @@ class Objective:
     path of the map that an attack on the whole sees in the purifier's place, where that is no single call of the
     network: (network, clean images, attacked ones, seeds) → images (`maep.training.robust`). normalizes: of a network
     that predicts normalized patches it compares those, told their side by `patch`; others compare pixels.
+    discriminates: with `objective.gan_weight` a discriminator is trained beside the network.
     """
 
     path: str
@@ -34,6 +35,7 @@ class Objective:
     network: str = "images"
     attacked: str = ""
     normalizes: bool = False
+    discriminates: bool = False
 
     @property
     def attacks(self) -> bool:
@@ -51,7 +53,7 @@ OBJECTIVES = {
     "trades_latent": Objective("maep.objectives:trades_latent", whole_images=True),
     "robust": Objective("maep.objectives:robust", classifies=True),
     "nim": Objective("maep.objectives:nim", whole_images=True, noises=True, normalizes=True),
-    "feature": Objective("maep.objectives:feature", classifies=True),
+    "feature": Objective("maep.objectives:feature", classifies=True, discriminates=True),
     "stability": Objective("maep.objectives:stability", classifies=True, noises=True),
     "denoise": Objective(
         "maep.objectives:denoise", whole_images=True, draws=True, clean_images=True, network="denoiser"

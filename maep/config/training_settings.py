@@ -70,6 +70,10 @@ class ObjectiveSettings:
         1.0, "share of robust.teacher's answer in what both cross-entropies ask for; the rest is the label (robust)",
         low=0.0, high=1.0, added=True,
     )  # fmt: skip
+    gan_weight: float = setting(
+        0.0, "weight of the term that fools a discriminator, trained beside the purifier (feature); 0: there is none",
+        low=0.0, added=True,
+    )  # fmt: skip
     code_weight: float = setting(1e-4, "weight of the code's mean square (code)", low=0.0, added=True)
     noise: str = setting(
         "gamma",

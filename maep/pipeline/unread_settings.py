@@ -63,6 +63,7 @@ OF_OBJECTIVES = {
     "clean_weight": ("robust",),
     "kl_weight": ("robust",),
     "pixel_weight": ("robust", "stability", "feature"),
+    "gan_weight": ("feature",),
     "code_weight": ("code",),
     "noise": ("nim", "stability"),
     "noise_mean": ("nim", "stability"),

@@ -1,9 +1,10 @@
 """NRP's networks as a purifier (Naseer et al., CVPR 2020), with the authors' weights or trained here.
 
 As theirs, its training needs no label: the run's images are moved farthest in a feature map of the classifier
-(`attack.method=ssp`), where theirs takes VGG-16's, and are to have their features again (`objective.name=feature`).
-Their discriminator's term is not here. The network is deterministic, and whoever follows its gradients breaks it, as
-its authors say. Their dynamic variant adds noise first (`purify.noise=0.05`), at most 16/255 of it.
+(`attack.method=ssp`), where theirs takes VGG-16's, and are to have their features again (`objective.name=feature`) and,
+with `objective.gan_weight`, to look clean to a discriminator. The network is deterministic, and whoever follows its
+gradients breaks it, as its authors say. Their dynamic variant adds noise first (`purify.noise=0.05`), at most 16/255
+of it.
 """
 
 from collections.abc import Mapping

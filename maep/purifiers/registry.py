@@ -27,6 +27,7 @@ KINDS = {
     "bit_depth": "maep.purifiers.bit_depth:BitDepthPurifier",
     "jpeg": "maep.purifiers.jpeg:JpegPurifier",
     "resize_pad": "maep.purifiers.resize_pad:ResizePadPurifier",
+    "enlarge_pad": "maep.purifiers.enlarge_pad:EnlargePadPurifier",
     "tvm": "maep.purifiers.tvm:TotalVariationPurifier",
     "disco": "maep.purifiers.disco:DiscoPurifier",
     "residual_cnn": "maep.purifiers.residual_cnn:ResidualCnnPurifier",

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from maep.config.evaluation_settings import PurifySettings
+from maep.models.discriminator import PREFIX as DISCRIMINATOR
 from maep.models.weights import read_weights
 from maep.purifiers.adapter import ADAPTER_CONFIG
 from maep.purifiers.base import Purifier, Source
@@ -150,6 +151,7 @@ def _read_checkpoint(path: Path) -> Purifier:
 def _averaged(checkpoint: ShardedTensors) -> dict[str, Tensor]:
     """The weights in a checkpoint, the averaged ones where there are any."""
     names = [name.removeprefix("model/") for name in checkpoint.names("model/")]
+    names = [name for name in names if not name.startswith(DISCRIMINATOR)]
     parts = {name: "ema" if f"ema/{name}" in checkpoint else "model" for name in names}
     return {name: checkpoint.tensor(f"{part}/{name}") for name, part in parts.items()}
 

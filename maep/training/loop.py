@@ -22,6 +22,7 @@ from maep.config.training_settings import ObjectiveSettings, TrainSettings
 from maep.data.loader_processes import LOADER_LOST, is_loader_loss
 from maep.data.pairs import PairBatch, PairDataset, mask_ratio_at, pair_loader
 from maep.data.shards import to_float
+from maep.models.discriminator import PREFIX as DISCRIMINATOR
 from maep.runtime.compiling import compile_in_place
 from maep.runtime.console import progress_bar, say
 from maep.runtime.device import upload
@@ -91,9 +92,13 @@ class Trainer:
         self.job, self.settings = job, job.settings
         self.steps = total_steps(job.settings, job.dataset.count)
         self.last = min(self.steps, job.settings.pause_at or self.steps)
-        self.parameters = {name: p for name, p in job.model.named_parameters() if p.requires_grad}
-        self.accelerator = make_accelerator(job.compute, job.settings, self.parameters)
+        self.shipped = {name: p for name, p in job.model.named_parameters() if p.requires_grad}
+        self.accelerator = make_accelerator(job.compute, job.settings, self.shipped)
         module = TrainingModule(job.model, job.objective, job.compute.precision, job.adversary.classifiers)
+        self.parameters = dict(self.shipped)
+        if module.discriminator is not None:
+            named = module.discriminator.named_parameters()
+            self.parameters.update({f"{DISCRIMINATOR}{name}": parameter for name, parameter in named})
         self.draws = OBJECTIVES[job.objective.name].draws
         self.robust = None
         if job.adversary.against:
@@ -443,7 +448,7 @@ class Trainer:
         parts = self.state.average.parts if self.state.average else {}
         return {
             name: whole(p, parts[name] if parts else local_part(p)).detach().cpu().clone()
-            for name, p in self.parameters.items()
+            for name, p in self.shipped.items()
         }
 
 

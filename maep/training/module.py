@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from maep.config.implementations import OBJECTIVES
 from maep.config.schema import ComputeSettings
 from maep.config.training_settings import ObjectiveSettings
+from maep.models.discriminator import Discriminator
 from maep.models.feature_maps import FeatureMap
 from maep.objectives import Judge
 from maep.objectives import objective as objective_named
@@ -40,6 +41,7 @@ class TrainingModule(nn.Module):
     it takes `index` as `MaskedAutoencoder.forward` does, and `normalized` where it has a `normalized_patch`.
     precision: fp32, bf16 or fp16; the arithmetic of the forward, by autocast, while weights stay fp32.
     classifiers: frozen and in eval mode, for objectives that classify.
+    It has a `discriminator` of its own, drawn from torch's generator, where the objective weighs one in.
     """
 
     def __init__(
@@ -50,6 +52,10 @@ class TrainingModule(nn.Module):
         patch = getattr(model, "normalized_patch", None)
         normalizes = patch is not None and OBJECTIVES[objective.name].normalizes
         self.losses = partial(objective_named(objective.name), **({"patch": patch} if normalizes else {}))
+        self.discriminator = None
+        if objective.gan_weight and OBJECTIVES[objective.name].discriminates:
+            self.discriminator = Discriminator()
+            self.losses = partial(self.losses, discriminator=self.discriminator)
         # In a list it is no part of this module: not put into training mode, not sent to the other ranks, not averaged.
         self.frozen = list(classifiers)
         self.features = [FeatureMap(each) for each in self.frozen]

@@ -52,7 +52,7 @@ DEFENSES: dict[str, dict[str, object]] = {
     "nrp/cifar10": {
         "nrp": {"network": "plain", "blocks": 23, "features": 64, "growth": 32},
         "attack": {"method": "ssp", "eps": 16 * LEVEL, "step": 0.01, "steps": 100},
-        "objective": {"name": "feature", "pixel_weight": 0.01},
+        "objective": {"name": "feature", "pixel_weight": 0.01, "gan_weight": 5e-3},
         "pretrain": {**ADAM, "lr": 1e-4},
         "evaluation": {"eps": [8 * LEVEL]},
     },
@@ -87,6 +87,8 @@ DEFENSES: dict[str, dict[str, object]] = {
                        "dkl_temperature": 4, "awp_gamma": 0.005, "awp_warmup": 10, "epochs": 200, "milestones": [],
                        "weight_decay": 5e-4, "averaging": "epochs", "averaging_decay": 0.9},
     },
+    # Xie et al. 2018: 331 of 299 pixels
+    "enlarge_pad/digits": {"enlarge_pad": {"enlarge": 32 / 299, "padding": 0.5}},
     # the simple ones: DISCO's comparison; Guo et al. 2018
     "digits": {
         "jpeg": {"quality": 75, "codec": "pillow"},

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from maep.config.load import load_settings
 from maep.evaluation.audit.gradient_masking import median_error, read_checks
@@ -44,7 +45,9 @@ def test_is_judged_and_checked(kind: str, tmp_path: Path) -> None:
     images, labels = digits()
     noise = 0.1 * torch.rand(4, *images.shape[1:])  # of equal pixels, a median has two slopes
     test = ImageSet(0.05 + 0.8 * images[:4] + noise, labels[:4], list("0123456789"))
-    assert evaluate_all([Evaluation(settings, Defense.of(purifier, train_small(), kind, "small"), test, tmp_path)])
+    # Small's own takes one size alone; pooled to it, larger ones as well.
+    classifier = nn.Sequential(nn.AdaptiveAvgPool2d(images.shape[2]), train_small())
+    assert evaluate_all([Evaluation(settings, Defense.of(purifier, classifier, kind, "small"), test, tmp_path)])
     assert {path.parent.parent.name for path in tmp_path.glob("*/*/chunk-*.json")} == set(ATTACKERS)
     checks = read_checks(Plan.read(tmp_path / PLAN), tmp_path)
     assert checks.random == purifier.is_random

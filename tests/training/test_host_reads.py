@@ -224,12 +224,13 @@ def test_the_online_attacks_classifier_is_on_this_ranks_device(
     assert online(images, labels, [3, 4]).device == elsewhere
 
 
-CASES = [(name, False) for name in OBJECTIVES] + [("maep", True)]
+CASES = [(name, False, 0.0) for name in OBJECTIVES] + [("maep", True, 0.0), ("feature", False, 0.1)]
 
 
-@pytest.mark.parametrize(("name", "adapted"), CASES)
-def test_a_step_is_one_graph(name: str, adapted: bool) -> None:
-    """torch.compile meets no break, with hidden patches and, where the objective allows it, without; nor with LoRA.
+@pytest.mark.parametrize(("name", "adapted", "gan_weight"), CASES)
+def test_a_step_is_one_graph(name: str, adapted: bool, gan_weight: float) -> None:
+    """torch.compile meets no break, with hidden patches and, where the objective allows it, without; nor with LoRA, nor
+    with a discriminator beside the network.
 
     Where the model has to look for the visible patches itself, it does: so the count can fail.
     """
@@ -237,7 +238,7 @@ def test_a_step_is_one_graph(name: str, adapted: bool) -> None:
     network = network_of(name)
     model: nn.Module = with_adapter(network, FinetuneSettings(), 0) if adapted else network
     judges = [classifier()] if OBJECTIVES[name].classifies else []
-    module = TrainingModule(model, ObjectiveSettings(name=name), "fp32", judges)
+    module = TrainingModule(model, ObjectiveSettings(name=name, gan_weight=gan_weight), "fp32", judges)
     clean, visible = torch.rand(3, 3, 16, 16), torch.rand(3, 16).argsort(1) < 8
     shown = visible.nonzero()[:, 1].reshape(3, 8)
     if name == "feature":  # its first step looks which map of the classifier it is

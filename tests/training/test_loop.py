@@ -10,12 +10,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from maep import load_purifier
 from maep.config.load import load_settings
 from maep.data.order import batch_at
 from maep.data.pairs import PairBatches
-from maep.runtime.errors import PeerLost
+from maep.runtime.errors import PeerLost, UserError
 from maep.storage.manifests import CheckpointManifest
+from maep.storage.tensor_files import ShardedTensors
 from maep.training.checkpointing.directory import checkpoints, newest_whole
 from maep.training.inputs import own_pairs
 from maep.training.loop import Trainer, TrainingJob
@@ -206,6 +209,41 @@ def test_resume_on_other_processes_and_stages(
             assert stop_at(problem, run_dir, step, signal.SIGTERM, *option, nproc=nproc) == 128 + signal.SIGTERM
     ours = [line["loss"] for line in metrics(run_dir)]
     assert ours == pytest.approx([line["loss"] for line in metrics(undisturbed)], rel=1e-4)
+
+
+GAN = ["objective.name=feature", "objective.gan_weight=0.1", "pretrain.steps=12"]
+
+
+def test_a_discriminator_is_trained_beside_and_left_behind(problem: Problem, run_dir: Path, tmp_path: Path) -> None:
+    """Killed and resumed it ends with the same bits; two processes, and ZeRO, begin with the same gradient and go on
+    with the same losses. It changes the purifier, and is in its checkpoints alone, from which the purifier can be read.
+    """
+    ways = {"whole": (1, []), "two": (2, []), "zero": (2, ["compute.zero_stage=2"])}
+    for name in (*ways, "without"):
+        shutil.copytree(problem.prepared, tmp_path / name)
+    stop_at(problem, run_dir, 7, signal.SIGKILL, *GAN)
+    done = [problem.run("pretrain", run_dir, *GAN)]
+    done += [problem.run("pretrain", tmp_path / name, *GAN, *more, nproc=count) for name, (count, more) in ways.items()]
+    done += [problem.run("pretrain", tmp_path / "without", *GAN, "objective.gan_weight=0")]
+    assert not any(each.returncode for each in done), [each.stdout + each.stderr for each in done]
+    assert weights(run_dir) == weights(tmp_path / "whole") != weights(tmp_path / "without")
+    for ours, two, zero in zip(metrics(run_dir), metrics(tmp_path / "two"), metrics(tmp_path / "zero"), strict=True):
+        # Adam's first steps follow signs, of gradients too that are nearly zero: rounding grows faster than elsewhere.
+        assert [two["loss"], zero["loss"]] == pytest.approx([ours["loss"]] * 2, rel=3e-4)
+        if ours["step"] == 1:
+            for part in ("l_gan", "l_discriminator", "gradient_norm"):
+                assert [two[part], zero[part]] == pytest.approx([ours[part]] * 2, rel=1e-5)
+    newest = checkpoints(run_dir / "checkpoints")[-1]
+    assert any("discriminator" in name for name in ShardedTensors(newest).names("model/"))
+    saved, trained = load_purifier(newest).state_dict(), load_purifier(run_dir / "purifier").state_dict()
+    assert all(torch.equal(saved[name], tensor) for name, tensor in trained.items())
+
+
+def test_a_discriminator_is_refused_where_weights_are_apart(problem: Problem, run_dir: Path) -> None:
+    """Under ZeRO-3, before anything runs; an objective that has none is not asked."""
+    with pytest.raises(UserError, match=r"objective\.gan_weight=0\.1: .*compute\.zero_stage=3; choose 2"):
+        load_settings("digits", problem.arguments(run_dir, *GAN, "compute.zero_stage=3")[1:])
+    load_settings("digits", problem.arguments(run_dir, "objective.gan_weight=0.1", "compute.zero_stage=3")[1:])
 
 
 def test_loss_not_finite_names_step_samples_and_checkpoint(problem: Problem, run_dir: Path) -> None:

@@ -80,6 +80,20 @@ def test_the_classifier_of_an_objective_stays_as_it_is() -> None:
     assert {id(p) for p in module.parameters()}.isdisjoint(id(p) for p in classifier.parameters())
 
 
+def test_a_discriminator_is_part_of_the_module_where_it_is_weighed_in() -> None:
+    """Its gradients are there beside the network's; an objective without one has none, whatever its weight."""
+    torch.manual_seed(0)
+    settings, pair = ObjectiveSettings(name="feature", gan_weight=0.1), torch.rand(2, 3, 3, 16, 16)
+    module = TrainingModule(MaskedAutoencoder(SMALL), settings, "bf16", [classifier()])
+    total, parts = module(*pair, torch.arange(16).expand(3, 16) % 2 == 0, labels=torch.tensor([0, 4, 2]))
+    total.sum().backward()
+    assert module.discriminator is not None
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in module.parameters())
+    assert {"l_gan", "l_discriminator"} < set(parts)
+    for other in (replace(settings, gan_weight=0.0), replace(settings, name="robust")):
+        assert TrainingModule(MaskedAutoencoder(SMALL), other, "bf16", [classifier()]).discriminator is None
+
+
 def test_of_several_classifiers_the_named_one_is_asked() -> None:
     """The losses are those of a module that has this one alone."""
     torch.manual_seed(0)

@@ -107,17 +107,17 @@ class _Step:
         asked = labels if self.adversary.classifiers else None
         with counted(dry=True) as attack:
             adversarial = self._attacked(clean, labels, visible, keys, shown, which, seeds)
-        parameters = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
+        parameters = [each for each in module.parameters() if each.requires_grad]
         with counted(dry=True) as step:
-            with SavedBytes(self.model.parameters()) as saved:
+            with SavedBytes(module.parameters()) as saved:
                 total, _ = module(clean, adversarial, visible, shown, asked, seeds, which)
-            torch.autograd.grad(total.sum(), list(parameters.values()), allow_unused=True)
+            torch.autograd.grad(total.sum(), parameters, allow_unused=True)
         steps = self._attack_steps()
         return StepCount(
             (step.flops + steps * attack.flops) / IMAGES,
             step.launches + steps * attack.launches,
             saved.total / IMAGES,
-            sum(each.numel() for each in parameters.values()),
+            sum(each.numel() for each in parameters),
         )
 
     def _attacked(

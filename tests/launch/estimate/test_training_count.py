@@ -11,6 +11,7 @@ from maep.config.schema import Settings
 from maep.launch.estimate.scaling_table import workload
 from maep.launch.estimate.training_count import StepCount, count_training
 from maep.models.classifiers import load_classifier
+from maep.models.discriminator import Discriminator
 from maep.models.masked_autoencoder import MaskedAutoencoder
 from maep.purifiers.base import TrainedPurifier
 from maep.purifiers.registry import purifier_class
@@ -61,6 +62,17 @@ def test_an_objective_that_asks_twice_costs_twice() -> None:
     once, twice = (counted("digits", [*words, f"objective.name={name}"]) for name in ("purification", "reconstruction"))
     assert twice.flops == pytest.approx(2 * once.flops)
     assert twice.activations > 1.9 * once.activations
+
+
+def test_a_discriminator_is_in_it() -> None:
+    """It sees three images, learns of two, and is followed back to one; its weights are trained as well."""
+    words = ["pretrain.mask_ratio=0", "objective.name=feature", "objective.gan_weight="]
+    without, beside = (counted("digits", [*words[:2], words[2] + weight]) for weight in ("0", "0.01"))
+    network = Discriminator()
+    once, first = flops_of(network, torch.rand(1, 3, 16, 16)), 2 * 16 * 16 * 9 * 3 * 32
+    # Back, one for the weights and one for the input, which the images that it learns of are not asked for.
+    assert beside.flops - without.flops == pytest.approx(3 * once + once + 2 * 2 * once - 2 * first, rel=1e-3)
+    assert beside.parameters - without.parameters == sum(each.numel() for each in network.parameters())
 
 
 def test_residual_cnn_takes_three_forward_passes() -> None:

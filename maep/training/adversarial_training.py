@@ -9,7 +9,6 @@ training ends with the same weights.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,22 +19,13 @@ from maep.attacks.gradient import NOISE as NFGSM_NOISE
 from maep.attacks.gradient import direction, into_ball, point_of_ball
 from maep.config.data_settings import ClassifierSettings
 from maep.runtime.randomness import keyed_rng
+from maep.training.batch_loss import BatchLoss, Progress
 from maep.training.robust import REACH
 
 WITH_AWP = ("awp", "trades_awp", "dkl")
 NOISE = 1e-3  # deviation of the start of TRADES' and DKL's attacks: at the image itself their gradient is zero
 DKL_ITERATIONS = 5  # of the attack of DKL's published training, each of half the budget
 SMALLEST = 1e-20  # norm of a gradient that AWP divides by
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a training is. seed, step: key of what is drawn. epoch: 0-based; epochs: of the whole training."""
-
-    seed: int
-    step: int
-    epoch: int
-    epochs: int
 
 
 @contextmanager
@@ -103,7 +93,7 @@ class DklTable:
         return 0.5 * total * (s * (d - mean[:, None]).square()).sum(1)
 
 
-class AdversarialTraining:
+class AdversarialTraining(BatchLoss):
     """The loss of one batch under `classifier.training`, and the perturbation of the weights that goes with some.
 
     network: images [N, 3, H, W] in [0, 1] to logits [N, classes].
@@ -117,7 +107,7 @@ class AdversarialTraining:
         self._clean = torch.empty(0)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold beside network and optimizer."""
+        """As `BatchLoss.tensors`: DKL's table."""
         return self.table.tensors() if self.table else {}
 
     # attacks

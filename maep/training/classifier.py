@@ -39,7 +39,8 @@ from maep.storage.locks import one_at_a_time
 from maep.storage.manifests import StampedManifest
 from maep.storage.sealed import MANIFEST, atomic_directory, problem_with
 from maep.storage.tensor_files import save_file
-from maep.training.adversarial_training import AdversarialTraining, Progress
+from maep.training.adversarial_training import AdversarialTraining
+from maep.training.batch_loss import BatchLoss, CrossEntropy, Progress
 from maep.training.checkpointing.directory import Retention, checkpoint_path, newest_whole, prune
 from maep.training.distributed.world import DTYPES
 from maep.training.ema import Average
@@ -156,10 +157,6 @@ def learning_rate(step: int, steps: int, settings: ClassifierSettings) -> float:
 # --- training ---
 
 
-# What makes the loss of a batch, where that is not cross-entropy of the images.
-Method = AdversarialTraining | LabelConsistency | RotationTraining | ReconstructionTraining | PurifiedTraining
-
-
 class _Training:
     """One training: its network, optimizer and step, saved and restored as a whole."""
 
@@ -174,7 +171,7 @@ class _Training:
         self.steps = math.ceil(self.classifier.epochs * self.count / self.batch_size)
         self.network = self._untrained()
         self.optimizer = self._sgd()
-        self.method = self._method()
+        self.batch_loss = self._batch_loss()
         self.average = self._average()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.compute.precision == "fp16")
         self.step = self._restore()
@@ -190,11 +187,10 @@ class _Training:
             compile_in_place(network, "compute.compile")
         return network
 
-    def _method(self) -> Method | None:
-        """None: cross-entropy."""
+    def _batch_loss(self) -> BatchLoss:
         mode = self.classifier.training
         if mode == "standard":
-            return None
+            return CrossEntropy(self.network)
         if mode == SOAP:
             return LabelConsistency(self.network, self.classifier)
         if mode == SOAP_ROTATION:
@@ -263,7 +259,8 @@ class _Training:
             group["lr"] = learning_rate(self.step, self.steps, self.classifier)
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            loss = self._loss(inputs, labels, pairs[0][0])
+            at = Progress(seed, self.step, pairs[0][0], self.classifier.epochs)
+            loss = self.batch_loss.begin(inputs, labels, at)
         reading = Readback(loss.detach()[None])
         self.scaler.scale(loss).backward()
         value = reading.tolist()[0]
@@ -271,8 +268,7 @@ class _Training:
             self._stop_on(value, pairs)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.method:
-            self.method.end()
+        self.batch_loss.end()
         self.step += 1
         if self.average:
             self._take_in(self.average)
@@ -289,13 +285,6 @@ class _Training:
         elif self._ends_epochs(1):
             is_first = (self.step - 1) * self.batch_size < self.count
             average.take(0.0 if is_first else average.decay)
-
-    def _loss(self, images: Tensor, labels: Tensor, epoch: int) -> Tensor:
-        """The mean loss of a batch. epoch: of its first sample."""
-        if self.method is None:
-            return F.cross_entropy(self.network(images), labels)
-        at = Progress(self.settings.run.seed, self.step, epoch, self.classifier.epochs)
-        return self.method.begin(images, labels, at)
 
     def _autocast(self) -> torch.autocast:
         precision = self.settings.compute.precision
@@ -325,10 +314,9 @@ class _Training:
         return ((f"momentum/{name}", parameter) for name, parameter in self.network.network.named_parameters())
 
     def _lasting(self) -> dict[str, Tensor]:
-        """What a method of training keeps from step to step, and the average."""
-        tensors = self.method.tensors() if self.method else {}
+        """What the loss keeps from step to step, and the average."""
         averaged = self.average.parts if self.average else {}
-        lasting = {f"adversarial/{name}": tensor for name, tensor in tensors.items()}
+        lasting = {f"adversarial/{name}": tensor for name, tensor in self.batch_loss.tensors().items()}
         return lasting | {f"average/{name}": tensor for name, tensor in averaged.items()}
 
     def _save(self) -> None:

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from maep.config.data_settings import ClassifierSettings
 from maep.purifiers.soap import second_view
 from maep.runtime.randomness import keyed_rng
-from maep.training.adversarial_training import Progress
+from maep.training.batch_loss import BatchLoss, Progress
 
 NOISE = 0.1  # deviation of the noise whose positive half is added
 CROP_SHARE = 0.75  # of a side, 24 of CIFAR's 32 pixels, that the first view keeps
 
 
-class LabelConsistency:
+class LabelConsistency(BatchLoss):
     """The loss of one batch under `classifier.training=soap`.
 
     network: images [N, 3, H, W] in [0, 1] to logits [N, classes]. What is drawn is a function of seed and step.
@@ -26,10 +26,6 @@ class LabelConsistency:
 
     def __init__(self, network: nn.Module, settings: ClassifierSettings) -> None:
         self.network, self.weight, self.mirror = network, settings.soap_weight, settings.flip
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold beside network and optimizer: nothing."""
-        return {}
 
     def views(self, images: Tensor, at: Progress) -> tuple[Tensor, Tensor]:
         """The two views that are to agree, each like `images`, [N, 3, H, W].
@@ -52,6 +48,3 @@ class LabelConsistency:
         first, second = self.network(torch.cat(self.views(images, at))).chunk(2)
         natural = F.cross_entropy(torch.cat([first, second]), labels.repeat(2))
         return natural + self.weight * F.mse_loss(first.float(), second.float())
-
-    def end(self) -> None:
-        """Nothing was done to the weights that the optimizer's step must not keep."""

@@ -16,10 +16,10 @@ from maep.data.classifier_weights import purifier_path, settings_of_purifier
 from maep.purifiers import Purifier, load_purifier
 from maep.runtime.errors import fail
 from maep.runtime.randomness import keyed_rng
-from maep.training.adversarial_training import Progress
+from maep.training.batch_loss import BatchLoss, Progress
 
 
-class PurifiedTraining:
+class PurifiedTraining(BatchLoss):
     """The loss of one batch under `classifier.training=purified`: cross-entropy of the purified images.
 
     network: images [N, 3, H, W] in [0, 1] to logits [N, classes]. What is drawn is a function of seed and step. Raises
@@ -29,10 +29,6 @@ class PurifiedTraining:
     def __init__(self, network: nn.Module, settings: Settings, device: torch.device) -> None:
         self.network, self.noise, self.options = network, settings.classifier.purified_noise, settings.purify
         self.purifier = training_purifier(settings, device)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold beside network and optimizer: nothing."""
-        return {}
 
     @torch.no_grad()
     def purified(self, images: Tensor, at: Progress) -> Tensor:
@@ -47,9 +43,6 @@ class PurifiedTraining:
     def begin(self, images: Tensor, labels: Tensor, at: Progress) -> Tensor:
         """The loss of a batch, to be descended."""
         return F.cross_entropy(self.network(self.purified(images, at)), labels)
-
-    def end(self) -> None:
-        """Nothing was done to the weights that the optimizer's step must not keep."""
 
 
 def training_purifier(settings: Settings, device: torch.device | None = None) -> Purifier:

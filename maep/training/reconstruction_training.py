@@ -13,12 +13,12 @@ from maep.models.classifiers import Normalized
 from maep.models.classifiers.reconstruction import ReconstructionClassifier
 from maep.runtime.errors import fail
 from maep.runtime.randomness import keyed_rng
-from maep.training.adversarial_training import Progress
+from maep.training.batch_loss import BatchLoss, Progress
 
 NOISE = 0.5  # deviation of the noise on each image
 
 
-class ReconstructionTraining:
+class ReconstructionTraining(BatchLoss):
     """The loss of one batch under `classifier.training=soap_reconstruction`.
 
     network: of an architecture with the decoder, or UserError. What is drawn is a function of seed and step.
@@ -32,10 +32,6 @@ class ReconstructionTraining:
             )
         self.normalized, self.network, self.weight = network, network.network, settings.soap_weight
 
-    def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold beside network and optimizer: nothing."""
-        return {}
-
     def inputs(self, images: Tensor, at: Progress) -> Tensor:
         """images [N, 3, H, W] with noise, within [0, 1]."""
         rng = keyed_rng("classifier-noise", at.seed, at.step)
@@ -46,6 +42,3 @@ class ReconstructionTraining:
         """The loss of a batch, to be descended: the class of the noisy image, and the image without noise."""
         classes, decoded = self.network.both(self.normalized.normalize(self.inputs(images, at)))
         return F.cross_entropy(classes, labels) + self.weight * F.mse_loss(decoded.float(), images)
-
-    def end(self) -> None:
-        """Nothing was done to the weights that the optimizer's step must not keep."""

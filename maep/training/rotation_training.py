@@ -9,12 +9,12 @@ from maep.models.classifiers import Normalized
 from maep.models.classifiers.rotation import RotationClassifier, turn_labels, turned
 from maep.runtime.errors import fail
 from maep.runtime.randomness import keyed_rng
-from maep.training.adversarial_training import Progress
+from maep.training.batch_loss import BatchLoss, Progress
 
 NOISE = 0.1  # deviation of the noise on each image
 
 
-class RotationTraining:
+class RotationTraining(BatchLoss):
     """The loss of one batch under `classifier.training=soap_rotation`.
 
     network: of an architecture with the second head, or UserError. What is drawn is a function of seed and step.
@@ -28,10 +28,6 @@ class RotationTraining:
             )
         self.normalized, self.network, self.weight = network, network.network, settings.soap_weight
 
-    def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold beside network and optimizer: nothing."""
-        return {}
-
     def inputs(self, images: Tensor, at: Progress) -> Tensor:
         """images [N, 3, H, H] with noise, within [0, 1], in all four turns: [4 N, 3, H, H]."""
         rng = keyed_rng("classifier-turns", at.seed, at.step)
@@ -43,6 +39,3 @@ class RotationTraining:
         classes, turns = self.network.both(self.normalized.normalize(self.inputs(images, at)))
         right = turn_labels(len(images), images.device)
         return F.cross_entropy(classes, labels.repeat(4)) + self.weight * F.cross_entropy(turns, right)
-
-    def end(self) -> None:
-        """Nothing was done to the weights that the optimizer's step must not keep."""

@@ -14,7 +14,8 @@ from maep.config.data_settings import ClassifierSettings
 from maep.models.classifiers.resnet import CifarResNet
 from maep.runtime.errors import UserError, exit_code
 from maep.runtime.randomness import keyed_rng
-from maep.training.adversarial_training import AdversarialTraining, DklTable, Progress, kl, untracked
+from maep.training.adversarial_training import AdversarialTraining, DklTable, kl, untracked
+from maep.training.batch_loss import Progress
 from tests.training.test_classifier import settings_of, shards, start, train, wait_for_checkpoint
 
 assert shards  # a fixture, used by name

@@ -13,7 +13,7 @@ from maep.config.load import load_settings
 from maep.models.classifiers.resnet import CifarResNet
 from maep.purifiers.soap import SoapPurifier, SoapSettings, second_view
 from maep.runtime.errors import UserError
-from maep.training.adversarial_training import Progress
+from maep.training.batch_loss import Progress
 from maep.training.label_consistency import LabelConsistency
 from tests.small import digits
 from tests.training.test_classifier import interrupt, settings_of, shards, train

@@ -19,7 +19,7 @@ from maep.pipeline.preconditions import check_classifiers
 from maep.purifiers import Purifier, save_purifier
 from maep.purifiers.registry import purifier_class
 from maep.runtime.errors import UserError
-from maep.training.adversarial_training import Progress
+from maep.training.batch_loss import Progress
 from maep.training.purified_training import PurifiedTraining
 from tests.training.test_classifier import interrupt, settings_of, shards, train
 

@@ -13,7 +13,7 @@ from maep.config.load import load_settings
 from maep.models.classifiers import Normalized, build_classifier
 from maep.purifiers.soap import SoapPurifier, SoapSettings
 from maep.runtime.errors import UserError
-from maep.training.adversarial_training import Progress
+from maep.training.batch_loss import Progress
 from maep.training.reconstruction_training import ReconstructionTraining
 from tests.small import digits, train_small
 from tests.training.test_classifier import interrupt, settings_of, shards, train

@@ -15,7 +15,7 @@ from maep.models.classifiers import Normalized, build_classifier, load_classifie
 from maep.models.classifiers.rotation import turned
 from maep.purifiers.soap import SoapPurifier, SoapSettings
 from maep.runtime.errors import UserError
-from maep.training.adversarial_training import Progress
+from maep.training.batch_loss import Progress
 from maep.training.rotation_training import RotationTraining
 from tests.small import digits, train_small
 from tests.training.test_classifier import interrupt, settings_of, shards, train

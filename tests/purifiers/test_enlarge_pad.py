@@ -53,7 +53,7 @@ def test_an_image_is_resized_as_torch_does(growth: float) -> None:
     size = (20, 30) if growth == 0 else (23, 35)
     top, left = int(0.4 * (24 - size[0] + 1)), int(0.6 * (36 - size[1] + 1))
     expected = torch.full((1, 3, 24, 36), 0.5)
-    resized = F.interpolate(image, size, mode="bicubic", antialias=True).clamp(0, 1)
+    resized = F.interpolate(image, size, mode="bicubic", antialias=True)
     expected[:, :, top : top + size[0], left : left + size[1]] = resized
     torch.testing.assert_close(canvas, expected, atol=1e-5, rtol=0)
 
@@ -101,8 +101,8 @@ def test_it_is_judged_as_a_classifier_that_draws() -> None:
 
 
 def test_gradients_are_exact() -> None:
-    """For each draw a linear map, clipped."""
-    images = F.avg_pool2d(0.2 + 0.6 * torch.rand(2, 3, 9, 11, dtype=torch.float64), 3, 1, 1, count_include_pad=False)
+    """For each draw a linear map, of black and white as well."""
+    images = torch.rand(2, 3, 9, 11, dtype=torch.float64).round()
     defense = purifier()
 
     def drawn(images: Tensor) -> Tensor:

@@ -63,6 +63,23 @@ def test_figures_in_the_text_are_those_of_the_reports() -> None:
     assert f"{min(counts)} to {max(counts)} images" in text
 
 
+def test_what_is_said_of_cifar100_is_so() -> None:
+    """Clean and attacked, at both budgets, beside the classifier alone and beside LoRA; and which finding is red."""
+    text, report = flowing(RESULTS), json.loads((ROOT / "tests/reports/cifar100_cpu/report.json").read_text())
+    rows = {(row["purifier"], row["threat_model"], row["eps"], row["attack"]): row for row in report["results"]}
+    first, second = (rows["maep", "oblivious", level / 255, "autoattack-standard"] for level in (8, 4))
+    assert f"a ResNet-32 of {first['undefended_clean_accuracy']:.1f} %): {first['clean_accuracy']:.1f} %" in text
+    told = f"{first['robust_accuracy']:.1f} % of those that AutoAttack changed within 8/255, "
+    assert f"{told}{second['robust_accuracy']:.1f} % within 4/255" in text
+    for measure in ("clean_accuracy", "robust_accuracy"):
+        lora = rows["maep+lora", "oblivious", 8 / 255, "autoattack-standard"]
+        assert lora[measure] == pytest.approx(first[measure], abs=0.2)
+    knowing = [row for key, row in rows.items() if key[1::2] == ("adaptive", "autoattack-standard")]
+    assert [row["robust_accuracy"] for row in knowing] == [0] * 4
+    red = [finding for finding in report["honesty"]["maep"]["findings"] if finding["level"] == "alarm"]
+    assert [finding["check"] for finding in red] == ["smaller budget"]
+
+
 def test_the_run_on_a_gpu_is_as_told() -> None:
     """The paper's model for an eighth of its epochs, and what the accelerator's benchmark shows."""
     text, text_of_front = flowing(RESULTS), flowing(README)
@@ -88,7 +105,7 @@ def test_the_run_on_a_gpu_is_as_told() -> None:
     assert f"gives {rows['loader']['ratio']:.1f} times what training takes" in text
 
 
-@pytest.mark.parametrize("name", ["cifar10_cpu", "cifar10_cpu_paper", "digits"])
+@pytest.mark.parametrize("name", ["cifar100_cpu", "cifar10_cpu", "cifar10_cpu_paper", "digits"])
 def test_durations_are_the_recorded_ones(name: str) -> None:
     """The minutes that the READMEs give are the sum of the run's stages."""
     seconds = json.loads((ROOT / "tests" / "reports" / name / "seconds.json").read_text())

@@ -96,6 +96,7 @@ def test_a_smaller_budget_finds_more_than_the_one_that_was_trained_for() -> None
     pgd = [robust("cifar10_cpu", "oblivious", "pgd-20", eps / 255, "maep+full") for eps in (8, 4)]
     told = "leaves {:.1f} % of the attacked images at 4/255 where it leaves {:.1f} % at 8/255"
     assert told.format(aa[1], aa[0]) in text
+    assert f"those of 4/255 leave {aa[1]:.1f} %." in flowing(README)
     assert f"(PGD-20: {pgd[1]:.1f} and {pgd[0]:.1f})" in text
     before = [robust("cifar10_cpu", "oblivious", eps=eps / 255, purifier="maep") for eps in (8, 4)]
     assert before[1] > before[0]

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 REPORTS = ROOT / "tests" / "reports"
 PAGE = REPORTS / "README.md"
 SWEEPS = REPORTS / "ablation"
-SAME_BUDGET = ("same_budget", "same_budget_seed1")  # a seed each
+SAME_BUDGET = ("same_budget", "same_budget_seed1", "same_budget_seed2")  # a seed each
 SHOWN = ("04", "05", "07", "08", "11", "12", "15")  # tables of the paper whose points are their own
 
 
@@ -259,7 +259,7 @@ DEFENSES: dict[str, tuple[str, Callable[[], list[str]]]] = {
         "changed | clean | oblivious | adaptive | adaptive, seeds 0, 1, 2",
         lambda: lines_over_seeds(("robust", "robust_seed1", "robust_seed2"), ("oblivious", "adaptive")),
     ),
-    "same_budget": ("system | training | clean | attacked | attacked, seeds 0, 1", same_budget_lines),
+    "same_budget": ("system | training | clean | attacked | attacked, seeds 0, 1, 2", same_budget_lines),
     "generative_details": (DETAILS, lambda: detail_lines("zoo_generative")),
 }
 

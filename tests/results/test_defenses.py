@@ -336,9 +336,10 @@ def test_masked_gradients_were_caught(name: str, alarms: set[str]) -> None:
 
 
 def test_the_table_at_the_same_cost_is_the_committed_one() -> None:
-    """Row by row; and as the text says, in each seed the plain CNN is ahead at every cost, and MAEP gains nothing."""
+    """Row by row; and as the text says, in each seed the plain CNN is ahead at every cost, and MAEP gains least."""
     assert table("same_budget") == same_budget_lines()
     systems, costs = ("MAEP", "MAEP refined", "plain CNN", "DISCO"), ("4.5", "18", "72")
+    of_maep = []
     for seed, name in enumerate(SAME_BUDGET):
         assert f"seeds=[{seed}]" in json.loads((ROOT / f"tests/reports/ablation/{name}.json").read_text())["command"]
         rows = {row: each[""]["robust_accuracy"] for row, each in readings_of(name).items()}
@@ -350,7 +351,9 @@ def test_the_table_at_the_same_cost_is_the_committed_one() -> None:
         gains = {system: each[2]["mean"] - each[0]["mean"] for system, each in left.items()}
         most = sorted(systems, key=lambda system, gains=gains: gains[system])[-2:]  # type: ignore[misc]
         assert {*most} == {"DISCO", "MAEP refined"}
-        assert gains["MAEP"] < 0
+        assert min(gains, key=lambda system, gains=gains: gains[system]) == "MAEP"  # type: ignore[misc]
+        of_maep.append(gains["MAEP"])
+    assert (min(of_maep), max(of_maep)) == pytest.approx((-3, 5), abs=0.5), "loses three points or gains five"
     clean, robust = (
         {name: fmean(each) for name, each in over_seeds(SAME_BUDGET, "", measure).items()}
         for measure in ("clean_accuracy", "robust_accuracy")

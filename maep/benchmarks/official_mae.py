@@ -42,21 +42,28 @@ def require_checkout(directory: Path) -> None:
         fail(f"--mae {directory}: no {MODULE} there; name a checkout of facebookresearch/mae")
 
 
-def beside_mae(settings: Settings, batch: int, budget: float, scratch: Path, checkout: Path) -> BenchRow:
+def beside_mae(settings: Settings, batch: int, budget: float, scratch: Path, checkout: Path) -> list[BenchRow]:
     """Images per CPU second of our step; the ratio to theirs is above 1 where ours is faster.
 
-    batch: images a step. budget: CPU seconds of each figure. scratch: directory with the shards that the bench has
-    written.
+    A second row is of our step compiled, where the settings have it so; theirs has no such option. batch: images a
+    step. budget: CPU seconds of each figure. scratch: directory with the shards that the bench has written.
     """
     settings = replace(settings, compute=replace(settings.compute, threads=1))
-    ours = training_command(settings, batch, scratch)
+    ways = dict.fromkeys((False, settings.compute.compile))
+    ours = [training_command(settings, batch, scratch, compiled=compiled) for compiled in ways]
     with ExitStack() as stack:
-        commands = (ours, [*ours, "--mae", str(checkout)])
-        own, theirs = in_turn([stack.enter_context(MeasuredProcess(words)) for words in commands], budget, ROUNDS)
-    ratio = statistics.median(mine / other for mine, other in zip(own, theirs, strict=True))
+        commands = (*ours, [*ours[0], "--mae", str(checkout)])
+        processes = [stack.enter_context(MeasuredProcess(words)) for words in commands]
+        *own, theirs = in_turn(processes, budget, ROUNDS)
     limit = f"facebookresearch/mae {statistics.median(theirs):.2f} images/s"
-    name = f"training step beside the official MAE's, {batch} images"
-    return BenchRow(name, statistics.median(own), "images/s of one core", limit, ratio)
+    return [
+        BenchRow(
+            f"training step{', compiled,' * compiled} beside the official MAE's, {batch} images",
+            statistics.median(rates), "images/s of one core", limit,
+            statistics.median(mine / other for mine, other in zip(rates, theirs, strict=True)),
+        )
+        for compiled, rates in zip(ways, own, strict=True)
+    ]  # fmt: skip
 
 
 def train_official_on_request(settings: Settings, batch: int, checkout: Path) -> None:

@@ -79,7 +79,8 @@ class Bench:
             self.rows.append(side_by_side(self.settings, self.batch, self.budget, self.shards.parent))
             if self.mae:
                 for batch in dict.fromkeys((FEW, self.batch)):
-                    self.rows.append(beside_mae(self.settings, batch, self.budget, self.shards.parent, self.mae))
+                    for row in beside_mae(self.settings, batch, self.budget, self.shards.parent, self.mae):
+                        self.rows.append(row)
 
     def add(self, name: str, rate: float, unit: str, limit: str, ratio: float) -> None:
         """One row; ratio is the share of the machine's limit that is reached."""

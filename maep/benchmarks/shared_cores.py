@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
 
@@ -18,10 +19,11 @@ SIDE_BY_SIDE = "two trainings side by side"
 PERIODS = 3  # times the seconds of other figures: how two processes disturb each other takes more steps to see
 
 
-def training_command(settings: Settings, batch: int, scratch: Path) -> list[str]:
-    """A training that is measured, of the shards in `scratch`, where its configuration is written too."""
-    config = scratch.resolve() / "config.yaml"
-    config.write_text(to_yaml(settings), encoding="utf-8")
+def training_command(settings: Settings, batch: int, scratch: Path, *, compiled: bool = False) -> list[str]:
+    """A training that is measured, in fp32, of the shards in `scratch`, where its configuration is written too."""
+    config = scratch.resolve() / f"config{'-compiled' * compiled}.yaml"
+    compute = replace(settings.compute, compile=compiled)
+    config.write_text(to_yaml(replace(settings, compute=compute)), encoding="utf-8")
     return [sys.executable, "-m", "maep", "bench", f"cfg={config}", "--batch", str(batch), "--beside", str(scratch)]
 
 
@@ -51,7 +53,7 @@ def _rate(trainings: Sequence[MeasuredProcess], seconds: float) -> float:
 def train_on_request(settings: Settings, pairs: PairDataset, batch: int, scratch: Path) -> None:
     """Be one of the trainings: the trainer's whole step, on one batch, as often as standard input asks."""
     bench = ComputeBench(settings, "cpu", batch, budget=0.0)
-    trainer = Trainer(bench.job(pairs, scratch / "training", Variant()))
+    trainer = Trainer(bench.job(pairs, scratch / "training", Variant(compile=settings.compute.compile)))
     batches = bench.batches(pairs)
     try:
         same = repeat(next(batches))

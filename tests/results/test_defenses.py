@@ -386,3 +386,8 @@ def test_what_a_classifier_learns_of_what_a_denoiser_makes() -> None:
         assert blind[measure] > before[measure]["mean"] + 15
     red = {each["check"] for each in report["honesty"]["nim-cifar10"]["findings"] if each["level"] == "alarm"}
     assert red == {"loss against steps"}
+    report = json.loads((ROOT / "tests/reports/nim_cifar10_classifier_published/report.json").read_text())
+    assert "classifier.purified_noise=30/255" in report["environment"]["command"]
+    rows = {row["threat_model"]: row for row in report["results"]}
+    told = "it has {clean_accuracy:.1f} and {robust_accuracy:.1f} %, and ".format(**rows["oblivious"])
+    assert f"{told}{rows['adaptive-eot']['robust_accuracy']:.1f} % are left" in text

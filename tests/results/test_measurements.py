@@ -123,10 +123,16 @@ def test_speeds_in_the_text_are_those_of_the_reports() -> None:
     one = row_like(rows, "training step, ", ", fp32, one thread")
     assert f"One thread reaches {one['ratio']:.2f} of the matrix product of one" in text
     assert f"two threads {full['ratio']:.2f} of that of two" in text
-    assert full["ratio"] < 0.75 <= one["ratio"], "0.75 was wanted"
-    few, many = (rows[f"training step beside the official MAE's, {count} images"]["ratio"] for count in (8, 64))
-    assert f"as fast as each other, {few:.2f}, where we wanted 1.1" in text
-    assert few < 1.1 < many
+    assert min(full["ratio"], one["ratio"]) >= 0.75, "which was wanted"
+    few, many, compiled = (
+        rows[f"training step{how} beside the official MAE's, {count} images"]["ratio"]
+        for how, count in (("", 8), ("", 64), (", compiled,", 8))
+    )
+    assert (
+        f"as fast as each other, {few:.2f}, and ours compiled (theirs has no such option) {compiled:.2f} times" in text
+    )
+    assert "where we wanted 1.1" in text
+    assert max(few, compiled) < 1.1 < many
     assert f"ours is {many:.2f} times as fast" in text
     loader = rows_of("bench_loader")
     assert loader["pair loader, 10,000 shards, raw"]["ratio"] == pytest.approx(1 - 1 / 14, abs=0.005)

@@ -123,11 +123,17 @@ def _check_optimizers(settings: Settings) -> None:
                 fail(f"{section}.{name}={getattr(train, name):g}: must be below 1")
 
 
+def objectives_of(settings: Settings) -> dict[str, str]:
+    """Objectives by the setting that names them: the pretraining's, and the finetuning's where it has its own."""
+    names = {"objective.name": settings.objective.name}
+    if settings.finetune.method != "none" and settings.finetune.objective:
+        names["finetune.objective"] = settings.finetune.objective
+    return names
+
+
 def check_objective(settings: Settings, kind: str, network: str) -> None:
     """Raise UserError unless the objective trains such a network, of a kind of purifiers, as `OBJECTIVES` calls it."""
-    finetunes = settings.finetune.method != "none" and settings.finetune.objective
-    names = {"objective.name": settings.objective.name, "finetune.objective": finetunes or settings.objective.name}
-    for key, name in names.items():
+    for key, name in objectives_of(settings).items():
         if OBJECTIVES[name].network != network:
             fitting = ", ".join(each for each, objective in OBJECTIVES.items() if objective.network == network)
             fail(f"{key}={name}: trains no network of purifier.kind={kind}; choose one of {fitting}")
@@ -135,9 +141,8 @@ def check_objective(settings: Settings, kind: str, network: str) -> None:
 
 def _check_discriminator(settings: Settings) -> None:
     """The purifier's loss takes its weights for constants, which ZeRO-3 leaves on other processes."""
-    used = [OBJECTIVES[name] for name in (settings.objective.name, settings.finetune.objective) if name]
-    discriminates = settings.objective.gan_weight and any(objective.discriminates for objective in used)
-    if discriminates and settings.compute.zero_stage == 3:
+    discriminates = any(OBJECTIVES[name].discriminates for name in objectives_of(settings).values())
+    if settings.objective.gan_weight and discriminates and settings.compute.zero_stage == 3:
         fail(
             f"objective.gan_weight={settings.objective.gan_weight:g}: its discriminator is not trained under "
             "compute.zero_stage=3; choose 2 at most, or unset it"

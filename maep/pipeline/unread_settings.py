@@ -9,6 +9,7 @@ by writing what decides.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
+from maep.config.consistency import objectives_of
 from maep.config.implementations import OBJECTIVES, THREAT_MODELS, WITHOUT_GRADIENT
 from maep.config.load import Writing, writings
 from maep.config.schema import Settings
@@ -190,9 +191,7 @@ def _of_network(settings: Settings) -> Iterator[Unread]:
 
 def _of_objectives(settings: Settings) -> Iterator[Unread]:
     """An objective is of the pretraining, and of the finetuning unless that has its own."""
-    deciders, used = ("objective.name", "finetune.objective"), {settings.objective.name}
-    if settings.finetune.method != "none" and settings.finetune.objective:
-        used.add(settings.finetune.objective)
+    deciders, used = ("objective.name", "finetune.objective"), set(objectives_of(settings).values())
     given = f"{deciders[0] if len(used) == 1 else ' and '.join(deciders)}={' and '.join(sorted(used))}"
     if not any(OBJECTIVES[name].attacks for name in used):
         yield Unread(_all(settings, "attack"), deciders, f"{given} trains on no attacked image")

@@ -243,7 +243,11 @@ def test_a_discriminator_is_refused_where_weights_are_apart(problem: Problem, ru
     """Under ZeRO-3, before anything runs; an objective that has none is not asked."""
     with pytest.raises(UserError, match=r"objective\.gan_weight=0\.1: .*compute\.zero_stage=3; choose 2"):
         load_settings("digits", problem.arguments(run_dir, *GAN, "compute.zero_stage=3")[1:])
-    load_settings("digits", problem.arguments(run_dir, "objective.gan_weight=0.1", "compute.zero_stage=3")[1:])
+    apart = ["objective.gan_weight=0.1", "compute.zero_stage=3"]
+    load_settings("digits", problem.arguments(run_dir, *apart)[1:])
+    load_settings(
+        "digits", problem.arguments(run_dir, *apart, "finetune.objective=feature", "finetune.method=none")[1:]
+    )
 
 
 def test_loss_not_finite_names_step_samples_and_checkpoint(problem: Problem, run_dir: Path) -> None:

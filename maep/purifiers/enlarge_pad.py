@@ -45,6 +45,8 @@ class EnlargedClassifier(DefendedClassifier):
         canvas = self.purifier.enlarged(images)
         try:
             return cast(Tensor, self.classifier(canvas))
+        except torch.OutOfMemoryError:  # a RuntimeError too, and no word on which sizes are taken
+            raise
         except (RuntimeError, AssertionError, ValueError) as error:
             with torch.no_grad():
                 self.classifier(images)  # what it does not take either is not for us to explain

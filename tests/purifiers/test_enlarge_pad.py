@@ -25,6 +25,15 @@ class AnySize(nn.Module):
         return torch.cat([images.mean((2, 3)), (images * ramp).mean((2, 3))], 1)
 
 
+class Full(nn.Module):
+    """A classifier on a device that has no memory for larger images."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape[2] > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return images.mean((2, 3))
+
+
 def test_sizes_and_places_are_those_published() -> None:
     """299 pixels become 299 to 330 on a canvas of 331, anywhere on it; all on grey."""
     canvas = purifier().enlarged(torch.ones(400, 3, 299, 2))
@@ -133,5 +142,7 @@ def test_a_classifier_of_one_size_is_named() -> None:
         defended(torch.rand(2, 3, 8, 8))
     with pytest.raises(RuntimeError, match="mat1"):
         defended(torch.rand(2, 3, 16, 16))
+    with pytest.raises(torch.OutOfMemoryError):
+        purifier().defended(Full())(torch.rand(2, 3, 8, 8))
     with pytest.raises(ValueError, match="cannot be exported"):
         torch.jit.trace(purifier(), torch.rand(1, 3, 8, 8))
